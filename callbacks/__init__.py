@@ -1,0 +1,1 @@
+"""Measurements around a run: operations, latency, the benchmark table, and pictures of detections."""

@@ -1,0 +1,44 @@
+"""What every annotation format is read into, and the base class of the sources that do the reading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+Split = Literal["train", "val", "test"]
+
+
+class Keyframe(NamedTuple):
+    """The annotation of one moment of one video: M boxes, K classes."""
+
+    timestamp: float
+    """Seconds from the start of the video."""
+    boxes: np.ndarray
+    """(M, 4) float32, xyxy as fractions of the frame."""
+    labels: np.ndarray
+    """(M, K) uint8 multi-hot."""
+
+
+class AnnotatedVideo(NamedTuple):
+    """One video file and its keyframes in order of time; no keyframes where nothing is annotated (prediction)."""
+
+    video_id: str
+    path: Path
+    keyframes: tuple[Keyframe, ...]
+
+
+class DetectionSource:
+    """A data set for spatio-temporal detection. Constructors touch no disk; ``prepare`` and ``videos`` do."""
+
+    def prepare(self) -> None:
+        """Make, convert or check what ``videos`` will read; called once, on one process. Idempotent."""
+
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the K classes; a class id is a position in this tuple."""
+        raise NotImplementedError
+
+    def videos(self, split: Split) -> tuple[AnnotatedVideo, ...]:
+        """The videos of a split in a fixed order. ``test`` falls back to ``val`` where a data set has no third split."""
+        raise NotImplementedError

@@ -1,0 +1,119 @@
+"""Clips around keyframes: how a clip detector, the teacher, is trained and evaluated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from datamodules.annotations.source import DetectionSource, Split
+from datamodules.detection import DetectionDataModule
+from datamodules.samplers import EveryOnce, ShuffledBatches
+from datamodules.transforms import ClipTransform
+from datamodules.windows import Window, WindowDataset, annotated_samples, grid_samples, slot_samples
+
+
+class ClipDataModule(DetectionDataModule):
+    """ClipBatches with one keyframe each (L = 1).
+
+    Training takes all annotated keyframes that hold a box, anew in random order each epoch. Evaluation takes the
+    keyframes that a stream with stride ``keyframe_grid`` is scored on, each once over all ranks, so that teacher and
+    student answer the same questions. Prediction takes a clip for every frame of such a stream.
+
+    Args:
+        source: the data set.
+        num_frames: T, length of a clip.
+        frame_stride: raw frames from one frame of the clip to the next; 0 repeats the keyframe, which makes a
+            single-frame model, the floor that shows what time is worth.
+        past_frames: how many of the clip's frames lead up to and include the keyframe; None puts it in the middle, at
+            ``num_frames // 2``.
+        batch_size: clips a batch and rank in training.
+        eval_batch_size: in evaluation; None means the same.
+        num_workers: worker processes; 0 loads in the training process.
+        short_side: length of the frames' short side in pixels; None keeps the video's size.
+        cache: folder of decoded frames; None decodes every clip anew.
+        cache_max_gib: what the cache may take.
+        horizontal_flip: probability of mirroring a training clip.
+        scale_range: factors between which a training clip is scaled before it is padded or cropped to its size.
+        brightness: largest random change, as a fraction.
+        contrast: largest random change, as a fraction.
+        saturation: largest random change, as a fraction.
+        keyframe_grid: stride of the stream whose keyframes are evaluated; None means ``frame_stride`` (1 for stride 0).
+        samples_per_epoch: how many clips to draw at random each epoch over all ranks; None takes each once.
+        min_keyframe_boxes: training keyframes hold at least this many boxes.
+        seed: of order and augmentation.
+        predict_videos: files to predict on; None predicts on the videos of the test split.
+    """
+
+    def __init__(
+        self,
+        source: DetectionSource,
+        num_frames: int = 16,
+        frame_stride: int = 4,
+        past_frames: int | None = None,
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        short_side: int | None = None,
+        cache: str | Path | None = "data/cache",
+        cache_max_gib: float = 64.0,
+        horizontal_flip: float = 0.5,
+        scale_range: tuple[float, float] = (1.0, 1.0),
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        keyframe_grid: int | None = None,
+        samples_per_epoch: int | None = None,
+        min_keyframe_boxes: int = 1,
+        seed: int = 0,
+        predict_videos: list[str | Path] | None = None,
+    ) -> None:
+        super().__init__(source, num_workers, short_side, cache, cache_max_gib, predict_videos)
+        past = num_frames // 2 + 1 if past_frames is None else past_frames
+        if not 1 <= past <= max(num_frames, 1):
+            raise ValueError(f"past_frames must lie within 1..num_frames ({num_frames}), got {past}")
+        self.window = Window(past, num_frames - past, frame_stride)
+        self.frame_stride = frame_stride
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        if batch_size < 1 or self.eval_batch_size < 1:
+            raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {self.eval_batch_size}")
+        self.transform = ClipTransform(horizontal_flip, scale_range, brightness, contrast, saturation)
+        self.keyframe_grid = keyframe_grid or frame_stride or 1
+        self.samples_per_epoch = samples_per_epoch
+        self.min_keyframe_boxes = min_keyframe_boxes
+        self.seed = seed
+
+    def train_dataloader(self) -> DataLoader:
+        dataset = self._dataset(
+            "train", annotated_samples(self.videos("train"), self.min_keyframe_boxes), self.transform
+        )
+        sampler = ShuffledBatches(
+            len(dataset), self.batch_size, self.samples_per_epoch, self.seed, self.rank, self.world_size
+        )
+        return self._loader(dataset, sampler, self.num_workers)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._evaluation_loader("val", grid_samples(self.videos("val"), self.keyframe_grid))
+
+    def test_dataloader(self) -> DataLoader:
+        return self._evaluation_loader("test", grid_samples(self.videos("test"), self.keyframe_grid))
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._evaluation_loader("predict", slot_samples(self.videos("predict"), self.keyframe_grid))
+
+    def _evaluation_loader(self, split: Split | Literal["predict"], samples: np.ndarray) -> DataLoader:
+        dataset = self._dataset(split, samples, None)
+        sampler = EveryOnce(len(dataset), self.eval_batch_size, self.rank, self.world_size)
+        return self._loader(dataset, sampler, self.num_workers)
+
+    def _dataset(
+        self, split: Split | Literal["predict"], samples: np.ndarray, transform: ClipTransform | None
+    ) -> WindowDataset:
+        if len(samples) == 0:
+            raise ValueError(f"the {split} split of {type(self.source).__name__} has no annotated keyframe to use")
+        return WindowDataset(
+            self.videos(split), samples, self.window, self.num_classes, self.frames_of(split), transform
+        )

@@ -1,0 +1,64 @@
+"""From samples to batches: padding to a common size, and pixels from (H, W, 3) to (3, H, W)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.batches import ClipBatch
+
+SIZE_MULTIPLE = 32
+"""Networks halve the frame up to five times."""
+
+
+class ClipSample(NamedTuple):
+    """One clip before it becomes part of a ClipBatch; L keyframes, M boxes on each."""
+
+    frames: np.ndarray
+    """(T, h, w, 3) uint8."""
+    annotated: np.ndarray
+    """(L,) bool."""
+    boxes: list[np.ndarray]
+    """L arrays (M, 4), xyxy in pixels of ``frames``."""
+    labels: list[np.ndarray]
+    """L arrays (M, K) multi-hot."""
+    video_id: str
+    timestamps: np.ndarray
+    """(L,) seconds."""
+    original_size: tuple[int, int]
+
+
+def stack_frames(clips: Sequence[np.ndarray], at_least: tuple[int, int] = (1, 1)) -> tuple[Tensor, Tensor]:
+    """B clips (T, h, w, 3) of any sizes -> (B, T, 3, H, W) uint8 padded with zeros, and (B, 2) sizes h, w.
+
+    H and W are the largest h and w, and no smaller than ``at_least``, rounded up to a multiple of SIZE_MULTIPLE.
+    """
+    sizes = torch.tensor([clip.shape[1:3] for clip in clips])
+    largest = torch.maximum(sizes.amax(0), torch.tensor(at_least)).tolist()
+    height, width = (-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in largest)
+    shape = (len(clips), len(clips[0]), 3, height, width)
+    same = bool((sizes == torch.tensor([height, width])).all())
+    frames = torch.empty(shape, dtype=torch.uint8) if same else torch.zeros(shape, dtype=torch.uint8)
+    for into, clip in zip(frames, clips, strict=True):
+        into[:, :, : clip.shape[1], : clip.shape[2]].copy_(torch.from_numpy(clip).permute(0, 3, 1, 2))
+    return frames, sizes
+
+
+def collate_clips(samples: Sequence[ClipSample], keyframes: tuple[int, ...]) -> ClipBatch:
+    """Samples of one shape of window to a batch; ``keyframes`` are the supervised positions in it."""
+    frames, sizes = stack_frames([sample.frames for sample in samples])
+    return ClipBatch(
+        frames=frames,
+        image_sizes=sizes,
+        keyframes=keyframes,
+        annotated=torch.from_numpy(np.stack([sample.annotated for sample in samples])),
+        boxes=tuple(torch.from_numpy(boxes.astype(np.float32)) for sample in samples for boxes in sample.boxes),
+        labels=tuple(torch.from_numpy(labels.astype(np.float32)) for sample in samples for labels in sample.labels),
+        video_ids=tuple(sample.video_id for sample in samples),
+        timestamps=torch.from_numpy(np.stack([sample.timestamps for sample in samples])),
+        original_sizes=torch.tensor([sample.original_size for sample in samples]),
+    )

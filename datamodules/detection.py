@@ -1,0 +1,134 @@
+"""What the clip and the stream DataModule share: source, frame store, splits, ranks, loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
+from datamodules.frame_cache import FrameCache
+from datamodules.frames import DecodedFrames, FrameStore
+from datamodules.windows import TimedVideo, time_video
+
+BatchT = TypeVar("BatchT")
+STAGE_SPLITS: dict[str, tuple[Split, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("test",),
+}
+
+
+class DetectionDataModule(LightningDataModule):
+    """Base of the DataModules for spatio-temporal detection.
+
+    Args:
+        source: the data set.
+        num_workers: worker processes of a training loader; 0 loads in the training process.
+        short_side: length of the frames' short side in pixels; None keeps the video's size.
+        cache: folder of decoded frames; None decodes every clip anew.
+        cache_max_gib: what the cache may take.
+        predict_videos: files to predict on; None predicts on the videos of the test split.
+    """
+
+    def __init__(
+        self,
+        source: DetectionSource,
+        num_workers: int,
+        short_side: int | None,
+        cache: str | Path | None,
+        cache_max_gib: float,
+        predict_videos: Sequence[str | Path] | None,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.num_workers = num_workers
+        self.store: FrameStore = (
+            DecodedFrames(short_side) if cache is None else FrameCache(cache, short_side, cache_max_gib)
+        )
+        self.predict_videos = predict_videos
+        # Files to predict on are passed over once: no use in keeping their frames.
+        self.predict_store = self.store if predict_videos is None else DecodedFrames(short_side)
+        self._videos: dict[str, tuple[TimedVideo, ...]] = {}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.source.class_names()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def prepare_data(self) -> None:
+        """Make the data and fill the cache with what the stage at hand needs; both do nothing the second time."""
+        stage = None if self.trainer is None else self.trainer.state.fn
+        if stage == "predict" and self.predict_videos is not None:
+            return
+        self.source.prepare()
+        if isinstance(self.store, FrameCache):
+            splits = STAGE_SPLITS.get(stage or "", ("train", "val", "test"))
+            self.store.build([video.path for split in splits for video in self.source.videos(split)])
+
+    def setup(self, stage: str) -> None:
+        if stage == "predict" and self.predict_videos is not None:
+            self._videos["predict"] = _without_annotation(self.predict_videos, self.predict_store)
+            return
+        for split in STAGE_SPLITS[stage]:
+            if split not in self._videos:
+                self._videos[split] = tuple(time_video(video, self.store) for video in self.source.videos(split))
+        if stage == "predict":
+            self._videos["predict"] = self._videos["test"]
+
+    def videos(self, split: Split | Literal["predict"]) -> tuple[TimedVideo, ...]:
+        """The videos of a split, or those to predict on, once ``setup`` has opened them."""
+        if split not in self._videos:
+            raise ValueError(f"the {split} videos are not open; call setup first")
+        return self._videos[split]
+
+    def frames_of(self, split: Split | Literal["predict"]) -> FrameStore:
+        """Where the frames of these videos come from."""
+        return self.predict_store if split == "predict" else self.store
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    @property
+    def world_size(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    def _loader(self, dataset: Dataset, sampler: Sampler, num_workers: int) -> DataLoader:
+        """A loader whose sampler yields whole batches and whose data set returns them collated."""
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=num_workers,
+            # Left to itself, a loader that does not collate turns the tuples of a batch into lists.
+            collate_fn=_as_it_is,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=_use_one_thread,
+        )
+
+
+def _as_it_is(batch: BatchT) -> BatchT:
+    return batch
+
+
+def _use_one_thread(worker: int) -> None:
+    """OpenCV starts a thread a core in every worker; the cores are taken."""
+    import cv2
+
+    cv2.setNumThreads(0)
+
+
+def _without_annotation(files: Sequence[str | Path], store: FrameStore) -> tuple[TimedVideo, ...]:
+    paths = [Path(file) for file in files]
+    stems = [path.stem for path in paths]
+    # Names as short as they can be told apart.
+    names = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+    return tuple(time_video(AnnotatedVideo(name, path, ()), store) for name, path in zip(names, paths, strict=True))

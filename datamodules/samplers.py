@@ -1,0 +1,104 @@
+"""Which samples make a batch, on every rank, in every epoch.
+
+Both samplers yield whole batches and are told rank and world size. They are ``DistributedSampler``s only by name: it
+is how Lightning knows that the sharing out has been done and leaves them alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import DistributedSampler
+
+
+class Request(NamedTuple):
+    """One sample of a batch to be made."""
+
+    index: int
+    seed: int | None
+    """Of its augmentation; None for none. It comes with the request, so that results do not depend on workers."""
+
+
+class ShuffledBatches(DistributedSampler):
+    """Training batches: a new seeded order each epoch, equally many batches of equal size on each rank.
+
+    Args:
+        size: number of samples there are.
+        batch_size: samples a batch and rank.
+        samples_per_epoch: how many to draw at random each epoch, over all ranks; None takes every sample once.
+            More than there are repeat.
+        seed: of order and augmentation.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, samples_per_epoch: int | None, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        total = size if samples_per_epoch is None else samples_per_epoch
+        if size < 1 or total < world_size:
+            raise ValueError(f"{min(size, total)} training samples are too few for {world_size} processes")
+        self.size, self.total, self.seed = size, total, seed
+        self.rank, self.world_size = rank, world_size
+        self.batch_size = min(batch_size, total // world_size)
+        self.num_batches = total // (world_size * self.batch_size)
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        rounds = math.ceil(self.total / self.size)
+        order = np.concatenate([rng.permutation(self.size) for _ in range(rounds)])[: self.total]
+        seeds = rng.integers(0, 2**32, len(order))
+        for batch in range(self.num_batches):
+            start = (batch * self.world_size + self.rank) * self.batch_size
+            chosen = slice(start, start + self.batch_size)
+            yield [Request(int(i), int(s)) for i, s in zip(order[chosen], seeds[chosen], strict=True)]
+
+
+class EveryOnce(DistributedSampler):
+    """Evaluation batches: every sample exactly once over all ranks, in order, and equally many batches on each rank.
+
+    Under DDP an evaluated network still exchanges its buffers, so a rank with one batch more would wait for ever.
+    Batches are therefore made as even as the shares allow: with a batch size of 1, one batch may hold two samples.
+    """
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        if 0 < size < world_size:
+            raise ValueError(f"{size} samples to evaluate are too few for {world_size} processes; use fewer devices")
+        share = np.arange(rank, size, world_size)
+        largest_share = math.ceil(size / world_size)
+        batches = min(math.ceil(largest_share / batch_size), size // world_size)
+        self.batches = [part.tolist() for part in np.array_split(share, batches)] if batches else []
+
+    def set_epoch(self, epoch: int) -> None:
+        """The order never changes."""
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        for batch in self.batches:
+            yield [Request(index, None) for index in batch]
+
+
+class InOrder(DistributedSampler):
+    """The items of a data set that already holds this rank's share, one after the other."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def set_epoch(self, epoch: int) -> None:
+        """The order never changes."""
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.size))

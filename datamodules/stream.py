@@ -1,0 +1,216 @@
+"""Streams: how a streaming student is trained on windows and evaluated on whole videos, chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.annotations.source import DetectionSource, Split
+from datamodules.batches import StreamBatch
+from datamodules.collate import stack_frames
+from datamodules.detection import DetectionDataModule
+from datamodules.frames import FrameStore
+from datamodules.indexing import StreamChunk, keyframes_on_grid, num_slots, stream_chunks
+from datamodules.samplers import InOrder, ShuffledBatches
+from datamodules.transforms import ClipTransform
+from datamodules.windows import TimedVideo, Window, WindowDataset, annotated_samples
+
+
+class ChunkDataset(Dataset):
+    """The steps of B parallel streams; item i is the batch of step i, so the order matters.
+
+    All batches have one size, that of the largest video: what a network remembers of a lane must still fit when the
+    video on another lane changes.
+
+    Args:
+        videos: what is streamed.
+        steps: for each step what is on each lane.
+        chunk_frames: T.
+        frame_stride: raw frames from one slot to the next.
+        num_classes: K.
+        store: where frames come from.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[TimedVideo],
+        steps: Sequence[tuple[StreamChunk, ...]],
+        chunk_frames: int,
+        frame_stride: int,
+        num_classes: int,
+        store: FrameStore,
+    ) -> None:
+        self.videos = videos
+        self.steps = steps
+        self.chunk_frames = chunk_frames
+        self.frame_stride = frame_stride
+        self.num_classes = num_classes
+        self.store = store
+        self.largest = tuple(max(sides) for sides in zip(*(video.facts.size for video in videos), strict=True))
+        grids = [keyframes_on_grid(video.frames, frame_stride, len(video.facts.times)) for video in videos]
+        self.keyframes = [dict(grid.tolist()) for grid in grids]
+        """For each video, slot -> position of the keyframe that is scored there."""
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, step: int) -> StreamBatch:
+        chunks = self.steps[step]
+        lanes, length = len(chunks), self.chunk_frames
+        # An empty lane looks like a black frame of an ordinary size, so that nothing divides by zero.
+        sizes = [self.videos[chunk.video].facts.size if chunk.valid else self.largest for chunk in chunks]
+        originals = [self.videos[chunk.video].facts.original_size if chunk.valid else self.largest for chunk in chunks]
+        frames, image_sizes = stack_frames(
+            [self._frames(c, s) for c, s in zip(chunks, sizes, strict=True)], self.largest
+        )
+        annotated = torch.zeros(lanes, length, dtype=torch.bool)
+        timestamps = torch.zeros(lanes, length, dtype=torch.float64)
+        boxes = [torch.empty(0, 4)] * (lanes * length)
+        labels = [torch.empty(0, self.num_classes)] * (lanes * length)
+        for lane, chunk in enumerate(chunks):
+            if not chunk.valid:
+                continue
+            video = self.videos[chunk.video]
+            times = video.facts.times[self._raw_frames(chunk)]
+            timestamps[lane, : chunk.valid] = torch.from_numpy(times)
+            for at in range(chunk.valid):
+                keyframe = self.keyframes[chunk.video].get(chunk.start + at)
+                if keyframe is not None:
+                    annotated[lane, at] = True
+                    timestamps[lane, at] = video.timestamps[keyframe]
+                    boxes[lane * length + at] = torch.from_numpy(video.boxes_in_pixels(keyframe))
+                    labels[lane * length + at] = torch.from_numpy(video.labels[keyframe].astype(np.float32))
+        valid = torch.tensor([chunk.valid for chunk in chunks])
+        return StreamBatch(
+            frames=frames,
+            image_sizes=image_sizes,
+            is_first=torch.tensor([chunk.valid > 0 and chunk.start == 0 for chunk in chunks]),
+            is_valid=torch.arange(length) < valid[:, None],
+            annotated=annotated,
+            boxes=tuple(boxes),
+            labels=tuple(labels),
+            video_ids=tuple(self.videos[chunk.video].video_id if chunk.valid else "" for chunk in chunks),
+            timestamps=timestamps,
+            original_sizes=torch.tensor(originals),
+        )
+
+    def _raw_frames(self, chunk: StreamChunk) -> np.ndarray:
+        return self.frame_stride * np.arange(chunk.start, chunk.start + chunk.valid)
+
+    def _frames(self, chunk: StreamChunk, size: tuple[int, int]) -> np.ndarray:
+        """(T, h, w, 3) uint8, black after the end of the video."""
+        if chunk.valid == self.chunk_frames:
+            return self.store.get(self.videos[chunk.video].path, self._raw_frames(chunk))
+        frames = np.zeros((self.chunk_frames, *size, 3), np.uint8)
+        if chunk.valid:
+            frames[: chunk.valid] = self.store.get(self.videos[chunk.video].path, self._raw_frames(chunk))
+        return frames
+
+
+class StreamDataModule(DetectionDataModule):
+    """Windows up to a keyframe for training (ClipBatch), whole videos in chunks for evaluation (StreamBatch).
+
+    A training window ends ``train_future_frames`` after an annotated raw frame f and samples back from it: f, f - s,
+    f - 2s, ... for stride s, whatever the phase. Evaluation streams frames 0, s, 2s, ...; an annotated raw frame is
+    scored on the last sampled frame at or before it, one annotation a sampled frame. Annotated frames carry the time
+    stamp of their annotation, all others the time at which the frame is shown.
+
+    Args:
+        source: the data set.
+        frame_stride: s, raw frames from one slot to the next.
+        train_past_frames: frames of a training window up to and including its last keyframe.
+        train_future_frames: frames after it, which only a teacher may see.
+        loss_frames: L, how many of the last past frames are keyframes; those without annotation say so.
+        lanes: B, parallel streams in evaluation.
+        chunk_frames: T, frames a stream and step in evaluation.
+        batch_size: windows a batch and rank in training.
+        num_workers: worker processes in training; evaluation uses one of them, to keep the order and read ahead.
+        short_side: length of the frames' short side in pixels; None keeps the video's size.
+        cache: folder of decoded frames; None decodes every clip anew.
+        cache_max_gib: what the cache may take.
+        horizontal_flip: probability of mirroring a training window.
+        scale_range: factors between which a training window is scaled before it is padded or cropped to its size.
+        brightness: largest random change, as a fraction.
+        contrast: largest random change, as a fraction.
+        saturation: largest random change, as a fraction.
+        samples_per_epoch: how many windows to draw at random each epoch over all ranks; None takes each once.
+        min_keyframe_boxes: the last keyframe of a window holds at least this many boxes.
+        seed: of order and augmentation.
+        predict_videos: files to predict on; None predicts on the videos of the test split.
+    """
+
+    def __init__(
+        self,
+        source: DetectionSource,
+        frame_stride: int = 4,
+        train_past_frames: int = 16,
+        train_future_frames: int = 0,
+        loss_frames: int = 1,
+        lanes: int = 8,
+        chunk_frames: int = 8,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        short_side: int | None = None,
+        cache: str | Path | None = "data/cache",
+        cache_max_gib: float = 64.0,
+        horizontal_flip: float = 0.5,
+        scale_range: tuple[float, float] = (1.0, 1.0),
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        samples_per_epoch: int | None = None,
+        min_keyframe_boxes: int = 1,
+        seed: int = 0,
+        predict_videos: list[str | Path] | None = None,
+    ) -> None:
+        super().__init__(source, num_workers, short_side, cache, cache_max_gib, predict_videos)
+        if frame_stride < 1:
+            raise ValueError(f"a stream moves on: frame_stride must be at least 1, got {frame_stride}")
+        if not 1 <= loss_frames <= train_past_frames:
+            raise ValueError(
+                f"loss_frames must lie within 1..train_past_frames ({train_past_frames}), got {loss_frames}"
+            )
+        self.window = Window(train_past_frames, train_future_frames, frame_stride, loss_frames)
+        self.frame_stride = frame_stride
+        self.lanes = lanes
+        self.chunk_frames = chunk_frames
+        self.batch_size = batch_size
+        self.transform = ClipTransform(horizontal_flip, scale_range, brightness, contrast, saturation)
+        self.samples_per_epoch = samples_per_epoch
+        self.min_keyframe_boxes = min_keyframe_boxes
+        self.seed = seed
+
+    def train_dataloader(self) -> DataLoader:
+        videos = self.videos("train")
+        samples = annotated_samples(videos, self.min_keyframe_boxes)
+        if len(samples) == 0:
+            raise ValueError(f"the train split of {type(self.source).__name__} has no annotated keyframe to use")
+        dataset = WindowDataset(videos, samples, self.window, self.num_classes, self.store, self.transform)
+        sampler = ShuffledBatches(
+            len(dataset), self.batch_size, self.samples_per_epoch, self.seed, self.rank, self.world_size
+        )
+        return self._loader(dataset, sampler, self.num_workers)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._streams("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._streams("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._streams("predict")
+
+    def _streams(self, split: Split | Literal["predict"]) -> DataLoader:
+        videos = self.videos(split)
+        if not videos:
+            raise ValueError(f"the {split} split of {type(self.source).__name__} has no videos")
+        slots = [num_slots(len(video.facts.times), self.frame_stride) for video in videos]
+        steps = stream_chunks(slots, self.lanes, self.chunk_frames, self.rank, self.world_size)
+        store = self.frames_of(split)
+        dataset = ChunkDataset(videos, steps, self.chunk_frames, self.frame_stride, self.num_classes, store)
+        return self._loader(dataset, InOrder(len(dataset)), min(self.num_workers, 1))

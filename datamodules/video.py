@@ -1,0 +1,239 @@
+"""Reading frames of video files by their number, and writing them.
+
+decord reads by default. Some files it reads wrongly and without a word, others it refuses (video_listing.py), so
+``open_video`` first lists the frames from the packets and lets decord read only what it lists alike. PyAV reads
+everything else behind the same interface.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodules.video_listing import FrameListing, VideoError, decode, list_frames
+
+TIMESTAMP_TOLERANCE = 2e-3
+"""Seconds. decord returns float32 times, which are a millisecond apart four hours into a file."""
+BUFFER_BYTES = 64 * 2**20
+"""What a PyAV reader keeps of the frames it has returned, so that overlapping windows are decoded once."""
+
+
+class VideoReader:
+    """The frames of one video file. Readers hold a decoder: open them in the process that uses them."""
+
+    path: Path
+    num_frames: int
+    height: int
+    """Pixels as shown, that is after the rotation the file asks for."""
+    width: int
+    times: np.ndarray
+    """(num_frames,) float64, seconds from the start of the file at which each frame is shown, increasing."""
+
+    def get(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Frames by number, in the order asked for and with repetitions: (T, height, width, 3) uint8 RGB."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        if wanted.size == 0:
+            return np.empty((0, self.height, self.width, 3), np.uint8)
+        if wanted.min() < 0 or wanted.max() >= self.num_frames:
+            raise IndexError(
+                f"{self.path} has frames 0..{self.num_frames - 1}, asked for {wanted.min()}..{wanted.max()}"
+            )
+        return self._read(wanted)
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def _read(self, wanted: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_video(path: str | Path, num_threads: int = 1) -> VideoReader:
+    """Open a video with the reader that reads it right.
+
+    Args:
+        path: any container and codec that FFmpeg knows.
+        num_threads: threads of the decoder; 1 suits the worker processes of a loader.
+    """
+    path = Path(path)
+    listing = list_frames(path)
+    if not listing.av_only:
+        reader = _DecordReader.open(path, listing, num_threads)
+        if reader is not None:
+            return reader
+    return _AvReader(path, listing, num_threads)
+
+
+def nearest_frame(times: np.ndarray, seconds: float | np.ndarray) -> np.ndarray:
+    """Numbers of the frames shown nearest to the given moments; of two equally near, the earlier.
+
+    >>> nearest_frame(np.array([0.0, 0.5, 1.0]), np.array([-3.0, 0.2, 0.3, 0.75, 9.0])).tolist()
+    [0, 0, 1, 1, 2]
+    """
+    seconds = np.asarray(seconds, dtype=np.float64)
+    after = np.clip(np.searchsorted(times, seconds), 0, len(times) - 1)
+    before = np.maximum(after - 1, 0)
+    return np.where(np.abs(seconds - times[before]) <= np.abs(times[after] - seconds), before, after)
+
+
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float | Fraction, crf: int = 18) -> None:
+    """Write (H, W, 3) uint8 RGB frames as h264 mp4, whole or not at all. H and W must be even."""
+    import av
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with av.open(str(partial), "w", format="mp4") as container:
+            stream = None
+            for frame in frames:
+                if stream is None:
+                    height, width = frame.shape[:2]
+                    if height % 2 or width % 2:
+                        raise ValueError(f"{path}: h264 needs even frame sizes, got {width}x{height}")
+                    stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(100_000))
+                    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                    stream.options = {"crf": str(crf), "preset": "veryfast", "g": "32", "threads": "1"}
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            if stream is None:
+                raise ValueError(f"{path}: no frames to write")
+            container.mux(stream.encode())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class _DecordReader(VideoReader):
+    def __init__(self, path: Path, listing: FrameListing, decoder: Any) -> None:
+        self.path, self.times, self.num_frames = path, listing.times, len(listing.times)
+        self.height, self.width = listing.height, listing.width
+        self._decoder = decoder
+
+    @classmethod
+    def open(cls, path: Path, listing: FrameListing, num_threads: int) -> _DecordReader | None:
+        """None where decord refuses the file or lists other frames than the packets do."""
+        import decord
+
+        try:
+            decoder = decord.VideoReader(str(path), num_threads=num_threads)
+            listed = decoder.get_frame_timestamp(np.arange(len(decoder)))[:, 0].astype(np.float64)
+        except (decord.DECORDError, RuntimeError):
+            return None
+        if len(listed) != len(listing.times):
+            return None
+        if np.abs((listed - listed[0]) - (listing.times - listing.times[0])).max() > TIMESTAMP_TOLERANCE:
+            return None
+        return cls(path, listing, decoder)
+
+    def _read(self, wanted: np.ndarray) -> np.ndarray:
+        import decord
+
+        try:
+            return self._decoder.get_batch(wanted.tolist()).asnumpy()
+        except (decord.DECORDError, RuntimeError) as error:
+            raise VideoError(f"{self.path}: corrupt within frames {wanted.min()}..{wanted.max()}") from error
+
+    def close(self) -> None:
+        self._decoder = None
+
+
+class _AvReader(VideoReader):
+    """Decodes forwards from the nearest keyframe, or from the start of the file where it cannot be searched."""
+
+    def __init__(self, path: Path, listing: FrameListing, num_threads: int) -> None:
+        self.path, self.times, self.num_frames = path, listing.times, len(listing.times)
+        self.height, self.width = listing.height, listing.width
+        self._listing = listing
+        self._num_threads = num_threads
+        self._container: Any = None
+        self._frames: Iterator[Any] | None = None
+        self._next = 0  # number of the frame that the decoder gives next
+        self._buffer: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def _read(self, wanted: np.ndarray) -> np.ndarray:
+        import av
+
+        out = np.empty((len(wanted), self.height, self.width, 3), np.uint8)
+        try:
+            for index in np.unique(wanted).tolist():
+                out[wanted == index] = self._frame(index)
+        except av.error.FFmpegError as error:
+            raise VideoError(f"{self.path}: corrupt at frame {self._next} ({error.strerror})") from error
+        return out
+
+    def _frame(self, index: int) -> np.ndarray:
+        if index in self._buffer:
+            self._buffer.move_to_end(index)
+            return self._buffer[index]
+        for from_start in (False, True):  # a search in a file with a poor index may end behind the frame
+            self._approach(index, from_start)
+            frame = self._advance_to(index)
+            if frame is not None:
+                return self._keep(index, frame)
+        raise VideoError(f"{self.path}: corrupt, frame {index} at {self.times[index]:.3f} s cannot be decoded")
+
+    def _approach(self, index: int, from_start: bool) -> None:
+        """Put the decoder at or before a frame: go on from where it is unless a keyframe lies nearer."""
+        keyframe, start = None, 0
+        if self._listing.pts is not None and not from_start:
+            earlier = self._listing.keyframe_pts[self._listing.keyframe_pts <= self._listing.pts[index]]
+            if len(earlier):
+                keyframe, start = int(earlier[-1]), int(np.searchsorted(self._listing.pts, earlier[-1]))
+        if self._frames is not None and not from_start and start <= self._next <= index:
+            return
+        import av
+
+        self.close()  # a decoder's threads can only be chosen before it starts
+        self._container = av.open(str(self.path))
+        stream = self._container.streams.best("video")
+        stream.codec_context.thread_count = self._num_threads
+        if start > 0:
+            self._container.seek(keyframe, stream=stream)
+        self._frames = iter(decode(self.path, self._container, stream))
+        self._next = start
+
+    def _advance_to(self, index: int) -> Any | None:
+        """Decode up to a frame; None if it does not come."""
+        for frame in self._frames:
+            position = self._position(frame)
+            if position is None:
+                continue
+            self._next = position + 1
+            if position >= index:
+                return frame if position == index else None
+        return None
+
+    def _position(self, frame: Any) -> int | None:
+        """The number of a decoded frame; None for one that an edit list hides."""
+        if self._listing.pts is None:
+            return self._next
+        position = int(np.searchsorted(self._listing.pts, frame.pts))
+        return position if position < self.num_frames and self._listing.pts[position] == frame.pts else None
+
+    def _keep(self, index: int, frame: Any) -> np.ndarray:
+        pixels = frame.to_ndarray(format="rgb24")
+        if frame.rotation:
+            pixels = np.rot90(pixels, frame.rotation // 90)
+        if pixels.shape[:2] != (self.height, self.width):
+            size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+            raise VideoError(f"{self.path}: frame {index} is {size}, the first is {self.width}x{self.height}")
+        self._buffer[index] = pixels
+        while len(self._buffer) > 1 and len(self._buffer) * pixels.nbytes > BUFFER_BYTES:
+            self._buffer.popitem(last=False)
+        return pixels
+
+    def close(self) -> None:
+        if self._container is not None:
+            self._container.close()
+        self._container = self._frames = None

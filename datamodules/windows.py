@@ -1,0 +1,170 @@
+"""Samples cut out of videos around their keyframes, for clip detectors and for the training of streaming ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from datamodules.annotations.source import AnnotatedVideo
+from datamodules.batches import ClipBatch
+from datamodules.collate import ClipSample, collate_clips
+from datamodules.frames import FrameFacts, FrameStore
+from datamodules.indexing import annotated_at, keyframes_on_grid, num_slots, window_indices
+from datamodules.samplers import Request
+from datamodules.transforms import ClipTransform
+from datamodules.video import nearest_frame
+
+LATE_SECONDS = 1.0
+"""How far after its last frame a video may be annotated: containers and annotation tools round differently."""
+
+
+class Window(NamedTuple):
+    """The frames of a sample relative to its keyframe."""
+
+    past: int
+    """Frames up to and including the keyframe."""
+    future: int
+    """Frames after it."""
+    stride: int
+    """Raw frames from one to the next; 0 repeats the keyframe."""
+    supervised: int = 1
+    """How many of the last ``past`` frames carry loss."""
+
+    @property
+    def keyframes(self) -> tuple[int, ...]:
+        return tuple(range(self.past - self.supervised, self.past))
+
+
+class TimedVideo(NamedTuple):
+    """A video whose annotations have been given frame numbers."""
+
+    video_id: str
+    path: Path
+    facts: FrameFacts
+    frames: np.ndarray
+    """(n,) int64 ascending, the raw frame nearest to each annotated moment."""
+    timestamps: np.ndarray
+    """(n,) float64, the annotated moments."""
+    boxes: tuple[np.ndarray, ...]
+    """n arrays (M, 4), xyxy as fractions."""
+    labels: tuple[np.ndarray, ...]
+    """n arrays (M, K) multi-hot."""
+
+    def boxes_in_pixels(self, keyframe: int) -> np.ndarray:
+        """(M, 4) float32 in pixels of the frames that the store gives."""
+        height, width = self.facts.size
+        return self.boxes[keyframe] * np.asarray([width, height, width, height], np.float32)
+
+
+def time_video(video: AnnotatedVideo, store: FrameStore) -> TimedVideo:
+    """Give each annotated moment of a video its frame."""
+    facts = store.facts(video.path)
+    timestamps = np.asarray([keyframe.timestamp for keyframe in video.keyframes], np.float64)
+    if len(timestamps) and (timestamps.max() > facts.times[-1] + LATE_SECONDS or timestamps.min() < 0):
+        raise ValueError(
+            f"{video.path} is annotated from {timestamps.min():.2f} s to {timestamps.max():.2f} s, but its frames span "
+            f"{facts.times[0]:.2f} s to {facts.times[-1]:.2f} s; time stamps count seconds from the start of the file"
+        )
+    return TimedVideo(
+        video_id=video.video_id,
+        path=video.path,
+        facts=facts,
+        frames=nearest_frame(facts.times, timestamps),
+        timestamps=timestamps,
+        boxes=tuple(np.asarray(keyframe.boxes, np.float32).reshape(-1, 4) for keyframe in video.keyframes),
+        labels=tuple(keyframe.labels for keyframe in video.keyframes),
+    )
+
+
+class WindowDataset(Dataset):
+    """Windows of frames around chosen raw frames; an item is a whole batch of them.
+
+    Args:
+        videos: what to cut from.
+        samples: (S, 2) int64 rows (video, raw frame of the keyframe).
+        window: which frames around it.
+        num_classes: K, for frames without annotation.
+        store: where frames come from.
+        transform: applied to requests that carry a seed.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[TimedVideo],
+        samples: np.ndarray,
+        window: Window,
+        num_classes: int,
+        store: FrameStore,
+        transform: ClipTransform | None = None,
+    ) -> None:
+        self.videos = videos
+        self.samples = samples
+        self.window = window
+        self.num_classes = num_classes
+        self.store = store
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, batch: list[Request] | int) -> ClipBatch:
+        # A bare number is how Lightning's overfit_batches asks, past the sampler.
+        requests = [Request(batch, None)] if isinstance(batch, int) else batch
+        return collate_clips([self._sample(request) for request in requests], self.window.keyframes)
+
+    def _sample(self, request: Request) -> ClipSample:
+        number, keyframe = self.samples[request.index].tolist()
+        video = self.videos[number]
+        past, future, stride, supervised = self.window
+        frames = self.store.get(video.path, window_indices(keyframe, past, future, stride, len(video.facts.times)))
+        shown = keyframe + stride * np.arange(1 - supervised, 1)
+        found = self._annotations(video, shown)
+        boxes = [video.boxes_in_pixels(i) if i >= 0 else np.empty((0, 4), np.float32) for i in found]
+        labels = [video.labels[i] if i >= 0 else np.empty((0, self.num_classes), np.uint8) for i in found]
+        times = video.facts.times[np.maximum(shown, 0)]
+        if len(video.timestamps):
+            times = np.where(found >= 0, video.timestamps[found], times)
+        if self.transform is not None and request.seed is not None:
+            frames, boxes, labels = self.transform(frames, boxes, labels, request.seed)
+        return ClipSample(frames, found >= 0, boxes, labels, video.video_id, times, video.facts.original_size)
+
+    def _annotations(self, video: TimedVideo, shown: np.ndarray) -> np.ndarray:
+        """Positions of the keyframes that belong to the supervised frames, -1 where there is none."""
+        if len(video.frames) == 0:
+            return np.full(len(shown), -1)
+        return annotated_at(shown, video.frames, max(self.window.stride, 1))
+
+
+def annotated_samples(videos: Sequence[TimedVideo], min_boxes: int) -> np.ndarray:
+    """All annotated frames with at least ``min_boxes`` boxes: (S, 2) rows (video, raw frame)."""
+    rows = [
+        (number, frame)
+        for number, video in enumerate(videos)
+        for frame, boxes in zip(video.frames.tolist(), video.boxes, strict=True)
+        if len(boxes) >= min_boxes
+    ]
+    return np.asarray(rows, np.int64).reshape(-1, 2)
+
+
+def grid_samples(videos: Sequence[TimedVideo], grid: int) -> np.ndarray:
+    """The annotated frames that a stream of stride ``grid`` is scored on: (S, 2) rows (video, raw frame)."""
+    rows = [
+        (number, int(video.frames[position]))
+        for number, video in enumerate(videos)
+        for _, position in keyframes_on_grid(video.frames, grid, len(video.facts.times))
+    ]
+    return np.asarray(rows, np.int64).reshape(-1, 2)
+
+
+def slot_samples(videos: Sequence[TimedVideo], stride: int) -> np.ndarray:
+    """Every frame that a stream takes: (S, 2) rows (video, raw frame)."""
+    rows = [
+        (number, slot * stride)
+        for number, video in enumerate(videos)
+        for slot in range(num_slots(len(video.facts.times), stride))
+    ]
+    return np.asarray(rows, np.int64).reshape(-1, 2)

@@ -1,0 +1,1 @@
+"""Experiments: one LightningModule a file, thin; networks, losses and metrics in their own rooms."""

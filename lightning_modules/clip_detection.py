@@ -1,0 +1,106 @@
+"""Train and evaluate a clip detector: the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.batches import ClipBatch
+
+from .detection import DetectionModule
+from .losses.detection import DetectionLoss
+from .networks.detections import ScoredBoxes
+from .networks.evad import EvadTeacher
+from .networks.frames import normalise_frames
+from .networks.vit import TUBELET
+
+
+class ClipDetectionModule(DetectionModule):
+    """Trains EVAD on clips around annotated keyframes.
+
+    Args:
+        loss: see ``DetectionLoss``.
+        one_slot_until: share of training in which only the keyframe's own slot is shown. From scratch a detector must
+            first learn what a person looks like; on whole clips from the start it learns neither. Set to 0 with
+            pre-trained weights.
+
+    The other arguments are those of ``DetectionModule``.
+    """
+
+    def __init__(
+        self, network: EvadTeacher, loss: DetectionLoss | None = None, one_slot_until: float = 0.0, **kwargs: Any
+    ) -> None:
+        super().__init__(network, **kwargs)
+        self.loss = loss or DetectionLoss()
+        self.one_slot_until = one_slot_until
+
+    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
+        frames = batch.frames
+        if self.progress < self.one_slot_until:
+            (keyframe,) = batch.keyframes
+            frames = frames[:, keyframe : keyframe + TUBELET]
+        outputs = self.network.outputs(self._clips(frames, batch.image_sizes), batch.image_sizes, deep=True)
+        losses = self.loss(
+            outputs.person_logits,
+            outputs.boxes,
+            outputs.action_logits,
+            batch.boxes,
+            batch.labels,
+            batch.annotated[:, 0],
+            batch.image_sizes,
+        )
+        self.log_losses(losses, len(frames))
+        return losses["total"]
+
+    @staticmethod
+    def _clips(frames: Tensor, image_sizes: Tensor) -> Tensor:
+        """uint8 (B, T, 3, H, W) -> normalised (B, 3, T, H, W)."""
+        return normalise_frames(frames, image_sizes).transpose(1, 2)
+
+    def detect(self, batch: ClipBatch) -> list[ScoredBoxes]:
+        """Scored boxes of every clip's keyframe, in pixels of the original video."""
+        detections = self.network(self._clips(batch.frames, batch.image_sizes), batch.image_sizes)
+        return self.decode(detections, batch.image_sizes, batch.original_sizes)
+
+    def validation_step(self, batch: ClipBatch, batch_idx: int) -> dict[str, Any]:
+        scored = self.detect(batch)
+        self.score_keyframes(scored, batch.boxes, batch.labels, batch.image_sizes, batch.original_sizes)
+        return self.pictures(
+            batch.frames[:, batch.keyframes[0]],
+            scored,
+            batch.boxes,
+            batch.labels,
+            batch.image_sizes,
+            batch.original_sizes,
+        )
+
+    test_step = validation_step
+
+    def predict_step(self, batch: ClipBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """One entry a clip: video id, time stamp in seconds of its keyframe, boxes and scores."""
+        return [
+            {"video_id": video, "timestamp": float(time), **found._asdict()}
+            for video, time, found in zip(batch.video_ids, batch.timestamps[:, 0], self.detect(batch), strict=True)
+        ]
+
+    # What the benchmark table asks (callbacks/benchmark.py).
+
+    def benchmark_step(self) -> tuple[nn.Module, tuple, str, Callable[[], object]]:
+        clip, sizes = benchmark_clip(self.network, self.device)
+        return self.network, (clip, sizes), "clip", lambda: self.decode(self.network(clip, sizes), sizes, sizes)
+
+    def benchmark_state(self) -> None:
+        """A sliding window keeps no state."""
+
+    def benchmark_reference(self) -> None:
+        """A teacher is what others are compared with."""
+
+
+def benchmark_clip(network: EvadTeacher, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A normalised clip (1, 3, T, H, W) of random pixels of the size the network was made for, and its size (1, 2)."""
+    side = network.frame_size
+    clip = torch.randn(1, 3, network.num_frames, side, side, device=device)
+    return clip, torch.tensor([[side, side]], device=device)

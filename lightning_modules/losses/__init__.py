@@ -1,0 +1,1 @@
+"""Losses: from tensors to a scalar or to named scalars."""

@@ -1,0 +1,78 @@
+"""What a student learns from its frozen teacher. Terms are inferred; the paper's body is not public (`papers`, 1.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .matching import paired_giou
+
+
+class FeatureLoss(nn.Module):
+    """Mean squared difference of layer-normed token features at the pyramid's layers (`papers`, equation 9).
+
+    Without learned scale or shift: what is compared is a token's direction, not its size. Shapes: two sequences of maps
+    (B, C, h, w); both of equal width.
+    """
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        differences = [
+            F.mse_loss(self._normed(own), self._normed(other)) for own, other in zip(student, teacher, strict=True)
+        ]
+        return torch.stack(differences).mean()
+
+    @staticmethod
+    def _normed(maps: Tensor) -> Tensor:
+        return F.layer_norm(maps.permute(0, 2, 3, 1).float(), maps.shape[1:2])
+
+
+class ActionImitation(nn.Module):
+    """Binary cross-entropy of action scores with the teacher's, at ``temperature``, times its square (equation 10).
+
+    Proposals are compared by index: a student starts from its teacher's proposals. Each counts as much as the teacher
+    takes it for a person. Shapes: student (D, B, Q, K) of D decoder blocks, teacher (B, Q, K), persons (B, Q).
+    """
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, student: Tensor, teacher: Tensor, persons: Tensor) -> Tensor:
+        soft = (teacher.float() / self.temperature).sigmoid().expand_as(student)
+        loss = F.binary_cross_entropy_with_logits(student.float() / self.temperature, soft, reduction="none")
+        # Minus the entropy of the target, so that a perfect imitation is a loss of zero whatever the teacher thinks.
+        entropy = F.binary_cross_entropy(soft, soft, reduction="none")
+        weighted = (loss - entropy).mean(dim=(0, 3)) * persons
+        return self.temperature**2 * weighted.sum() / persons.sum().clamp(min=1e-6)
+
+
+class BoxImitation(nn.Module):
+    """Boxes and person scores of the teacher: L1 + (1 - GIoU), weighted by its person score (equation 11), plus the
+    cross-entropy of the person scores.
+
+    Shapes: student logits (R, B, Q, 2) and boxes (R, B, Q, 4) of R stages, each compared with the teacher's last
+    (B, Q, 2) and (B, Q, 4); image_sizes (B, 2) height, width.
+    """
+
+    def __init__(self, l1_weight: float = 5.0, giou_weight: float = 2.0, person_weight: float = 2.0) -> None:
+        super().__init__()
+        self.l1_weight, self.giou_weight, self.person_weight = l1_weight, giou_weight, person_weight
+
+    def forward(
+        self, logits: Tensor, boxes: Tensor, teacher_logits: Tensor, teacher_boxes: Tensor, image_sizes: Tensor
+    ) -> Tensor:
+        scale = image_sizes.flip(-1).repeat(1, 2)[:, None].to(teacher_boxes)
+        persons = teacher_logits.float().softmax(-1)
+        l1 = ((boxes - teacher_boxes) / scale).abs().sum(-1)
+        giou = paired_giou(boxes.float(), teacher_boxes.float().expand_as(boxes))
+        places = (self.l1_weight * l1 + self.giou_weight * (1 - giou)).mean(0) * persons[..., 0]
+        divergence = F.kl_div(
+            logits.float().log_softmax(-1),
+            persons.clamp(min=1e-8).log().expand_as(logits),
+            log_target=True,
+            reduction="none",
+        )
+        return places.sum() / persons[..., 0].sum().clamp(min=1e-6) + self.person_weight * divergence.sum(-1).mean()

@@ -1,0 +1,64 @@
+"""Weights of the tasks of a multi-task loss, learned or fixed, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+LOG_VARIANCE_RANGE = (-3.0, 5.0)
+
+
+class TaskWeighting(nn.Module):
+    """One loss from named ones.
+
+    ``uncertainty``: one learned log-variance s a task, exp(-s) L + s (Kendall, Gal and Cipolla, 2018,
+    https://arxiv.org/abs/1705.07115, in the form without constants), s starting at -ln of the task's initial weight and
+    kept within ``LOG_VARIANCE_RANGE``. ``fixed``: the initial weights, for good.
+
+    Tasks in ``pinned`` keep their weight in either mode: without that, learned weights can trade the ground truth away
+    for whatever is easiest to imitate.
+
+    Args:
+        weights: initial weight of every task; their names are the tasks' names.
+        frozen_until: share of training during which learned weights stay at their start, while losses are still wild.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        weighting: Literal["uncertainty", "fixed"] = "uncertainty",
+        pinned: tuple[str, ...] = ("detection",),
+        frozen_until: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if any(weight <= 0 for weight in weights.values()):
+            raise ValueError(f"weights must be above 0 (leave a task out instead), got {dict(weights)}")
+        self.frozen_until = frozen_until
+        self.fixed = {name: weight for name, weight in weights.items() if weighting == "fixed" or name in pinned}
+        self.log_variances = nn.ParameterDict(
+            {
+                name: nn.Parameter(-torch.tensor(float(weight)).log())
+                for name, weight in weights.items()
+                if name not in self.fixed
+            }
+        )
+
+    def forward(self, losses: Mapping[str, Tensor], progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses by task and the share of training done -> the total, and the weight of every task."""
+        if unknown := sorted(set(losses) ^ (set(self.fixed) | set(self.log_variances))):
+            raise ValueError(f"the losses and the weights do not name the same tasks; only on one side: {unknown}")
+        total, weights = torch.zeros((), device=next(iter(losses.values())).device), {}
+        for name, loss in losses.items():
+            if name in self.fixed:
+                weights[name] = torch.as_tensor(self.fixed[name], device=loss.device)
+                total = total + weights[name] * loss
+            else:
+                log_variance = self.log_variances[name].clamp(*LOG_VARIANCE_RANGE)
+                if progress < self.frozen_until:
+                    log_variance = log_variance.detach()
+                weights[name] = (-log_variance).exp().detach()
+                total = total + (-log_variance).exp() * loss + log_variance
+        return total, weights

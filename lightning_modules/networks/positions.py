@@ -1,0 +1,55 @@
+"""Fixed sine position codes of VideoMAE, resized to any frame size."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def sine_table(num_positions: int, dim: int) -> Tensor:
+    """Sine/cosine codes over flat positions, (num_positions, dim) float32, computed in float64.
+
+    Channel j of position p has the angle p / 10000^(2 floor(j / 2) / dim); even channels hold its sine, odd ones its
+    cosine (VideoMAE, https://arxiv.org/abs/2203.12602; `evad-facts`, section 2).
+    """
+    positions = torch.arange(num_positions, dtype=torch.float64)[:, None]
+    exponents = 2 * torch.div(torch.arange(dim, dtype=torch.float64), 2, rounding_mode="floor") / dim
+    angles = positions / torch.pow(torch.tensor(10000.0, dtype=torch.float64), exponents)
+    table = angles.cos()
+    table[:, 0::2] = angles[:, 0::2].sin()
+    return table.float()
+
+
+class SpaceTimePositions(nn.Module):
+    """Position codes of a clip's slots (tubelets), made for ``num_slots`` x ``grid`` x ``grid`` patches.
+
+    Other frame sizes resize every slot's grid bicubically (align_corners false, no antialiasing); time is never
+    resized. A clip with fewer slots takes those in the middle, so that its keyframe slot keeps its code: that is what a
+    curriculum from one slot to the whole clip needs.
+    """
+
+    table: Tensor
+
+    def __init__(self, num_slots: int, grid: int, dim: int) -> None:
+        super().__init__()
+        self.num_slots = num_slots
+        self.keyframe_slot = num_slots // 2
+        table = sine_table(num_slots * grid * grid, dim).view(num_slots, grid, grid, dim)
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, num_slots: int, height: int, width: int) -> Tensor:
+        """Codes of the middle ``num_slots`` slots on a ``height`` x ``width`` grid: (num_slots, height * width, C)."""
+        if num_slots > self.num_slots:
+            raise ValueError(f"clip has {num_slots} slots but the network was made for {self.num_slots}; set num_frames")
+        first = self.keyframe_slot - num_slots // 2
+        return self.slots(torch.arange(first, first + num_slots, device=self.table.device), height, width)
+
+    def slots(self, indices: Tensor, height: int, width: int) -> Tensor:
+        """Codes of the named slots: (len(indices), height * width, C)."""
+        codes = self.table[indices]
+        if codes.shape[1:3] != (height, width):
+            codes = F.interpolate(
+                codes.permute(0, 3, 1, 2), size=(height, width), mode="bicubic", align_corners=False
+            ).permute(0, 2, 3, 1)
+        return codes.flatten(1, 2)

@@ -1,0 +1,234 @@
+"""The streaming detector: EVAD's parts around a causal trunk that sees one frame at a time. The student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from timm.layers import Mlp
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from .attention import attention_and_received
+from .context_decoder import ContextDecoder
+from .context_memory import ContextMemory, MemoryState
+from .decomposed_attention import DecomposedAttention
+from .detections import Detections, DetectorOutputs
+from .localizer import Localizer
+from .positions import SpaceTimePositions
+from .pyramid import KeyframePyramid
+from .roi_align import RoiKernel
+from .streaming import StreamingModule
+from .temporal_shift import ShiftMode, TemporalShiftAttention
+from .vit import NORM_EPS, TUBELET
+
+
+class StreamingBlock(StreamingModule):
+    """A causal attention with its residual, then the MLP: (B, T, N, C) -> (B, T, N, C)."""
+
+    def __init__(self, dim: int, mlp_ratio: float, temporal: TemporalShiftAttention | DecomposedAttention) -> None:
+        super().__init__()
+        self.temporal = temporal
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.receptive_field = temporal.receptive_field
+
+    def initial_state(self, batch_size: int, num_patches: int | None = None, *, device=None, dtype=None):
+        return self.temporal.initial_state(batch_size, num_patches, device=device, dtype=dtype)
+
+    def forward(self, tokens: Tensor, state):
+        tokens, state = self.temporal(tokens, state)
+        return tokens + self.mlp(self.norm2(tokens)), state
+
+
+class StudentState(NamedTuple):
+    """The state of every block, first to last, and the memory that the context decoder reads."""
+
+    blocks: tuple
+    memory: MemoryState
+
+
+class StreamingDetector(StreamingModule[StudentState]):
+    """Detects actors and actions in the newest frame of a stream from that frame and a state of constant size.
+
+    Each frame is a slot of its own, embedded with one kernel, and carries the position code of the teacher's keyframe
+    slot whatever its time. The pyramid and the localizer read the newest frame; the context decoder reads it whole and
+    the tokens kept of the ``window`` frames before it. Arguments are those of ``EvadTeacher`` except:
+
+    Args:
+        temporal: ``tsa``, Temporal Shift Attention, or ``dsta``, Decomposed Spatial-Temporal Attention.
+        shift_mode, shift_rate: see ``TemporalShiftAttention``.
+        lstm_dim: width of the LSTM of ``dsta``; a quarter of ``dim`` by default.
+        num_frames: frames of the teacher's clip, for its position codes.
+        window: past frames in the context memory. memory_keep_rate: share of their tokens that is kept.
+    """
+
+    def __init__(
+        self,
+        temporal: Literal["tsa", "dsta"],
+        num_classes: int = 80,
+        num_frames: int = 16,
+        pretrain_size: int = 224,
+        shift_mode: ShiftMode = "concat_kv",
+        shift_rate: float = 0.25,
+        lstm_dim: int | None = None,
+        window: int = 7,
+        memory_keep_rate: float = 0.5,
+        dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        patch_size: int = 16,
+        mlp_ratio: float = 4.0,
+        pyramid_layers: Sequence[int] = (2, 5, 8, 11),
+        head_dim: int = 256,
+        num_proposals: int = 100,
+        num_stages: int = 6,
+        localizer_heads: int = 8,
+        dynamic_dim: int = 64,
+        localizer_hidden: int = 2048,
+        localizer_roi_size: int = 7,
+        proposal_boxes: Literal["image", "grid"] = "image",
+        roi_kernel: RoiKernel = "torchvision",
+        decoder_dim: int = 384,
+        decoder_depth: int = 6,
+        decoder_heads: int = 6,
+        decoder_hidden: int = 2048,
+        decoder_roi_size: int = 7,
+        roi_extension: tuple[float, float] = (0.4, 0.2),
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.patch_size, self.frame_size = num_classes, patch_size, pretrain_size
+        self.dim, self.decoder_dim = dim, decoder_dim
+        self.pyramid_layers = tuple(pyramid_layers)
+        grid, num_slots = pretrain_size // patch_size, num_frames // TUBELET
+        self.patch_embed = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
+        self.positions = SpaceTimePositions(num_slots, grid, dim)
+
+        def attention() -> TemporalShiftAttention | DecomposedAttention:
+            if temporal == "tsa":
+                return TemporalShiftAttention(dim, num_heads, grid**2, shift_mode, shift_rate)
+            return DecomposedAttention(dim, num_heads, grid**2, lstm_dim)
+
+        self.blocks = nn.ModuleList(StreamingBlock(dim, mlp_ratio, attention()) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.pyramid = KeyframePyramid(dim, head_dim, patch_size)
+        self.localizer = Localizer(
+            dim=head_dim,
+            num_proposals=num_proposals,
+            num_stages=num_stages,
+            num_heads=localizer_heads,
+            dynamic_dim=dynamic_dim,
+            hidden_dim=localizer_hidden,
+            roi_size=localizer_roi_size,
+            proposal_boxes=proposal_boxes,
+            roi_kernel=roi_kernel,
+        )
+        self.decoder = ContextDecoder(
+            encoder_dim=dim,
+            num_classes=num_classes,
+            dim=decoder_dim,
+            depth=decoder_depth,
+            num_heads=decoder_heads,
+            hidden_dim=decoder_hidden,
+            roi_size=decoder_roi_size,
+            roi_extension=roi_extension,
+            patch_size=patch_size,
+            num_slots=num_slots,
+            pretrain_grid=grid,
+        )
+        self.memory = ContextMemory(decoder_dim, window, memory_keep_rate, frames_per_slot=TUBELET)
+        # Every block adds the frames its own attention looks back; the memory keeps what the last block made of them.
+        self.receptive_field = depth + 1 + window if temporal == "tsa" else None
+
+    def initial_state(
+        self,
+        batch_size: int,
+        frame_size: tuple[int, int] | None = None,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> StudentState:
+        """``frame_size`` is the padded height and width of the frames to come; square at the pre-training size by
+        default."""
+        height, width = frame_size or (self.frame_size, self.frame_size)
+        patches = (height // self.patch_size) * (width // self.patch_size)
+        return StudentState(
+            tuple(block.initial_state(batch_size, patches, device=device, dtype=dtype) for block in self.blocks),
+            self.memory.initial_state(batch_size, patches, self.decoder_dim, device, dtype),
+        )
+
+    def forward(
+        self, frames: Tensor, state: StudentState, image_sizes: Tensor | None = None
+    ) -> tuple[Detections, StudentState]:
+        """Normalised frames (B, T, 3, H, W) -> detections with axes (B, T, Q, ...) and the state after the chunk.
+
+        ``image_sizes`` (B, 2) are heights and widths before padding; the whole frame by default.
+        """
+        outputs, state = self.outputs(frames, state, image_sizes)
+        return tree_map(lambda part: part.unflatten(0, frames.shape[:2]), outputs.detections), state
+
+    def outputs(
+        self,
+        frames: Tensor,
+        state: StudentState,
+        image_sizes: Tensor | None = None,
+        last: int | None = None,
+        deep: bool = False,
+    ) -> tuple[DetectorOutputs, StudentState]:
+        """All there is to supervise on the chunk's ``last`` frames (all by default), their axis folded into the batch.
+
+        The frames before them only advance the state: that is how training warms it up. ``deep`` asks for the action
+        logits of every decoder block.
+        """
+        batch, num_frames, _, height, width = frames.shape
+        grid = (height // self.patch_size, width // self.patch_size)
+        self._check(frames, state, grid)
+        last = num_frames if last is None else last
+        if not 1 <= last <= num_frames:
+            raise ValueError(f"last={last} frames asked for of a chunk of {num_frames}")
+        if image_sizes is None:
+            image_sizes = torch.tensor([height, width], device=frames.device).expand(batch, 2)
+        image_sizes = image_sizes.repeat_interleave(last, dim=0)
+
+        tokens = self.patch_embed(frames.flatten(0, 1)).flatten(2).transpose(1, 2)  # (B T, N, C)
+        keyframe_slot = torch.tensor([self.positions.keyframe_slot], device=frames.device)
+        tokens = (tokens + self.positions.slots(keyframe_slot, *grid).to(tokens.dtype)).unflatten(0, (batch, num_frames))
+        maps, block_states = {}, []
+        for layer, (block, block_state) in enumerate(zip(self.blocks, state.blocks, strict=True)):
+            if layer == len(self.blocks) - 1:
+                received = self._received(block, tokens)
+            tokens, block_state = block(tokens, block_state)
+            block_states.append(block_state)
+            if layer in self.pyramid_layers:
+                maps[layer] = tokens[:, -last:].flatten(0, 1).transpose(1, 2).unflatten(2, grid)
+
+        taps = tuple(maps[layer] for layer in self.pyramid_layers)
+        actors = self.localizer(self.pyramid(taps), self.pyramid.strides, image_sizes)
+        projected = self.decoder.encoder_to_decoder(self.norm(tokens))
+        past, memory = self.memory(projected, received, state.memory, last)
+        newest = projected[:, -last:].flatten(0, 1)
+        action_logits = self.memory.read(
+            self.decoder, newest, past, actors.boxes[-1], image_sizes, grid, every_block=deep
+        )
+        outputs = DetectorOutputs(actors.person_logits, actors.boxes, action_logits, taps)
+        return outputs, StudentState(tuple(block_states), memory)
+
+    @torch.no_grad()
+    def _received(self, block: StreamingBlock, tokens: Tensor) -> Tensor:
+        """(B, T, N): the attention that each token of a frame receives inside that frame in this block."""
+        query, key, value = block.temporal.attn.project(block.temporal.norm1(tokens).flatten(0, 1))
+        weights = torch.ones(query.shape[2], device=query.device)
+        return attention_and_received(query, key, value, weights)[1].unflatten(0, tokens.shape[:2])
+
+    def _check(self, frames: Tensor, state: StudentState, grid: tuple[int, int]) -> None:
+        """A state made for other frames would give wrong answers, not errors, further down."""
+        side = 2 * self.patch_size
+        if frames.shape[-2] % side or frames.shape[-1] % side:
+            raise ValueError(f"frames of {tuple(frames.shape[-2:])} must be padded to multiples of {side}")
+        expected = (len(frames), self.memory.window, self.memory.num_kept(grid[0] * grid[1]), self.decoder_dim)
+        if tuple(state.memory.tokens.shape) != expected:
+            raise ValueError(
+                f"the state's memory is {tuple(state.memory.tokens.shape)} but {len(frames)} streams of "
+                f"{tuple(frames.shape[-2:])} pixels need {expected}; make one with initial_state(batch_size, frame_size)"
+            )

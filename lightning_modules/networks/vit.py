@@ -1,0 +1,183 @@
+"""The plain video ViT of VideoMAE and EVAD, with token dropout and the keyframe's maps on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .attention import SelfAttention
+from .positions import SpaceTimePositions
+from .token_dropout import KeyframeTokenDropout, KeyOrder
+
+TUBELET = 2
+"""Frames that one slot (tubelet) holds."""
+NORM_EPS = 1e-6
+
+
+class EncodedClip(NamedTuple):
+    """What the encoder makes of B clips of T' slots on an h x w grid (S = h w tokens a slot)."""
+
+    tokens: Tensor
+    """(B, S + M, C), normed: the keyframe slot's tokens, then the M others that were kept."""
+    kept: Tensor
+    """(B, M) int64: places of the others, counted over the slots in order of time without the keyframe slot."""
+    maps: tuple[Tensor, ...]
+    """The keyframe's (B, C, h, w) after each of ``pyramid_layers``."""
+    kept_by_layer: tuple[Tensor, ...]
+    """``kept`` after each dropout layer."""
+    grid: tuple[int, int, int]
+    """T', h, w."""
+
+
+class TubeletEmbedding(nn.Module):
+    """Conv3d over tubelets: clips (B, 3, T, H, W) -> (B, T', h w, C)."""
+
+    def __init__(self, dim: int, patch_size: int) -> None:
+        super().__init__()
+        kernel = (TUBELET, patch_size, patch_size)
+        self.proj = nn.Conv3d(3, dim, kernel_size=kernel, stride=kernel)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.proj(clips).permute(0, 2, 3, 4, 1).flatten(2, 3)
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm transformer block; with ``dropout`` it drops tokens between its attention and its MLP."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        dropout: KeyframeTokenDropout | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = SelfAttention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+        self.dropout = dropout
+
+    def forward(self, tokens: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S + M, C) and places (B, M) -> the same, fewer of both where the block drops tokens."""
+        if self.dropout is None or kept.shape[1] == 0:  # a clip of the keyframe slot alone has nothing to drop
+            tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
+        else:
+            num_tokens = tokens.shape[1]
+            weights = self.dropout.query_weights(num_tokens, num_tokens - kept.shape[1], tokens.device)
+            attended, received = self.attn.with_received(self.norm1(tokens), weights)
+            tokens, kept = self.dropout(tokens + self.drop_path(attended), received, kept)
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens))), kept
+
+
+class VideoViT(nn.Module):
+    """Plain ViT over all tokens of a clip with keyframe-centric token dropout; EVAD's encoder.
+
+    The keyframe slot is the middle one, T' // 2; the annotated frame is its first. Parameters are named as VideoMAE's.
+
+    Args:
+        num_frames: frames of a full clip; a shorter clip is taken as its middle (see ``SpaceTimePositions``).
+        pretrain_size: side in pixels of the frames the position codes were made for.
+        keep_rates: block number (from 0) -> keep rate; blocks not named keep all tokens.
+        pyramid_layers: blocks after which the keyframe's map is taken, from the finest pyramid level to the coarsest.
+        checkpoint_blocks: recompute activations in the backward pass, for memory.
+    """
+
+    def __init__(
+        self,
+        dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        patch_size: int = 16,
+        num_frames: int = 16,
+        pretrain_size: int = 224,
+        mlp_ratio: float = 4.0,
+        keep_rates: dict[int, float] | None = None,
+        enhanced_weight: float = 1.0,
+        key_order: KeyOrder = "position",
+        pyramid_layers: Sequence[int] = (2, 5, 8, 11),
+        drop_path_rate: float = 0.0,
+        checkpoint_blocks: bool = False,
+    ) -> None:
+        super().__init__()
+        keep_rates = {layer: rate for layer, rate in (keep_rates or {}).items() if rate < 1}
+        if num_frames < TUBELET or num_frames % TUBELET:
+            raise ValueError(f"num_frames must be a positive multiple of {TUBELET} (a slot), got {num_frames}")
+        if num_frames > TUBELET and (num_frames // TUBELET) % 2:
+            raise ValueError(f"num_frames={num_frames} gives an odd number of slots; the keyframe needs an even one")
+        if pretrain_size % patch_size:
+            raise ValueError(f"pretrain_size={pretrain_size} does not divide into patches of {patch_size}")
+        if any(not 0 <= layer < depth for layer in [*keep_rates, *pyramid_layers]):
+            raise ValueError(
+                f"keep_rates {sorted(keep_rates)} and pyramid_layers {list(pyramid_layers)} must lie in 0..{depth - 1}"
+            )
+        self.dim, self.depth, self.num_heads, self.mlp_ratio = dim, depth, num_heads, mlp_ratio
+        self.patch_size, self.num_frames = patch_size, num_frames
+        self.pyramid_layers = tuple(pyramid_layers)
+        self.key_order = key_order
+        self.checkpoint_blocks = checkpoint_blocks
+        self.patch_embed = TubeletEmbedding(dim, patch_size)
+        self.positions = SpaceTimePositions(num_frames // TUBELET, pretrain_size // patch_size, dim)
+        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(
+            EncoderBlock(
+                dim,
+                num_heads,
+                mlp_ratio,
+                rates[layer],
+                KeyframeTokenDropout(keep_rates[layer], enhanced_weight, key_order) if layer in keep_rates else None,
+            )
+            for layer in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self._check_keep_rates()
+
+    def _check_keep_rates(self) -> None:
+        """Refuse at construction what would fail for every clip: token counts scale with the frame's area."""
+        slots, per_slot = self.num_frames // TUBELET, 10_000
+        num_tokens = slots * per_slot
+        for block in self.blocks:
+            if block.dropout is not None:
+                num_tokens = per_slot + block.dropout.num_kept(num_tokens, per_slot)
+
+    def forward(self, clips: Tensor) -> EncodedClip:
+        """Normalised clips (B, 3, T, H, W), H and W multiples of the patch size."""
+        size = self.patch_size
+        if clips.shape[2] % TUBELET or clips.shape[3] % size or clips.shape[4] % size:
+            raise ValueError(
+                f"a clip of {tuple(clips.shape[2:])} (frames, height, width) does not divide into {TUBELET} x {size} x {size}"
+            )
+        height, width = clips.shape[3] // size, clips.shape[4] // size
+        tokens = self.patch_embed(clips)
+        num_slots = tokens.shape[1]
+        tokens = tokens + self.positions(num_slots, height, width).to(tokens.dtype)
+        key, num_keyframe = num_slots // 2, height * width
+        tokens = torch.cat([tokens[:, key : key + 1], tokens[:, :key], tokens[:, key + 1 :]], dim=1).flatten(1, 2)
+        kept = torch.arange(tokens.shape[1] - num_keyframe, device=tokens.device).expand(len(tokens), -1)
+
+        maps, kept_by_layer = {}, []
+        for layer, block in enumerate(self.blocks):
+            if self.checkpoint_blocks and self.training:
+                tokens, kept = checkpoint(block, tokens, kept, use_reentrant=False)
+            else:
+                tokens, kept = block(tokens, kept)
+            if block.dropout is not None:
+                kept_by_layer.append(kept)
+            if layer in self.pyramid_layers:
+                maps[layer] = tokens[:, :num_keyframe].transpose(1, 2).unflatten(2, (height, width))
+        if self.key_order == "as_published":
+            kept = kept.sort(dim=1).values
+        return EncodedClip(
+            self.norm(tokens),
+            kept,
+            tuple(maps[layer] for layer in self.pyramid_layers),
+            tuple(kept_by_layer),
+            (num_slots, height, width),
+        )

@@ -1,0 +1,53 @@
+"""Parameter groups and the learning-rate schedule that every experiment shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatch
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+NO_DECAY = ("*bias", "*mask_token", "*proposal_features", "*proposal_boxes", "*age_code", "*gate")
+
+
+def parameter_groups(
+    modules: Iterable[tuple[str, nn.Module]], head: Sequence[str], head_lr_multiplier: float, lr: float
+) -> list[dict]:
+    """Trainable parameters in up to four groups: head or not, decayed or not.
+
+    Parameters whose name matches one of the ``head`` patterns learn ``head_lr_multiplier`` times as fast. Vectors (norms,
+    biases), mask token, proposals and codes are not decayed (`evad-facts`, section 10).
+    """
+    groups: dict[tuple[bool, bool], list] = {}
+    for prefix, module in modules:
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                in_head = any(fnmatch(f"{prefix}.{name}", pattern) for pattern in head)
+                decayed = parameter.dim() > 1 and not any(fnmatch(name, pattern) for pattern in NO_DECAY)
+                groups.setdefault((in_head, decayed), []).append(parameter)
+    result = []
+    for (in_head, decayed), parameters in groups.items():
+        group: dict = {"params": parameters, "lr": lr * (head_lr_multiplier if in_head else 1.0)}
+        if not decayed:
+            group["weight_decay"] = 0.0
+        result.append(group)
+    return result
+
+
+def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup_fraction: float, final_fraction: float) -> LambdaLR:
+    """Linear warm-up over the first ``warmup_fraction`` of all steps, then a cosine down to ``final_fraction``."""
+    warmup = max(1, round(warmup_fraction * total_steps))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+        return final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)
+
+
+OptimizerFactory = Callable[[Iterable], Optimizer]

@@ -1,0 +1,146 @@
+"""Train and evaluate a streaming detector; owns the stream state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.batches import ClipBatch, StreamBatch
+
+from .detection import DetectionModule
+from .losses.detection import DetectionLoss
+from .networks.detections import Detections, DetectorOutputs, ScoredBoxes
+from .networks.frames import normalise_frames
+from .networks.streaming import select_lanes
+from .networks.student import StreamingDetector, StudentState
+from .networks.weights import read_state_dict, student_from_teacher
+
+
+class StreamDetectionModule(DetectionModule):
+    """Trains a streaming detector from ground truth alone, on short runs of frames that end at supervised ones.
+
+    The frames before the supervised ones warm the state up. Evaluation walks through whole videos, chunk by chunk: the
+    state of a lane is renewed where a video starts and held where a lane has run out.
+
+    Args:
+        loss: see ``DetectionLoss``.
+        start_from: weights of a clip detector of the same sizes (EVAD) whose weights the student starts from.
+
+    The other arguments are those of ``DetectionModule``.
+    """
+
+    head = (*DetectionModule.head, "network.blocks.*.temporal.*lstm*", "network.blocks.*.temporal.gate")
+
+    def __init__(
+        self,
+        network: StreamingDetector,
+        loss: DetectionLoss | None = None,
+        start_from: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if start_from is not None:
+            student_from_teacher(network, read_state_dict(start_from))
+        super().__init__(network, **kwargs)
+        self.loss = loss or DetectionLoss()
+        self.state: StudentState | None = None
+
+    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
+        _, losses = self.supervised_step(batch)
+        self.log_losses(losses, len(batch.frames))
+        return losses["total"]
+
+    def supervised_step(self, batch: ClipBatch) -> tuple[DetectorOutputs, dict[str, Tensor]]:
+        """Outputs at the L supervised frames, folded into the batch, and their losses against the ground truth."""
+        first, last = batch.keyframes[0], batch.keyframes[-1]
+        num_supervised = len(batch.keyframes)
+        if last - first + 1 != num_supervised:
+            raise ValueError(f"a streaming detector is supervised on consecutive frames, got {batch.keyframes}")
+        frames = normalise_frames(batch.frames[:, : last + 1], batch.image_sizes)
+        state = self.network.initial_state(len(frames), tuple(frames.shape[-2:]), device=frames.device)
+        outputs, _ = self.network.outputs(frames, state, batch.image_sizes, last=num_supervised, deep=True)
+        losses = self.loss(
+            outputs.person_logits,
+            outputs.boxes,
+            outputs.action_logits,
+            batch.boxes,
+            batch.labels,
+            batch.annotated.flatten(),
+            batch.image_sizes.repeat_interleave(num_supervised, dim=0),
+        )
+        return outputs, losses
+
+    def on_validation_epoch_start(self) -> None:
+        self.state = None
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_predict_epoch_start = on_validation_epoch_start
+
+    def advance(self, batch: StreamBatch) -> Detections:
+        """Detections of a chunk, axes (B, T, ...); the module's state moves on by the chunk."""
+        frames = normalise_frames(batch.frames, batch.image_sizes)
+        fresh = self.network.initial_state(len(frames), tuple(frames.shape[-2:]), device=frames.device)
+        if self.state is None or bool(batch.is_first.all()):
+            self.state = fresh
+        state = select_lanes(batch.is_first, fresh, self.state)
+        detections, after = self.network(frames, state, batch.image_sizes)
+        self.state = select_lanes(batch.is_valid[:, -1], after, state)
+        return detections
+
+    def detect(self, batch: StreamBatch) -> list[ScoredBoxes]:
+        """Scored boxes of the B T frames, lane by lane, in pixels of the original video."""
+        detections, frames = self.advance(batch), batch.frames.shape[1]
+        return self.decode(
+            Detections(*(part.flatten(0, 1) for part in detections)),
+            batch.image_sizes.repeat_interleave(frames, dim=0),
+            batch.original_sizes.repeat_interleave(frames, dim=0),
+        )
+
+    def validation_step(self, batch: StreamBatch, batch_idx: int) -> dict[str, Any]:
+        scored, frames = self.detect(batch), batch.frames.shape[1]
+        keyframes = (batch.annotated & batch.is_valid).flatten().nonzero()[:, 0]
+        lanes = (keyframes // frames).tolist()
+        image_sizes, original_sizes = batch.image_sizes[lanes], batch.original_sizes[lanes]
+        scored, boxes, labels = (
+            [entries[index] for index in keyframes.tolist()] for entries in (scored, batch.boxes, batch.labels)
+        )
+        self.score_keyframes(scored, boxes, labels, image_sizes, original_sizes)
+        return self.pictures(batch.frames.flatten(0, 1)[keyframes], scored, boxes, labels, image_sizes, original_sizes)
+
+    test_step = validation_step
+
+    def predict_step(self, batch: StreamBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """One entry a frame: video id, time stamp in seconds, boxes and scores."""
+        scored = iter(self.detect(batch))
+        entries = []
+        for lane, video in enumerate(batch.video_ids):
+            for time, valid in zip(batch.timestamps[lane].tolist(), batch.is_valid[lane].tolist(), strict=True):
+                found = next(scored)
+                if valid:
+                    entries.append({"video_id": video, "timestamp": time, **found._asdict()})
+        return entries
+
+    # What the benchmark table asks (callbacks/benchmark.py).
+
+    def benchmark_step(self) -> tuple[nn.Module, tuple, str, Callable[[], object]]:
+        side = self.network.frame_size
+        frame = torch.randn(1, 1, 3, side, side, device=self.device)
+        sizes = torch.tensor([[side, side]], device=self.device)
+        initial = self.benchmark_state()
+        state = initial
+
+        def run_once() -> list[ScoredBoxes]:
+            nonlocal state
+            detections, state = self.network(frame, state, sizes)
+            return self.decode(Detections(*(part[:, 0] for part in detections)), sizes, sizes)
+
+        return self.network, (frame, initial, sizes), "frame", run_once
+
+    def benchmark_state(self) -> StudentState:
+        return self.network.initial_state(1, device=self.device)
+
+    def benchmark_reference(self) -> Callable[[], object] | None:
+        """Without a teacher there is nothing to compare with."""
+        return None

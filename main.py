@@ -1,0 +1,101 @@
+"""Onlooker's command line: ``python main.py {fit,validate,test,predict} --config configs/<experiment>.yaml``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+# Before anything imports them: the first looks up its newest version on the network, the second warns about Lightning.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+import callbacks.benchmark
+import callbacks.prediction_writer
+import callbacks.visualisation
+import datamodules.annotations.ava
+import datamodules.clip
+import datamodules.puppets
+import datamodules.stream
+import lightning_modules.clip_detection
+import lightning_modules.distillation
+import lightning_modules.stream_detection  # noqa: F401  (class names in configs are looked up among what is imported)
+
+DEFAULTS = Path(__file__).parent / "configs" / "trainer" / "defaults.yaml"
+"""Read before any ``--config``."""
+EXPECTED_ERRORS = (ValueError, FileNotFoundError)
+"""What a user can cause: shown in one line. ONLOOKER_DEBUG=1 shows where it was raised."""
+
+
+class OnlookerCLI(LightningCLI):
+    """LightningCLI whose runs are named after their config and kept together in ``runs/<name>``."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--name", type=str, default=None, help="name of the run and of its row in the table; the config's by default"
+        )
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        if config.trainer.precision in ("16-mixed", "16-true", 16, "16") and not torch.cuda.is_available():
+            raise ValueError(
+                f"precision {config.trainer.precision} is about a hundred times slower than 32 on a CPU; "
+                "set --trainer.precision=bf16-mixed"
+            )
+        if config.name is None:
+            files = config.get("config") or []
+            config.name = Path(str(files[0])).stem if files else "unnamed"
+
+    def instantiate_trainer(self, **kwargs) -> Trainer:
+        config = self.config_init[self.subcommand]
+        if config.trainer.logger is None:
+            # `version` is left to Lightning: a new folder a run, nothing is ever overwritten.
+            board = TensorBoardLogger("runs", name=config.name, default_hp_metric=False)
+            kwargs["logger"] = [board, CSVLogger("runs", name=config.name, version=board.version)]
+            if self.subcommand == "fit":
+                point_latest_at(Path(board.log_dir))
+        trainer = super().instantiate_trainer(**kwargs)
+        for callback in trainer.callbacks:
+            if isinstance(callback, callbacks.benchmark.BenchmarkTable) and callback.experiment is None:
+                callback.experiment = config.name
+        return trainer
+
+
+@rank_zero_only
+def point_latest_at(folder: Path) -> None:
+    """Make ``runs/<name>/latest`` lead to the newest run, so that commands can name its checkpoints."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    latest = folder.parent / "latest"
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(folder.name, target_is_directory=True)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line with ``args`` (``sys.argv`` by default)."""
+    torch.set_float32_matmul_precision("high")
+    OnlookerCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        parser_kwargs={command: {"default_config_files": [str(DEFAULTS)]} for command in LightningCLI.subcommands()},
+        args=args,
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EXPECTED_ERRORS as error:
+        if os.environ.get("ONLOOKER_DEBUG"):
+            raise
+        sys.exit(f"error: {error}")

@@ -1,0 +1,205 @@
+"""The table from a real ``trainer.test``, and its file as rows are added by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import NamedTuple
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from callbacks.benchmark import BenchmarkTable, append_row, commit, read_rows, render_table, state_mib
+
+
+class State(NamedTuple):
+    past: Tensor
+
+
+class TinyStream(LightningModule):
+    """A network of one linear layer that remembers its last frame."""
+
+    benchmark_protocol = "ava frame mAP@0.5, frame_stride 2"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Linear(4, 1000)
+        self.teacher = nn.Linear(1000, 1000)  # not what is measured
+        self.calls: list[tuple[bool, bool]] = []
+
+    def test_step(self, batch, batch_idx):
+        self.log("test/map", torch.tensor(0.4567), batch_size=len(batch))
+
+    def benchmark_step(self):
+        frame = torch.zeros(1, 4, device=self.device, dtype=self.dtype)
+
+        def run_once():
+            self.calls.append((self.network.training, torch.is_grad_enabled()))
+            return self.network(frame)
+
+        return self.network, (frame,), "frame", run_once
+
+    def benchmark_state(self):
+        return State(torch.zeros(1, 512, 1024, dtype=torch.float16))
+
+
+def run_test(module, folder, precision="32-true", **options):
+    trainer = Trainer(
+        accelerator="cpu",
+        precision=precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[BenchmarkTable(folder=folder / "results", warmup=1, repeats=3, **options)],
+    )
+    trainer.test(module, DataLoader(torch.zeros(2, 4)), verbose=False)
+    return trainer
+
+
+ROW = {
+    "experiment": "distill_dsta",
+    "weights": "runs/distill_dsta/last.ckpt",
+    "protocol": "ava frame mAP@0.5, frame_stride 2",
+    "map": 0.5,
+    "parameters": 2_500_000,
+    "gflops": 1.25,
+    "gflops_unit": "frame",
+    "uncounted_operators": [],
+    "latency_p50_ms": 10.0,
+    "latency_p95_ms": 11.0,
+    "latency_p99_ms": 12.0,
+    "frames_per_second": 99.0,
+    "state_mib": 1.5,
+    "device": "a CPU",
+    "threads": 1,
+    "precision": "32-true",
+    "seed": 0,
+    "commit": "abc1234",
+    "time": "2026-11-20T12:00:00+00:00",
+    "reference": "teacher",
+}
+TEACHER = ROW | {"experiment": "teacher", "gflops_unit": "clip", "latency_p50_ms": 40.0, "state_mib": 0.0}
+
+
+def cells(table: str) -> dict[str, dict[str, str]]:
+    """Experiment to heading to cell."""
+    heading, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines())
+    return {line[0]: dict(zip(heading, line, strict=True)) for line in lines}
+
+
+def test_a_tested_module_gets_its_row(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    module = TinyStream()
+    run_test(module, tmp_path, experiment="tiny")
+    (row,) = read_rows(tmp_path / "results/benchmark.jsonl")
+    assert row["experiment"] == "tiny" and row["weights"] == "as configured"
+    assert row["map"] == pytest.approx(0.4567) and row["protocol"] == module.benchmark_protocol
+    assert row["parameters"] == 5000
+    assert row["gflops"] == pytest.approx(4e-6) and row["gflops_unit"] == "frame"
+    assert 0 < row["latency_p50_ms"] <= row["latency_p95_ms"] <= row["latency_p99_ms"]
+    assert row["state_mib"] == 1
+    assert (row["seed"], row["threads"], row["precision"]) == (7, torch.get_num_threads(), "32-true")
+    page = (tmp_path / "results/benchmark.md").read_text()
+    table = page[page.index("| experiment") :]
+    assert "multiply-add once" in page and table in capsys.readouterr().out
+    assert cells(table)["tiny"]["mAP %"] == "45.67"
+    assert sorted(file.name for file in (tmp_path / "results").iterdir()) == ["benchmark.jsonl", "benchmark.md"]
+
+
+def test_steps_run_in_evaluation_mode_without_gradients_after_warmup(tmp_path):
+    module = TinyStream()
+    run_test(module, tmp_path)
+    assert module.calls == [(False, False)] * 4
+    assert read_rows(tmp_path / "results/benchmark.jsonl")[0]["experiment"] == "TinyStream"
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_figures_are_those_of_the_precision_of_the_run(tmp_path, precision):
+    module = TinyStream()
+    outputs = []
+    module.network.register_forward_hook(lambda _, __, output: outputs.append(output.dtype))
+    run_test(module, tmp_path, precision=precision)
+    (row,) = read_rows(tmp_path / "results/benchmark.jsonl")
+    assert row["precision"] == precision and row["gflops"] == pytest.approx(4e-6)
+    assert set(outputs) == {torch.bfloat16}
+
+
+def test_a_module_without_the_protocol_is_refused_with_the_way_out(tmp_path):
+    class Plain(LightningModule):
+        def test_step(self, batch, batch_idx):
+            pass
+
+    with pytest.raises(TypeError, match="Plain cannot be benchmarked"):
+        run_test(Plain(), tmp_path)
+
+
+def test_newest_row_of_an_experiment_is_shown_and_all_are_kept(tmp_path):
+    file = tmp_path / "benchmark.jsonl"
+    for row in (ROW, TEACHER, ROW | {"map": 0.75}):
+        append_row(file, row)
+    assert [row["map"] for row in read_rows(file)] == [0.5, 0.5, 0.75]
+    file.write_text(file.read_text().rstrip("\n"))
+    append_row(file, ROW | {"map": 0.75})
+    assert len(read_rows(file)) == 4
+    shown = cells(render_table(read_rows(file)))
+    assert list(shown) == ["distill_dsta", "teacher"]
+    assert shown["distill_dsta"]["mAP %"] == "75.00"
+    assert shown["distill_dsta"]["weights"] == "distill_dsta/last.ckpt"
+    assert shown["distill_dsta"]["GFLOPs"] == "1.25 / frame"
+    assert (shown["teacher"]["state MiB"], shown["distill_dsta"]["state MiB"]) == ("-", "1.500")
+
+
+def test_speedup_is_the_ratio_of_medians():
+    shown = cells(render_table([TEACHER, ROW]))
+    assert (shown["teacher"]["speed-up"], shown["distill_dsta"]["speed-up"]) == ("1.00x", "4.00x")
+
+
+@pytest.mark.parametrize("change", [{"device": "a GPU"}, {"threads": 2}, {"precision": "bf16"}, {"reference": None}])
+def test_unlike_runs_show_no_speedup(change):
+    assert cells(render_table([TEACHER, ROW | change]))["distill_dsta"]["speed-up"] == "-"
+
+
+def test_missing_figures_and_incomplete_counts_are_visible():
+    row = ROW | {"map": None, "seed": None, "uncounted_operators": ["aten::cdist"], "protocol": "a|b"}
+    shown = cells(render_table([row]))["distill_dsta"]
+    assert (shown["mAP %"], shown["seed"], shown["protocol"]) == ("-", "-", "a/b")
+    assert shown["GFLOPs"] == "1.25 / frame (incomplete)"
+
+
+def test_a_broken_line_is_named(tmp_path):
+    file = tmp_path / "benchmark.jsonl"
+    file.write_text(json.dumps(ROW) + "\n\n{half\n")
+    with pytest.raises(ValueError, match=r"benchmark\.jsonl:3"):
+        read_rows(file)
+
+
+def test_state_of_a_network_without_one_is_empty():
+    assert state_mib(None) == 0
+    assert state_mib({"a": [torch.zeros(2**18)], "b": State(torch.zeros(2**20, dtype=torch.uint8))}) == 2
+
+
+def test_commit_names_the_state_of_the_code_and_forgives_results(tmp_path):
+    assert commit(tmp_path) == "unknown"
+
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "callbacks").mkdir()
+    for name in ("main.py", "results/benchmark.md"):
+        (tmp_path / name).write_text("before")
+    git("add", ".")
+    git("commit", "-m", "first")
+    clean = commit(tmp_path / "callbacks")
+    assert 7 <= len(clean) <= 12
+    (tmp_path / "results/benchmark.md").write_text("after")
+    assert commit(tmp_path / "callbacks") == clean
+    (tmp_path / "main.py").write_text("after")
+    assert commit(tmp_path / "callbacks") == f"{clean}-dirty"

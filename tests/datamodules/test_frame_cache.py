@@ -1,0 +1,131 @@
+import multiprocessing
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from datamodules.frame_cache import FrameCache
+from datamodules.frames import DecodedFrames, resize, scaled_size
+from datamodules.video import VideoError, write_video
+from tests.datamodules.miniature import numbered_frames, read_numbers
+
+
+@pytest.fixture
+def video(tmp_path):
+    path = tmp_path / "a!b [c].mp4"
+    write_video(path, numbered_frames(70), fps=10)
+    return path
+
+
+@pytest.mark.parametrize("short_side", [None, 48, 120])
+def test_cached_and_decoded_frames_are_the_same(tmp_path, video, short_side):
+    cache, decoded = FrameCache(tmp_path / "cache", short_side), DecodedFrames(short_side)
+    wanted = [69, 0, 33, 33, 5]
+    np.testing.assert_array_equal(cache.get(video, wanted), decoded.get(video, wanted))
+    assert read_numbers(cache.get(video, wanted)) == wanted
+    size = {None: (96, 128), 48: (48, 64), 120: (120, 160)}[short_side]
+    for facts in (cache.facts(video), decoded.facts(video)):
+        assert facts.size == size and facts.original_size == (96, 128)
+        np.testing.assert_allclose(facts.times, np.arange(70) / 10, atol=1e-6)
+    frames = cache.frames(video)
+    assert isinstance(frames, np.memmap) and frames.shape == (70, *size, 3) and frames.dtype == np.uint8
+
+
+def test_what_is_returned_may_be_changed(tmp_path, video):
+    cache = FrameCache(tmp_path / "cache", 48)
+    before = cache.get(video, [3])
+    cache.get(video, [3])[:] = 0
+    np.testing.assert_array_equal(cache.get(video, [3]), before)
+
+
+def test_a_video_is_decoded_once(tmp_path, video, monkeypatch):
+    FrameCache(tmp_path / "cache", 48).build([video, video])
+    monkeypatch.setattr("datamodules.frame_cache.open_video", None)
+    again = FrameCache(tmp_path / "cache", 48)
+    again.build([video])
+    assert read_numbers(again.get(video, [7])) == [7]
+
+
+def test_a_changed_video_is_decoded_again(tmp_path, video):
+    folder = tmp_path / "cache"
+    FrameCache(folder, None).build([video])
+    write_video(video, numbered_frames(12), fps=10)
+    assert len(FrameCache(folder, None).frames(video)) == 12
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_sizes_do_not_share_frames(tmp_path, video):
+    folder = tmp_path / "cache"
+    assert FrameCache(folder, 48).frames(video).shape[1:3] == (48, 64)
+    assert FrameCache(folder, 24).frames(video).shape[1:3] == (24, 32)
+
+
+def test_a_video_that_fails_half_way_leaves_nothing(tmp_path, video):
+    content = bytearray(video.read_bytes())
+    middle = content.find(b"mdat") + len(content) // 3
+    content[middle : middle + 1500] = b"\xff" * 1500
+    video.write_bytes(content)
+    with pytest.raises(VideoError, match="corrupt"):
+        FrameCache(tmp_path / "cache", None).build([video])
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_cache_that_would_grow_too_large_says_how_to_go_on(tmp_path, video):
+    with pytest.raises(ValueError, match=r"more than the 0\.001 GiB allowed: turn the cache off \(cache: null\)"):
+        FrameCache(tmp_path / "cache", None, max_gib=0.001).build([video])
+    assert not (tmp_path / "cache").exists()
+
+
+def test_several_processes_build_the_same_cache(tmp_path):
+    videos = [tmp_path / f"{number}.mp4" for number in range(3)]
+    for number, path in enumerate(videos):
+        write_video(path, numbered_frames(5 + number), fps=10)
+    cache = FrameCache(tmp_path / "cache", 48)
+    cache.build(videos, workers=2)
+    assert [read_numbers(cache.frames(path)) for path in videos] == [list(range(5 + number)) for number in range(3)]
+
+
+def test_open_readers_are_bounded(tmp_path):
+    videos = [tmp_path / f"{number}.mp4" for number in range(3)]
+    for path in videos:
+        write_video(path, numbered_frames(4), fps=10)
+    store = DecodedFrames(None, open_readers=2)
+    for path in videos:
+        assert read_numbers(store.get(path, [1, 3])) == [1, 3]
+    assert list(store._readers) == videos[1:]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_stores_work_in_processes_that_begin_after_they_have_been_used(tmp_path, video, method):
+    stores = [FrameCache(tmp_path / "cache", 48), DecodedFrames(48)]
+    for store in stores:
+        store.get(video, [0])
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        for store in stores:
+            other, frames = pool.apply_async(fetch, (store, video)).get(timeout=30)
+            assert other != os.getpid()
+            assert read_numbers(frames) == [60, 2]
+
+
+def test_a_store_travels_without_its_pixels(tmp_path, video):
+    store = FrameCache(tmp_path / "cache", None)
+    store.frames(video)
+    assert len(pickle.dumps(store)) < 10_000
+
+
+def fetch(store, video):
+    return os.getpid(), store.get(video, [60, 2])
+
+
+def test_the_short_side_is_scaled_and_the_aspect_kept():
+    assert scaled_size(240, 320, 288) == (288, 384)
+    assert scaled_size(320, 240, 288) == (384, 288)
+    assert scaled_size(256, 340, 128) == (128, 170)
+    assert scaled_size(100, 100, None) == (100, 100)
+
+
+def test_shrinking_averages_areas():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3), np.uint8)
+    averages = frames.reshape(2, 4, 2, 6, 2, 3).mean(axis=(2, 4))
+    assert np.abs(resize(frames, (4, 6)) - averages).max() <= 0.5

@@ -1,0 +1,144 @@
+"""What a student learns from its teacher, by hand."""
+
+from math import log
+
+import pytest
+import torch
+
+from lightning_modules.losses.distillation import ActionImitation, BoxImitation, FeatureLoss
+
+SIZES = torch.tensor([[100, 200]])  # height, width
+
+
+def divergence(teacher: float, student: float) -> float:
+    """Of a coin with the student's odds from one with the teacher's."""
+    return teacher * log(teacher / student) + (1 - teacher) * log((1 - teacher) / (1 - student))
+
+
+def maps(*tokens: list[float]) -> torch.Tensor:
+    """Tokens of one row as a map (1, C, 1, N)."""
+    return torch.tensor(tokens).T[None, :, None]
+
+
+def boxes_example() -> tuple[torch.Tensor, ...]:
+    """Logits and boxes of a student (R = 1) and its teacher that agree; the second proposal is nobody for sure."""
+    logits = torch.tensor([[[log(3), 0.0], [-40.0, 40.0]]])
+    boxes = torch.tensor([[[0.0, 0.0, 100.0, 100.0], [50.0, 50.0, 60.0, 60.0]]])
+    return logits[None].clone(), boxes[None].clone(), logits, boxes
+
+
+def test_equal_features_are_no_loss_and_neither_are_rescaled_ones():
+    generator = torch.Generator().manual_seed(0)
+    taps = [torch.randn(2, 8, 3, 3, generator=generator) for _ in range(4)]
+    assert FeatureLoss()(taps, taps) == 0
+    assert FeatureLoss()([3 * tap + 5 for tap in taps], taps) < 1e-5
+
+
+def test_features_by_hand():
+    # Layer-normed over two channels, tokens (1, 3) and (5, 1) are (-1, 1) and (1, -1): a squared difference of 4 in each.
+    apart, same = maps([1.0, 3.0]), maps([5.0, 1.0])
+    assert FeatureLoss()([apart], [same]).item() == pytest.approx(4, abs=1e-3)
+    # The mean over tokens, then over layers.
+    first = maps([1.0, 3.0], [1.0, 3.0]), maps([5.0, 1.0], [2.0, 6.0])
+    assert FeatureLoss()([first[0], apart], [first[1], apart]).item() == pytest.approx((4 + 0) / 2 / 2, abs=1e-3)
+
+
+def test_features_of_another_number_of_layers_are_refused():
+    with pytest.raises(ValueError, match="shorter"):
+        FeatureLoss()([maps([1.0, 3.0])], [])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_perfect_imitation_of_actions_is_no_loss(temperature):
+    teacher = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    student = teacher.expand(4, 2, 3, 5)
+    assert ActionImitation(temperature)(student, teacher, torch.rand(2, 3)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_actions_by_hand():
+    teacher, student = torch.tensor([[[log(3)], [0.0]]]), torch.tensor([[[[0.0], [log(3)]]]])
+    imitation = ActionImitation()
+    first, second = divergence(3 / 4, 1 / 2), divergence(1 / 2, 3 / 4)
+    assert imitation(student, teacher, torch.tensor([[1.0, 0.0]])).item() == pytest.approx(first)
+    assert imitation(student, teacher, torch.tensor([[0.0, 1.0]])).item() == pytest.approx(second)
+    assert imitation(student, teacher, torch.tensor([[0.9, 0.3]])).item() == pytest.approx(
+        (0.9 * first + 0.3 * second) / 1.2
+    )
+
+
+def test_actions_of_every_decoder_block_count_alike():
+    teacher = torch.tensor([[[log(3)]]])
+    student = torch.tensor([0.0, log(3), log(3)]).view(3, 1, 1, 1)
+    loss = ActionImitation()(student, teacher, torch.ones(1, 1))
+    assert loss.item() == pytest.approx(divergence(3 / 4, 1 / 2) / 3)
+
+
+def test_temperature_divides_logits_and_its_square_multiplies_the_loss():
+    teacher, student = torch.tensor([[[2 * log(3)]]]), torch.zeros(1, 1, 1, 1)
+    loss = ActionImitation(temperature=2)(student, teacher, torch.ones(1, 1))
+    assert loss.item() == pytest.approx(4 * divergence(3 / 4, 1 / 2))
+
+
+def test_a_teacher_that_sees_nobody_teaches_no_actions():
+    student = torch.zeros(1, 1, 2, 3, requires_grad=True)
+    loss = ActionImitation()(student, torch.ones(1, 2, 3), torch.zeros(1, 2))
+    loss.backward()
+    assert loss == 0
+    assert (student.grad == 0).all()
+
+
+def test_a_teacher_beyond_doubt_gives_finite_losses():
+    student = torch.zeros(1, 1, 1, 2, requires_grad=True)
+    loss = ActionImitation()(student, torch.tensor([[[200.0, -200.0]]]), torch.ones(1, 1))
+    loss.backward()
+    assert loss.item() == pytest.approx(log(2))
+    assert student.grad.isfinite().all()
+
+
+def test_perfect_imitation_of_boxes_is_no_loss():
+    logits, boxes, teacher_logits, teacher_boxes = boxes_example()
+    stages = logits.expand(3, 1, 2, 2), boxes.expand(3, 1, 2, 4)
+    assert BoxImitation()(*stages, teacher_logits, teacher_boxes, SIZES).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_boxes_by_hand():
+    logits, boxes, teacher_logits, teacher_boxes = boxes_example()
+    boxes[0, 0, 0] = torch.tensor([0.0, 0.0, 100.0, 50.0])  # 50 of 100 rows off: L1 1/2; IoU = GIoU = 1/2
+    loss = BoxImitation()(logits, boxes, teacher_logits, teacher_boxes, SIZES)
+    assert loss.item() == pytest.approx(5 * 0.5 + 2 * 0.5)
+    boxes[0, 0, 0] = torch.tensor([0.0, 0.0, 50.0, 100.0])  # 50 of 200 columns off
+    loss = BoxImitation()(logits, boxes, teacher_logits, teacher_boxes, SIZES)
+    assert loss.item() == pytest.approx(5 * 0.25 + 2 * 0.5)
+
+
+def test_person_scores_by_hand():
+    logits, boxes, teacher_logits, teacher_boxes = boxes_example()
+    logits[0, 0, 0] = 0  # 1/2 where the teacher says 3/4; the other proposal agrees
+    loss = BoxImitation()(logits, boxes, teacher_logits, teacher_boxes, SIZES)
+    assert loss.item() == pytest.approx(2 * divergence(3 / 4, 1 / 2) / 2, rel=1e-4)
+
+
+def test_boxes_count_as_much_as_the_teacher_takes_them_for_a_person():
+    logits, boxes, teacher_logits, teacher_boxes = boxes_example()
+    boxes[0, 0, 1] += 30  # nobody's box
+    assert BoxImitation()(logits, boxes, teacher_logits, teacher_boxes, SIZES).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_every_refinement_stage_is_compared_with_the_teachers_last():
+    logits, boxes, teacher_logits, teacher_boxes = boxes_example()
+    off = boxes.clone()
+    off[0, 0, 0, 3] = 50
+    once = BoxImitation()(logits, off, teacher_logits, teacher_boxes, SIZES)
+    stages = torch.cat([logits, logits]), torch.cat([off, boxes])
+    torch.testing.assert_close(BoxImitation()(*stages, teacher_logits, teacher_boxes, SIZES), once / 2)
+
+
+def test_a_teacher_sure_of_nobody_gives_finite_gradients():
+    logits, boxes, _, teacher_boxes = boxes_example()
+    sure = torch.tensor([[[-300.0, 300.0], [-300.0, 300.0]]])
+    logits, boxes = torch.zeros_like(logits).requires_grad_(), (boxes + 1).requires_grad_()
+    loss = BoxImitation()(logits, boxes, sure, teacher_boxes, SIZES)
+    loss.backward()
+    assert loss.item() == pytest.approx(2 * log(2), rel=1e-4)
+    assert logits.grad.isfinite().all()
+    assert boxes.grad.isfinite().all()

@@ -1,0 +1,164 @@
+"""The student against its teacher: what it starts from, what it equals untrained, and what its state weighs."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from lightning_modules.networks.evad import EvadTeacher
+from lightning_modules.networks.streaming import state_bytes
+from lightning_modules.networks.student import StreamingDetector
+from lightning_modules.networks.weights import student_from_teacher
+from tests.networks.tiny import CONFIG, randomise, tiny_student, tiny_teacher
+
+SHARED = {key: value for key, value in CONFIG.items() if key not in ("keep_rates", "enhanced_weight", "key_order")}
+HEIGHT, WIDTH = 64, 96
+TEACHER_LIKE_AT_FIRST = [("dsta", {}), ("tsa", {"shift_mode": "head_kv"}), ("tsa", {"shift_mode": "concat_kv"})]
+
+
+def pair(temporal: str, **changes) -> tuple[StreamingDetector, EvadTeacher]:
+    """A student that was started from a random teacher without token dropout."""
+    teacher = tiny_teacher(keep_rates={})
+    student = StreamingDetector(temporal, **(SHARED | {"window": 3} | changes)).eval()
+    student_from_teacher(student, teacher.state_dict())
+    return student, teacher
+
+
+def still_scene(frames: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """The same picture in every frame of a stream (2, T, 3, H, W), and as a one-slot clip (2, 3, 2, H, W)."""
+    picture = torch.randn(2, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(seed))
+    return picture[:, None].repeat(1, frames, 1, 1, 1), picture[:, :, None].repeat(1, 1, 2, 1, 1)
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize(("temporal", "changes"), TEACHER_LIKE_AT_FIRST)
+def test_an_untrained_student_has_the_token_maps_of_the_frame_wise_teacher(temporal, changes):
+    student, teacher = pair(temporal, **changes)
+    frames, clip = still_scene(frames=3)
+    outputs, _ = student.outputs(frames, student.initial_state(2, (HEIGHT, WIDTH)))
+    expected = teacher.backbone(clip).maps
+    for ours, theirs in zip(outputs.maps, expected, strict=True):
+        for t in range(3):  # in a still scene the frame before is the frame itself
+            torch.testing.assert_close(ours.unflatten(0, (2, 3))[:, t], theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("image_size", [(HEIGHT, WIDTH), (50, 90)])
+@pytest.mark.parametrize(("temporal", "changes"), TEACHER_LIKE_AT_FIRST)
+def test_an_untrained_student_detects_in_a_first_frame_what_the_teacher_does_in_a_still(temporal, changes, image_size):
+    student, teacher = pair(temporal, **changes)
+    frames, clip = still_scene(frames=1)
+    sizes = torch.tensor([image_size] * 2)
+    ours, _ = student(frames, student.initial_state(2, (HEIGHT, WIDTH)), sizes)
+    theirs = teacher(clip, sizes)
+    for one, other in zip(tree_map(lambda x: x[:, 0], ours), theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_memory_an_untrained_dsta_student_is_the_frame_wise_teacher_at_any_time():
+    student, teacher = pair("dsta", window=0)
+    pictures = torch.randn(1, 4, 3, HEIGHT, WIDTH)
+    ours, _ = student(pictures, student.initial_state(1, (HEIGHT, WIDTH)))
+    for t in range(4):
+        theirs = teacher(pictures[:, t, :, None].repeat(1, 1, 2, 1, 1))
+        for one, other in zip(tree_map(lambda x: x[:, t], ours), theirs, strict=True):  # noqa: B023
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_channel_shift_sees_zeros_before_the_first_frame():
+    student, teacher = pair("tsa", shift_mode="channel")
+    frames, clip = still_scene(frames=1)
+    outputs, _ = student.outputs(frames, student.initial_state(2, (HEIGHT, WIDTH)))
+    assert (outputs.maps[0] - teacher.backbone(clip).maps[0]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("temporal", ["dsta", "tsa"])
+def test_every_weight_of_the_teacher_arrives_and_nothing_else_changes(temporal):
+    teacher = tiny_teacher(keep_rates={}).state_dict()
+    new_parts = ("temporal_norm", "into_lstm", ".lstm.", "out_of_lstm", "gate", "age_code")
+    student = StreamingDetector(temporal, **SHARED)
+    fresh = {key: value.clone() for key, value in student.state_dict().items()}
+    student_from_teacher(student, teacher)
+    started = {key: value.clone() for key, value in student.state_dict().items()}
+    for key, value in started.items():
+        own = any(part in key for part in new_parts)
+        assert torch.equal(value, fresh[key]) == own, key
+    for name, value in teacher.items():
+        student_from_teacher(student, teacher | {name: value + 1})
+        changed = [key for key, value in student.state_dict().items() if not torch.equal(value, started[key])]
+        assert len(changed) == 1, f"{name} reaches {changed}"
+
+
+def test_a_frame_is_embedded_with_the_sum_of_the_tubelet_kernel():
+    student, teacher = pair("dsta")
+    kernel = teacher.backbone.patch_embed.proj
+    torch.testing.assert_close(student.patch_embed.weight, kernel.weight[:, :, 0] + kernel.weight[:, :, 1])
+    torch.testing.assert_close(student.patch_embed.bias, kernel.bias)
+
+
+@pytest.mark.parametrize(
+    ("changes", "listed"),
+    [
+        ({"dim": 12}, "blocks.0.mlp.fc1.weight"),
+        ({"num_classes": 5}, r"decoder.blocks.0.action_logits.bias: \(4,\) in the file, \(5,\) in the network"),
+        ({"depth": 6}, "missing .*blocks.5.mlp.fc1.bias"),
+        ({"depth": 4, "pyramid_layers": (0, 1, 2, 3)}, "left over .*blocks.4.mlp.fc1.bias"),
+        ({"num_proposals": 7}, "localizer.proposal_boxes"),
+        ({"patch_size": 8}, "patch_embed.weight"),
+    ],
+)
+def test_sizes_that_disagree_are_an_error_that_lists_the_weights(changes, listed):
+    student = StreamingDetector("dsta", **(SHARED | changes))
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    with pytest.raises(ValueError, match=listed):
+        student_from_teacher(student, tiny_teacher(keep_rates={}).state_dict())
+    assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize("temporal", ["dsta", "tsa"])
+def test_frames_need_not_be_square_nor_fill_the_padding(temporal):
+    student = randomise(tiny_student(temporal))
+    frames, sizes = torch.randn(2, 5, 3, 64, 96), torch.tensor([[50, 90], [64, 33]])
+    detections, _ = student(frames, student.initial_state(2, (64, 96)), sizes)
+    for item in range(2):
+        alone, _ = student(frames[item : item + 1], student.initial_state(1, (64, 96)), sizes[item : item + 1])
+        torch.testing.assert_close(tree_map(lambda x: x[item : item + 1], detections), alone, rtol=1e-4, atol=1e-4)  # noqa: B023
+    whole, _ = student(frames, student.initial_state(2, (64, 96)))
+    assert (whole.boxes - detections.boxes).abs().amax() > 1, "proposals scale with the image inside the padding"
+
+
+def test_state_bytes_are_those_of_the_arithmetic():
+    lanes, patches = 3, 4 * 6
+    memory = 3 * (12 * 8 * 4 + 12 * 8) + 8  # window x (12 of 24 tokens, 8 wide, float32, and their int64 places), filled
+    tsa = tiny_student("tsa", shift_mode="concat_kv")
+    blocks = 2 * (2 * patches * 8 * 4 + 1)  # keys and values, and whether there are any
+    assert state_bytes(tsa.initial_state(lanes, (64, 96))) == lanes * (blocks + memory)
+    dsta = tiny_student("dsta", lstm_dim=5)
+    blocks = 2 * (2 * patches * 5 * 4)  # hidden and cell values
+    assert state_bytes(dsta.initial_state(lanes, (64, 96))) == lanes * (blocks + memory)
+    channel = tiny_student("tsa", shift_mode="channel", shift_rate=0.25, window=0)
+    assert state_bytes(channel.initial_state(lanes, (64, 96))) == lanes * (2 * (patches * 2 * 4 + 1) + 8)
+
+
+def test_the_memory_keeps_the_most_attended_tokens_of_each_frame_in_order():
+    student = randomise(tiny_student("dsta", window=2))
+    tokens, received = torch.randn(1, 3, 4, 8), torch.tensor([[[1, 9, 3, 7], [8, 2, 6, 4], [5, 1, 0, 9.0]]])
+    start = student.memory.initial_state(1, 4, 8, None, None)
+    before, after = student.memory(tokens, received, start, last=2)
+    assert after.places.tolist() == [[[0, 2], [0, 3]]] and after.filled.tolist() == [2]
+    assert torch.equal(after.tokens, torch.stack([tokens[:, 1, [0, 2]], tokens[:, 2, [0, 3]]], dim=1))
+    assert before.filled.tolist() == [1, 2]
+    assert before.places.tolist() == [[[0, 0], [1, 3]], [[1, 3], [0, 2]]]
+
+
+def test_what_an_unfilled_memory_holds_does_not_matter():
+    student = randomise(tiny_student("dsta"))
+    frames, state = torch.randn(1, 1, 3, 64, 64), student.initial_state(1)
+    expected, _ = student(frames, state)
+    rubbish = state.memory._replace(tokens=torch.randn_like(state.memory.tokens) * 9)
+    detections, _ = student(frames, state._replace(memory=rubbish))
+    torch.testing.assert_close(detections, expected, rtol=1e-5, atol=1e-5)

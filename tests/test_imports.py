@@ -1,0 +1,205 @@
+"""Imports point one way, and heavy packages are imported where they are used (DESIGN, section 1).
+
+The source is parsed, never run, so an import inside a function or under ``TYPE_CHECKING`` counts for the direction too.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("lightning_modules", "datamodules", "callbacks")
+OURS = ("main", *ROOMS, "tests")
+
+# Slow to import, or absent where nothing is decoded or measured.
+HEAVY = ("decord", "av", "albumentations", "cv2", "fvcore")
+LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
+
+
+class Rule(NamedTuple):
+    """What the modules below one name may import of ours, and which outside packages they may not."""
+
+    modules: str
+    ours: tuple[str, ...]
+    words: str
+    not_outside: tuple[str, ...] = ()
+
+
+# The first rule whose name is a module's own or a parent's is the module's rule.
+RULES = (
+    *(
+        Rule(room, (room,), f"{room} knows torch, field libraries and itself", LIGHTNING)
+        for room in ("lightning_modules.networks", "lightning_modules.losses", "lightning_modules.metrics")
+    ),
+    Rule(
+        "lightning_modules",
+        ("lightning_modules", "datamodules.batches"),
+        "LightningModules know each other, networks, losses, metrics and datamodules.batches",
+    ),
+    Rule(
+        "callbacks",
+        (
+            "callbacks",
+            "lightning_modules.networks.streaming",
+            "lightning_modules.networks.detections",
+            "datamodules.batches",
+        ),
+        "callbacks know themselves, networks.streaming, networks.detections and datamodules.batches",
+    ),
+    Rule("datamodules", ("datamodules",), "datamodules knows nothing else of ours"),
+    Rule("main", ROOMS, "main knows the rooms"),
+)
+
+
+class Import(NamedTuple):
+    """One imported name: the line of its statement, the full dotted name, and whether importing the file runs it."""
+
+    line: int
+    name: str
+    at_module_level: bool
+
+
+def is_below(name: str, parents: tuple[str, ...]) -> bool:
+    """Whether a dotted name is one of ``parents`` or inside one: ``av.video`` is below ``av``, ``avro`` is not."""
+    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
+
+
+def statements(node: ast.AST, at_module_level: bool = True) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+    """Every import below ``node``, with whether it runs when the file is imported."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        yield node, at_module_level
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        at_module_level = False
+    if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+        for child in node.body:
+            yield from statements(child, at_module_level=False)
+        for child in node.orelse:
+            yield from statements(child, at_module_level)
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from statements(child, at_module_level)
+
+
+def imports_of(root: Path, path: Path) -> Iterator[Import]:
+    """The imports of one file; relative ones made absolute, ``from package import module`` named as the module."""
+    package = path.relative_to(root).parent.parts
+    for statement, at_module_level in statements(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
+        if isinstance(statement, ast.Import):
+            for alias in statement.names:
+                yield Import(statement.lineno, alias.name, at_module_level)
+            continue
+        base = package[: len(package) - statement.level + 1] if statement.level else ()
+        source = ".".join((*base, *filter(None, [statement.module])))
+        for alias in statement.names:
+            module = root.joinpath(*source.split("."), alias.name)
+            is_module = module.with_suffix(".py").is_file() or module.is_dir()
+            yield Import(statement.lineno, f"{source}.{alias.name}" if is_module else source, at_module_level)
+
+
+def sources(root: Path) -> list[Path]:
+    """``main.py`` and every Python file of the rooms."""
+    return [root / "main.py", *sorted(path for room in ROOMS for path in (root / room).rglob("*.py"))]
+
+
+def violations(root: Path) -> list[str]:
+    """One line ``file:line: imports name; rule`` for each import that breaks a rule."""
+    found = []
+    for path in sources(root):
+        relative = path.relative_to(root)
+        module = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
+        rule = next(rule for rule in RULES if is_below(module, (rule.modules,)))
+        for line, name, at_module_level in imports_of(root, path):
+            where = f"{relative.as_posix()}:{line}: imports {name}"
+            if (is_below(name, OURS) and not is_below(name, rule.ours)) or is_below(name, rule.not_outside):
+                found.append(f"{where}; {rule.words}")
+            if is_below(name, HEAVY) and at_module_level:
+                found.append(f"{where}; move it into the function that uses it ({', '.join(HEAVY)} are heavy)")
+    return found
+
+
+def test_imports_point_one_way_and_heavy_packages_wait_until_used():
+    found = violations(ROOT)
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_no_rule_is_without_files():
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sources(ROOT)]
+    for rule in RULES:
+        assert any(is_below(module, (rule.modules,)) for module in modules), f"no file below {rule.modules}"
+
+
+@pytest.fixture
+def house(tmp_path):
+    """A house whose rooms are empty files; ``house(name, source)`` fills one and gives its violations."""
+    networks = "lightning_modules/networks"
+    names = ("main", "callbacks/flops", "datamodules/batches", "datamodules/video", "datamodules/annotations/ava")
+    for name in (*names, "lightning_modules/distillation", f"{networks}/streaming", f"{networks}/vit"):
+        file = tmp_path / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+    def fill(name: str, source: str) -> list[str]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(source)
+        return violations(tmp_path)
+
+    return fill
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "name"),
+    [
+        ("lightning_modules/networks/vit.py", "import datamodules.video", "datamodules.video"),
+        ("lightning_modules/networks/vit.py", "from datamodules.batches import ClipBatch", "datamodules.batches"),
+        ("lightning_modules/networks/vit.py", "from ..distillation import step", "lightning_modules.distillation"),
+        ("lightning_modules/networks/vit.py", "from .. import distillation", "lightning_modules.distillation"),
+        ("lightning_modules/networks/vit.py", "from lightning.pytorch import Trainer", "lightning.pytorch"),
+        ("lightning_modules/losses/__init__.py", "from ..networks import vit", "lightning_modules.networks.vit"),
+        ("lightning_modules/metrics/frame_map.py", "def f():\n  import main", "main"),
+        ("lightning_modules/distillation.py", "from datamodules import batches, video", "datamodules.video"),
+        ("lightning_modules/distillation.py", "from datamodules import ClipBatch", "datamodules"),
+        ("lightning_modules/distillation.py", "import callbacks.flops", "callbacks.flops"),
+        ("lightning_modules/distillation.py", "import torch, av", "av"),
+        (
+            "callbacks/flops.py",
+            "from lightning_modules.networks import streaming, vit",
+            "lightning_modules.networks.vit",
+        ),
+        ("callbacks/flops.py", "from lightning_modules import networks", "lightning_modules.networks"),
+        ("callbacks/flops.py", "class Flops:\n  from fvcore.nn import flop_count", "fvcore.nn"),
+        ("datamodules/annotations/ava.py", "import lightning_modules", "lightning_modules"),
+        ("datamodules/video.py", "try:\n  import decord\nexcept ImportError:\n  decord = None", "decord"),
+        ("datamodules/video.py", "import tests.helpers", "tests.helpers"),
+    ],
+)
+def test_a_planted_violation_is_found_and_placed(house, file, source, name):
+    line = next(number for number, text in enumerate(source.split("\n"), start=1) if "import " in text)
+    (found,) = house(file, source)
+    assert found.startswith(f"{file}:{line}: imports {name}; ")
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("main.py", "import lightning, datamodules.video, callbacks.flops\nfrom lightning_modules import distillation"),
+        (
+            "lightning_modules/networks/vit.py",
+            "import torch, timm, torchvision\nfrom .streaming import StreamingModule",
+        ),
+        ("lightning_modules/networks/vit.py", "from . import streaming\nfrom lightning_modules.networks import vit"),
+        ("lightning_modules/distillation.py", "import lightning\nfrom datamodules import batches"),
+        (
+            "lightning_modules/distillation.py",
+            "from .networks.vit import ViT\nfrom datamodules.batches import ClipBatch",
+        ),
+        ("callbacks/flops.py", "def count():\n  from fvcore.nn import FlopCountAnalysis"),
+        ("callbacks/flops.py", "from lightning_modules.networks.streaming import StreamingModule"),
+        ("datamodules/annotations/ava.py", "from ..video import read\nfrom .. import batches\nimport avro"),
+        ("datamodules/video.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n  import av"),
+    ],
+)
+def test_an_allowed_import_is_left_alone(house, file, source):
+    assert house(file, source) == []
