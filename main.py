@@ -1,5 +1,7 @@
 """Onlooker's command line: ``python main.py {fit,validate,test,predict} --config configs/<experiment>.yaml``."""
 
+# ruff: noqa: E402, F401  (settings come before imports; class names in configs are looked up among what is imported)
+
 from __future__ import annotations
 
 import os
@@ -27,7 +29,7 @@ import datamodules.puppets
 import datamodules.stream
 import lightning_modules.clip_detection
 import lightning_modules.distillation
-import lightning_modules.stream_detection  # noqa: F401  (class names in configs are looked up among what is imported)
+import lightning_modules.stream_detection
 
 DEFAULTS = Path(__file__).parent / "configs" / "trainer" / "defaults.yaml"
 """Read before any ``--config``."""
@@ -40,7 +42,10 @@ class OnlookerCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--name", type=str, default=None, help="name of the run and of its row in the table; the config's by default"
+            "--name",
+            type=str,
+            default=None,
+            help="name of the run and of its row in the table; the config's by default",
         )
 
     def before_instantiate_classes(self) -> None:
@@ -78,14 +83,15 @@ def point_latest_at(folder: Path) -> None:
     latest.symlink_to(folder.name, target_is_directory=True)
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line with ``args`` (``sys.argv`` by default)."""
+def main(args: list[str] | None = None) -> OnlookerCLI:
+    """Run the command line with ``args`` (``sys.argv`` by default); what it ran is in the result."""
     torch.set_float32_matmul_precision("high")
-    OnlookerCLI(
+    return OnlookerCLI(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
+        save_config_kwargs={"overwrite": True},  # every run has a new folder; without a logger there is one to reuse
         seed_everything_default=0,
         parser_kwargs={command: {"default_config_files": [str(DEFAULTS)]} for command in LightningCLI.subcommands()},
         args=args,

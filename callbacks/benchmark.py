@@ -123,7 +123,7 @@ class BenchmarkTable(Callback):
         mean_ap = trainer.callback_metrics.get("test/map")
         return {
             "experiment": self.experiment or type(pl_module).__name__,
-            "weights": str(trainer.ckpt_path) if trainer.ckpt_path else "as configured",
+            "weights": str(trainer.ckpt_path or getattr(pl_module, "weights", None) or "as configured"),
             "protocol": pl_module.benchmark_protocol,
             "map": None if mean_ap is None or math.isnan(mean_ap) else float(mean_ap),
             "parameters": sum(parameter.numel() for parameter in network.parameters()),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class PredictionWriter(Callback):
-    """Writes each frame's detections to ``<folder>/<video id>.jsonl`` while prediction runs.
+    """Writes each frame's detections to ``<folder>/<video id>.jsonl`` while prediction runs ("/" in an id becomes "_").
 
     A line is ``{"timestamp": seconds, "detections": [{"box": [x1, y1, x2, y2] in pixels of the video, "person": score,
     "actions": {name: score}}]}``; only persons and actions of at least the thresholds are written, a frame without any
@@ -46,7 +46,8 @@ class PredictionWriter(Callback):
     ) -> None:
         names = trainer.datamodule.class_names
         for entry in outputs:
-            path = self.folder / f"{Path(entry['video_id']).stem}.jsonl"
+            # The whole id: videos of one name in two folders are told apart by their paths.
+            path = self.folder / f"{entry['video_id'].strip('/').replace('/', '_')}.jsonl"
             with path.open("a" if path in self._started else "w") as file:
                 file.write(json.dumps(self.line(entry, names)) + "\n")
             self._started.add(path)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torchvision.io import write_png
 
 GREEN = (40, 170, 60)
 ORANGE = (240, 130, 20)
@@ -117,6 +119,8 @@ def arrange_page(images: Sequence[Tensor]) -> Tensor:
 class DetectionImages(Callback):
     """Log a page of validation frames with true (green) and predicted (orange) boxes to every logger that takes images.
 
+    The newest page is also ``detections.png`` in the run's folder, for those who look without TensorBoard.
+
     ``validation_step`` returns a dict for it, n frames long in every entry (or None for a batch without pictures):
 
     - ``frames``: (n, 3, H, W) uint8;
@@ -171,6 +175,9 @@ class DetectionImages(Callback):
         for logger in trainer.loggers:
             if hasattr(logger.experiment, "add_image"):
                 logger.experiment.add_image("val/detections", page, trainer.global_step)
+        if (folder := getattr(trainer.logger, "log_dir", None)) is not None:  # trainer.log_dir would wait for all ranks
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            write_png(page, str(Path(folder) / "detections.png"))
 
     def _share(self, batch_idx: int, num_batches: int | float) -> int:
         """How many pictures there should be after this batch; all at once where the length is unknown."""

@@ -75,6 +75,7 @@ class ClipDataModule(DetectionDataModule):
         if not 1 <= past <= max(num_frames, 1):
             raise ValueError(f"past_frames must lie within 1..num_frames ({num_frames}), got {past}")
         self.window = Window(past, num_frames - past, frame_stride)
+        self.num_frames = num_frames
         self.frame_stride = frame_stride
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size

@@ -89,7 +89,8 @@ class ClipDetectionModule(DetectionModule):
     # What the benchmark table asks (callbacks/benchmark.py).
 
     def benchmark_step(self) -> tuple[nn.Module, tuple, str, Callable[[], object]]:
-        clip, sizes = benchmark_clip(self.network, self.device)
+        # The clip that was scored, which may be shorter than the network's: a single frame shows one slot.
+        clip, sizes = benchmark_clip(self.network, self.device, self.trainer.datamodule.num_frames)
         return self.network, (clip, sizes), "clip", lambda: self.decode(self.network(clip, sizes), sizes, sizes)
 
     def benchmark_state(self) -> None:
@@ -99,8 +100,8 @@ class ClipDetectionModule(DetectionModule):
         """A teacher is what others are compared with."""
 
 
-def benchmark_clip(network: EvadTeacher, device: torch.device) -> tuple[Tensor, Tensor]:
+def benchmark_clip(network: EvadTeacher, device: torch.device, num_frames: int) -> tuple[Tensor, Tensor]:
     """A normalised clip (1, 3, T, H, W) of random pixels of the size the network was made for, and its size (1, 2)."""
     side = network.frame_size
-    clip = torch.randn(1, 3, network.num_frames, side, side, device=device)
+    clip = torch.randn(1, 3, num_frames, side, side, device=device)
     return clip, torch.tensor([[side, side]], device=device)

@@ -23,8 +23,8 @@ class DetectionModule(L.LightningModule):
         network: the detector that is trained and evaluated.
         optimizer: called with parameter groups.
         weights: a weights file or checkpoint to start from (or to evaluate). Nothing may be missing or left over.
-        fresh: patterns of parameters that start fresh although ``weights`` are given; for other classes than the weights
-            know: ``["decoder.blocks.*.action_logits.*"]``.
+        fresh: patterns of parameters that start fresh although ``weights`` are given; for other classes than the
+            weights know: ``["decoder.blocks.*.action_logits.*"]``.
         warmup_fraction, final_lr_fraction: of the cosine schedule.
         head_lr_multiplier: learning rate of localizer and decoder over that of the rest.
         person_threshold, score: how detections are decoded, see ``decode_detections``.
@@ -46,14 +46,16 @@ class DetectionModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.network = network
-        self.optimizer = optimizer
+        self.optimizer, self.weights = optimizer, weights
         self.warmup_fraction, self.final_lr_fraction = warmup_fraction, final_lr_fraction
         self.head_lr_multiplier = head_lr_multiplier
         self.person_threshold, self.score = person_threshold, score
         if weights is not None:
             load_exactly(network, read_state_dict(weights), fresh)
         elif fresh:
-            raise ValueError("fresh names parameters to leave out of the weights, but there are no weights; set weights too")
+            raise ValueError(
+                "fresh names parameters that the weights shall leave alone; set weights too, or drop fresh"
+            )
         self.metric = FrameMeanAveragePrecision(network.num_classes, protocol="ava")
 
     def setup(self, stage: str) -> None:
@@ -67,9 +69,7 @@ class DetectionModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer([nn.Parameter(torch.zeros(()))])  # only to learn the configured learning rate
-        groups = parameter_groups(
-            self.trained_modules(), self.head, self.head_lr_multiplier, optimizer.defaults["lr"]
-        )
+        groups = parameter_groups(self.trained_modules(), self.head, self.head_lr_multiplier, optimizer.defaults["lr"])
         optimizer = self.optimizer(groups)
         total_steps = int(self.trainer.estimated_stepping_batches)
         scheduler = warmup_cosine(optimizer, total_steps, self.warmup_fraction, self.final_lr_fraction)
@@ -132,7 +132,8 @@ class DetectionModule(L.LightningModule):
         return {
             "frames": frames,
             "predictions": [
-                {"boxes": found.boxes * factor, "scores": found.scores} for found, factor in zip(scored, scale, strict=True)
+                {"boxes": found.boxes * factor, "scores": found.scores}
+                for found, factor in zip(scored, scale, strict=True)
             ],
             "targets": [
                 {"boxes": true_boxes, "labels": true_labels}

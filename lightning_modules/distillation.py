@@ -21,6 +21,8 @@ from .networks.student import StreamingDetector
 from .networks.weights import load_exactly, read_state_dict, student_from_teacher
 from .stream_detection import StreamDetectionModule
 
+DEFAULT_TASK_WEIGHTS = {"detection": 1.0, "features": 1.0, "actions": 1.0, "boxes": 0.2}
+
 
 class DistillationModule(StreamDetectionModule):
     """Ground truth and a frozen teacher train a streaming student.
@@ -35,7 +37,8 @@ class DistillationModule(StreamDetectionModule):
         teacher_keyframe: which frame of its clip the teacher's keyframe is: its middle always, so ``centre`` sees as
             much future as past; ``last`` repeats the newest frame where the future would be.
         from_teacher: start the student from the teacher's weights.
-        task_weights: initial weights of the tasks; a task without one is left out. weighting: see ``TaskWeighting``.
+        task_weights: initial weights of the tasks, ``DEFAULT_TASK_WEIGHTS`` by default; a task without one is left out.
+        weighting: see ``TaskWeighting``.
         action_temperature: see ``ActionImitation``.
 
     The other arguments are those of ``StreamDetectionModule``.
@@ -62,10 +65,9 @@ class DistillationModule(StreamDetectionModule):
         self.feature_loss = FeatureLoss()
         self.action_imitation = ActionImitation(action_temperature)
         self.box_imitation = BoxImitation()
-        tasks = {"detection": 1.0, "features": 1.0, "actions": 1.0, "boxes": 0.2} if task_weights is None else task_weights
-        known = {"detection", "features", "actions", "boxes"}
-        if not set(tasks) <= known:
-            raise ValueError(f"task_weights names unknown tasks {sorted(set(tasks) - known)}; the tasks are {sorted(known)}")
+        tasks = DEFAULT_TASK_WEIGHTS if task_weights is None else task_weights
+        if unknown := sorted(set(tasks) - set(DEFAULT_TASK_WEIGHTS)):
+            raise ValueError(f"task_weights names unknown tasks {unknown}; the tasks are {list(DEFAULT_TASK_WEIGHTS)}")
         self.task_weighting = TaskWeighting(tasks, weighting)
 
     def trained_modules(self) -> list[tuple[str, nn.Module]]:
@@ -89,7 +91,8 @@ class DistillationModule(StreamDetectionModule):
         total, task_weights = self.task_weighting(tasks, self.progress)
         terms = {f"detection/{name}": value for name, value in detection.items() if name != "total"}
         self.log_losses({"total": total, **tasks, **terms}, len(batch.frames))
-        self.log_dict({f"train/weight/{name}": value for name, value in task_weights.items()}, batch_size=len(batch.frames))
+        shares = {f"train/weight/{name}": value for name, value in task_weights.items()}
+        self.log_dict(shares, batch_size=len(batch.frames))
         return total
 
     def ask_teacher(self, batch: ClipBatch) -> DetectorOutputs:
@@ -112,5 +115,5 @@ class DistillationModule(StreamDetectionModule):
 
     def benchmark_reference(self) -> Callable[[], object]:
         """The teacher's sliding window: one full clip for one new frame."""
-        clip, sizes = benchmark_clip(self.teacher.network, self.device)
+        clip, sizes = benchmark_clip(self.teacher.network, self.device, self.teacher.network.num_frames)
         return lambda: self.decode(self.teacher(clip, sizes), sizes, sizes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 
 from torch import nn
@@ -18,8 +18,8 @@ def parameter_groups(
 ) -> list[dict]:
     """Trainable parameters in up to four groups: head or not, decayed or not.
 
-    Parameters whose name matches one of the ``head`` patterns learn ``head_lr_multiplier`` times as fast. Vectors (norms,
-    biases), mask token, proposals and codes are not decayed (`evad-facts`, section 10).
+    Parameters whose name matches one of the ``head`` patterns learn ``head_lr_multiplier`` times as fast. Vectors
+    (norms, biases), mask token, proposals and codes are not decayed (`evad-facts`, section 10).
     """
     groups: dict[tuple[bool, bool], list] = {}
     for prefix, module in modules:
@@ -48,6 +48,3 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup_fraction: float
         return final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return LambdaLR(optimizer, factor)
-
-
-OptimizerFactory = Callable[[Iterable], Optimizer]

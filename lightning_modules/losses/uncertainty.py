@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 LOG_VARIANCE_RANGE = (-3.0, 5.0)
@@ -58,7 +59,13 @@ class TaskWeighting(nn.Module):
             else:
                 log_variance = self.log_variances[name].clamp(*LOG_VARIANCE_RANGE)
                 if progress < self.frozen_until:
-                    log_variance = log_variance.detach()
+                    log_variance = _without_gradient(log_variance)
                 weights[name] = (-log_variance).exp().detach()
                 total = total + (-log_variance).exp() * loss + log_variance
         return total, weights
+
+
+def _without_gradient(value: Tensor) -> Tensor:
+    """The value detached; in a distributed run with a gradient of zero, since DDP waits for every parameter's."""
+    distributed = dist.is_available() and dist.is_initialized()
+    return value.detach() + 0 * value if distributed else value.detach()

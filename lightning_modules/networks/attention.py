@@ -77,9 +77,7 @@ class SelfAttention(nn.Module):
         query = F.linear(tokens[..., -num_queries:, :], self.qkv.weight[:dim], self.q_bias)
         bias = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
         key, value = F.linear(tokens, self.qkv.weight[dim:], bias).chunk(2, dim=-1)
-        query, key, value = (
-            part.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2) for part in (query, key, value)
-        )
+        query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2) for part in (query, key, value))
         return query, key, value
 
     def with_received(self, tokens: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:

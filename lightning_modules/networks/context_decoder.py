@@ -1,4 +1,4 @@
-"""Context refinement decoder: actor features joined with all kept tokens (EVAD, section 3.3; `evad-facts`, section 6)."""
+"""Context refinement decoder: actors joined with all kept tokens (EVAD, section 3.3; `evad-facts`, section 6)."""
 
 from __future__ import annotations
 
@@ -94,9 +94,7 @@ class ContextDecoder(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def forward(
-        self, encoded: EncodedClip, boxes: Tensor, image_sizes: Tensor, every_block: bool = False
-    ) -> Tensor:
+    def forward(self, encoded: EncodedClip, boxes: Tensor, image_sizes: Tensor, every_block: bool = False) -> Tensor:
         """Action logits (depth or 1, B, P, num_classes) of the last block, or of every block for deep supervision."""
         slots, height, width = encoded.grid
         key, num_keyframe = slots // 2, height * width

@@ -58,7 +58,7 @@ class ContextMemory(nn.Module):
     def forward(
         self, tokens: Tensor, received: Tensor, state: MemoryState, last: int
     ) -> tuple[MemoryState, MemoryState]:
-        """Append a chunk's frames; give what each of its ``last`` frames finds before it, and the state after the chunk.
+        """Append a chunk's frames; give what each of its ``last`` frames finds before it, and the state after them.
 
         tokens (B, T, N, C) projected, received (B, T, N). What the L frames find is a ``MemoryState`` with B L entries.
         """
@@ -70,7 +70,7 @@ class ContextMemory(nn.Module):
         steps = torch.arange(num_frames, device=tokens.device)
         filled = (state.filled[:, None] + steps).clamp(max=self.window)  # (B, T), before each frame
         first = num_frames - last
-        index = torch.arange(self.window, device=tokens.device) + torch.arange(first, num_frames, device=tokens.device)[:, None]
+        index = steps[first:, None] + torch.arange(self.window, device=tokens.device)  # (L, K)
         before = MemoryState(
             tokens[:, index].flatten(0, 1), places[:, index].flatten(0, 1), filled[:, first:].flatten()
         )
@@ -98,7 +98,7 @@ class ContextMemory(nn.Module):
         batch, num_patches, dim = newest.shape
         ages = torch.arange(self.window, 0, -1, device=newest.device)
         keyframe_slot = decoder.positions.keyframe_slot
-        slots = (keyframe_slot - torch.div(ages + self.frames_per_slot - 1, self.frames_per_slot, rounding_mode="floor"))
+        slots = keyframe_slot - torch.div(ages + self.frames_per_slot - 1, self.frames_per_slot, rounding_mode="floor")
         codes = decoder.positions.slots(torch.cat([slots.clamp(min=0), slots.new_tensor([keyframe_slot])]), *grid)
         codes = codes.to(newest.dtype)
         past_codes = codes[:-1] + self.age_code.to(newest.dtype)  # (K, N, C)
@@ -108,7 +108,7 @@ class ContextMemory(nn.Module):
         places = past.places[..., None].expand_as(past.tokens)
         canvas = decoder.mask_token.to(newest.dtype).expand(batch * self.window, num_patches, dim)
         canvas = canvas.unflatten(0, (batch, self.window)).scatter(2, places, past.tokens.to(newest.dtype)) + past_codes
-        weights = torch.cat([is_filled, torch.ones_like(is_filled[:, :1])], dim=1).float()
+        weights = torch.cat([is_filled, is_filled.new_ones(batch, 1)], dim=1).float()
         actors = decoder.pool_actors(
             torch.cat([canvas, (newest + newest_codes)[:, None]], dim=1),
             boxes,

@@ -60,12 +60,14 @@ def decode_detections(
 ) -> list[ScoredBoxes]:
     """Boxes in the original video with action scores, one entry a keyframe.
 
-    Proposals with a person score of at least ``person_threshold`` are kept; where there is none, all are (EVAD; no NMS).
-    Boxes are clipped to the frame. ``score="action"`` is EVAD's rule; ``person_x_action`` multiplies by the person score,
-    which ranks proposals by both and suits a threshold of 0.
+    Proposals with a person score of at least ``person_threshold`` are kept; where there is none, all are (EVAD; no
+    NMS). Boxes are clipped to the frame. ``score="action"`` is EVAD's rule; ``person_x_action`` multiplies by the
+    person score, which ranks proposals by both and suits a threshold of 0.
 
     Shapes: detections (B, Q, ...), image_sizes and original_sizes (B, 2) height, width.
     """
+    if score not in ("person_x_action", "action"):
+        raise ValueError(f"score must be 'person_x_action' or 'action', got {score!r}")
     persons = detections.person_logits.float().softmax(-1)[..., 0]  # (B, Q)
     actions = detections.action_logits.float().sigmoid()
     scores = actions * persons[..., None] if score == "person_x_action" else actions
@@ -75,6 +77,4 @@ def decode_detections(
     boxes = torch.minimum(boxes * (original / network), original)
     keep = persons >= person_threshold
     keep = keep | ~keep.any(dim=1, keepdim=True)
-    return [
-        ScoredBoxes(boxes[item, mask], scores[item, mask], persons[item, mask]) for item, mask in enumerate(keep)
-    ]
+    return [ScoredBoxes(boxes[item, mask], scores[item, mask], persons[item, mask]) for item, mask in enumerate(keep)]

@@ -21,8 +21,8 @@ from .vit import TUBELET, VideoViT
 class EvadTeacher(nn.Module):
     """Detects the actors of a clip's keyframe and their actions.
 
-    The keyframe is frame ``num_frames // 2`` of the clip. Defaults are those of the published ViT-B model; every size is
-    an argument. Arguments that start with ``decoder_`` belong to the context decoder, those of the localizer are
+    The keyframe is frame ``num_frames // 2`` of the clip. Defaults are those of the published ViT-B model; every size
+    is an argument. Arguments that start with ``decoder_`` belong to the context decoder, those of the localizer are
     ``head_dim`` (also the pyramid's width) to ``roi_kernel``.
 
     Args:
@@ -130,6 +130,4 @@ class EvadTeacher(nn.Module):
         encoded = self.backbone(clips)
         actors = self.localizer(self.pyramid(encoded.maps), self.pyramid.strides, image_sizes)
         action_logits = self.decoder(encoded, actors.boxes[-1], image_sizes, every_block=deep)
-        return DetectorOutputs(
-            actors.person_logits, actors.boxes, action_logits, encoded.maps, encoded.kept_by_layer
-        )
+        return DetectorOutputs(actors.person_logits, actors.boxes, action_logits, encoded.maps, encoded.kept_by_layer)

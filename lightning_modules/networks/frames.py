@@ -13,7 +13,7 @@ MEAN, STD = 0.45, 0.225
 
 
 def normalise_frames(frames: Tensor, image_sizes: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 (B, T, 3, H, W) -> normalised ``dtype``; pixels outside ``image_sizes`` (B, 2) become zero, as EVAD pads."""
+    """uint8 (B, T, 3, H, W) -> normalised ``dtype``; pixels outside ``image_sizes`` (B, 2) are zero, as EVAD pads."""
     normalised = (frames.to(dtype) / 255 - MEAN) / STD
     if image_sizes is None:
         return normalised

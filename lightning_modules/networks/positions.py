@@ -41,7 +41,9 @@ class SpaceTimePositions(nn.Module):
     def forward(self, num_slots: int, height: int, width: int) -> Tensor:
         """Codes of the middle ``num_slots`` slots on a ``height`` x ``width`` grid: (num_slots, height * width, C)."""
         if num_slots > self.num_slots:
-            raise ValueError(f"clip has {num_slots} slots but the network was made for {self.num_slots}; set num_frames")
+            raise ValueError(
+                f"clip has {num_slots} slots but the network was made for {self.num_slots}; set num_frames"
+            )
         first = self.keyframe_slot - num_slots // 2
         return self.slots(torch.arange(first, first + num_slots, device=self.table.device), height, width)
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # A 3x3 convolution over a nearest-upsampled map sees, at the first row of a cell, the cell above and (twice) the cell
-# itself; at the last row the cell itself (twice) and the one below; between them the cell alone. So its kernel folds into
-# one of these few smaller ones: (offset of the first cell read, which kernel rows add up for each cell).
+# itself; at the last row the cell itself (twice) and the one below; between them the cell alone. So its kernel folds
+# into one of these few smaller ones: (offset of the first cell read, which kernel rows add up for each cell).
 _FIRST = (-1, ((0,), (1, 2)))
 _MIDDLE = (0, ((0, 1, 2),))
 _LAST = (0, ((0, 1), (2,)))
@@ -23,9 +23,10 @@ def _folded(weight: Tensor, rows: tuple, columns: tuple) -> Tensor:
 def conv_after_upsampling(maps: Tensor, weight: Tensor, bias: Tensor, factor: int) -> Tensor:
     """3x3 convolution (padding 1) of the ``factor`` times nearest-upsampled maps, without upsampling them.
 
-    Equal to ``conv2d(interpolate(maps, scale_factor=factor, mode="nearest"), weight, bias, padding=1)``; within a cell of
-    factor x factor pixels only the first, the last and the pixels between differ, so 4 (factor 2) or 9 (factor 4) small
-    convolutions of the cells give all values: 25 instead of 144 multiply-adds a cell and channel pair for factor 4.
+    Equal to ``conv2d(interpolate(maps, scale_factor=factor, mode="nearest"), weight, bias, padding=1)``; within a cell
+    of factor x factor pixels only the first, the last and the pixels between differ, so 4 (factor 2) or 9 (factor 4)
+    small convolutions of the cells give all values: 25 instead of 144 multiply-adds a cell and channel pair for factor
+    4.
 
     Shapes: maps (B, I, h, w), weight (O, I, 3, 3); returns (B, O, factor h, factor w).
     """
@@ -55,8 +56,8 @@ class KeyframePyramid(nn.Module):
     are computed on the token grid and only the output convolutions know the finer strides. The values are those of
     upsampling first.
 
-    Shapes: maps (finest level first) of (B, C, h, w), h and w even; returns (B, D, 4h, 4w), (B, D, 2h, 2w), (B, D, h, w),
-    (B, D, h/2, w/2).
+    Shapes: maps (finest level first) of (B, C, h, w), h and w even; returns (B, D, 4h, 4w), (B, D, 2h, 2w),
+    (B, D, h, w), (B, D, h/2, w/2).
     """
 
     upsampling = (4, 2, 1)

@@ -1,9 +1,9 @@
 """RoIAlign as two small matrix products a box.
 
-Bilinear sampling on a grid of points is separable: one matrix gathers rows, one gathers columns. The values are those of
-torchvision's compiled operator with ``aligned=True`` and no gradient to the boxes (samples more than one cell outside the
-map count as zero); unlike it the products have a fast backward pass, share their weights over all slots of a clip, and
-export as plain matrix products.
+Bilinear sampling on a grid of points is separable: one matrix gathers rows, one gathers columns. The values are those
+of torchvision's compiled operator with ``aligned=True`` and no gradient to the boxes (samples more than one cell
+outside the map count as zero); unlike it the products have a fast backward pass, share their weights over all slots of
+a clip, and export as plain matrix products.
 """
 
 from __future__ import annotations
@@ -64,8 +64,9 @@ def pyramid_roi_align(
 ) -> Tensor:
     """RoIAlign of every box in the pyramid level that fits its size.
 
-    ``separable`` reads every level and keeps one, which is fastest for small maps and in training; ``torchvision`` reads
-    one level a box with the compiled operator, which is fastest for large maps in eval. Both give the same values.
+    ``separable`` reads every level and keeps one, which is fastest for small maps and in training; ``torchvision``
+    reads one level a box with the compiled operator, which is fastest for large maps in eval. Both give the same
+    values.
 
     Shapes: pyramid of (B, C, h_i, w_i), boxes (B, P, 4) xyxy in pixels; returns (B, P, C, r, r).
     """
@@ -82,8 +83,8 @@ def pyramid_roi_align(
         for crop, mask in zip(crops[1:], chosen[1:], strict=True):
             merged = torch.where(mask, crop, merged)
         return merged
-    batch = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None].expand(-1, boxes.shape[1], 1)
-    rois, levels = torch.cat([batch, boxes], dim=-1).flatten(0, 1), levels.flatten()
+    item = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None].expand_as(boxes[..., :1])
+    rois, levels = torch.cat([item, boxes], dim=-1).flatten(0, 1), levels.flatten()
     merged = pyramid[0].new_zeros(len(rois), pyramid[0].shape[1], output_size, output_size)
     for level, (maps, stride) in enumerate(zip(pyramid, strides, strict=True)):
         index = torch.nonzero(levels == level)[:, 0]

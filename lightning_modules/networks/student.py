@@ -10,7 +10,6 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from .attention import attention_and_received
 from .context_decoder import ContextDecoder
 from .context_memory import ContextMemory, MemoryState
 from .decomposed_attention import DecomposedAttention
@@ -193,7 +192,8 @@ class StreamingDetector(StreamingModule[StudentState]):
 
         tokens = self.patch_embed(frames.flatten(0, 1)).flatten(2).transpose(1, 2)  # (B T, N, C)
         keyframe_slot = torch.tensor([self.positions.keyframe_slot], device=frames.device)
-        tokens = (tokens + self.positions.slots(keyframe_slot, *grid).to(tokens.dtype)).unflatten(0, (batch, num_frames))
+        tokens = tokens + self.positions.slots(keyframe_slot, *grid).to(tokens.dtype)
+        tokens = tokens.unflatten(0, (batch, num_frames))
         maps, block_states = {}, []
         for layer, (block, block_state) in enumerate(zip(self.blocks, state.blocks, strict=True)):
             if layer == len(self.blocks) - 1:
@@ -217,9 +217,11 @@ class StreamingDetector(StreamingModule[StudentState]):
     @torch.no_grad()
     def _received(self, block: StreamingBlock, tokens: Tensor) -> Tensor:
         """(B, T, N): the attention that each token of a frame receives inside that frame in this block."""
-        query, key, value = block.temporal.attn.project(block.temporal.norm1(tokens).flatten(0, 1))
-        weights = torch.ones(query.shape[2], device=query.device)
-        return attention_and_received(query, key, value, weights)[1].unflatten(0, tokens.shape[:2])
+        if self.memory.window == 0 or self.memory.keep_rate == 1:
+            return tokens.new_zeros(tokens.shape[:3])  # nothing is chosen by it
+        query, key, _ = block.temporal.attn.project(block.temporal.norm1(tokens))
+        attention = (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(-1)  # (B, T, H, N, N)
+        return attention.mean(dim=(-3, -2))
 
     def _check(self, frames: Tensor, state: StudentState, grid: tuple[int, int]) -> None:
         """A state made for other frames would give wrong answers, not errors, further down."""
@@ -230,5 +232,6 @@ class StreamingDetector(StreamingModule[StudentState]):
         if tuple(state.memory.tokens.shape) != expected:
             raise ValueError(
                 f"the state's memory is {tuple(state.memory.tokens.shape)} but {len(frames)} streams of "
-                f"{tuple(frames.shape[-2:])} pixels need {expected}; make one with initial_state(batch_size, frame_size)"
+                f"{tuple(frames.shape[-2:])} pixels need {expected}; "
+                "make one with initial_state(batch_size, frame_size)"
             )

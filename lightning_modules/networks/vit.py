@@ -152,7 +152,8 @@ class VideoViT(nn.Module):
         size = self.patch_size
         if clips.shape[2] % TUBELET or clips.shape[3] % size or clips.shape[4] % size:
             raise ValueError(
-                f"a clip of {tuple(clips.shape[2:])} (frames, height, width) does not divide into {TUBELET} x {size} x {size}"
+                f"a clip of {tuple(clips.shape[2:])} (frames, height, width) "
+                f"does not divide into {TUBELET} x {size} x {size}"
             )
         height, width = clips.shape[3] // size, clips.shape[4] // size
         tokens = self.patch_embed(clips)

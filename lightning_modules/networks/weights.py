@@ -1,11 +1,12 @@
 """Reading, checking and placing weights: checkpoints, shipped weights, a student's start from its teacher.
 
-``python -m lightning_modules.networks.weights runs/evad/latest/checkpoints/last.ckpt results/weights/evad.pt`` takes the
-network out of a checkpoint, in half precision.
+``python -m lightning_modules.networks.weights runs/evad/latest/checkpoints/last.ckpt results/weights/evad.pt`` takes
+the network out of a checkpoint, in half precision.
 """
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,15 +22,19 @@ KEYS_SHOWN = 12
 def read_state_dict(path: str | Path, prefix: str = "network.") -> dict[str, Tensor]:
     """The tensors of a weights file or a Lightning checkpoint, in float32, without executing anything in it.
 
-    Of a checkpoint only the keys that start with ``prefix`` are taken, and lose it. Weights are stored in half precision
-    where they ship with the repository.
+    Of a checkpoint only the keys that start with ``prefix`` are taken, and lose it. Weights are stored in half
+    precision where they ship with the repository.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; name an existing file or leave the weights out to start fresh")
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} holds more than tensors and is not read: {error}") from error
     if isinstance(content, Mapping) and "state_dict" in content:
-        content = {key.removeprefix(prefix): value for key, value in content["state_dict"].items() if key.startswith(prefix)}
+        whole = content["state_dict"]
+        content = {key.removeprefix(prefix): value for key, value in whole.items() if key.startswith(prefix)}
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"{path} holds no weights of a network (expected tensors by name, or a Lightning checkpoint)")
     return {key: value.float() if value.is_floating_point() else value for key, value in content.items()}
@@ -70,21 +75,23 @@ def load_exactly(network: nn.Module, state_dict: Mapping[str, Tensor], fresh: Se
             + "; ".join(problems)
             + ". Build the network with the sizes of the weights, or name the parameters that shall start fresh"
         )
+    # Fresh parameters are absent on purpose; everything else has been checked above.
     network.load_state_dict({key: value for key, value in state_dict.items() if key in wanted}, strict=False)
 
 
 def save_weights(state_dict: Mapping[str, Tensor], path: str | Path) -> None:
     """Weights only, in half precision, with nothing to execute: what ships with the repository."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    torch.save({key: value.half().clone() for key, value in state_dict.items()}, path)
+    halves = {key: (value.half() if value.is_floating_point() else value).clone() for key, value in state_dict.items()}
+    torch.save(halves, path)
 
 
 @torch.no_grad()
 def student_from_teacher(student: StreamingDetector, teacher: Mapping[str, Tensor]) -> None:
     """Start a student from its teacher's ``state_dict``: every weight that has a place in it is copied.
 
-    The kernel of a frame is the teacher's tubelet kernel summed over its two time steps, so that a still scene gives both
-    the same tokens. Parts that the teacher lacks (LSTM, gates, age codes) keep their own start.
+    The kernel of a frame is the teacher's tubelet kernel summed over its two time steps, so that a still scene gives
+    both the same tokens. Parts that the teacher lacks (LSTM, gates, age codes) keep their own start.
 
     Raises:
         ValueError: where the two do not have the same sizes; it lists the parameters.

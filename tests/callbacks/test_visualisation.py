@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
+from torchvision.io import decode_image
 
 from callbacks.visualisation import GREEN, ORANGE, DetectionImages, arrange_page, draw_detections, label_text
 
@@ -140,12 +141,13 @@ def test_pictures_are_spread_over_the_validation_set(tmp_path, num_images, frame
     assert not callback._pictures
 
 
-def test_a_page_is_logged_to_tensorboard(tmp_path):
+def test_a_page_is_logged_to_tensorboard_and_lies_in_the_folder_of_the_run(tmp_path):
     validate(Detector(), DetectionImages(num_images=4), tmp_path)
     events = EventAccumulator(str(tmp_path / "run"))
     events.Reload()
     (image,) = events.Images("val/detections")
     assert image.width == image.height == 2 * 96 * 4 + 4
+    assert decode_image(str(tmp_path / "run" / "detections.png")).shape == (3, 2 * 96 * 4 + 4, 2 * 96 * 4 + 4)
 
 
 def test_nothing_to_show_logs_nothing(tmp_path):

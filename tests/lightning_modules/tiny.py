@@ -62,7 +62,9 @@ def student(temporal: Literal["tsa", "dsta"] = "dsta", seed: int = 1, **changes:
 @torch.no_grad()
 def place_proposals(network: EvadTeacher | StreamingDetector) -> None:
     """Put two of four proposals where ``NumberedVideos`` has its boxes, for good: mAP then depends on scores alone."""
-    boxes = torch.tensor([[0.25, 0.5, 0.25, 0.5], [0.6875, 0.625, 0.375, 0.75], [0.5, 0.2, 0.1, 0.1], [0.2, 0.2, 0.1, 0.1]])
+    boxes = torch.tensor(
+        [[0.25, 0.5, 0.25, 0.5], [0.6875, 0.625, 0.375, 0.75], [0.5, 0.2, 0.1, 0.1], [0.2, 0.2, 0.1, 0.1]]
+    )
     network.localizer.proposal_boxes.copy_(boxes)
     for stage in network.localizer.stages:
         stage.bboxes_delta.weight.zero_()

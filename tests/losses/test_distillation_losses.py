@@ -35,7 +35,7 @@ def test_equal_features_are_no_loss_and_neither_are_rescaled_ones():
 
 
 def test_features_by_hand():
-    # Layer-normed over two channels, tokens (1, 3) and (5, 1) are (-1, 1) and (1, -1): a squared difference of 4 in each.
+    # Layer-normed over two channels, (1, 3) and (5, 1) are (-1, 1) and (1, -1): a squared difference of 4 in each.
     apart, same = maps([1.0, 3.0]), maps([5.0, 1.0])
     assert FeatureLoss()([apart], [same]).item() == pytest.approx(4, abs=1e-3)
     # The mean over tokens, then over layers.

@@ -189,7 +189,7 @@ def encode(clip, weights, config):
             for head in attention:
                 scores += config["enhanced_weight"] * head[:size].sum(0) + head[size:].sum(0)
             number = math.ceil(config["keep_rates"][layer] * len(tokens)) - size
-            chosen = sorted(range(len(places)), key=lambda token: -scores[size + token])[:number]  # noqa: B023
+            chosen = sorted(range(len(places)), key=lambda token: -scores[size + token])[:number]
             if config["key_order"] == "position":
                 chosen = sorted(chosen)
             tokens = np.concatenate([tokens[:size], tokens[size:][chosen]])
@@ -267,9 +267,7 @@ def localize(levels, size, weights, config):
         attended, _ = attention_maps(query, key, value, config["localizer_heads"])
         attended = linear(attended, weights, f"{stage}.self_attn.proj")
         features = layer_norm(features + attended, weights, f"{stage}.norm1", 1e-5)
-        filtered = [
-            interact(*pair, weights, f"{stage}.inst_interact") for pair in zip(features, crops, strict=True)
-        ]
+        filtered = [interact(*pair, weights, f"{stage}.inst_interact") for pair in zip(features, crops, strict=True)]
         features = layer_norm(features + np.array(filtered), weights, f"{stage}.norm2", 1e-5)
         hidden = relu(linear(features, weights, f"{stage}.linear1"))
         features = layer_norm(features + linear(hidden, weights, f"{stage}.linear2"), weights, f"{stage}.norm3", 1e-5)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.streaming import state_bytes
@@ -55,18 +54,18 @@ def test_an_untrained_student_detects_in_a_first_frame_what_the_teacher_does_in_
     sizes = torch.tensor([image_size] * 2)
     ours, _ = student(frames, student.initial_state(2, (HEIGHT, WIDTH)), sizes)
     theirs = teacher(clip, sizes)
-    for one, other in zip(tree_map(lambda x: x[:, 0], ours), theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one[:, 0], other, rtol=1e-4, atol=1e-4)
 
 
 def test_without_a_memory_an_untrained_dsta_student_is_the_frame_wise_teacher_at_any_time():
     student, teacher = pair("dsta", window=0)
-    pictures = torch.randn(1, 4, 3, HEIGHT, WIDTH)
+    pictures = torch.randn(1, 4, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
     ours, _ = student(pictures, student.initial_state(1, (HEIGHT, WIDTH)))
     for t in range(4):
         theirs = teacher(pictures[:, t, :, None].repeat(1, 1, 2, 1, 1))
-        for one, other in zip(tree_map(lambda x: x[:, t], ours), theirs, strict=True):  # noqa: B023
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one[:, t], other, rtol=1e-4, atol=1e-4)
 
 
 def test_a_channel_shift_sees_zeros_before_the_first_frame():
@@ -77,20 +76,21 @@ def test_a_channel_shift_sees_zeros_before_the_first_frame():
 
 
 @pytest.mark.parametrize("temporal", ["dsta", "tsa"])
-def test_every_weight_of_the_teacher_arrives_and_nothing_else_changes(temporal):
+def test_every_weight_of_the_teacher_arrives_in_one_place_and_nothing_else_changes(temporal):
     teacher = tiny_teacher(keep_rates={}).state_dict()
-    new_parts = ("temporal_norm", "into_lstm", ".lstm.", "out_of_lstm", "gate", "age_code")
+    numbered = {key: torch.full_like(value, number) for number, (key, value) in enumerate(teacher.items(), start=1)}
     student = StreamingDetector(temporal, **SHARED)
     fresh = {key: value.clone() for key, value in student.state_dict().items()}
-    student_from_teacher(student, teacher)
-    started = {key: value.clone() for key, value in student.state_dict().items()}
-    for key, value in started.items():
-        own = any(part in key for part in new_parts)
-        assert torch.equal(value, fresh[key]) == own, key
-    for name, value in teacher.items():
-        student_from_teacher(student, teacher | {name: value + 1})
-        changed = [key for key, value in student.state_dict().items() if not torch.equal(value, started[key])]
-        assert len(changed) == 1, f"{name} reaches {changed}"
+    student_from_teacher(student, numbered)
+    new_parts = ("temporal_norm", "into_lstm", ".lstm.", "out_of_lstm", "gate", "age_code")
+    arrived = []
+    for key, value in student.state_dict().items():
+        if any(part in key for part in new_parts):
+            assert torch.equal(value, fresh[key]), key
+        else:
+            assert value.min() == value.max(), key
+            arrived.append(value.flatten()[0].item() / (2 if key == "patch_embed.weight" else 1))  # two time steps
+    assert sorted(arrived) == list(range(1, len(teacher) + 1))
 
 
 def test_a_frame_is_embedded_with_the_sum_of_the_tubelet_kernel():
@@ -126,14 +126,17 @@ def test_frames_need_not_be_square_nor_fill_the_padding(temporal):
     detections, _ = student(frames, student.initial_state(2, (64, 96)), sizes)
     for item in range(2):
         alone, _ = student(frames[item : item + 1], student.initial_state(1, (64, 96)), sizes[item : item + 1])
-        torch.testing.assert_close(tree_map(lambda x: x[item : item + 1], detections), alone, rtol=1e-4, atol=1e-4)  # noqa: B023
+        for ours, theirs in zip(detections, alone, strict=True):
+            torch.testing.assert_close(ours[item : item + 1], theirs, rtol=1e-4, atol=1e-4)
     whole, _ = student(frames, student.initial_state(2, (64, 96)))
     assert (whole.boxes - detections.boxes).abs().amax() > 1, "proposals scale with the image inside the padding"
 
 
 def test_state_bytes_are_those_of_the_arithmetic():
     lanes, patches = 3, 4 * 6
-    memory = 3 * (12 * 8 * 4 + 12 * 8) + 8  # window x (12 of 24 tokens, 8 wide, float32, and their int64 places), filled
+    memory = (
+        3 * (12 * 8 * 4 + 12 * 8) + 8
+    )  # window x (12 of 24 tokens, 8 wide, float32, and their int64 places), filled
     tsa = tiny_student("tsa", shift_mode="concat_kv")
     blocks = 2 * (2 * patches * 8 * 4 + 1)  # keys and values, and whether there are any
     assert state_bytes(tsa.initial_state(lanes, (64, 96))) == lanes * (blocks + memory)
@@ -142,17 +145,6 @@ def test_state_bytes_are_those_of_the_arithmetic():
     assert state_bytes(dsta.initial_state(lanes, (64, 96))) == lanes * (blocks + memory)
     channel = tiny_student("tsa", shift_mode="channel", shift_rate=0.25, window=0)
     assert state_bytes(channel.initial_state(lanes, (64, 96))) == lanes * (2 * (patches * 2 * 4 + 1) + 8)
-
-
-def test_the_memory_keeps_the_most_attended_tokens_of_each_frame_in_order():
-    student = randomise(tiny_student("dsta", window=2))
-    tokens, received = torch.randn(1, 3, 4, 8), torch.tensor([[[1, 9, 3, 7], [8, 2, 6, 4], [5, 1, 0, 9.0]]])
-    start = student.memory.initial_state(1, 4, 8, None, None)
-    before, after = student.memory(tokens, received, start, last=2)
-    assert after.places.tolist() == [[[0, 2], [0, 3]]] and after.filled.tolist() == [2]
-    assert torch.equal(after.tokens, torch.stack([tokens[:, 1, [0, 2]], tokens[:, 2, [0, 3]]], dim=1))
-    assert before.filled.tolist() == [1, 2]
-    assert before.places.tolist() == [[[0, 0], [1, 3]], [[1, 3], [0, 2]]]
 
 
 def test_what_an_unfilled_memory_holds_does_not_matter():

@@ -1,0 +1,153 @@
+"""Training and evaluating a clip detector, and what every detection experiment checks before it runs."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from lightning_modules.clip_detection import ClipDetectionModule
+from lightning_modules.networks.weights import read_state_dict, save_weights
+from tests.datamodules.miniature import NumberedVideos
+from tests.lightning_modules import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("clips")
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    data = tiny.clips(tiny.videos(folder), folder / "cache")
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def optimizer(groups):
+    return torch.optim.AdamW(groups, lr=3e-3)
+
+
+def test_the_loss_of_a_repeated_batch_falls(data, tmp_path):
+    batch, losses = next(iter(data.train_dataloader())), tiny.Losses()
+    module = ClipDetectionModule(tiny.teacher(), optimizer=optimizer)
+    tiny.trainer(tmp_path, max_epochs=1, callbacks=[losses]).fit(module, datamodule=tiny.Repeated(batch, steps=30))
+    assert losses.values[-1] < 0.4 * losses.values[0]
+
+
+def test_whole_clips_follow_the_time_of_the_keyframe_slot_alone(data, tmp_path):
+    batch, shown = next(iter(data.train_dataloader())), []
+    module = ClipDetectionModule(tiny.teacher(), one_slot_until=0.5)
+    whole = module.network.outputs
+
+    def remember(clips, *args, **kwargs):
+        shown.append(clips)
+        return whole(clips, *args, **kwargs)
+
+    module.network.outputs = remember
+    tiny.trainer(tmp_path, max_epochs=1).fit(module, datamodule=tiny.Repeated(batch, steps=6))
+    assert [clips.shape[2] for clips in shown] == [2, 2, 2, 4, 4, 4]
+    # The keyframe, frame 2 of 4, and the one after it.
+    torch.testing.assert_close(shown[0], shown[-1][:, :, 2:4], rtol=0, atol=0)
+
+
+def test_every_loss_is_logged_beside_their_mean(data, tmp_path):
+    batch = next(iter(data.train_dataloader()))
+    trainer = tiny.trainer(tmp_path, max_epochs=1)
+    trainer.fit(ClipDetectionModule(tiny.teacher()), datamodule=tiny.Repeated(batch, steps=1))
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    terms = ["train/loss/person", "train/loss/l1", "train/loss/giou", "train/loss/action"]
+    assert set(logged) == {"train/loss", *terms}
+    assert logged["train/loss"] == pytest.approx(sum(2 * logged[term] for term in terms) / 8, rel=1e-5)  # 2 of each
+
+
+def test_evaluation_scores_every_keyframe_once_and_names_the_classes(data, tmp_path):
+    network, results = tiny.teacher(), tiny.Results()
+    tiny.place_proposals(network)
+    trainer = tiny.trainer(tmp_path, callbacks=[results])
+    (scores,) = trainer.test(ClipDetectionModule(network), datamodule=data, verbose=False)
+    lengths, every = data.source.lengths[2:], data.source.every
+    assert int(results.result["num_frames"]) == sum(len(range(1, length, every)) for length in lengths)
+    assert set(scores) == {"test/map", "test/ap/walk", "test/ap/wave"}
+    assert 0 < scores["test/map"] < 1
+    assert scores["test/map"] == pytest.approx((scores["test/ap/walk"] + scores["test/ap/wave"]) / 2, rel=1e-5)
+
+
+def test_accuracy_does_not_depend_on_the_batch_size_where_videos_have_one_shape(data, folder, tmp_path):
+    """Where they have several, clips are padded to the largest of their batch, and padding is not without effect."""
+    network = tiny.teacher()
+    tiny.place_proposals(network)
+    module, maps = ClipDetectionModule(network), []
+    wide = NumberedVideos(folder / "wide", lengths=(20, 17, 30, 9), training=1)
+    (folder / "wide").mkdir()
+    for size in (1, 7):
+        data = tiny.clips(wide, folder / "cache", eval_batch_size=size)
+        maps.append(tiny.trainer(tmp_path).test(module, datamodule=data, verbose=False)[0]["test/map"])
+    assert maps[0] == pytest.approx(maps[1], abs=1e-6)
+
+
+def test_predictions_are_one_entry_a_sampled_frame(data, tmp_path):
+    (*batches,) = tiny.trainer(tmp_path).predict(ClipDetectionModule(tiny.teacher()), datamodule=data)
+    entries = [entry for batch in batches for entry in batch]
+    for number, length in list(enumerate(data.source.lengths))[2:]:
+        times = [entry["timestamp"] for entry in entries if entry["video_id"] == f"video_{number}"]
+        # An annotated frame carries the time of its annotation, which is at most one frame after it.
+        assert times == pytest.approx([frame / 8 for frame in range(0, length, 2)], abs=0.13)
+        assert all(earlier < later for earlier, later in pairwise(times))
+    assert entries[0]["boxes"].shape == (4, 4)
+    assert entries[0]["scores"].shape == (4, 2)
+
+
+def test_boxes_are_scored_in_pixels_of_the_original_video(data):
+    network = tiny.teacher()
+    tiny.place_proposals(network)
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    module = ClipDetectionModule(network).eval()
+    with torch.no_grad():
+        scored = module.detect(batch)
+    height, width = batch.original_sizes[0].tolist()
+    assert (height, width) in ((96, 128), (128, 96))
+    expected = torch.tensor([[0.125, 0.25, 0.375, 0.75], [0.5, 0.25, 0.875, 1.0]])
+    found = scored[0].boxes[:2] / torch.tensor([width, height, width, height])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02)  # the last row and column of a frame is its size - 1
+
+
+@pytest.mark.parametrize("action", ["fit", "test"])
+def test_other_classes_than_the_datas_are_refused_with_the_way_out(data, tmp_path, action):
+    module = ClipDetectionModule(tiny.teacher(num_classes=7))
+    message = "network has 7 classes but the data has 2; set model.init_args.network.init_args.num_classes=2"
+    with pytest.raises(ValueError, match=message):
+        getattr(tiny.trainer(tmp_path, max_steps=1), action)(module, datamodule=data)
+
+
+def test_weights_start_the_network_and_fresh_ones_do_not(tmp_path):
+    save_weights(tiny.teacher(seed=5).state_dict(), tmp_path / "weights.pt")
+    stored = read_state_dict(tmp_path / "weights.pt")
+    module = ClipDetectionModule(tiny.teacher(), weights=str(tmp_path / "weights.pt"))
+    for name, value in module.network.state_dict().items():
+        torch.testing.assert_close(value, stored[name], rtol=0, atol=0)
+
+    # Other classes than the weights know: the action heads start over.
+    other = tiny.teacher(num_classes=3)
+    start = other.decoder.blocks[0].action_logits.weight.clone()
+    ClipDetectionModule(other, weights=str(tmp_path / "weights.pt"), fresh=["decoder.blocks.*.action_logits.*"])
+    torch.testing.assert_close(other.decoder.blocks[0].action_logits.weight, start, rtol=0, atol=0)
+    torch.testing.assert_close(other.backbone.norm.weight, stored["backbone.norm.weight"], rtol=0, atol=0)
+
+
+def test_fresh_parameters_without_weights_are_refused():
+    with pytest.raises(ValueError, match="set weights too"):
+        ClipDetectionModule(tiny.teacher(), fresh=["decoder.*"])
+
+
+def test_a_checkpoint_gives_back_the_same_accuracy(data, tmp_path):
+    network = tiny.teacher(seed=3)
+    tiny.place_proposals(network)
+    module, trainer = ClipDetectionModule(network, optimizer=optimizer), tiny.trainer(tmp_path, max_steps=1)
+    trainer.fit(module, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    (before,) = tiny.trainer(tmp_path).test(module, datamodule=data, verbose=False)
+    fresh = ClipDetectionModule(tiny.teacher())
+    (after,) = tiny.trainer(tmp_path).test(fresh, datamodule=data, ckpt_path=tmp_path / "last.ckpt", verbose=False)
+    assert after == before

@@ -1,0 +1,178 @@
+"""A frozen clip teacher and a streaming student that learns from it."""
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.samplers import Request
+from datamodules.windows import WindowDataset, annotated_samples
+from lightning_modules.clip_detection import ClipDetectionModule
+from lightning_modules.distillation import DistillationModule
+from lightning_modules.networks.frames import normalise_frames
+from lightning_modules.networks.weights import load_exactly, read_state_dict, save_weights
+from tests.lightning_modules import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distillation")
+    save_weights(tiny.teacher(seed=3).state_dict(), folder / "teacher.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(folder):
+    return tiny.videos(folder)
+
+
+@pytest.fixture(scope="module")
+def data(source, folder):
+    data = tiny.streams(source, folder / "cache")
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+@pytest.fixture
+def distil(folder):
+    """A function that makes the module."""
+
+    def make(**changes) -> DistillationModule:
+        settings = {"network": tiny.student(), "teacher": tiny.teacher(), "teacher_weights": str(folder / "teacher.pt")}
+        settings["optimizer"] = lambda groups: torch.optim.AdamW(groups, lr=3e-3)
+        return DistillationModule(**{**settings, **changes})
+
+    return make
+
+
+def whole_dataset(data, window) -> WindowDataset:
+    """All training windows of a shape, untransformed."""
+    videos = data.videos("train")
+    return WindowDataset(videos, annotated_samples(videos, 1), window, data.num_classes, data.store)
+
+
+def seen_by_the_teacher(module: DistillationModule, batch) -> torch.Tensor:
+    """The normalised clips (B L, 3, T, H, W) that the teacher is asked about."""
+    clips = []
+    answer = module.teacher.network.outputs
+
+    def remember(asked, *args, **kwargs):
+        clips.append(asked)
+        return answer(asked, *args, **kwargs)
+
+    module.teacher.network.outputs = remember
+    module.ask_teacher(batch)
+    (asked,) = clips
+    return asked
+
+
+def test_the_loss_of_a_repeated_batch_falls(data, distil, tmp_path):
+    batch, losses = next(iter(data.train_dataloader())), tiny.Losses()
+    trainer = tiny.trainer(tmp_path, max_epochs=1, callbacks=[losses])
+    trainer.fit(distil(weighting="fixed", from_teacher=False), datamodule=tiny.Repeated(batch, steps=30))
+    assert losses.values[-1] < 0.6 * losses.values[0]  # truth and a random teacher want different things
+
+
+def test_the_teacher_is_the_same_after_an_epoch_and_not_in_the_checkpoint(data, distil, tmp_path):
+    module = distil()
+    before = {name: value.clone() for name, value in module.teacher.network.state_dict().items()}
+    student = {name: value.clone() for name, value in module.network.state_dict().items()}
+    trainer = tiny.trainer(tmp_path, max_epochs=1)
+    trainer.fit(module, datamodule=data)
+    after = module.teacher.network.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not module.teacher.network.training
+    assert any(not torch.equal(student[name], value) for name, value in module.network.state_dict().items())
+
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert not any(name.startswith("teacher") for name in kept)
+    assert {name.split(".")[0] for name in kept} == {"network", "task_weighting"}
+    # The student alone can be taken out of it, and the experiment goes on from it.
+    load_exactly(tiny.student(), read_state_dict(tmp_path / "last.ckpt"))
+    tiny.trainer(tmp_path).test(distil(), datamodule=data, ckpt_path=tmp_path / "last.ckpt", verbose=False)
+
+
+def test_tasks_their_weights_and_the_terms_of_the_ground_truth_are_logged(data, distil, tmp_path):
+    trainer = tiny.trainer(tmp_path, max_epochs=1)
+    trainer.fit(distil(), datamodule=tiny.Repeated(next(iter(data.train_dataloader())), steps=1))
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    tasks = ("detection", "features", "actions", "boxes")
+    terms = {f"train/loss/detection/{name}" for name in ("person", "l1", "giou", "action")}
+    assert (
+        set(logged)
+        == {"train/loss", *(f"train/loss/{t}" for t in tasks), *(f"train/weight/{t}" for t in tasks)} | terms
+    )
+    assert [logged[f"train/weight/{task}"] for task in tasks] == pytest.approx([1, 1, 1, 0.2])
+    total = sum(logged[f"train/weight/{task}"] * logged[f"train/loss/{task}"] for task in tasks) + np.log(5)
+    assert logged["train/loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_task_without_a_weight_is_left_out(data, distil, tmp_path):
+    module = distil(task_weights={"detection": 1.0, "actions": 2.0}, weighting="fixed")
+    trainer = tiny.trainer(tmp_path, max_epochs=1)
+    trainer.fit(module, datamodule=tiny.Repeated(next(iter(data.train_dataloader())), steps=1))
+    assert "train/loss/features" not in trainer.callback_metrics
+    assert "train/loss/boxes" not in trainer.callback_metrics
+    assert "train/loss/actions" in trainer.callback_metrics
+
+
+def test_unknown_tasks_are_named(distil):
+    with pytest.raises(ValueError, match=r"unknown tasks \['motion'\]"):
+        distil(task_weights={"detection": 1.0, "motion": 1.0})
+
+
+def test_the_teacher_sees_the_clips_that_it_was_trained_on(data, distil, source, folder):
+    """For each of the two keyframes of a window, what ``ClipDataModule`` would cut around it, pixel by pixel."""
+    windows = whole_dataset(data, data.window)
+    chosen = [1, 5, len(windows) - 1]  # the first and the last clip reach beyond their videos
+    asked = seen_by_the_teacher(distil(), windows[[Request(index, None) for index in chosen]])
+    rows = [
+        (video, frame - back) for video, frame in windows.samples[chosen].tolist() for back in (data.frame_stride, 0)
+    ]
+    clips = tiny.clips(source, folder / "cache")
+    wanted = WindowDataset(windows.videos, np.asarray(rows), clips.window, data.num_classes, data.store)
+    batch = wanted[[Request(index, None) for index in range(len(rows))]]
+    expected = ClipDetectionModule._clips(batch.frames, batch.image_sizes)
+    torch.testing.assert_close(asked, expected, rtol=0, atol=0)
+
+
+def test_a_teacher_that_may_not_see_the_future_sees_the_newest_frame_again(data, distil):
+    batch = next(iter(data.train_dataloader()))
+    asked = seen_by_the_teacher(distil(teacher_keyframe="last"), batch)
+    frames = normalise_frames(batch.frames, batch.image_sizes)
+    first, last = batch.keyframes
+    for lane in range(len(frames)):
+        for clip, keyframe in zip(asked[2 * lane : 2 * lane + 2], (first, last), strict=True):
+            expected = frames[lane, [keyframe - 2, keyframe - 1, keyframe, keyframe]].transpose(0, 1)
+            torch.testing.assert_close(clip, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("changes", [{"train_past_frames": 3}, {"train_future_frames": 0}])
+def test_a_clip_that_reaches_outside_the_window_is_an_error_with_the_numbers_to_set(
+    source, folder, data, distil, changes
+):
+    short = tiny.streams(source, folder / "cache", **changes)
+    batch = whole_dataset(data, short.window)[[Request(3, None)]]
+    module = distil()
+    with pytest.raises(ValueError, match="outside the sample") as error:
+        module.ask_teacher(batch)
+    for advice in ("train_past_frames=4", "train_future_frames=1"):
+        assert f"data.init_args.{advice}" in str(error.value)
+    advised = tiny.streams(source, folder / "cache", train_past_frames=4, train_future_frames=1)
+    module.ask_teacher(whole_dataset(data, advised.window)[[Request(3, None)]])  # and so it is enough
+    last = distil(teacher_keyframe="last")
+    without_future = tiny.streams(source, folder / "cache", train_past_frames=4, train_future_frames=0)
+    last.ask_teacher(whole_dataset(data, without_future.window)[[Request(3, None)]])
+
+
+def test_a_student_starts_from_its_teacher_unless_told_otherwise(distil):
+    weights = tiny.teacher(seed=3).backbone.norm.weight.half().float()
+    own = tiny.student().decoder.blocks[0].attn.qkv.weight.clone()
+    teacher = distil().teacher.network
+    torch.testing.assert_close(teacher.backbone.norm.weight, weights, rtol=0, atol=0)
+    started = distil().network.decoder.blocks[0].attn.qkv.weight
+    torch.testing.assert_close(started, teacher.decoder.blocks[0].attn.qkv.weight, rtol=0, atol=0)
+    fresh = distil(from_teacher=False).network.decoder.blocks[0].attn.qkv.weight
+    torch.testing.assert_close(fresh, own, rtol=0, atol=0)

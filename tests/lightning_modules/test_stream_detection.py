@@ -1,0 +1,140 @@
+"""Training a streaming detector on windows, and evaluating it on whole videos however they are cut into chunks."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from lightning_modules.networks.weights import save_weights
+from lightning_modules.stream_detection import StreamDetectionModule
+from tests.lightning_modules import tiny
+
+CUTS = [(1, 1), (3, 4), (8, 8)]
+"""Lanes and frames of a chunk; there are four videos of different lengths to stream."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("streams")
+
+
+@pytest.fixture(scope="module")
+def source(folder):
+    return tiny.videos(folder)
+
+
+@pytest.fixture(scope="module")
+def training_batch(source, folder):
+    data = tiny.streams(source, folder / "cache")
+    data.prepare_data()
+    data.setup("fit")
+    return next(iter(data.train_dataloader()))
+
+
+def module(temporal: str = "dsta", **changes) -> StreamDetectionModule:
+    network = tiny.student(temporal, **changes)
+    tiny.place_proposals(network)
+    return StreamDetectionModule(network)
+
+
+@pytest.mark.parametrize("temporal", ["tsa", "dsta"])
+def test_the_loss_of_a_repeated_batch_falls(training_batch, tmp_path, temporal):
+    losses = tiny.Losses()
+    student = StreamDetectionModule(tiny.student(temporal), optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3))
+    trainer = tiny.trainer(tmp_path, max_epochs=1, callbacks=[losses])
+    trainer.fit(student, datamodule=tiny.Repeated(training_batch, steps=30))
+    assert losses.values[-1] < 0.4 * losses.values[0]
+
+
+@pytest.mark.parametrize("temporal", ["tsa", "dsta"])
+def test_accuracy_and_keyframes_are_the_same_however_videos_are_streamed(source, folder, tmp_path, temporal):
+    student, found = module(temporal), []
+    for lanes, chunk_frames in CUTS:
+        data = tiny.streams(source, folder / "cache", lanes=lanes, chunk_frames=chunk_frames)
+        results = tiny.Results()
+        (scores,) = tiny.trainer(tmp_path, callbacks=[results]).test(student, datamodule=data, verbose=False)
+        # Every third frame is annotated and every second one streamed: no two annotations share a slot.
+        annotated = sum(len(range(1, length, source.every)) for length in source.lengths[2:])
+        assert int(results.result["num_frames"]) == annotated
+        assert int(results.result["num_boxes"]) == 3 * annotated  # one box of one action, one of two
+        found.append(scores["test/map"])
+    assert 0 < found[0] < 1  # or the comparison would say nothing
+    assert found == pytest.approx([found[0]] * len(CUTS), abs=1e-6)
+
+
+def test_predictions_are_the_same_however_videos_are_streamed(source, folder, tmp_path):
+    student, entries = module(), {}
+    for lanes, chunk_frames in CUTS:
+        data = tiny.streams(source, folder / "cache", lanes=lanes, chunk_frames=chunk_frames)
+        batches = tiny.trainer(tmp_path).predict(student, datamodule=data)
+        entries[lanes] = {(e["video_id"], round(e["timestamp"], 3)): e for batch in batches for e in batch}
+    assert entries[1].keys() == entries[3].keys() == entries[8].keys()
+    for key, alone in entries[1].items():
+        for lanes in (3, 8):
+            torch.testing.assert_close(entries[lanes][key]["scores"], alone["scores"], rtol=0, atol=1e-4)
+            torch.testing.assert_close(entries[lanes][key]["boxes"], alone["boxes"], rtol=0, atol=1e-2)
+
+
+def test_predictions_are_every_valid_frame_in_order_of_time(source, folder, tmp_path):
+    data = tiny.streams(source, folder / "cache")
+    batches = tiny.trainer(tmp_path).predict(module(), datamodule=data)
+    entries = [entry for batch in batches for entry in batch]
+    for number, length in list(enumerate(source.lengths))[2:]:
+        times = [entry["timestamp"] for entry in entries if entry["video_id"] == f"video_{number}"]
+        assert len(times) == len(range(0, length, 2))
+        assert all(earlier < later for earlier, later in pairwise(times))
+    assert len(entries) == sum(len(range(0, length, 2)) for length in source.lengths[2:])  # no padding, no empty lane
+
+
+def test_scores_depend_on_the_past_of_the_stream(source, folder, tmp_path):
+    """Otherwise the tests above would pass without a state."""
+    student = module()
+    data = tiny.streams(source, folder / "cache", lanes=1, chunk_frames=1)
+    remembered = tiny.trainer(tmp_path).predict(student, datamodule=data)
+    network_state = student.network.initial_state
+    forgetful = student.advance
+
+    def forget(batch):
+        student.state = network_state(len(batch.frames), tuple(batch.frames.shape[-2:]))
+        return forgetful(batch)
+
+    student.advance = forget
+    forgotten = tiny.trainer(tmp_path).predict(student, datamodule=data)
+    differences = [
+        float((with_past[0]["scores"] - without[0]["scores"]).abs().max())
+        for with_past, without in zip(remembered, forgotten, strict=True)
+    ]
+    assert differences[0] == 0
+    assert max(differences) > 1e-3
+
+
+def test_an_evaluation_starts_from_nothing_whatever_ran_before(source, folder, tmp_path):
+    student = module()
+    data = tiny.streams(source, folder / "cache")
+    first, second = (
+        tiny.trainer(tmp_path).test(student, datamodule=data, verbose=False)[0]["test/map"] for _ in range(2)
+    )
+    assert first == second
+
+
+def test_frames_after_the_last_keyframe_are_not_seen(training_batch):
+    student = module().eval()
+    blinded = training_batch.frames.clone()
+    blinded[:, training_batch.keyframes[-1] + 1 :] = 255
+    with torch.no_grad():
+        seen = student.supervised_step(training_batch)[1]
+        unseen = student.supervised_step(training_batch._replace(frames=blinded))[1]
+    torch.testing.assert_close(unseen, seen, rtol=0, atol=0)
+
+
+def test_keyframes_with_a_gap_between_them_are_refused(training_batch):
+    with pytest.raises(ValueError, match=r"consecutive frames, got \(2, 4\)"):
+        module().supervised_step(training_batch._replace(keyframes=(2, 4)))
+
+
+def test_a_student_starts_from_a_clip_detectors_weights(tmp_path):
+    save_weights(tiny.teacher(seed=7).state_dict(), tmp_path / "teacher.pt")
+    student = StreamDetectionModule(tiny.student(), start_from=str(tmp_path / "teacher.pt")).network
+    teacher = tiny.teacher(seed=7)
+    half = teacher.backbone.blocks[1].attn.qkv.weight.half().float()
+    torch.testing.assert_close(student.blocks[1].temporal.attn.qkv.weight, half, rtol=0, atol=0)

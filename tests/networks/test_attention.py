@@ -1,0 +1,68 @@
+"""Self-attention and the attention received, against whole maps."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_modules.networks.attention import ROWS_AT_ONCE, SelfAttention, attention_and_received
+from tests.networks import slow_evad
+from tests.networks.tiny import randomise
+
+
+@pytest.mark.parametrize("num_tokens", [5, ROWS_AT_ONCE, 2 * ROWS_AT_ONCE + 7])
+def test_attention_in_pieces_of_rows_equals_the_whole_map(num_tokens):
+    query, key, value = torch.randn(3, 2, 3, num_tokens, 4, dtype=torch.float64).unbind()
+    weights = torch.rand(num_tokens) + 0.5
+    outputs, received = attention_and_received(query, key, value, weights)
+    maps = (query @ key.transpose(-2, -1) / 2).softmax(-1)
+    torch.testing.assert_close(outputs, maps @ value, rtol=0, atol=1e-12)
+    expected = torch.zeros(2, num_tokens, dtype=torch.float64)
+    for head in range(3):
+        for row in range(num_tokens):
+            expected += weights[row] * maps[:, head, row]
+    torch.testing.assert_close(received.double(), expected / (3 * num_tokens), rtol=1e-4, atol=1e-7)
+
+
+def test_equal_weights_give_every_query_one_share_to_hand_out():
+    query, key, value = torch.randn(3, 2, 3, 300, 4).unbind()
+    _, received = attention_and_received(query, key, value, torch.ones(300))
+    torch.testing.assert_close(received.sum(1), torch.ones(2))
+
+
+def test_scores_carry_no_gradient_and_outputs_do():
+    attention = randomise(SelfAttention(12, 3))
+    tokens = torch.randn(2, 7, 12, requires_grad=True)
+    outputs, received = attention.with_received(tokens, torch.ones(7))
+    assert not received.requires_grad
+    plain = attention(tokens)
+    torch.testing.assert_close(outputs, plain, rtol=1e-5, atol=1e-5)
+    ours, theirs = (torch.autograd.grad(out.square().sum(), tokens)[0] for out in (outputs, plain))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_equals_one_head_at_a_time_and_torch_with_a_zero_key_bias():
+    attention = randomise(SelfAttention(12, 3)).double()
+    tokens = torch.randn(1, 9, 12, dtype=torch.float64)
+    weights = {f"a.{key}": value.numpy() for key, value in attention.state_dict().items()}
+    slow, _ = slow_evad.video_attention(tokens[0].numpy(), weights, "a", 3)
+    reference = nn.MultiheadAttention(12, 3, batch_first=True, dtype=torch.float64)
+    with torch.no_grad():
+        reference.in_proj_weight.copy_(attention.qkv.weight)
+        reference.in_proj_bias.copy_(torch.cat([attention.q_bias, torch.zeros(12), attention.v_bias]))
+        reference.out_proj.load_state_dict(attention.proj.state_dict())
+        ours = attention(tokens)
+        torch.testing.assert_close(ours, reference(tokens, tokens, tokens)[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(ours[0], torch.from_numpy(slow), rtol=0, atol=1e-10)
+
+
+def test_asking_for_the_last_queries_gives_the_tail_of_all():
+    attention, tokens = randomise(SelfAttention(12, 3)).double(), torch.randn(2, 9, 12, dtype=torch.float64)
+    mask = torch.rand(2, 1, 1, 9) > 0.3
+    torch.testing.assert_close(attention(tokens, mask, 4), attention(tokens, mask)[:, -4:], rtol=0, atol=1e-12)
+
+
+def test_what_may_not_be_read_does_not_matter():
+    attention, tokens = randomise(SelfAttention(12, 3)), torch.randn(1, 6, 12)
+    mask = torch.tensor([True, True, False, True, False, True])[None, None, None]
+    alone = attention(tokens[:, mask.flatten()])
+    torch.testing.assert_close(attention(tokens, mask)[:, mask.flatten()], alone, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,108 @@
+"""The streaming context memory's reading of past frames against plain loops over what it holds."""
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_modules.networks.context_decoder import ContextDecoder
+from lightning_modules.networks.context_memory import ContextMemory, MemoryState
+from tests.networks.slow_evad import (
+    extend_box,
+    layer_norm,
+    linear,
+    mlp,
+    position_codes,
+    roi_align,
+    tower,
+    video_attention,
+)
+from tests.networks.tiny import randomise
+
+DIM, GRID, SLOTS, WINDOW, KEPT = 12, (4, 6), 4, 6, 5
+BOXES = torch.tensor([[[3.0, 2, 40, 60], [-20, 10, 130, 50], [50, 5, 60, 18]]])
+SIZE = (50, 90)
+
+
+def networks() -> tuple[ContextDecoder, ContextMemory]:
+    decoder = ContextDecoder(
+        8, num_classes=4, dim=DIM, depth=2, num_heads=2, hidden_dim=10, roi_size=2, num_slots=SLOTS, pretrain_grid=4
+    )
+    return randomise(decoder), randomise(ContextMemory(DIM, WINDOW, keep_rate=0.2, frames_per_slot=2), seed=1)
+
+
+def slow_read(newest, tokens, places, filled, weights, age_code) -> np.ndarray:
+    """Action logits (D, P, K) of one stream: every held frame in turn, what is not held left out."""
+    patches = GRID[0] * GRID[1]
+    codes = position_codes(SLOTS, 4, DIM, *GRID)
+    keyframe = SLOTS // 2
+    canvases, sequence = [], []
+    for entry in range(WINDOW - filled, WINDOW):
+        age = WINDOW - entry
+        slot = max(keyframe - (1 if age <= 2 else 2 if age <= 4 else 3), 0)  # a slot is two frames
+        code = codes[slot] + age_code[entry]
+        canvas = np.tile(weights["decoder.mask_token"][0, 0], (patches, 1))
+        for token, place in zip(tokens[entry], places[entry], strict=True):
+            canvas[place] = token
+            sequence.append(token + code[place])
+        canvases.append(canvas + code)
+    canvases.append(newest + codes[keyframe])
+    sequence.extend(canvases[-1])
+    for box in BOXES[0].double().numpy():
+        box = extend_box(box, (0.4, 0.2), SIZE)
+        maps = [canvas.T.reshape(DIM, *GRID) for canvas in canvases]
+        sequence.append(np.mean([roi_align(grid, box, 2, 1 / 16).max(axis=(1, 2)) for grid in maps], axis=0))
+    sequence, logits = np.array(sequence), []
+    for number in range(2):
+        block = f"decoder.blocks.{number}"
+        normed = layer_norm(sequence, weights, f"{block}.norm1", 1e-6)
+        sequence = sequence + video_attention(normed, weights, f"{block}.attn", 2)[0]
+        sequence = sequence + mlp(layer_norm(sequence, weights, f"{block}.norm2", 1e-6), weights, f"{block}.mlp")
+        logits.append(
+            linear(tower(sequence[-3:], weights, f"{block}.act_module", 1), weights, f"{block}.action_logits")
+        )
+    return np.array(logits)
+
+
+def test_reading_the_memory_equals_plain_loops_over_the_frames_it_holds():
+    decoder, memory = networks()
+    filled = torch.tensor([0, 1, 4, WINDOW])
+    streams, patches = len(filled), GRID[0] * GRID[1]
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randn(streams, WINDOW, KEPT, DIM, generator=generator)
+    places = torch.rand(streams, WINDOW, patches, generator=generator).topk(KEPT).indices.sort(dim=-1).values
+    newest = torch.randn(streams, patches, DIM, generator=generator)
+    past = MemoryState(tokens, places, filled)
+    boxes, sizes = BOXES.expand(streams, -1, -1), torch.tensor([SIZE] * streams)
+    with torch.no_grad():
+        ours = memory.read(decoder, newest, past, boxes, sizes, GRID, every_block=True)
+        last = memory.read(decoder, newest, past, boxes, sizes, GRID)
+    torch.testing.assert_close(last[0], ours[-1], rtol=1e-5, atol=1e-5)
+    weights = {f"decoder.{key}": value.double().numpy() for key, value in decoder.state_dict().items()}
+    age_code = memory.age_code.detach().double().numpy()
+    for item in range(streams):
+        slow = slow_read(
+            newest[item].double().numpy(),
+            tokens[item].double().numpy(),
+            places[item].numpy(),
+            int(filled[item]),
+            weights,
+            age_code,
+        )
+        torch.testing.assert_close(ours[:, item].double(), torch.from_numpy(slow), rtol=1e-4, atol=1e-4)
+
+
+def test_the_memory_keeps_the_most_attended_tokens_of_each_frame_in_order_of_place():
+    memory = ContextMemory(DIM, window=2, keep_rate=0.5, frames_per_slot=2)
+    tokens, received = torch.randn(1, 3, 4, DIM), torch.tensor([[[1, 9, 3, 7], [8, 2, 6, 4], [5, 1, 0, 9.0]]])
+    before, after = memory(tokens, received, memory.initial_state(1, 4, DIM, None, None), last=2)
+    assert after.places.tolist() == [[[0, 2], [0, 3]]] and after.filled.tolist() == [2]
+    assert torch.equal(after.tokens[0], torch.stack([tokens[0, 1, [0, 2]], tokens[0, 2, [0, 3]]]))
+    assert before.filled.tolist() == [1, 2], "what the second and the third frame find"
+    assert before.places.tolist() == [[[0, 0], [1, 3]], [[1, 3], [0, 2]]]
+
+
+@pytest.mark.parametrize(("keep_rate", "patches", "kept"), [(1.0, 24, 24), (0.5, 24, 12), (0.5, 25, 13), (0.01, 24, 1)])
+def test_the_share_kept_of_a_frame_rounds_up(keep_rate, patches, kept):
+    memory = ContextMemory(DIM, 1, keep_rate, 2)
+    assert memory.num_kept(patches) == kept
+    assert memory.initial_state(2, patches, DIM, None, None).tokens.shape == (2, 1, kept, DIM)

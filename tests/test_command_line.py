@@ -1,0 +1,183 @@
+"""The command line: every experiment parses and fits for two batches, and what a user gets wrong is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from datamodules.puppets import Puppets
+from lightning_modules.networks.evad import EvadTeacher
+from lightning_modules.networks.weights import save_weights
+from main import main
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+RUNNABLE = [config for config in CONFIGS if not config.stem.endswith("_vit_b")]
+
+
+@pytest.fixture(scope="module")
+def puppets(tmp_path_factory) -> Path:
+    """The tiny Puppets data, with a cache and a teacher's weights beside them."""
+    folder = tmp_path_factory.mktemp("puppets")
+    Puppets(root=folder, size="tiny").prepare()
+    network = yaml.safe_load((ROOT / "configs" / "networks" / "evad_tiny.yaml").read_text())["init_args"]
+    save_weights(EvadTeacher(**network).state_dict(), folder / "evad.pt")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Runs, results and data go to the working directory: an empty one. What ``main`` sets is set back."""
+    monkeypatch.chdir(tmp_path)
+    precision = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(precision)
+
+
+def printed_config(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--print_config"])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def on_puppets(config: Path, puppets: Path) -> list[str]:
+    """Arguments that let an experiment run for a moment on the tiny data."""
+    text = config.read_text()
+    init = "--data.init_args"
+    arguments = [f"--config={config}", f"{init}.cache={puppets / 'cache'}", f"{init}.batch_size=2"]
+    arguments += [f"{init}.num_workers=0", "--trainer.precision=32-true", "--trainer.enable_progress_bar=false"]
+    if "own_videos" in text:
+        # The same videos, read as somebody's own.
+        own = {"videos": "tiny/videos/train", "annotations": "tiny/train.csv", "classes": "tiny/classes.txt"}
+        arguments += [f"{init}.source.init_args.{name}={puppets / path}" for name, path in own.items()]
+    else:
+        arguments += [f"{init}.source.init_args.root={puppets}", f"{init}.source.init_args.size=tiny"]
+    for name in ("teacher_weights", "start_from", "weights"):
+        if f" {name}:" in text:
+            arguments.append(f"--model.init_args.{name}={puppets / 'evad.pt'}")
+    # Everything but the progress bar: loggers, checkpoints, pictures and tables are part of what is tested.
+    callbacks = yaml.safe_load((ROOT / "configs" / "trainer" / "defaults.yaml").read_text())["trainer"]["callbacks"]
+    callbacks = [callback for callback in callbacks if "ProgressBar" not in callback["class_path"]]
+    return [*arguments, f"--trainer.callbacks={json.dumps(callbacks)}"]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
+def test_a_config_parses_and_what_is_printed_of_it_parses_to_the_same(config, tmp_path, capsys):
+    printed = printed_config(capsys, "fit", f"--config={config}")
+    (tmp_path / "printed.yaml").write_text(printed)
+    assert printed_config(capsys, "fit", "--config=printed.yaml") == printed
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
+def test_a_config_begins_with_what_it_is_and_the_command_that_runs_it(config):
+    comment = list(takewhile(lambda line: line.startswith("# "), config.read_text().splitlines()))
+    assert len(comment) >= 2
+    assert comment[-1].startswith(f"# python main.py fit --config configs/{config.name}")
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
+def test_every_subcommand_prints_its_config(subcommand, capsys):
+    printed = yaml.safe_load(printed_config(capsys, subcommand, f"--config={ROOT / 'configs' / 'evad.yaml'}"))
+    assert printed["seed_everything"] == 0
+    assert printed["model"]["init_args"]["network"]["init_args"]["dim"] == 128
+    assert printed["data"]["class_path"] == "datamodules.clip.ClipDataModule"
+    assert ("ckpt_path" in printed) or subcommand == "fit"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", RUNNABLE, ids=lambda config: config.stem)
+def test_an_experiment_fits_for_two_batches(config, puppets):
+    limits = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
+    cli = main(["fit", *on_puppets(config, puppets), *limits])
+    assert cli.trainer.global_step == 2
+    assert torch.isfinite(cli.trainer.callback_metrics["train/loss"])
+    assert "val/map" in cli.trainer.callback_metrics
+    latest = Path("runs") / config.stem / "latest"
+    assert (latest / "checkpoints" / "last.ckpt").is_file()
+    assert (latest / "config.yaml").is_file()
+    assert (latest / "metrics.csv").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["evad", "distill_dsta"])
+def test_a_checkpoint_is_tested_into_the_table_and_predicts_into_files(name, puppets):
+    arguments = on_puppets(ROOT / "configs" / f"{name}.yaml", puppets)
+    main(["fit", *arguments, "--trainer.max_steps=1", "--trainer.limit_val_batches=0"])
+    checkpoint = f"--ckpt_path=runs/{name}/latest/checkpoints/last.ckpt"
+    main(["test", *arguments, checkpoint, "--trainer.limit_test_batches=2"])
+    (row,) = (json.loads(line) for line in Path("results/benchmark.jsonl").read_text().splitlines())
+    assert row["experiment"] == name
+    assert row["weights"].endswith("last.ckpt")
+    assert row["gflops_unit"] == ("clip" if name == "evad" else "frame")
+    assert f"| {name} |" in Path("results/benchmark.md").read_text()
+    main(["predict", *arguments, checkpoint, "--trainer.limit_predict_batches=1"])
+    written = sorted(path.name for path in Path("runs/predictions").iterdir())
+    assert written[0] == "val_0000.jsonl"
+    first = json.loads(Path("runs/predictions/val_0000.jsonl").read_text().splitlines()[0])
+    assert set(first) == {"timestamp", "detections"}
+    assert first["timestamp"] == 0
+
+
+@pytest.mark.parametrize(
+    ("mistake", "named"),
+    [
+        ("--model.init_args.one_slot_untill=0.4", "one_slot_untill"),
+        ("--data.init_args.num_frame=8", "num_frame"),
+        ("--trainer.max_epoch=3", "max_epoch"),
+        ("--model.init_args.network.init_args.dim=wide", "dim"),
+    ],
+)
+def test_a_misspelt_key_ends_with_an_error_that_names_it(mistake, named, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["fit", f"--config={ROOT / 'configs' / 'evad.yaml'}", mistake])
+    assert end.value.code not in (0, None)
+    said = capsys.readouterr().err
+    assert named in said
+    assert "Traceback" not in said
+
+
+def test_a_misspelt_key_in_a_file_ends_with_an_error_that_names_it(tmp_path, capsys):
+    text = (ROOT / "configs" / "evad.yaml").read_text().replace("networks/", f"{ROOT}/configs/networks/")
+    text = text.replace("source: data/", f"source: {ROOT}/configs/data/").replace("frame_stride:", "frame_strid:")
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config=mine.yaml"])
+    assert end.value.code not in (0, None)
+    assert "frame_strid" in capsys.readouterr().err
+
+
+def test_other_classes_than_the_datas_are_refused_with_the_way_out(puppets):
+    arguments = on_puppets(ROOT / "configs" / "evad.yaml", puppets)
+    with pytest.raises(ValueError, match=r"7 classes but the data has 10; set model\.init_args\.network\.init_args"):
+        main(["fit", *arguments, "--model.init_args.network.init_args.num_classes=7"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which half precision suits")
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true"])
+def test_half_precision_on_a_cpu_is_refused_with_the_way_out(precision):
+    with pytest.raises(ValueError, match=r"set --trainer\.precision=bf16-mixed"):
+        main(["fit", f"--config={ROOT / 'configs' / 'evad.yaml'}", f"--trainer.precision={precision}"])
+
+
+def test_what_a_user_can_cause_is_one_line_on_the_terminal():
+    """The only test that starts a process: the others call ``main``, which raises."""
+    arguments = ["fit", f"--config={ROOT / 'configs' / 'dsta.yaml'}", "--model.init_args.start_from=nowhere.pt"]
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("error: no weights at nowhere.pt; name an existing file")
+    assert "Traceback" not in ended.stderr
