@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
 
@@ -59,6 +60,12 @@ class OnlookerCLI(LightningCLI):
             files = config.get("config") or []
             config.name = Path(str(files[0])).stem if files else "unnamed"
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise unwrapped(error) from None
+
     def instantiate_trainer(self, **kwargs) -> Trainer:
         config = self.config_init[self.subcommand]
         if config.trainer.logger is None:
@@ -72,6 +79,16 @@ class OnlookerCLI(LightningCLI):
             if isinstance(callback, callbacks.benchmark.BenchmarkTable) and callback.experiment is None:
                 callback.experiment = config.name
         return trainer
+
+
+def unwrapped(error: Exception) -> Exception:
+    """What a constructor raised, without the errors that the parser wraps around it: they list every argument."""
+    while error.__cause__ is not None:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if not frame.f_globals["__name__"].startswith("jsonargparse"):
+            break
+        error = error.__cause__
+    return error
 
 
 @rank_zero_only

@@ -20,6 +20,7 @@ from main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # where pytest has arguments itself
 RUNNABLE = [config for config in CONFIGS if not config.stem.endswith("_vit_b")]
 
 
@@ -53,8 +54,11 @@ def on_puppets(config: Path, puppets: Path) -> list[str]:
     """Arguments that let an experiment run for a moment on the tiny data."""
     text = config.read_text()
     init = "--data.init_args"
-    arguments = [f"--config={config}", f"{init}.cache={puppets / 'cache'}", f"{init}.batch_size=2"]
-    arguments += [f"{init}.num_workers=0", "--trainer.precision=32-true", "--trainer.enable_progress_bar=false"]
+    small = {"batch_size": 2, "num_workers": 0}
+    small |= {"lanes": 2, "chunk_frames": 2} if "StreamDataModule" in text else {"eval_batch_size": 2}
+    arguments = [f"--config={config}", f"{init}.cache={puppets / 'cache'}"]
+    arguments += [f"{init}.{name}={value}" for name, value in small.items()]
+    arguments += ["--trainer.precision=32-true", "--trainer.enable_progress_bar=false"]
     if "own_videos" in text:
         # The same videos, read as somebody's own.
         own = {"videos": "tiny/videos/train", "annotations": "tiny/train.csv", "classes": "tiny/classes.txt"}
@@ -132,13 +136,13 @@ def test_a_checkpoint_is_tested_into_the_table_and_predicts_into_files(name, pup
     [
         ("--model.init_args.one_slot_untill=0.4", "one_slot_untill"),
         ("--data.init_args.num_frame=8", "num_frame"),
-        ("--trainer.max_epoch=3", "max_epoch"),
+        ("--trainer.max_epoks=3", "max_epoks"),
         ("--model.init_args.network.init_args.dim=wide", "dim"),
     ],
 )
-def test_a_misspelt_key_ends_with_an_error_that_names_it(mistake, named, capsys):
+def test_a_misspelt_key_ends_with_an_error_that_names_it(mistake, named, capsys, puppets):
     with pytest.raises(SystemExit) as end:
-        main(["fit", f"--config={ROOT / 'configs' / 'evad.yaml'}", mistake])
+        main(["fit", *on_puppets(ROOT / "configs" / "evad.yaml", puppets), "--trainer.fast_dev_run=true", mistake])
     assert end.value.code not in (0, None)
     said = capsys.readouterr().err
     assert named in said
@@ -153,6 +157,21 @@ def test_a_misspelt_key_in_a_file_ends_with_an_error_that_names_it(tmp_path, cap
         main(["fit", "--config=mine.yaml"])
     assert end.value.code not in (0, None)
     assert "frame_strid" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (["--model.init_args.weights=nowhere.pt"], "no weights at nowhere.pt; name an existing file"),
+        (["--model.init_args.network.init_args.dim=130"], "dim=130 does not divide into num_heads=4"),
+        (["--data.init_args.past_frames=9"], "past_frames must lie within 1..num_frames (8), got 9"),
+        (["--data.init_args.source.init_args.seed=-1"], "seed must not be negative, got -1"),
+    ],
+)
+def test_what_a_constructor_refuses_is_told_in_its_own_words(mistake, message, puppets):
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        main(["fit", *on_puppets(ROOT / "configs" / "evad.yaml", puppets), "--trainer.fast_dev_run=true", *mistake])
+    assert str(error.value).startswith(message)
 
 
 def test_other_classes_than_the_datas_are_refused_with_the_way_out(puppets):
