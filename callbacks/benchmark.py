@@ -115,9 +115,7 @@ class BenchmarkTable(Callback):
             state = pl_module.benchmark_state()
             reference = pl_module.benchmark_reference()
             steps = {"own": run_once} if reference is None else {"reference": reference, "own": run_once}
-            timed = interleave(
-                steps, rounds=self.repeats, warmup=self.warmup, synchronize=synchronizer(device)
-            )
+            timed = interleave(steps, rounds=self.repeats, warmup=self.warmup, synchronize=synchronizer(device))
             latency = timed.latencies["own"]
             flops = count_gflops(network, *inputs)
         mean_ap = trainer.callback_metrics.get("test/map")

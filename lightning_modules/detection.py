@@ -69,7 +69,7 @@ class DetectionModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer([nn.Parameter(torch.zeros(()))])  # only to learn the configured learning rate
-        groups = parameter_groups(self.trained_modules(), self.head, self.head_lr_multiplier, optimizer.defaults["lr"])
+        groups = parameter_groups(self.trained_modules(), self.lr_multipliers(), optimizer.defaults["lr"])
         optimizer = self.optimizer(groups)
         total_steps = int(self.trainer.estimated_stepping_batches)
         scheduler = warmup_cosine(optimizer, total_steps, self.warmup_fraction, self.final_lr_fraction)
@@ -78,6 +78,10 @@ class DetectionModule(L.LightningModule):
     def trained_modules(self) -> list[tuple[str, nn.Module]]:
         """Names and modules whose parameters the optimiser gets."""
         return [("network", self.network)]
+
+    def lr_multipliers(self) -> dict[str, float]:
+        """Patterns of parameter names and how much faster than the rest they learn; the first match counts."""
+        return dict.fromkeys(self.head, self.head_lr_multiplier)
 
     @property
     def progress(self) -> float:

@@ -21,7 +21,9 @@ from .networks.student import StreamingDetector
 from .networks.weights import load_exactly, read_state_dict, student_from_teacher
 from .stream_detection import StreamDetectionModule
 
-DEFAULT_TASK_WEIGHTS = {"detection": 1.0, "features": 1.0, "actions": 1.0, "boxes": 0.2}
+DEFAULT_TASK_WEIGHTS = {"detection": 1.0, "features": 5.0, "actions": 5.0, "boxes": 1.0}
+WEIGHTING_LR_MULTIPLIER = 20.0
+"""A log-variance has to cover a range of several units in as many steps as a weight needs to move by a tenth."""
 
 
 class DistillationModule(StreamDetectionModule):
@@ -72,6 +74,9 @@ class DistillationModule(StreamDetectionModule):
 
     def trained_modules(self) -> list[tuple[str, nn.Module]]:
         return [*super().trained_modules(), ("task_weighting", self.task_weighting)]
+
+    def lr_multipliers(self) -> dict[str, float]:
+        return {"task_weighting.*": WEIGHTING_LR_MULTIPLIER} | super().lr_multipliers()
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         student, detection = self.supervised_step(batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from fnmatch import fnmatch
 
 from torch import nn
@@ -14,23 +14,23 @@ NO_DECAY = ("*bias", "*mask_token", "*proposal_features", "*proposal_boxes", "*a
 
 
 def parameter_groups(
-    modules: Iterable[tuple[str, nn.Module]], head: Sequence[str], head_lr_multiplier: float, lr: float
+    modules: Iterable[tuple[str, nn.Module]], lr_multipliers: Mapping[str, float], lr: float
 ) -> list[dict]:
-    """Trainable parameters in up to four groups: head or not, decayed or not.
+    """Trainable parameters, grouped by learning rate and by whether they decay.
 
-    Parameters whose name matches one of the ``head`` patterns learn ``head_lr_multiplier`` times as fast. Vectors
-    (norms, biases), mask token, proposals and codes are not decayed (`evad-facts`, section 10).
+    A parameter's rate is ``lr`` times the multiplier of the first pattern of ``lr_multipliers`` that its name matches.
+    Vectors (norms, biases), mask token, proposals and codes do not decay (`evad-facts`, section 10).
     """
-    groups: dict[tuple[bool, bool], list] = {}
+    groups: dict[tuple[float, bool], list] = {}
     for prefix, module in modules:
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
-                in_head = any(fnmatch(f"{prefix}.{name}", pattern) for pattern in head)
+                matches = (rate for pattern, rate in lr_multipliers.items() if fnmatch(f"{prefix}.{name}", pattern))
                 decayed = parameter.dim() > 1 and not any(fnmatch(name, pattern) for pattern in NO_DECAY)
-                groups.setdefault((in_head, decayed), []).append(parameter)
+                groups.setdefault((next(matches, 1.0), decayed), []).append(parameter)
     result = []
-    for (in_head, decayed), parameters in groups.items():
-        group: dict = {"params": parameters, "lr": lr * (head_lr_multiplier if in_head else 1.0)}
+    for (multiplier, decayed), parameters in groups.items():
+        group: dict = {"params": parameters, "lr": lr * multiplier}
         if not decayed:
             group["weight_decay"] = 0.0
         result.append(group)

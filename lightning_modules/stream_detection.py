@@ -28,24 +28,37 @@ class StreamDetectionModule(DetectionModule):
     Args:
         loss: see ``DetectionLoss``.
         start_from: weights of a clip detector of the same sizes (EVAD) whose weights the student starts from.
+        new_lr_multiplier: learning rate of what the student has and its teacher has not, the LSTM first of all, over
+            that of the rest: it starts at zero while the rest has been trained.
 
     The other arguments are those of ``DetectionModule``.
     """
 
-    head = (*DetectionModule.head, "network.blocks.*.temporal.*lstm*", "network.blocks.*.temporal.gate")
+    new = (
+        "network.blocks.*.temporal.*lstm*",
+        "network.blocks.*.temporal.temporal_norm.*",
+        "network.blocks.*.temporal.gate",
+        "network.memory.age_code",
+    )
+    """What a student has and its teacher has not."""
 
     def __init__(
         self,
         network: StreamingDetector,
         loss: DetectionLoss | None = None,
         start_from: str | None = None,
+        new_lr_multiplier: float = 1.0,
         **kwargs: Any,
     ) -> None:
         if start_from is not None:
             student_from_teacher(network, read_state_dict(start_from))
         super().__init__(network, **kwargs)
         self.loss = loss or DetectionLoss()
+        self.new_lr_multiplier = new_lr_multiplier
         self.state: StudentState | None = None
+
+    def lr_multipliers(self) -> dict[str, float]:
+        return dict.fromkeys(self.new, self.new_lr_multiplier) | super().lr_multipliers()
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         _, losses = self.supervised_step(batch)

@@ -8,17 +8,17 @@ import torch
 from torch import nn
 
 from lightning_modules.clip_detection import ClipDetectionModule
-from lightning_modules.distillation import DistillationModule
+from lightning_modules.distillation import WEIGHTING_LR_MULTIPLIER, DistillationModule
 from lightning_modules.networks.weights import save_weights
 from lightning_modules.optimisation import parameter_groups, warmup_cosine
 from lightning_modules.stream_detection import StreamDetectionModule
 from tests.lightning_modules import tiny
 
 
-def groups_by_name(module, head_lr_multiplier: float = 1.0) -> dict[str, dict]:
+def groups_by_name(module) -> dict[str, dict]:
     """The optimiser's group of every parameter that has one, by its name in the module."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    groups = parameter_groups(module.trained_modules(), module.head, head_lr_multiplier, lr=0.1)
+    groups = parameter_groups(module.trained_modules(), module.lr_multipliers(), lr=0.1)
     torch.optim.AdamW(groups, weight_decay=0.05)  # refuses a parameter in two groups; fills in what they do not say
     return {names[id(parameter)]: group for group in groups for parameter in group["params"]}
 
@@ -48,7 +48,7 @@ def test_every_parameter_of_a_network_is_trained():
 
 
 def test_head_learns_faster_by_its_multiplier():
-    groups = groups_by_name(ClipDetectionModule(tiny.teacher()), head_lr_multiplier=8)
+    groups = groups_by_name(ClipDetectionModule(tiny.teacher(), head_lr_multiplier=8))
     rates = {name: group["lr"] for name, group in groups.items()}
     assert set(rates.values()) == {0.1, 0.8}
     fast = {name for name, rate in rates.items() if rate == 0.8}
@@ -57,11 +57,14 @@ def test_head_learns_faster_by_its_multiplier():
     assert rates["network.localizer.proposal_features"] == 0.1  # EVAD counts proposals to the trunk
 
 
-def test_what_a_streaming_student_adds_learns_as_fast_as_its_head():
-    groups = groups_by_name(StreamDetectionModule(tiny.student()), head_lr_multiplier=8)
-    for name in ("lstm.weight_ih_l0", "into_lstm.weight", "out_of_lstm.bias", "gate"):
-        assert groups[f"network.blocks.1.temporal.{name}"]["lr"] == 0.8
-    assert groups["network.blocks.1.temporal.attn.qkv.weight"]["lr"] == 0.1
+def test_what_a_student_has_and_its_teacher_has_not_learns_by_a_multiplier_of_its_own():
+    module = StreamDetectionModule(tiny.student(), head_lr_multiplier=2, new_lr_multiplier=8)
+    rates = {name: group["lr"] for name, group in groups_by_name(module).items()}
+    for name in ("lstm.weight_ih_l0", "into_lstm.weight", "out_of_lstm.bias", "gate", "temporal_norm.weight"):
+        assert rates[f"network.blocks.1.temporal.{name}"] == pytest.approx(0.8)
+    assert rates["network.memory.age_code"] == pytest.approx(0.8)
+    assert rates["network.decoder.mask_token"] == pytest.approx(0.2)
+    assert rates["network.blocks.1.temporal.attn.qkv.weight"] == 0.1
 
 
 def test_log_variances_are_trained_without_decay_and_the_teacher_is_not(tmp_path: Path):
@@ -70,6 +73,7 @@ def test_log_variances_are_trained_without_decay_and_the_teacher_is_not(tmp_path
     groups = groups_by_name(module)
     for task in ("features", "actions", "boxes"):
         assert groups[f"task_weighting.log_variances.{task}"]["weight_decay"] == 0
+        assert groups[f"task_weighting.log_variances.{task}"]["lr"] == pytest.approx(0.1 * WEIGHTING_LR_MULTIPLIER)
     assert not any(name.startswith("teacher.") for name in groups)
     assert len(groups) == sum(parameter.requires_grad for parameter in module.parameters())
 
