@@ -40,5 +40,5 @@ class DetectionSource:
         raise NotImplementedError
 
     def videos(self, split: Split) -> tuple[AnnotatedVideo, ...]:
-        """The videos of a split in a fixed order. ``test`` falls back to ``val`` where a data set has no third split."""
+        """The videos of a split in a fixed order; ``test`` is ``val`` where a data set has no third split."""
         raise NotImplementedError
