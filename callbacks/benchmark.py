@@ -98,8 +98,8 @@ class BenchmarkTable(Callback):
         if not isinstance(pl_module, Benchmarkable):
             raise TypeError(
                 f"{type(pl_module).__name__} cannot be benchmarked: it needs benchmark_protocol, benchmark_step, "
-                "benchmark_state and benchmark_reference (callbacks.benchmark.Benchmarkable); or take BenchmarkTable out of "
-                "trainer.callbacks"
+                "benchmark_state and benchmark_reference (callbacks.benchmark.Benchmarkable); or take BenchmarkTable "
+                "out of trainer.callbacks"
             )
         row = self.measure(trainer, pl_module)
         file = self.folder / "benchmark.jsonl"

@@ -17,8 +17,9 @@ from lightning_modules.networks.weights import save_weights
 from main import main
 from tests.lightning_modules import tiny
 
+pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # where pytest has arguments itself
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS = 300
+SECONDS = 600
 """After which processes that wait for each other are ended."""
 FRESH_RUN = ("--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.callbacks=[]")
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu")
@@ -67,7 +68,7 @@ def command(action: str, folder: Path, name: str, *more: str) -> list[str]:
     return [action, config, f"--trainer.default_root_dir={folder}", *FRESH_RUN, *QUIET, *more]
 
 
-def testing(folder: Path, name: str) -> list[str]:
+def evaluation(folder: Path, name: str) -> list[str]:
     weights = f"--model.init_args.weights={folder / name}.pt"
     return command("test", folder, name, weights, "--trainer.callbacks+=tests.lightning_modules.tiny.Results")
 
@@ -110,7 +111,7 @@ def test_two_processes_train_and_find_what_one_finds(folder, monkeypatch):
     names = ("clip", "stream")
     alone = []
     for name in names:
-        cli = main([*testing(folder, name), "--trainer.devices=1"])
+        cli = main([*evaluation(folder, name), "--trainer.devices=1"])
         (results,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, tiny.Results))
         alone.append((float(cli.trainer.callback_metrics["test/map"]), int(results.result["num_frames"])))
         assert alone[-1][0] > 0
@@ -123,7 +124,7 @@ def test_two_processes_train_and_find_what_one_finds(folder, monkeypatch):
         command("fit", folder, "distil", "--trainer.max_steps=3", *two),
     ]
     fits = [[*fit, "--trainer.limit_val_batches=0"] for fit in fits]
-    found = on_two_processes(folder, [*fits, *([*testing(folder, name), *two] for name in names)])
+    found = on_two_processes(folder, [*fits, *([*evaluation(folder, name), *two] for name in names)])
     assert [result["world_size"] for result in found] == [2] * 4
     for trained in found[:2]:
         assert torch.tensor(trained["train/loss"]).isfinite()
