@@ -14,6 +14,7 @@ from .context_decoder import ContextDecoder
 from .context_memory import ContextMemory, MemoryState
 from .decomposed_attention import DecomposedAttention
 from .detections import Detections, DetectorOutputs
+from .frame_embedding import EmbeddingState, FramePairEmbedding
 from .localizer import Localizer
 from .positions import SpaceTimePositions
 from .pyramid import KeyframePyramid
@@ -42,8 +43,9 @@ class StreamingBlock(StreamingModule):
 
 
 class StudentState(NamedTuple):
-    """The state of every block, first to last, and the memory that the context decoder reads."""
+    """The states of the embedding and of every block, first to last, and the memory that the context decoder reads."""
 
+    embedding: EmbeddingState
     blocks: tuple
     memory: MemoryState
 
@@ -51,9 +53,10 @@ class StudentState(NamedTuple):
 class StreamingDetector(StreamingModule[StudentState]):
     """Detects actors and actions in the newest frame of a stream from that frame and a state of constant size.
 
-    Each frame is a slot of its own, embedded with one kernel, and carries the position code of the teacher's keyframe
-    slot whatever its time. The pyramid and the localizer read the newest frame; the context decoder reads it whole and
-    the tokens kept of the ``window`` frames before it. Arguments are those of ``EvadTeacher`` except:
+    Each frame is a slot of its own: embedded with the frame before it as a tubelet of the teacher is, and with the
+    position code of the teacher's keyframe slot whatever its time. The pyramid and the localizer read the newest frame;
+    the context decoder reads it whole and the tokens kept of the ``window`` frames before it. Arguments are those of
+    ``EvadTeacher`` except:
 
     Args:
         temporal: ``tsa``, Temporal Shift Attention, or ``dsta``, Decomposed Spatial-Temporal Attention.
@@ -101,7 +104,7 @@ class StreamingDetector(StreamingModule[StudentState]):
         self.dim, self.decoder_dim = dim, decoder_dim
         self.pyramid_layers = tuple(pyramid_layers)
         grid, num_slots = pretrain_size // patch_size, num_frames // TUBELET
-        self.patch_embed = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
+        self.patch_embed = FramePairEmbedding(dim, patch_size, grid**2)
         self.positions = SpaceTimePositions(num_slots, grid, dim)
 
         def attention() -> TemporalShiftAttention | DecomposedAttention:
@@ -137,8 +140,8 @@ class StreamingDetector(StreamingModule[StudentState]):
             pretrain_grid=grid,
         )
         self.memory = ContextMemory(decoder_dim, window, memory_keep_rate, frames_per_slot=TUBELET)
-        # Every block adds the frames its own attention looks back; the memory keeps what the last block made of them.
-        self.receptive_field = depth + 1 + window if temporal == "tsa" else None
+        # The embedding and every block look back one frame; the memory keeps what the last block made of its frames.
+        self.receptive_field = depth + TUBELET + window if temporal == "tsa" else None
 
     def initial_state(
         self,
@@ -153,6 +156,7 @@ class StreamingDetector(StreamingModule[StudentState]):
         height, width = frame_size or (self.frame_size, self.frame_size)
         patches = (height // self.patch_size) * (width // self.patch_size)
         return StudentState(
+            self.patch_embed.initial_state(batch_size, patches, device=device, dtype=dtype),
             tuple(block.initial_state(batch_size, patches, device=device, dtype=dtype) for block in self.blocks),
             self.memory.initial_state(batch_size, patches, self.decoder_dim, device, dtype),
         )
@@ -190,10 +194,9 @@ class StreamingDetector(StreamingModule[StudentState]):
             image_sizes = torch.tensor([height, width], device=frames.device).expand(batch, 2)
         image_sizes = image_sizes.repeat_interleave(last, dim=0)
 
-        tokens = self.patch_embed(frames.flatten(0, 1)).flatten(2).transpose(1, 2)  # (B T, N, C)
+        tokens, embedding = self.patch_embed(frames, state.embedding)  # (B, T, N, C)
         keyframe_slot = torch.tensor([self.positions.keyframe_slot], device=frames.device)
         tokens = tokens + self.positions.slots(keyframe_slot, *grid).to(tokens.dtype)
-        tokens = tokens.unflatten(0, (batch, num_frames))
         maps, block_states = {}, []
         for layer, (block, block_state) in enumerate(zip(self.blocks, state.blocks, strict=True)):
             if layer == len(self.blocks) - 1:
@@ -212,7 +215,7 @@ class StreamingDetector(StreamingModule[StudentState]):
             self.decoder, newest, past, actors.boxes[-1], image_sizes, grid, every_block=deep
         )
         outputs = DetectorOutputs(actors.person_logits, actors.boxes, action_logits, taps)
-        return outputs, StudentState(tuple(block_states), memory)
+        return outputs, StudentState(embedding, tuple(block_states), memory)
 
     @torch.no_grad()
     def _received(self, block: StreamingBlock, tokens: Tensor) -> Tensor:

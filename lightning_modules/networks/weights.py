@@ -90,8 +90,8 @@ def save_weights(state_dict: Mapping[str, Tensor], path: str | Path) -> None:
 def student_from_teacher(student: StreamingDetector, teacher: Mapping[str, Tensor]) -> None:
     """Start a student from its teacher's ``state_dict``: every weight that has a place in it is copied.
 
-    The kernel of a frame is the teacher's tubelet kernel summed over its two time steps, so that a still scene gives
-    both the same tokens. Parts that the teacher lacks (LSTM, gates, age codes) keep their own start.
+    The embedding reads the newest two frames with the teacher's tubelet kernel. Parts that the teacher lacks (LSTM,
+    gates, age codes) keep their own start.
 
     Raises:
         ValueError: where the two do not have the same sizes; it lists the parameters.
@@ -99,9 +99,6 @@ def student_from_teacher(student: StreamingDetector, teacher: Mapping[str, Tenso
     weights = {}
     for key, value in teacher.items():
         key = key.removeprefix("backbone.")
-        if key == "patch_embed.proj.weight":
-            value = value.sum(dim=2)
-        key = key.replace("patch_embed.proj.", "patch_embed.")
         for part in ("norm1", "attn"):
             if key.startswith("blocks."):
                 key = key.replace(f".{part}.", f".temporal.{part}.")

@@ -7,7 +7,7 @@ import torch
 from datamodules.samplers import Request
 from datamodules.windows import WindowDataset, annotated_samples
 from lightning_modules.clip_detection import ClipDetectionModule
-from lightning_modules.distillation import DistillationModule
+from lightning_modules.distillation import DEFAULT_TASK_WEIGHTS, DistillationModule
 from lightning_modules.networks.frames import normalise_frames
 from lightning_modules.networks.weights import load_exactly, read_state_dict, save_weights
 from tests.lightning_modules import tiny
@@ -104,8 +104,9 @@ def test_tasks_their_weights_and_the_terms_of_the_ground_truth_are_logged(data, 
         set(logged)
         == {"train/loss", *(f"train/loss/{t}" for t in tasks), *(f"train/weight/{t}" for t in tasks)} | terms
     )
-    assert [logged[f"train/weight/{task}"] for task in tasks] == pytest.approx([1, 1, 1, 0.2])
-    total = sum(logged[f"train/weight/{task}"] * logged[f"train/loss/{task}"] for task in tasks) + np.log(5)
+    assert [logged[f"train/weight/{task}"] for task in tasks] == pytest.approx(list(DEFAULT_TASK_WEIGHTS.values()))
+    total = sum(logged[f"train/weight/{task}"] * logged[f"train/loss/{task}"] for task in tasks)
+    total -= sum(np.log(DEFAULT_TASK_WEIGHTS[task]) for task in tasks[1:])  # the ground truth is not weighted
     assert logged["train/loss"] == pytest.approx(total, rel=1e-5)
 
 

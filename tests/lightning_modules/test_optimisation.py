@@ -37,9 +37,9 @@ def test_vectors_tokens_proposals_and_codes_do_not_decay_and_matrices_do():
         "network.memory.age_code",
         "network.blocks.0.temporal.gate",
         "network.blocks.0.norm2.weight",
-        "network.patch_embed.bias",
+        "network.patch_embed.proj.bias",
     } <= still
-    assert {"network.patch_embed.weight", "network.blocks.0.mlp.fc1.weight"} <= decays
+    assert {"network.patch_embed.proj.weight", "network.blocks.0.mlp.fc1.weight"} <= decays
 
 
 def test_every_parameter_of_a_network_is_trained():
