@@ -17,7 +17,8 @@ class TaskWeighting(nn.Module):
 
     ``uncertainty``: one learned log-variance s a task, exp(-s) L + s (Kendall, Gal and Cipolla, 2018,
     https://arxiv.org/abs/1705.07115, in the form without constants), s starting at -ln of the task's initial weight and
-    kept within ``LOG_VARIANCE_RANGE``. ``fixed``: the initial weights, for good.
+    kept within ``LOG_VARIANCE_RANGE``. The total may fall below zero. ``fixed``: the initial weights, for
+    good.
 
     Tasks in ``pinned`` keep their weight in either mode: without that, learned weights can trade the ground truth away
     for whatever is easiest to imitate.
