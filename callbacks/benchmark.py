@@ -18,11 +18,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from callbacks.flops import count_gflops, evaluation_mode
 from callbacks.latency import interleave, synchronizer
+from lightning_modules.networks.streaming import state_bytes
 
 Row = Mapping[str, Any]
 
@@ -146,7 +146,7 @@ class BenchmarkTable(Callback):
 
 def state_mib(state: Any) -> float:
     """Size of nested tensors in MiB."""
-    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(state) if isinstance(leaf, Tensor)) / 2**20
+    return state_bytes(state) / 2**20
 
 
 def device_name(device: torch.device) -> str:
