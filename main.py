@@ -25,6 +25,7 @@ import callbacks.benchmark
 import callbacks.prediction_writer
 import callbacks.visualisation
 import datamodules.annotations.ava
+import datamodules.annotations.own_videos
 import datamodules.clip
 import datamodules.puppets
 import datamodules.stream

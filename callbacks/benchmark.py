@@ -31,7 +31,8 @@ HEADER = """# Benchmark
 Written by `python main.py test`; the newest run of each experiment, all runs are in `benchmark.jsonl`.
 
 - **mAP** in percent, under the protocol named beside it.
-- **GFLOPs** count a multiply-add once, for one clip or one new frame, without the decoding of detections.
+- **GFLOPs** count a multiply-add once, for one clip or one new frame, without the decoding of detections. They are what
+  is executed; "by published arithmetic" is what the published implementation needs for the same outputs.
 - **Latency** in milliseconds for one new frame at batch 1, from normalised frame to decoded detections; warm-up
   excluded, device synchronised, loading of data outside the clock. A clip detector runs one full clip per new frame.
 - **Frames/s** is the inverse of the mean latency. **State** is what a stream keeps between two frames.
@@ -66,6 +67,10 @@ class Benchmarkable(Protocol):
         teacher, from normalised clip to decoded detections. None where there is nothing to compare with."""
         ...
 
+    def benchmark_published_gflops(self) -> float | None:
+        """What the published implementation of the network needs for the same call, where it is known."""
+        ...
+
 
 class BenchmarkTable(Callback):
     """Measure the tested module and enter it into the table.
@@ -98,8 +103,8 @@ class BenchmarkTable(Callback):
         if not isinstance(pl_module, Benchmarkable):
             raise TypeError(
                 f"{type(pl_module).__name__} cannot be benchmarked: it needs benchmark_protocol, benchmark_step, "
-                "benchmark_state and benchmark_reference (callbacks.benchmark.Benchmarkable); or take BenchmarkTable "
-                "out of trainer.callbacks"
+                "benchmark_state, benchmark_reference and benchmark_published_gflops "
+                "(callbacks.benchmark.Benchmarkable); or take BenchmarkTable out of trainer.callbacks"
             )
         row = self.measure(trainer, pl_module)
         file = self.folder / "benchmark.jsonl"
@@ -127,6 +132,7 @@ class BenchmarkTable(Callback):
             "map": None if mean_ap is None or math.isnan(mean_ap) else float(mean_ap),
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "gflops": flops.gflops,
+            "gflops_published": pl_module.benchmark_published_gflops(),
             "gflops_unit": unit,
             "uncounted_operators": list(flops.uncounted),
             "latency_p50_ms": latency.p50_ms,
@@ -227,7 +233,9 @@ def _map(row: Row) -> str:
 
 def _gflops(row: Row) -> str:
     incomplete = " (incomplete)" if row["uncounted_operators"] else ""
-    return f"{row['gflops']:.4g} / {row['gflops_unit']}{incomplete}"
+    published = row.get("gflops_published")  # rows of earlier versions lack it
+    compared = "" if published is None else f" ({published:.4g} by published arithmetic)"
+    return f"{row['gflops']:.4g} / {row['gflops_unit']}{incomplete}{compared}"
 
 
 def _weights(row: Row) -> str:

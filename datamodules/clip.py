@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.annotations.source import DetectionSource, Split
 from datamodules.detection import DetectionDataModule
+from datamodules.frames import FrameScale, Interpolation
 from datamodules.samplers import EveryOnce, ShuffledBatches
 from datamodules.transforms import ClipTransform
 from datamodules.windows import Window, WindowDataset, annotated_samples, grid_samples, slot_samples
@@ -33,6 +34,8 @@ class ClipDataModule(DetectionDataModule):
         eval_batch_size: in evaluation; None means the same.
         num_workers: worker processes; 0 loads in the training process.
         short_side: length of the frames' short side in pixels; None keeps the video's size.
+        max_long_side: frames whose long side would be longer are made smaller; None sets no limit.
+        interpolation: ``area`` averages areas when frames shrink, ``bilinear`` does not (EVAD).
         cache: folder of decoded frames; None decodes every clip anew.
         cache_max_gib: what the cache may take.
         horizontal_flip: probability of mirroring a training clip.
@@ -57,6 +60,8 @@ class ClipDataModule(DetectionDataModule):
         eval_batch_size: int | None = None,
         num_workers: int = 0,
         short_side: int | None = None,
+        max_long_side: int | None = None,
+        interpolation: Interpolation = "area",
         cache: str | Path | None = "data/cache",
         cache_max_gib: float = 64.0,
         horizontal_flip: float = 0.5,
@@ -70,7 +75,8 @@ class ClipDataModule(DetectionDataModule):
         seed: int = 0,
         predict_videos: list[str | Path] | None = None,
     ) -> None:
-        super().__init__(source, num_workers, short_side, cache, cache_max_gib, predict_videos)
+        scale = FrameScale(short_side, max_long_side, interpolation)
+        super().__init__(source, num_workers, scale, cache, cache_max_gib, predict_videos)
         past = num_frames // 2 + 1 if past_frames is None else past_frames
         if not 1 <= past <= max(num_frames, 1):
             raise ValueError(f"past_frames must lie within 1..num_frames ({num_frames}), got {past}")

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
 from datamodules.frame_cache import FrameCache
-from datamodules.frames import DecodedFrames, FrameStore
+from datamodules.frames import DecodedFrames, FrameScale, FrameStore
 from datamodules.windows import TimedVideo, time_video
 
 BatchT = TypeVar("BatchT")
@@ -29,7 +29,7 @@ class DetectionDataModule(LightningDataModule):
     Args:
         source: the data set.
         num_workers: worker processes of a training loader; 0 loads in the training process.
-        short_side: length of the frames' short side in pixels; None keeps the video's size.
+        scale: the size of the frames.
         cache: folder of decoded frames; None decodes every clip anew.
         cache_max_gib: what the cache may take.
         predict_videos: files to predict on; None predicts on the videos of the test split.
@@ -39,7 +39,7 @@ class DetectionDataModule(LightningDataModule):
         self,
         source: DetectionSource,
         num_workers: int,
-        short_side: int | None,
+        scale: FrameScale,
         cache: str | Path | None,
         cache_max_gib: float,
         predict_videos: Sequence[str | Path] | None,
@@ -47,12 +47,10 @@ class DetectionDataModule(LightningDataModule):
         super().__init__()
         self.source = source
         self.num_workers = num_workers
-        self.store: FrameStore = (
-            DecodedFrames(short_side) if cache is None else FrameCache(cache, short_side, cache_max_gib)
-        )
+        self.store: FrameStore = DecodedFrames(scale) if cache is None else FrameCache(cache, scale, cache_max_gib)
         self.predict_videos = predict_videos
         # Files to predict on are passed over once: no use in keeping their frames.
-        self.predict_store = self.store if predict_videos is None else DecodedFrames(short_side)
+        self.predict_store = self.store if predict_videos is None else DecodedFrames(scale)
         self._videos: dict[str, tuple[TimedVideo, ...]] = {}
 
     @property
@@ -62,6 +60,11 @@ class DetectionDataModule(LightningDataModule):
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def evaluated_classes(self) -> tuple[int, ...] | None:
+        """The class ids that are scored; None for all."""
+        return self.source.evaluated_classes()
 
     def prepare_data(self) -> None:
         """Make the data and fill the cache with what the stage at hand needs; both do nothing the second time."""

@@ -3,8 +3,8 @@
 Decoding a clip takes about 30 ms of a core, copying it out of a memory map well under one: with the cache a small
 network is not starved. Each video has a folder of its own, written whole or not at all::
 
-    data/cache/<name>-<digest of path and short side>/frames.npy    (N, H, W, 3) uint8
-                                                      facts.json    times, sizes, and the state of the file it came from
+    data/cache/<name>-<digest of path and scale>/frames.npy    (N, H, W, 3) uint8
+                                                 facts.json    times, sizes, and the state of the file it came from
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.frames import FrameFacts, FrameStore, resize, scaled_size
-from datamodules.video import open_video
-from datamodules.video_listing import list_frames
+from datamodules.frames import FrameFacts, FrameScale, FrameStore
+from datamodules.picture_folder import PictureFolder, Video
+from datamodules.video import list_video, open_video
 
 CHUNK_FRAMES = 64
 """How many frames are decoded at a time, so that memory does not grow with the length of a video."""
@@ -38,18 +38,18 @@ class FrameCache(FrameStore):
 
     Args:
         folder: where the frames go.
-        short_side: length of the frames' short side in pixels; None keeps the video's size.
+        scale: the size of the frames.
         max_gib: the videos of one ``build`` may take this much at most.
     """
 
-    def __init__(self, folder: str | Path, short_side: int | None, max_gib: float = 64.0) -> None:
+    def __init__(self, folder: str | Path, scale: FrameScale, max_gib: float = 64.0) -> None:
         self.folder = Path(folder)
-        self.short_side = short_side
+        self.scale = scale
         self.max_gib = max_gib
-        self._facts: dict[Path, FrameFacts] = {}
-        self._maps: OrderedDict[Path, np.memmap] = OrderedDict()
+        self._facts: dict[Video, FrameFacts] = {}
+        self._maps: OrderedDict[Video, np.memmap] = OrderedDict()
 
-    def build(self, videos: Sequence[Path], workers: int | None = None) -> None:
+    def build(self, videos: Sequence[Video], workers: int | None = None) -> None:
         """Decode what is missing, with all cores if there is much of it.
 
         Args:
@@ -84,7 +84,7 @@ class FrameCache(FrameStore):
             for _ in tqdm(pool.map(self._write, missing), **progress):
                 pass
 
-    def facts(self, video: Path) -> FrameFacts:
+    def facts(self, video: Video) -> FrameFacts:
         if video not in self._facts:
             facts = self._load_facts(video)
             if facts is None:
@@ -95,7 +95,7 @@ class FrameCache(FrameStore):
             self._facts[video] = facts
         return self._facts[video]
 
-    def frames(self, video: Path) -> np.memmap:
+    def frames(self, video: Video) -> np.memmap:
         """All frames of a video, (N, H, W, 3) uint8, read from disk as they are touched; decoded if need be."""
         if video in self._maps:
             self._maps.move_to_end(video)
@@ -106,14 +106,20 @@ class FrameCache(FrameStore):
             self._maps[video] = np.load(self._entry(video) / "frames.npy", mmap_mode="r")
         return self._maps[video]
 
-    def get(self, video: Path, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    def get(self, video: Video, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         return np.asarray(self.frames(video)[np.asarray(indices)])
 
-    def _entry(self, video: Path) -> Path:
-        digest = hashlib.sha256(f"{video.resolve()}|{self.short_side}".encode()).hexdigest()[:16]
-        return self.folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', video.stem)[:60]}-{digest}"
+    def _entry(self, video: Video) -> Path:
+        path, short_side = _path(video), self.scale.short_side
+        name = f"{path.resolve()}|{short_side}"
+        if self.scale != FrameScale(short_side):  # what came later is only named where it is used: old entries stay
+            name += f"|{self.scale.max_long_side}|{self.scale.interpolation}"
+        if isinstance(video, PictureFolder):
+            name += f"|{video.frame_rate}"
+        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        return self.folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', path.stem)[:60]}-{digest}"
 
-    def _load_facts(self, video: Path) -> FrameFacts | None:
+    def _load_facts(self, video: Video) -> FrameFacts | None:
         """What the cache knows of a video; None where it has nothing or the file has changed since."""
         try:
             record = json.loads((self._entry(video) / "facts.json").read_text())
@@ -123,20 +129,20 @@ class FrameCache(FrameStore):
             return None
         return FrameFacts(np.asarray(record["times"]), tuple(record["original_size"]), tuple(record["size"]))
 
-    def _write(self, video: Path) -> None:
+    def _write(self, video: Video) -> None:
         entry = self._entry(video)
         partial = entry.with_name(f".{entry.name}.{os.getpid()}.partial")
         partial.mkdir(parents=True, exist_ok=True)
         try:
             source = _file_state(video)
             with open_video(video) as reader:
-                size = scaled_size(reader.height, reader.width, self.short_side)
+                size = self.scale.size(reader.height, reader.width)
                 frames = np.lib.format.open_memmap(
                     partial / "frames.npy", "w+", dtype=np.uint8, shape=(reader.num_frames, *size, 3)
                 )
                 for start in range(0, reader.num_frames, CHUNK_FRAMES):
                     stop = min(start + CHUNK_FRAMES, reader.num_frames)
-                    frames[start:stop] = resize(reader.get(range(start, stop)), size)
+                    frames[start:stop] = self.scale(reader.get(range(start, stop)))
                 frames.flush()
                 record = {
                     "source": source,
@@ -155,12 +161,12 @@ class FrameCache(FrameStore):
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
-    def _check_size(self, videos: Sequence[Path], missing: Sequence[Path]) -> None:
-        """Refuse to fill the disk. Reads the packets of the missing videos, but decodes none."""
+    def _check_size(self, videos: Sequence[Video], missing: Sequence[Video]) -> None:
+        """Refuse to fill the disk. Lists the frames of the missing videos, but decodes none."""
         to_write = 0
         for video in missing:
-            listing = list_frames(video)
-            height, width = scaled_size(listing.height, listing.width, self.short_side)
+            listing = list_video(video)
+            height, width = self.scale.size(listing.height, listing.width)
             to_write += len(listing.times) * height * width * 3
         known = [facts for video in set(videos) - set(missing) if (facts := self._load_facts(video)) is not None]
         total = to_write + sum(len(facts.times) * facts.size[0] * facts.size[1] * 3 for facts in known)
@@ -181,6 +187,10 @@ class FrameCache(FrameStore):
         return {**self.__dict__, "_maps": OrderedDict()}
 
 
-def _file_state(video: Path) -> dict[str, int]:
-    facts = video.stat()
+def _path(video: Video) -> Path:
+    return video.path if isinstance(video, PictureFolder) else video
+
+
+def _file_state(video: Video) -> dict[str, int]:
+    facts = _path(video).stat()
     return {"bytes": facts.st_size, "mtime_ns": facts.st_mtime_ns}

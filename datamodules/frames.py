@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from datamodules.video import VideoReader, open_video
-from datamodules.video_listing import list_frames
+from datamodules.picture_folder import Video
+from datamodules.video import VideoReader, list_video, open_video
+
+Interpolation = Literal["area", "bilinear"]
 
 
 class FrameFacts(NamedTuple):
@@ -31,66 +32,80 @@ class FrameFacts(NamedTuple):
 class FrameStore:
     """Frames of any number of videos. Cheap to send to another process: nothing open travels along."""
 
-    def facts(self, video: Path) -> FrameFacts:
+    def facts(self, video: Video) -> FrameFacts:
         raise NotImplementedError
 
-    def get(self, video: Path, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    def get(self, video: Video, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """(T, height, width, 3) uint8 RGB, a copy that the caller may change."""
         raise NotImplementedError
 
 
-def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
-    """Size with the short side as given and the aspect kept; the long side rounded, half up.
+class FrameScale(NamedTuple):
+    """The size at which frames are read."""
 
-    >>> scaled_size(240, 320, 128), scaled_size(240, 320, None)
-    ((128, 171), (240, 320))
-    """
-    if short_side is None:
-        return height, width
-    scale = short_side / min(height, width)
-    return (short_side, int(width * scale + 0.5)) if height <= width else (int(height * scale + 0.5), short_side)
+    short_side: int | None
+    """Length of the short side in pixels; None keeps the video's size."""
+    max_long_side: int | None = None
+    """A frame whose long side would be longer is made smaller."""
+    interpolation: Interpolation = "area"
+    """``area`` averages areas when shrinking and is linear when enlarging, ``bilinear`` is linear always."""
 
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width with the aspect kept, rounded half up.
 
-def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(T, h, w, 3) uint8 -> (T, *size, 3): area averages when shrinking, linear interpolation when enlarging."""
-    if frames.shape[1:3] == size:
-        return frames
-    import cv2
+        >>> FrameScale(128).size(240, 320), FrameScale(None).size(240, 320), FrameScale(288, 1333).size(100, 500)
+        ((128, 171), (240, 320), (267, 1333))
+        """
+        if self.short_side is None:
+            return height, width
+        wanted, of = self.short_side, min(height, width)
+        if self.max_long_side is not None and max(height, width) * wanted > self.max_long_side * of:
+            wanted, of = self.max_long_side, max(height, width)
+        # In whole numbers: a fraction such as 0.5 - 1e-17 would be rounded down.
+        return (2 * height * wanted + of) // (2 * of), (2 * width * wanted + of) // (2 * of)
 
-    method = cv2.INTER_AREA if size[0] < frames.shape[1] else cv2.INTER_LINEAR
-    out = np.empty((len(frames), *size, 3), np.uint8)
-    for index, frame in enumerate(frames):
-        cv2.resize(frame, size[::-1], dst=out[index], interpolation=method)
-    return out
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        """(T, h, w, 3) uint8 -> (T, *size, 3)."""
+        size = self.size(*frames.shape[1:3])
+        if frames.shape[1:3] == size:
+            return frames
+        import cv2
+
+        shrinks = size[0] < frames.shape[1]
+        method = cv2.INTER_AREA if self.interpolation == "area" and shrinks else cv2.INTER_LINEAR
+        out = np.empty((len(frames), *size, 3), np.uint8)
+        for index, frame in enumerate(frames):
+            cv2.resize(frame, size[::-1], dst=out[index], interpolation=method)
+        return out
 
 
 class DecodedFrames(FrameStore):
     """Decodes every clip anew. For data too large for a cache, and for single passes over videos.
 
     Args:
-        short_side: length of the frames' short side in pixels; None keeps the video's size.
+        scale: the size of the frames.
         open_readers: how many videos are kept open; a decord reader that has decoded holds about 57 MiB at 320x240.
     """
 
-    def __init__(self, short_side: int | None, open_readers: int = 8) -> None:
-        self.short_side = short_side
+    def __init__(self, scale: FrameScale, open_readers: int = 8) -> None:
+        self.scale = scale
         self.open_readers = open_readers
-        self._readers: OrderedDict[Path, VideoReader] = OrderedDict()
-        self._facts: dict[Path, FrameFacts] = {}
+        self._readers: OrderedDict[Video, VideoReader] = OrderedDict()
+        self._facts: dict[Video, FrameFacts] = {}
         self._process = os.getpid()
-        self._inherited: list[OrderedDict[Path, VideoReader]] = []
+        self._inherited: list[OrderedDict[Video, VideoReader]] = []
 
-    def facts(self, video: Path) -> FrameFacts:
+    def facts(self, video: Video) -> FrameFacts:
         if video not in self._facts:
-            listing = list_frames(video)
-            size = scaled_size(listing.height, listing.width, self.short_side)
-            self._facts[video] = FrameFacts(listing.times, (listing.height, listing.width), size)
+            listing = list_video(video)
+            shown = (listing.height, listing.width)
+            self._facts[video] = FrameFacts(listing.times, shown, self.scale.size(*shown))
         return self._facts[video]
 
-    def get(self, video: Path, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        return resize(self._reader(video).get(indices), self.facts(video).size)
+    def get(self, video: Video, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        return self.scale(self._reader(video).get(indices))
 
-    def _reader(self, video: Path) -> VideoReader:
+    def _reader(self, video: Video) -> VideoReader:
         if self._process != os.getpid():
             # Readers opened before a fork neither work nor close in the child: their threads stayed behind.
             self._inherited.append(self._readers)

@@ -14,7 +14,7 @@ from datamodules.annotations.source import DetectionSource, Split
 from datamodules.batches import StreamBatch
 from datamodules.collate import stack_frames
 from datamodules.detection import DetectionDataModule
-from datamodules.frames import FrameStore
+from datamodules.frames import FrameScale, FrameStore, Interpolation
 from datamodules.indexing import StreamChunk, keyframes_on_grid, num_slots, stream_chunks
 from datamodules.samplers import InOrder, ShuffledBatches
 from datamodules.transforms import ClipTransform
@@ -131,6 +131,8 @@ class StreamDataModule(DetectionDataModule):
         batch_size: windows a batch and rank in training.
         num_workers: worker processes in training; evaluation uses one of them, to keep the order and read ahead.
         short_side: length of the frames' short side in pixels; None keeps the video's size.
+        max_long_side: frames whose long side would be longer are made smaller; None sets no limit.
+        interpolation: ``area`` averages areas when frames shrink, ``bilinear`` does not (EVAD).
         cache: folder of decoded frames; None decodes every clip anew.
         cache_max_gib: what the cache may take.
         horizontal_flip: probability of mirroring a training window.
@@ -156,6 +158,8 @@ class StreamDataModule(DetectionDataModule):
         batch_size: int = 8,
         num_workers: int = 0,
         short_side: int | None = None,
+        max_long_side: int | None = None,
+        interpolation: Interpolation = "area",
         cache: str | Path | None = "data/cache",
         cache_max_gib: float = 64.0,
         horizontal_flip: float = 0.5,
@@ -168,7 +172,8 @@ class StreamDataModule(DetectionDataModule):
         seed: int = 0,
         predict_videos: list[str | Path] | None = None,
     ) -> None:
-        super().__init__(source, num_workers, short_side, cache, cache_max_gib, predict_videos)
+        scale = FrameScale(short_side, max_long_side, interpolation)
+        super().__init__(source, num_workers, scale, cache, cache_max_gib, predict_videos)
         if frame_stride < 1:
             raise ValueError(f"a stream moves on: frame_stride must be at least 1, got {frame_stride}")
         if not 1 <= loss_frames <= train_past_frames:

@@ -1,13 +1,14 @@
-"""Reading frames of video files by their number, and writing them.
+"""Reading frames of videos by their number, and writing video files.
 
 decord reads by default. Some files it reads wrongly and without a word, others it refuses (video_listing.py), so
 ``open_video`` first lists the frames from the packets and lets decord read only what it lists alike. PyAV reads
-everything else behind the same interface.
+everything else behind the same interface. A folder of pictures is a video too.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.picture_folder import PictureFolder, PictureListing, Video, list_pictures
 from datamodules.video_listing import FrameListing, VideoError, decode, list_frames
 
 TIMESTAMP_TOLERANCE = 2e-3
@@ -25,7 +27,7 @@ BUFFER_BYTES = 64 * 2**20
 
 
 class VideoReader:
-    """The frames of one video file. Readers hold a decoder: open them in the process that uses them."""
+    """The frames of one video. Readers hold a decoder: open them in the process that uses them."""
 
     path: Path
     num_frames: int
@@ -59,13 +61,20 @@ class VideoReader:
         self.close()
 
 
-def open_video(path: str | Path, num_threads: int = 1) -> VideoReader:
+def list_video(video: Video) -> FrameListing | PictureListing:
+    """When each frame of a video is shown, and its size, decoding next to nothing."""
+    return list_pictures(video) if isinstance(video, PictureFolder) else list_frames(video)
+
+
+def open_video(path: str | Video, num_threads: int = 1) -> VideoReader:
     """Open a video with the reader that reads it right.
 
     Args:
-        path: any container and codec that FFmpeg knows.
+        path: any container and codec that FFmpeg knows, or a folder of pictures.
         num_threads: threads of the decoder; 1 suits the worker processes of a loader.
     """
+    if isinstance(path, PictureFolder):
+        return _PictureReader(path)
     path = Path(path)
     listing = list_frames(path)
     if not listing.av_only:
@@ -237,3 +246,37 @@ class _AvReader(VideoReader):
         if self._container is not None:
             self._container.close()
         self._container = self._frames = None
+
+
+class _PictureReader(VideoReader):
+    """Opens the pictures of a folder one by one. One that cannot be read is told once, a neighbour is shown instead."""
+
+    def __init__(self, folder: PictureFolder) -> None:
+        self._listing = list_pictures(folder)
+        self.path, self.times, self.num_frames = folder.path, self._listing.times, len(self._listing.times)
+        self.height, self.width = self._listing.height, self._listing.width
+
+    def _read(self, wanted: np.ndarray) -> np.ndarray:
+        out = np.empty((len(wanted), self.height, self.width, 3), np.uint8)
+        for index in np.unique(wanted).tolist():
+            out[wanted == index] = self._picture(index)
+        return out
+
+    def _picture(self, index: int) -> np.ndarray:
+        import cv2
+
+        for near in (*range(index, -1, -1), *range(index + 1, self.num_frames)):
+            file = self._listing.file(near)
+            picture = cv2.imread(file)  # blue, green, red
+            if picture is None:
+                # Python shows a warning of one text once.
+                warnings.warn(f"{file}: no readable picture, a neighbour is shown instead", stacklevel=2)
+                continue
+            if picture.shape[:2] != (self.height, self.width):
+                size = f"{picture.shape[1]}x{picture.shape[0]}"
+                raise VideoError(f"{file} is {size}, the first picture is {self.width}x{self.height}")
+            return picture[..., ::-1]
+        raise VideoError(f"{self.path}: not a single picture can be read")
+
+    def close(self) -> None:
+        """Nothing stays open."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from datamodules.batches import ClipBatch
 from datamodules.collate import ClipSample, collate_clips
 from datamodules.frames import FrameFacts, FrameStore
 from datamodules.indexing import annotated_at, keyframes_on_grid, num_slots, window_indices
+from datamodules.picture_folder import Video
 from datamodules.samplers import Request
 from datamodules.transforms import ClipTransform
 from datamodules.video import nearest_frame
@@ -43,7 +43,7 @@ class TimedVideo(NamedTuple):
     """A video whose annotations have been given frame numbers."""
 
     video_id: str
-    path: Path
+    path: Video
     facts: FrameFacts
     frames: np.ndarray
     """(n,) int64 ascending, the raw frame nearest to each annotated moment."""

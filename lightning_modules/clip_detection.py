@@ -15,6 +15,7 @@ from .losses.detection import DetectionLoss
 from .networks.detections import ScoredBoxes
 from .networks.evad import EvadTeacher
 from .networks.frames import normalise_frames
+from .networks.published_cost import published_gflops
 from .networks.vit import TUBELET
 
 
@@ -98,6 +99,10 @@ class ClipDetectionModule(DetectionModule):
 
     def benchmark_reference(self) -> None:
         """A teacher is what others are compared with."""
+
+    def benchmark_published_gflops(self) -> float:
+        side = self.network.frame_size
+        return published_gflops(self.network, side, side, self.trainer.datamodule.num_frames).total
 
 
 def benchmark_clip(network: EvadTeacher, device: torch.device, num_frames: int) -> tuple[Tensor, Tensor]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from .metrics.frame_map import FrameMeanAveragePrecision
 from .networks.detections import Detections, ScoredBoxes, ScoreRule, decode_detections
+from .networks.pretraining import load_videomae
 from .networks.weights import load_exactly, read_state_dict
-from .optimisation import parameter_groups, warmup_cosine
+from .optimisation import Schedule, WarmupCosine, parameter_groups, scheduled
 
 
 class DetectionModule(L.LightningModule):
@@ -25,7 +28,8 @@ class DetectionModule(L.LightningModule):
         weights: a weights file or checkpoint to start from (or to evaluate). Nothing may be missing or left over.
         fresh: patterns of parameters that start fresh although ``weights`` are given; for other classes than the
             weights know: ``["decoder.blocks.*.action_logits.*"]``.
-        warmup_fraction, final_lr_fraction: of the cosine schedule.
+        pretrained: VideoMAE weights that the backbone starts from, see ``load_videomae``; excluded with ``weights``.
+        schedule: of the learning rate: ``WarmupCosine`` (the default) or ``WarmupSteps``.
         head_lr_multiplier: learning rate of localizer and decoder over that of the rest.
         person_threshold, score: how detections are decoded, see ``decode_detections``.
     """
@@ -38,8 +42,8 @@ class DetectionModule(L.LightningModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         weights: str | None = None,
         fresh: Sequence[str] = (),
-        warmup_fraction: float = 0.05,
-        final_lr_fraction: float = 0.01,
+        pretrained: str | None = None,
+        schedule: Schedule | None = None,
         head_lr_multiplier: float = 1.0,
         person_threshold: float = 0.0,
         score: ScoreRule = "person_x_action",
@@ -47,9 +51,15 @@ class DetectionModule(L.LightningModule):
         super().__init__()
         self.network = network
         self.optimizer, self.weights = optimizer, weights
-        self.warmup_fraction, self.final_lr_fraction = warmup_fraction, final_lr_fraction
+        self.schedule = schedule or WarmupCosine()
         self.head_lr_multiplier = head_lr_multiplier
         self.person_threshold, self.score = person_threshold, score
+        if weights is not None and pretrained is not None:
+            raise ValueError(
+                f"weights={weights} hold the backbone that pretrained={pretrained} would start; leave one of them out"
+            )
+        if pretrained is not None:
+            rank_zero_info(f"{pretrained}\n{load_videomae(network, pretrained)}")
         if weights is not None:
             load_exactly(network, read_state_dict(weights), fresh)
         elif fresh:
@@ -59,20 +69,26 @@ class DetectionModule(L.LightningModule):
         self.metric = FrameMeanAveragePrecision(network.num_classes, protocol="ava")
 
     def setup(self, stage: str) -> None:
-        """Compare the classes of the network with those of the data before anything runs."""
+        """Compare the classes of the network with those of the data before anything runs; learn which are scored."""
         in_network, in_data = self.network.num_classes, self.trainer.datamodule.num_classes
         if in_network != in_data:
             raise ValueError(
                 f"network has {in_network} classes but the data has {in_data}; set "
                 f"model.init_args.network.init_args.num_classes={in_data}"
             )
+        # AVA trains 80 classes and scores 60 of them; a DataModule that says nothing has all of its classes scored.
+        scored = getattr(self.trainer.datamodule, "evaluated_classes", None)
+        if scored is not None:
+            self.metric = FrameMeanAveragePrecision(in_network, protocol="ava", class_ids=scored)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer([nn.Parameter(torch.zeros(()))])  # only to learn the configured learning rate
         groups = parameter_groups(self.trained_modules(), self.lr_multipliers(), optimizer.defaults["lr"])
         optimizer = self.optimizer(groups)
+        self.trainer.fit_loop.setup_data()  # else a run with max_steps alone does not know its epochs yet
         total_steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = warmup_cosine(optimizer, total_steps, self.warmup_fraction, self.final_lr_fraction)
+        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        scheduler = scheduled(optimizer, self.schedule, total_steps, steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def trained_modules(self) -> list[tuple[str, nn.Module]]:
@@ -151,15 +167,17 @@ class DetectionModule(L.LightningModule):
         names = self.trainer.datamodule.class_names
         # The metric has already been synchronised over processes: every one logs the same numbers.
         self.log(f"{stage}/map", float(result["map"]), prog_bar=True, rank_zero_only=True)
-        for index, value in zip(result["classes"], result["map_per_class"], strict=True):
+        # torchmetrics turns the vectors of a single class into scalars.
+        for index, value in zip(result["classes"].flatten(), result["map_per_class"].flatten(), strict=True):
             self.log(f"{stage}/ap/{names[int(index)]}", float(value), rank_zero_only=True)
         self.metric.reset()
 
     @property
     def benchmark_protocol(self) -> str:
         """Protocol and stride of ``test/map``, for the benchmark table."""
-        stride = self.trainer.datamodule.frame_stride
-        return f"{self.metric.protocol} frame mAP@{self.metric.iou_threshold:g}, stride {stride}"
+        stride, scored = self.trainer.datamodule.frame_stride, self.metric.class_ids
+        classes = "" if scored is None else f", {len(scored)} of {self.metric.num_classes} classes"
+        return f"{self.metric.protocol} frame mAP@{self.metric.iou_threshold:g}{classes}, stride {stride}"
 
     def on_validation_epoch_end(self) -> None:
         self.log_metric("val")

@@ -1,4 +1,4 @@
-"""Parameter groups and the learning-rate schedule that every experiment shares."""
+"""Parameter groups and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-NO_DECAY = ("*bias", "*mask_token", "*proposal_features", "*proposal_boxes", "*age_code", "*gate")
+NO_DECAY = ("*bias", "*mask_token", "*positions.table", "*proposal_features", "*proposal_boxes", "*age_code", "*gate")
 
 
 def parameter_groups(
@@ -37,14 +37,66 @@ def parameter_groups(
     return result
 
 
-def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup_fraction: float, final_fraction: float) -> LambdaLR:
-    """Linear warm-up over the first ``warmup_fraction`` of all steps, then a cosine down to ``final_fraction``."""
-    warmup = max(1, round(warmup_fraction * total_steps))
+class Schedule:
+    """Learning rate in the course of training, as a factor of the configured one, set anew every step."""
 
-    def factor(step: int) -> float:
+    def factor(self, step: int, total_steps: int, steps_per_epoch: int) -> float:
+        """The factor at an optimiser step, counted from 0."""
+        raise NotImplementedError
+
+
+class WarmupCosine(Schedule):
+    """Linear warm-up, then a cosine over the rest of training.
+
+    Args:
+        warmup_fraction: share of all steps in which the rate rises, from near zero.
+        final_fraction: where the cosine ends, as a fraction of the configured rate.
+    """
+
+    def __init__(self, warmup_fraction: float = 0.05, final_fraction: float = 0.01) -> None:
+        self.warmup_fraction, self.final_fraction = warmup_fraction, final_fraction
+
+    def factor(self, step: int, total_steps: int, steps_per_epoch: int) -> float:
+        warmup = max(1, round(self.warmup_fraction * total_steps))
         if step < warmup:
             return (step + 1) / warmup
         progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-        return final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    return LambdaLR(optimizer, factor)
+
+class WarmupSteps(Schedule):
+    """Linear warm-up, then constant rates that change at given epochs; EVAD's schedule (`evad-facts`, section 10).
+
+    Epochs are fractional: with 100 steps an epoch, step 150 is at 1.5. Milestones {5: 0.1, 8: 0.01} mean a tenth of the
+    configured rate from epoch 5 on and a hundredth from epoch 8 on.
+
+    Args:
+        milestones: epoch -> factor of the configured rate from there on.
+        warmup_epochs: how long the rate rises.
+        warmup_from: factor at the first step.
+    """
+
+    def __init__(self, milestones: dict[int, float], warmup_epochs: float = 2.0, warmup_from: float = 0.1) -> None:
+        if warmup_epochs < 0 or not 0 < warmup_from <= 1:
+            raise ValueError(
+                "warmup_epochs must not be negative and warmup_from must be in (0, 1], "
+                f"got {warmup_epochs} and {warmup_from}"
+            )
+        self.milestones = dict(sorted(milestones.items()))
+        self.warmup_epochs, self.warmup_from = warmup_epochs, warmup_from
+
+    def factor(self, step: int, total_steps: int, steps_per_epoch: int) -> float:
+        epoch = step / steps_per_epoch
+        if epoch >= self.warmup_epochs:
+            return self._after_warmup(epoch)
+        goal = self._after_warmup(self.warmup_epochs)
+        return self.warmup_from + (goal - self.warmup_from) * epoch / self.warmup_epochs
+
+    def _after_warmup(self, epoch: float) -> float:
+        passed = [factor for milestone, factor in self.milestones.items() if milestone <= epoch]
+        return passed[-1] if passed else 1.0
+
+
+def scheduled(optimizer: Optimizer, schedule: Schedule, total_steps: int, steps_per_epoch: int) -> LambdaLR:
+    """The schedule as torch's schedulers are: every group's rate times the same factor."""
+    return LambdaLR(optimizer, lambda step: schedule.factor(step, total_steps, steps_per_epoch))

@@ -157,3 +157,6 @@ class StreamDetectionModule(DetectionModule):
     def benchmark_reference(self) -> Callable[[], object] | None:
         """Without a teacher there is nothing to compare with."""
         return None
+
+    def benchmark_published_gflops(self) -> None:
+        """No implementation of a student is published."""

@@ -17,11 +17,15 @@ from datamodules.puppets import Puppets
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.weights import save_weights
 from main import main
+from tests.datamodules.miniature_ava import SCORED, write_ava
+from tests.datamodules.miniature_ava import arguments as ava_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # where pytest has arguments itself
-RUNNABLE = [config for config in CONFIGS if not config.stem.endswith("_vit_b")]
+FULL_SIZE = [config for config in CONFIGS if "_vit_" in config.stem]
+RUNNABLE = [config for config in CONFIGS if config not in FULL_SIZE]
+AVA_RECIPES = [config for config in FULL_SIZE if config.stem.endswith("_ava")]
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +90,72 @@ def test_a_config_begins_with_what_it_is_and_the_command_that_runs_it(config):
     comment = list(takewhile(lambda line: line.startswith("# "), config.read_text().splitlines()))
     assert len(comment) >= 2
     assert comment[-1].startswith(f"# python main.py fit --config configs/{config.name}")
+
+
+@pytest.mark.parametrize("config", FULL_SIZE, ids=lambda config: config.stem)
+def test_a_config_of_full_size_is_built_and_then_names_what_it_finds_missing(config, monkeypatch):
+    missing = "data/ava/frames" if config in AVA_RECIPES else "data/own/(videos|classes.txt)"
+    if "distill" in config.stem:
+        missing = "no weights at runs/evad_vit_b/latest/checkpoints/last.ckpt"
+    # Built without memory; at its end the Trainer takes the weights to the CPU, which these cannot follow.
+    monkeypatch.setattr(torch.nn.Module, "cpu", lambda module: module)
+    with torch.device("meta"), pytest.raises(FileNotFoundError, match=missing):
+        main(["fit", f"--config={config}"])
+
+
+def test_the_ava_recipes_are_those_of_evads_authors(capsys):
+    """`evad-facts`, sections 6, 7, 9 and 10; what differs between the sizes is in the table."""
+    assert [config.stem for config in AVA_RECIPES] == ["evad_vit_b_ava", "evad_vit_l_ava"]
+    for config, lr, clips, action_weight, drop_path in zip(
+        AVA_RECIPES, (2.5e-5, 1e-5), (16, 8), (12, 6), (0.1, 0.2), strict=True
+    ):
+        printed = yaml.safe_load(printed_config(capsys, "fit", f"--config={config}"))
+        model, data = printed["model"]["init_args"], printed["data"]["init_args"]
+        expected = {"num_frames": 16, "frame_stride": 4, "past_frames": None, "short_side": 288, "max_long_side": 1333}
+        expected |= {"interpolation": "bilinear", "horizontal_flip": 0.5, "scale_range": [1, 1], "brightness": 0}
+        expected |= {"contrast": 0, "saturation": 0, "samples_per_epoch": None, "batch_size": clips // 8}
+        assert {name: data[name] for name in expected} == expected
+        optimizer = model["optimizer"]["init_args"]
+        assert (optimizer["lr"], optimizer["weight_decay"]) == (lr, 1e-4)
+        assert (list(optimizer["betas"]), optimizer["eps"]) == ([0.9, 0.999], 1e-8)
+        schedule = model["schedule"]["init_args"]
+        assert schedule["warmup_from"] * lr == pytest.approx(2.5e-6)
+        assert (schedule["warmup_epochs"], schedule["milestones"]) == (2, {"5": 0.1, "8": 0.01})
+        assert (model["head_lr_multiplier"], model["one_slot_until"]) == (8, 0)
+        assert (model["score"], model["person_threshold"]) == ("action", 0.7)
+        assert model["loss"]["init_args"]["action_weight"] == action_weight
+        network = model["network"]["init_args"]
+        assert (network["drop_path_rate"], network["decoder_drop_path_rate"]) == (drop_path, 0.1)
+        trainer = printed["trainer"]
+        assert (trainer["max_epochs"], trainer["gradient_clip_val"], trainer["precision"]) == (12, None, "32-true")
+
+
+SAVING_MEMORY = (
+    "--model.init_args.network.init_args.checkpoint_blocks=true",
+    "--trainer.precision=bf16-mixed",
+    "--trainer.accumulate_grad_batches=2",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "options"), [("evad_vit_b_ava", 2.5e-5, ()), ("evad_vit_l_ava", 1e-5, SAVING_MEMORY)]
+)
+def test_an_ava_recipe_runs_on_what_looks_like_ava(name, lr, options, tmp_path):
+    source = ava_arguments(write_ava(tmp_path / "ava"))  # two clips to train on
+    network = f"--model.init_args.network={ROOT / 'configs' / 'networks' / 'evad_tiny.yaml'}"
+    small = [network, "--model.init_args.network.init_args.num_classes=80", "--data.init_args.num_workers=0"]
+    small += ["--data.init_args.num_frames=8", "--data.init_args.short_side=96", "--trainer.max_epochs=1"]
+    small += ["--trainer.enable_progress_bar=false", "--trainer.callbacks=null", "--trainer.logger=false"]
+    small += [f"--data.init_args.source.init_args.{argument}={value}" for argument, value in source.items()]
+    cli = main(["fit", f"--config={ROOT / 'configs' / name}.yaml", *small, *options])
+    assert cli.trainer.global_step == 1
+    (optimizer,) = cli.trainer.optimizers
+    assert sorted({group["initial_lr"] for group in optimizer.param_groups}) == pytest.approx([lr, 8 * lr])
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0, 1e-4}
+    assert cli.model.benchmark_protocol == "ava frame mAP@0.5, 4 of 80 classes, stride 4"
+    # Crawling is annotated and learned, but not scored.
+    logged = {name for name in cli.trainer.callback_metrics if name.startswith("val/ap/")}
+    assert logged == {f"val/ap/{action}" for action in SCORED.values()}
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])

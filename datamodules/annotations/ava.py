@@ -1,298 +1,221 @@
-"""Annotations in AVA's column order, and with them your own videos.
-
-One row a box and action, no header needed::
-
-    video,seconds,x1,y1,x2,y2,action_id,person_id
-    kitchen_01,12.5,0.21,0.10,0.48,0.95,3,0
-
-Corners are fractions of the frame, action ids count from 1. The person id may be left out.
-"""
+"""AVA (v2.1, v2.2), as its annotators publish it, on whatever somebody has of its videos."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import math
+import os
+import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from itertools import compress
+from pathlib import Path
 
 import numpy as np
 
-from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Keyframe, Split
-from datamodules.video_listing import list_frames
+from datamodules.annotations.ava_csv import read_ava_csv
+from datamodules.annotations.own_videos import VIDEO_ENDINGS
+from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
+from datamodules.picture_folder import PictureFolder, PictureListing, Video
+from datamodules.video import list_video, nearest_frame
+from datamodules.video_listing import VideoError
 
-BoxUnits = Literal["relative", "absolute"]
-VIDEO_ENDINGS = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".ts"})
-LARGEST_FRACTION = 1.5
-"""Boxes may stick out of the frame a little; beyond this they must be pixels."""
-
-
-def read_ava_csv(
-    path: str | Path,
-    class_names: Sequence[str],
-    box_units: BoxUnits = "relative",
-) -> dict[str, tuple[Keyframe, ...]]:
-    """Read the keyframes of every video named in a csv, in order of time.
-
-    A row has 8 columns, or 7 without the person id. Rows with the same video, time, box and person are one box with
-    several actions. An empty action id is a box without action. A row of two columns (video, seconds) is an annotated
-    moment without boxes. The first row may be a header.
-
-    Args:
-        path: the csv file.
-        class_names: names of the K classes; action id n is the n-th of them, from 1.
-        box_units: what the file holds. Boxes are returned as they are written: a Keyframe with absolute boxes still has
-            to be divided by the size of its video.
-    """
-    path = Path(path)
-    moments: dict[str, dict[float, dict[tuple[str, ...], set[int]]]] = {}
-    try:
-        file = path.open(newline="", encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such annotation file") from None
-    with file:
-        for line, row in enumerate(csv.reader(file), start=1):
-            row = [cell.strip() for cell in row]
-            if not any(row) or (line == 1 and _is_header(row)):
-                continue
-            if len(row) not in (2, 7, 8):
-                raise ValueError(
-                    f"{path}, line {line}: {len(row)} columns, expected video,seconds,x1,y1,x2,y2,action_id[,person_id]"
-                )
-            seconds = _number(path, line, "seconds", row[1])
-            boxes = moments.setdefault(row[0], {}).setdefault(seconds, {})
-            if len(row) == 2:
-                continue
-            person = (*row[2:6], *row[7:])
-            if person not in boxes:
-                _check_box(path, line, row[2:6], box_units)
-                boxes[person] = set()
-            if row[6]:
-                boxes[person].add(_class_index(path, line, row[6], len(class_names)))
-    return {
-        video: tuple(
-            Keyframe(seconds, *_box_arrays(boxes, len(class_names))) for seconds, boxes in sorted(times.items())
-        )
-        for video, times in moments.items()
-    }
+NUM_ACTIONS = 80
+KEYFRAME_TOLERANCE = 0.5
+"""Seconds. Annotated moments are a second apart; one whose nearest frame is further away than half of that has none."""
+LAST_SECOND = 1798
+NAMES_SHOWN = 20
 
 
-class OwnVideos(DetectionSource):
-    """A folder of videos and one csv.
+class Ava(DetectionSource):
+    """Films with boxes of people in every second from 902 to 1798, of up to 80 actions each, 60 of which are scored.
+
+    Frames are found by their time, so neither the number of pictures nor the frame rate of a file matters. Videos may
+    be missing: which ones is told once, and the rest is used.
 
     Args:
-        videos: folder, searched with all its sub-folders; a file belongs to the csv's video of the same name.
-        classes: text file with one class name a line; line n is action id n.
-        annotations: csv as ``read_ava_csv`` reads it; None for videos that are only to be predicted on.
-        train: training videos: their names, or a text file with one name a line. Folders and endings before and after
-            a name do not matter, and lists of frames (``labels/Class/video/00001.txt``, as YOWO has) will do.
-        val: likewise for evaluation. Where only one of the two is given, the other takes the rest.
-        val_fraction: share of the videos to evaluate on if neither is given; the choice depends on their names alone.
-        box_units: ``relative`` for fractions of the frame, ``absolute`` for pixels.
-        start_seconds: what the csv calls the moment at which the files begin; 900 for AVA's movies cut to 15 minutes.
+        videos: folder that holds every video under its name: as a folder of pictures counted from 1
+            (``<name>/<name>_000001.jpg`` as for PySlowFast, ``<name>/img_00001.jpg`` as for mmaction2) or as a file
+            (``<name>.mp4``, ``.mkv``, ``.webm``, ...).
+        label_map: the actions that are scored, as the challenge publishes them: names with ids from 1, holes allowed.
+        train: csv of the training boxes, see ``read_ava_csv``.
+        val: csv of the boxes to evaluate on.
+        excluded: csv of the moments (video,seconds) that are not scored. It is for ``val``; nothing is left out of
+            training, as in EVAD.
+        action_names: all 80 actions in the form of ``label_map``, for the names of those that are not scored.
+        frame_rate: pictures a second.
+        frame_rates: of single videos that differ, by name.
+        start_seconds: what the csv calls the moment at which pictures and files begin: 900 for films cut to their
+            annotated 15 minutes, 0 for whole films.
     """
 
     def __init__(
         self,
         videos: str | Path,
-        classes: str | Path,
-        annotations: str | Path | None = None,
-        train: list[str] | str | Path | None = None,
-        val: list[str] | str | Path | None = None,
-        val_fraction: float = 0.2,
-        box_units: BoxUnits = "relative",
-        start_seconds: float = 0.0,
+        label_map: str | Path,
+        train: str | Path | None = None,
+        val: str | Path | None = None,
+        excluded: str | Path | None = None,
+        action_names: str | Path | None = None,
+        frame_rate: float = 30.0,
+        frame_rates: dict[str, float] | None = None,
+        start_seconds: float = 900.0,
     ) -> None:
-        if box_units not in ("relative", "absolute"):
-            raise ValueError(f"box_units must be relative or absolute, got {box_units!r}")
+        self.frame_rates = frame_rates or {}
+        if min([frame_rate, *self.frame_rates.values()]) <= 0:
+            raise ValueError(f"frame rates must be positive, got {frame_rate} and {self.frame_rates}")
         self.folder = Path(videos)
-        self.classes = Path(classes)
-        self.annotations = None if annotations is None else Path(annotations)
-        self.train, self.val = train, val
-        self.val_fraction = val_fraction
-        self.box_units = box_units
+        self.label_map = Path(label_map)
+        self.boxes = {"train": train, "val": val}
+        self.excluded = excluded
+        self.action_names = action_names
+        self.frame_rate = frame_rate
         self.start_seconds = start_seconds
-        self._class_names: tuple[str, ...] = ()
-        self._all: dict[str, AnnotatedVideo] | None = None
+        self._scored: dict[int, str] = {}
+        self._videos: dict[str, tuple[AnnotatedVideo, ...]] = {}
 
     def prepare(self) -> None:
-        """Read everything once, so that mistakes are reported before anything else happens."""
-        self._read()
+        """Look for every file before anything else happens."""
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"{self.folder}: no such folder of videos, or of folders of pictures")
+        files = [self.label_map, *self.boxes.values(), self.excluded, self.action_names]
+        for file in (Path(file) for file in files if file is not None):
+            if not file.is_file():
+                raise FileNotFoundError(f"{file}: no such file; AVA's annotations are at research.google.com/ava")
 
     def class_names(self) -> tuple[str, ...]:
-        if not self._class_names:
-            if not self.classes.is_file():
-                raise FileNotFoundError(f"{self.classes}: no such file; it holds one class name a line")
-            lines = self.classes.read_text(encoding="utf-8-sig").rstrip().splitlines()
-            if not lines:
-                raise ValueError(f"{self.classes} is empty; it must hold one class name a line")
-            empty = [number for number, line in enumerate(lines, start=1) if not line.strip()]
-            if empty:
-                raise ValueError(f"{self.classes}, line {empty[0]} is empty; line n names action id n")
-            self._class_names = tuple(line.strip() for line in lines)
-        return self._class_names
+        names = {} if self.action_names is None else read_label_map(self.action_names)
+        names |= self._scored_actions()
+        return tuple(names.get(action, f"action {action}") for action in range(1, NUM_ACTIONS + 1))
+
+    def evaluated_classes(self) -> tuple[int, ...]:
+        return tuple(action - 1 for action in sorted(self._scored_actions()))
 
     def videos(self, split: Split) -> tuple[AnnotatedVideo, ...]:
-        everything = self._read()
-        train, val = self._split(everything)
-        chosen = train if split == "train" else val
-        return tuple(video for name, video in everything.items() if name in chosen)
+        split = "train" if split == "train" else "val"
+        if split not in self._videos:
+            self._videos[split] = self._read(split)
+        return self._videos[split]
 
-    def _read(self) -> dict[str, AnnotatedVideo]:
-        """All videos by name, in order of names."""
-        if self._all is None:
-            files = self._files()
-            if self.annotations is None:
-                self._all = {name: AnnotatedVideo(name, _only(paths), ()) for name, paths in sorted(files.items())}
-            else:
-                self._all = self._annotated(files)
-        return self._all
+    def _scored_actions(self) -> dict[int, str]:
+        if not self._scored:
+            self._scored = read_label_map(self.label_map)
+        return self._scored
 
-    def _files(self) -> dict[str, list[Path]]:
-        if not self.folder.is_dir():
-            raise FileNotFoundError(f"{self.folder}: no such folder of videos")
-        files: dict[str, list[Path]] = {}
-        for path in sorted(self.folder.rglob("*")):
-            if path.suffix.lower() in VIDEO_ENDINGS and not path.name.startswith("."):
-                files.setdefault(path.stem, []).append(path)
-        if not files:
-            raise FileNotFoundError(f"{self.folder} holds no video ({', '.join(sorted(VIDEO_ENDINGS))})")
-        return files
-
-    def _annotated(self, files: dict[str, list[Path]]) -> dict[str, AnnotatedVideo]:
-        read = read_ava_csv(self.annotations, self.class_names(), self.box_units)
-        absent = sorted(name for name in read if video_name(name) not in files)
-        if absent:
+    def _read(self, split: str) -> tuple[AnnotatedVideo, ...]:
+        file = self.boxes[split]
+        if file is None:
+            raise ValueError(f"Ava has no {split} boxes; set data.init_args.source.init_args.{split} to their csv")
+        read = read_ava_csv(file, self.class_names(), skip_empty_boxes=True)
+        excluded = read_moments(self.excluded) if split == "val" and self.excluded is not None else frozenset()
+        places = self._places()
+        present = sorted(read.keys() & places.keys())
+        if not present:
+            name = min(read, default="")
             raise FileNotFoundError(
-                f"{self.annotations} names {len(absent)} videos of {len(read)} that are not under {self.folder}: "
-                f"{', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}"
+                f"{self.folder} holds none of the {len(read)} videos of {file}, neither a folder {name} of pictures "
+                f"nor a file {name}.mp4, for instance"
             )
-        videos: dict[str, AnnotatedVideo] = {}
-        for written, keyframes in sorted(read.items()):
-            name = video_name(written)
-            if name in videos:
-                raise ValueError(f"{self.annotations} names the video {name} in two ways, one of them {written!r}")
-            path = _only(files[name])
-            scale = self._box_scale(path)
-            videos[name] = AnnotatedVideo(
-                name,
-                path,
-                tuple(
-                    Keyframe(keyframe.timestamp - self.start_seconds, keyframe.boxes / scale, keyframe.labels)
-                    for keyframe in keyframes
-                ),
+        videos, unreadable, uncovered = [], [], []
+        for name in present:
+            try:
+                times = self._times_of_frames(places[name])
+            except VideoError as error:
+                unreadable.append(str(error))
+                continue
+            keyframes = [
+                keyframe._replace(timestamp=keyframe.timestamp - self.start_seconds)
+                for keyframe in read[name]
+                if (name, keyframe.timestamp) not in excluded
+            ]
+            moments = np.asarray([keyframe.timestamp for keyframe in keyframes])
+            shown = np.abs(times[nearest_frame(times, moments)] - moments) <= KEYFRAME_TOLERANCE
+            if not shown.all():
+                uncovered.append(f"{name} ({(~shown).sum()} of {len(shown)}, has frames until {times[-1]:.0f} s)")
+            if shown.any():
+                videos.append(AnnotatedVideo(name, places[name], tuple(compress(keyframes, shown))))
+        _report(
+            file,
+            {
+                f"of {len(read)} videos are not in {self.folder} and are left out": sorted(read.keys() - places.keys()),
+                "videos cannot be read and are left out": unreadable,
+                "videos have annotated seconds without a frame, which are left out (for pictures at another rate than "
+                "the rest there is frame_rates)": uncovered,
+            },
+        )
+        if not videos:
+            raise ValueError(
+                f"none of the seconds annotated in {file} has a frame; start_seconds={self.start_seconds:g} must be "
+                "what the csv calls the beginning of the videos"
             )
-        return videos
+        return tuple(videos)
 
-    def _box_scale(self, path: Path) -> np.ndarray:
-        """(4,) what the corners of this video's boxes are divided by."""
-        if self.box_units == "relative":
-            return np.ones(4, np.float32)
-        listing = list_frames(path)
-        return np.asarray([listing.width, listing.height] * 2, np.float32)
+    def _times_of_frames(self, video: Video) -> np.ndarray:
+        """When frames are shown, those missing from a folder of pictures left out."""
+        listing = list_video(video)
+        if self.start_seconds > 0 and listing.times[-1] > LAST_SECOND:
+            raise ValueError(
+                f"{video} is {listing.times[-1]:.0f} s long, as only a whole film is; set start_seconds to 0 for films "
+                "that are not cut to their annotated part"
+            )
+        return listing.times[listing.present] if isinstance(listing, PictureListing) else listing.times
 
-    def _split(self, everything: dict[str, AnnotatedVideo]) -> tuple[set[str], set[str]]:
-        """Names for training and for evaluation."""
-        train, val = _named(self.train, everything), _named(self.val, everything)
-        if train is None and val is None:
-            # By digest: the choice looks random, and is the same on every machine.
-            order = sorted(everything, key=lambda name: hashlib.sha256(name.encode()).digest())
-            val = set(order[: round(self.val_fraction * len(order))])
-        if train is None:
-            return everything.keys() - val, val
-        if val is None:
-            return train, everything.keys() - train
-        if train & val:
-            raise ValueError(f"videos in both train and val: {', '.join(sorted(train & val)[:5])}")
-        return train, val
+    def _places(self) -> dict[str, Video]:
+        """Where each video is, by name: its pictures if there are any, else its file."""
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"{self.folder}: no such folder of videos, or of folders of pictures")
+        places: dict[str, Video] = {}
+        with os.scandir(self.folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                name, ending = os.path.splitext(entry.name)
+                if entry.is_dir():
+                    rate = self.frame_rates.get(entry.name, self.frame_rate)
+                    places[entry.name] = PictureFolder(Path(entry.path), rate)
+                elif ending.lower() in VIDEO_ENDINGS and not entry.name.startswith("."):
+                    places.setdefault(name, Path(entry.path))
+        return places
 
 
-def video_name(written: str) -> str:
-    """The name of a video without folders and ending.
+def read_label_map(path: str | Path) -> dict[int, str]:
+    """Names of actions by their id, from 1, of a text-format protocol buffer.
 
-    >>> video_name("Basketball/v_Basketball_g07_c04.avi"), video_name("labels/Biking/v_Biking_g01_c01/00012.txt")
-    ('v_Basketball_g07_c04', 'v_Biking_g01_c01')
+    Takes both forms that AVA publishes: ``item { name: "sit" id: 11 }`` (the 60 scored actions) and
+    ``label { name: "sit" label_id: 11 label_type: PERSON_MOVEMENT }`` (all 80).
     """
-    path = PurePosixPath(written.strip())
-    if path.stem.isdigit() and path.suffix.lower() in {".txt", ".jpg", ".png"}:
-        return path.parent.name  # a frame
-    return path.stem if path.suffix.lower() in VIDEO_ENDINGS else path.name
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such label map")
+    actions: dict[int, str] = {}
+    for entry in re.findall(r"\{(.*?)\}", path.read_text(encoding="utf-8-sig"), re.DOTALL):
+        name, action = re.search(r'name:\s*"([^"]*)"', entry), re.search(r"id:\s*(\d+)", entry)
+        if name is None or action is None:
+            raise ValueError(f"{path}: an entry lacks its name or its id: {' '.join(entry.split())}")
+        number = int(action[1])
+        if not 1 <= number <= NUM_ACTIONS or number in actions:
+            reason = "is there twice" if number in actions else f"is not one of 1..{NUM_ACTIONS}"
+            raise ValueError(f"{path}: action id {number} ({name[1]}) {reason}")
+        actions[number] = name[1]
+    if not actions:
+        raise ValueError(f'{path} holds no action; expected entries such as item {{ name: "sit" id: 11 }}')
+    return actions
 
 
-def _named(given: list[str] | str | Path | None, everything: dict[str, AnnotatedVideo]) -> set[str] | None:
-    """The videos that a list or a list file names; names of videos that are not here are passed over."""
-    if given is None:
-        return None
-    if isinstance(given, list):
-        lines, origin = given, "the list of videos"
-    else:
-        if not Path(given).is_file():
-            raise FileNotFoundError(f"{given}: no such list of videos")
-        lines, origin = Path(given).read_text(encoding="utf-8-sig").splitlines(), str(given)
-    names = {video_name(line) for line in lines if line.strip()}
-    known = names & everything.keys()
-    if not known:
-        raise ValueError(
-            f"{origin} names no annotated video; it has {', '.join(sorted(names)[:3]) or 'no lines'}, "
-            f"the data has {', '.join(list(everything)[:3])}"
-        )
-    return known
-
-
-def _only(paths: Sequence[Path]) -> Path:
-    if len(paths) > 1:
-        raise ValueError(f"several videos are called {paths[0].stem}: {', '.join(map(str, paths))}")
-    return paths[0]
-
-
-def _is_header(row: Sequence[str]) -> bool:
+def read_moments(path: str | Path) -> frozenset[tuple[str, float]]:
+    """The rows (video, seconds) of a csv."""
     try:
-        float(row[1])
-    except (ValueError, IndexError):
-        return True
-    return False
-
-
-def _number(path: Path, line: int, column: str, text: str) -> float:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such list of moments") from None
     try:
-        value = float(text)
+        return frozenset((video.strip(), float(seconds)) for video, seconds in rows)
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{path}, line {line}: {column} must be a number, got {text!r}")
-    return value
+        raise ValueError(f"{path}: rows must be video,seconds") from None
 
 
-def _check_box(path: Path, line: int, corners: Sequence[str], box_units: BoxUnits) -> None:
-    x1, y1, x2, y2 = (
-        _number(path, line, name, text) for name, text in zip(("x1", "y1", "x2", "y2"), corners, strict=True)
-    )
-    if x2 <= x1 or y2 <= y1:
-        raise ValueError(
-            f"{path}, line {line}: box {','.join(corners)} is empty; corners are x1,y1,x2,y2 with x1<x2, y1<y2"
-        )
-    if box_units == "relative" and max(x2, y2) > LARGEST_FRACTION:
-        raise ValueError(
-            f"{path}, line {line}: box {','.join(corners)} looks like pixels; set box_units to absolute if the file "
-            "holds pixels, or divide by the frame's width and height"
-        )
+def _report(origin: str | Path, left_out: dict[str, Sequence[str]]) -> None:
+    """Say once what is not used, with its names."""
+    from lightning.pytorch.utilities import rank_zero_warn
 
-
-def _class_index(path: Path, line: int, text: str, num_classes: int) -> int:
-    action = _number(path, line, "action_id", text)
-    if action != int(action) or not 1 <= action <= num_classes:
-        hint = "; ids count from 1, these seem to count from 0" if action == 0 else ""
-        raise ValueError(
-            f"{path}, line {line}: action id {text} is not one of 1..{num_classes}, the {num_classes} classes{hint}"
-        )
-    return int(action) - 1
-
-
-def _box_arrays(people: dict[tuple[str, ...], set[int]], num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """(M, 4) float32 boxes and (M, K) uint8 labels of one moment."""
-    boxes = np.asarray([[float(corner) for corner in person[:4]] for person in people], np.float32).reshape(-1, 4)
-    labels = np.zeros((len(people), num_classes), np.uint8)
-    for row, actions in enumerate(people.values()):
-        labels[row, list(actions)] = 1
-    return boxes, labels
+    for what, names in left_out.items():
+        if names:
+            shown = ", ".join(names[:NAMES_SHOWN]) + (" ..." if len(names) > NAMES_SHOWN else "")
+            rank_zero_warn(f"{origin}: {len(names)} {what}: {shown}")

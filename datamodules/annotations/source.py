@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+
+from datamodules.picture_folder import Video
 
 Split = Literal["train", "val", "test"]
 
@@ -22,10 +23,10 @@ class Keyframe(NamedTuple):
 
 
 class AnnotatedVideo(NamedTuple):
-    """One video file and its keyframes in order of time; no keyframes where nothing is annotated (prediction)."""
+    """One video and its keyframes in order of time; no keyframes where nothing is annotated (prediction)."""
 
     video_id: str
-    path: Path
+    path: Video
     keyframes: tuple[Keyframe, ...]
 
 
@@ -38,6 +39,10 @@ class DetectionSource:
     def class_names(self) -> tuple[str, ...]:
         """Names of the K classes; a class id is a position in this tuple."""
         raise NotImplementedError
+
+    def evaluated_classes(self) -> tuple[int, ...] | None:
+        """The class ids that are scored; None for all."""
+        return None
 
     def videos(self, split: Split) -> tuple[AnnotatedVideo, ...]:
         """The videos of a split in a fixed order; ``test`` is ``val`` where a data set has no third split."""

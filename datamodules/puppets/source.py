@@ -85,7 +85,7 @@ class Puppets(DetectionSource):
         begun.unlink(missing_ok=True)
 
     def videos(self, split: Split) -> tuple[AnnotatedVideo, ...]:
-        from datamodules.annotations.ava import read_ava_csv  # processes that only render have no use for it
+        from datamodules.annotations.ava_csv import read_ava_csv  # processes that only render have no use for it
 
         if split not in get_args(Split):
             raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")

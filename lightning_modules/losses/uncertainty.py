@@ -58,7 +58,10 @@ class TaskWeighting(nn.Module):
                 weights[name] = torch.as_tensor(self.fixed[name], device=loss.device)
                 total = total + weights[name] * loss
             else:
-                log_variance = self.log_variances[name].clamp(*LOG_VARIANCE_RANGE)
+                log_variance = self.log_variances[name]
+                with torch.no_grad():
+                    # The parameter itself: a clamped copy would have no gradient that could bring it back.
+                    log_variance.clamp_(*LOG_VARIANCE_RANGE)
                 if progress < self.frozen_until:
                     log_variance = _without_gradient(log_variance)
                 weights[name] = (-log_variance).exp().detach()

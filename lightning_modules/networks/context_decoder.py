@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from .attention import SelfAttention
+from .linear import Linear, Mlp
 from .positions import SpaceTimePositions
 from .roi_align import separable_roi_align
 from .vit import NORM_EPS, EncodedClip
@@ -40,7 +41,7 @@ class DecoderBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = SelfAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, round(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
         self.act_module = nn.Sequential(nn.Linear(dim, hidden_dim, bias=False), nn.LayerNorm(hidden_dim), nn.ReLU())
         self.action_logits = nn.Linear(hidden_dim, num_classes)
@@ -81,7 +82,7 @@ class ContextDecoder(nn.Module):
         super().__init__()
         self.dim, self.num_classes = dim, num_classes
         self.roi_size, self.roi_extension, self.patch_size = roi_size, roi_extension, patch_size
-        self.encoder_to_decoder = nn.Linear(encoder_dim, dim, bias=False)
+        self.encoder_to_decoder = Linear(encoder_dim, dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.positions = SpaceTimePositions(num_slots, pretrain_grid, dim)
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()

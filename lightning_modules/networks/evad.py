@@ -28,6 +28,7 @@ class EvadTeacher(nn.Module):
     Args:
         keep_rates: encoder block (from 0) -> share of tokens kept there.
         pretrain_size: side of the frames the position codes were made for, in pixels.
+        learned_positions: the encoder's position codes are a parameter instead of the fixed sine table.
         roi_extension: how much wider and taller than its box an actor's RoI in the context decoder is.
     """
 
@@ -40,6 +41,8 @@ class EvadTeacher(nn.Module):
         depth: int = 12,
         num_heads: int = 12,
         patch_size: int = 16,
+        mlp_ratio: float = 4.0,
+        learned_positions: bool = False,
         keep_rates: dict[int, float] | None = None,
         enhanced_weight: float = 1.0,
         key_order: KeyOrder = "position",
@@ -58,6 +61,7 @@ class EvadTeacher(nn.Module):
         decoder_dim: int = 384,
         decoder_depth: int = 6,
         decoder_heads: int = 6,
+        decoder_mlp_ratio: float = 4.0,
         decoder_hidden: int = 2048,
         decoder_roi_size: int = 7,
         roi_extension: tuple[float, float] = (0.4, 0.2),
@@ -75,6 +79,8 @@ class EvadTeacher(nn.Module):
             patch_size=patch_size,
             num_frames=num_frames,
             pretrain_size=pretrain_size,
+            mlp_ratio=mlp_ratio,
+            learned_positions=learned_positions,
             keep_rates=keep_rates,
             enhanced_weight=enhanced_weight,
             key_order=key_order,
@@ -100,6 +106,7 @@ class EvadTeacher(nn.Module):
             dim=decoder_dim,
             depth=decoder_depth,
             num_heads=decoder_heads,
+            mlp_ratio=decoder_mlp_ratio,
             hidden_dim=decoder_hidden,
             roi_size=decoder_roi_size,
             roi_extension=roi_extension,

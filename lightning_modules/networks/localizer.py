@@ -117,6 +117,8 @@ class Localizer(nn.Module):
         super().__init__()
         if num_stages < 1 or num_proposals < 1:
             raise ValueError(f"num_stages and num_proposals must be at least 1, got {num_stages} and {num_proposals}")
+        if dim % num_heads:
+            raise ValueError(f"the localizer's dim={dim} does not divide into num_heads={num_heads}")
         self.roi_size, self.roi_kernel = roi_size, roi_kernel
         self.stages = nn.ModuleList(
             RefinementStage(dim, num_heads, dynamic_dim, hidden_dim, roi_size) for _ in range(num_stages)

@@ -26,17 +26,22 @@ class SpaceTimePositions(nn.Module):
 
     Other frame sizes resize every slot's grid bicubically (align_corners false, no antialiasing); time is never
     resized. A clip with fewer slots takes those in the middle, so that its keyframe slot keeps its code: that is what a
-    curriculum from one slot to the whole clip needs.
+    curriculum from one slot to the whole clip needs. ``learned`` codes are a parameter that starts at the fixed ones.
     """
 
     table: Tensor
+    """(num_slots grid grid, C)"""
 
-    def __init__(self, num_slots: int, grid: int, dim: int) -> None:
+    def __init__(self, num_slots: int, grid: int, dim: int, learned: bool = False) -> None:
         super().__init__()
         self.num_slots = num_slots
         self.keyframe_slot = num_slots // 2
-        table = sine_table(num_slots * grid * grid, dim).view(num_slots, grid, grid, dim)
-        self.register_buffer("table", table, persistent=False)
+        self.grid = grid
+        table = sine_table(num_slots * grid * grid, dim)
+        if learned:
+            self.table = nn.Parameter(table)
+        else:
+            self.register_buffer("table", table, persistent=False)
 
     def forward(self, num_slots: int, height: int, width: int) -> Tensor:
         """Codes of the middle ``num_slots`` slots on a ``height`` x ``width`` grid: (num_slots, height * width, C)."""
@@ -49,7 +54,7 @@ class SpaceTimePositions(nn.Module):
 
     def slots(self, indices: Tensor, height: int, width: int) -> Tensor:
         """Codes of the named slots: (len(indices), height * width, C)."""
-        codes = self.table[indices]
+        codes = self.table.view(self.num_slots, self.grid, self.grid, -1)[indices]
         if codes.shape[1:3] != (height, width):
             codes = F.interpolate(
                 codes.permute(0, 3, 1, 2), size=(height, width), mode="bicubic", align_corners=False

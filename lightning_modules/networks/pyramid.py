@@ -64,6 +64,11 @@ class KeyframePyramid(nn.Module):
 
     def __init__(self, in_dim: int, dim: int = 256, patch_size: int = 16) -> None:
         super().__init__()
+        if patch_size < 4 or patch_size % 4:
+            raise ValueError(
+                f"patch_size={patch_size} does not divide by 4, but the pyramid's finest level has a quarter of it as "
+                "its stride"
+            )
         self.strides = (patch_size // 4, patch_size // 2, patch_size, patch_size * 2)
         self.laterals = nn.ModuleList(nn.Conv2d(in_dim, dim, 1) for _ in range(4))
         self.outputs = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(4))

@@ -18,6 +18,16 @@ from torchvision.ops import roi_align as torchvision_roi_align
 RoiKernel = Literal["separable", "torchvision"]
 
 
+def has_compiled_kernel(maps: Tensor) -> bool:
+    """Whether torchvision would run its compiled operator on these maps.
+
+    Where it cannot load, and on GPUs under ``torch.use_deterministic_algorithms``, torchvision takes a plain Python
+    form instead, whose values differ from the operator's.
+    """
+    loaded = hasattr(torch.ops.torchvision, "roi_align")
+    return loaded and not (torch.are_deterministic_algorithms_enabled() and maps.device.type != "cpu")
+
+
 def sampling_matrix(start: Tensor, end: Tensor, bins: int, length: int, sampling_ratio: int) -> Tensor:
     """Weights that average ``sampling_ratio`` bilinear samples in each of ``bins`` bins between start and end.
 
@@ -66,13 +76,13 @@ def pyramid_roi_align(
 
     ``separable`` reads every level and keeps one, which is fastest for small maps and in training; ``torchvision``
     reads one level a box with the compiled operator, which is fastest for large maps in eval. Both give the same
-    values.
+    values, and where the compiled operator is not to be had ``separable`` takes its place.
 
     Shapes: pyramid of (B, C, h_i, w_i), boxes (B, P, 4) xyxy in pixels; returns (B, P, C, r, r).
     """
     boxes = boxes.detach().float()
     levels = pyramid_levels(boxes, len(pyramid))
-    if kernel == "separable":
+    if kernel == "separable" or not has_compiled_kernel(pyramid[0]):
         crops = [
             separable_roi_align(maps, boxes, output_size, 1 / stride, sampling_ratio)
             for maps, stride in zip(pyramid, strides, strict=True)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -15,6 +14,7 @@ from .context_memory import ContextMemory, MemoryState
 from .decomposed_attention import DecomposedAttention
 from .detections import Detections, DetectorOutputs
 from .frame_embedding import EmbeddingState, FramePairEmbedding
+from .linear import Mlp
 from .localizer import Localizer
 from .positions import SpaceTimePositions
 from .pyramid import KeyframePyramid
@@ -31,7 +31,7 @@ class StreamingBlock(StreamingModule):
         super().__init__()
         self.temporal = temporal
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, round(dim * mlp_ratio))
         self.receptive_field = temporal.receptive_field
 
     def initial_state(self, batch_size: int, num_patches: int | None = None, *, device=None, dtype=None):

@@ -33,6 +33,8 @@ class KeyframeTokenDropout(nn.Module):
         super().__init__()
         if not 0 < keep_rate < 1:
             raise ValueError(f"keep_rate must be between 0 and 1 (leave the layer out for 1), got {keep_rate}")
+        if not 0 <= enhanced_weight < math.inf:
+            raise ValueError(f"enhanced_weight must be a number of at least 0, got {enhanced_weight}")
         self.keep_rate = keep_rate
         self.enhanced_weight = enhanced_weight
         self.key_order = key_order

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
 from typing import NamedTuple
 
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import SelfAttention
+from .linear import Mlp
 from .positions import SpaceTimePositions
 from .token_dropout import KeyframeTokenDropout, KeyOrder
 
@@ -61,7 +64,7 @@ class EncoderBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = SelfAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, round(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
         self.dropout = dropout
 
@@ -85,6 +88,7 @@ class VideoViT(nn.Module):
     Args:
         num_frames: frames of a full clip; a shorter clip is taken as its middle (see ``SpaceTimePositions``).
         pretrain_size: side in pixels of the frames the position codes were made for.
+        learned_positions: the position codes are a parameter instead of the fixed sine table.
         keep_rates: block number (from 0) -> keep rate; blocks not named keep all tokens.
         pyramid_layers: blocks after which the keyframe's map is taken, from the finest pyramid level to the coarsest.
         checkpoint_blocks: recompute activations in the backward pass, for memory.
@@ -99,6 +103,7 @@ class VideoViT(nn.Module):
         num_frames: int = 16,
         pretrain_size: int = 224,
         mlp_ratio: float = 4.0,
+        learned_positions: bool = False,
         keep_rates: dict[int, float] | None = None,
         enhanced_weight: float = 1.0,
         key_order: KeyOrder = "position",
@@ -107,24 +112,31 @@ class VideoViT(nn.Module):
         checkpoint_blocks: bool = False,
     ) -> None:
         super().__init__()
-        keep_rates = {layer: rate for layer, rate in (keep_rates or {}).items() if rate < 1}
+        keep_rates = keep_rates or {}
+        if not all(0 < rate <= 1 for rate in keep_rates.values()):
+            raise ValueError(f"keep rates must be above 0 and at most 1 (which keeps all tokens), got {keep_rates}")
+        keep_rates = {layer: rate for layer, rate in keep_rates.items() if rate < 1}
         if num_frames < TUBELET or num_frames % TUBELET:
             raise ValueError(f"num_frames must be a positive multiple of {TUBELET} (a slot), got {num_frames}")
         if num_frames > TUBELET and (num_frames // TUBELET) % 2:
-            raise ValueError(f"num_frames={num_frames} gives an odd number of slots; the keyframe needs an even one")
+            raise ValueError(
+                f"num_frames={num_frames} gives an odd number of slots, {num_frames // TUBELET} of {TUBELET} frames; "
+                f"the keyframe needs an even one: set num_frames to a multiple of {2 * TUBELET}"
+            )
         if pretrain_size % patch_size:
             raise ValueError(f"pretrain_size={pretrain_size} does not divide into patches of {patch_size}")
         if any(not 0 <= layer < depth for layer in [*keep_rates, *pyramid_layers]):
             raise ValueError(
                 f"keep_rates {sorted(keep_rates)} and pyramid_layers {list(pyramid_layers)} must lie in 0..{depth - 1}"
             )
+        _check_shares(keep_rates, num_frames // TUBELET)
         self.dim, self.depth, self.num_heads, self.mlp_ratio = dim, depth, num_heads, mlp_ratio
         self.patch_size, self.num_frames = patch_size, num_frames
         self.pyramid_layers = tuple(pyramid_layers)
         self.key_order = key_order
         self.checkpoint_blocks = checkpoint_blocks
         self.patch_embed = TubeletEmbedding(dim, patch_size)
-        self.positions = SpaceTimePositions(num_frames // TUBELET, pretrain_size // patch_size, dim)
+        self.positions = SpaceTimePositions(num_frames // TUBELET, pretrain_size // patch_size, dim, learned_positions)
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             EncoderBlock(
@@ -137,15 +149,6 @@ class VideoViT(nn.Module):
             for layer in range(depth)
         )
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self._check_keep_rates()
-
-    def _check_keep_rates(self) -> None:
-        """Refuse at construction what would fail for every clip: token counts scale with the frame's area."""
-        slots, per_slot = self.num_frames // TUBELET, 10_000
-        num_tokens = slots * per_slot
-        for block in self.blocks:
-            if block.dropout is not None:
-                num_tokens = per_slot + block.dropout.num_kept(num_tokens, per_slot)
 
     def forward(self, clips: Tensor) -> EncodedClip:
         """Normalised clips (B, 3, T, H, W), H and W multiples of the patch size."""
@@ -181,4 +184,18 @@ class VideoViT(nn.Module):
             tuple(maps[layer] for layer in self.pyramid_layers),
             tuple(kept_by_layer),
             (num_slots, height, width),
+        )
+
+
+def _check_shares(keep_rates: dict[int, float], num_slots: int) -> None:
+    """Refuse rates under which a clip would lose tokens of its keyframe slot (rounding up saves tiny frames only)."""
+    layers = sorted(keep_rates)
+    rates = [keep_rates[layer] for layer in layers]
+    shares = list(accumulate(rates, mul))
+    if shares and shares[-1] < 1 / num_slots - 1e-9:
+        raise ValueError(
+            f"keep rates {', '.join(f'{rate:g}' for rate in rates)} at blocks {', '.join(map(str, layers))} leave "
+            f"{', '.join(f'{share:.4g}' for share in shares)} of a clip's tokens, but the keyframe slot alone, which "
+            f"always stays whole, has 1/{num_slots} = {1 / num_slots:.4g} of them; raise the rates, drop in fewer "
+            f"layers, or take more frames than num_frames={num_slots * TUBELET}"
         )

@@ -1,20 +1,25 @@
 """Reading, checking and placing weights: checkpoints, shipped weights, a student's start from its teacher.
 
 ``python -m lightning_modules.networks.weights runs/evad/latest/checkpoints/last.ckpt results/weights/evad.pt`` takes
-the network out of a checkpoint, in half precision.
+the network out of a checkpoint, in half precision. Checkpoints that EVAD's authors published are read like our own.
 """
 
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .evad import EvadTeacher
+from .release import is_release, renamed_from_release, sizes_from_shapes
 from .student import StreamingDetector
+from .token_dropout import KeyOrder
 
 KEYS_SHOWN = 12
 
@@ -23,7 +28,7 @@ def read_state_dict(path: str | Path, prefix: str = "network.") -> dict[str, Ten
     """The tensors of a weights file or a Lightning checkpoint, in float32, without executing anything in it.
 
     Of a checkpoint only the keys that start with ``prefix`` are taken, and lose it. Weights are stored in half
-    precision where they ship with the repository.
+    precision where they ship with the repository. A checkpoint of EVAD's release comes out under our names.
     """
     path = Path(path)
     if not path.is_file():
@@ -35,6 +40,8 @@ def read_state_dict(path: str | Path, prefix: str = "network.") -> dict[str, Ten
     if isinstance(content, Mapping) and "state_dict" in content:
         whole = content["state_dict"]
         content = {key.removeprefix(prefix): value for key, value in whole.items() if key.startswith(prefix)}
+    elif isinstance(content, Mapping) and is_release(content):
+        content = renamed_from_release(content)
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"{path} holds no weights of a network (expected tensors by name, or a Lightning checkpoint)")
     return {key: value.float() if value.is_floating_point() else value for key, value in content.items()}
@@ -77,6 +84,68 @@ def load_exactly(network: nn.Module, state_dict: Mapping[str, Tensor], fresh: Se
         )
     # Fresh parameters are absent on purpose; everything else has been checked above.
     network.load_state_dict({key: value for key, value in state_dict.items() if key in wanted}, strict=False)
+
+
+def evad_from_release(
+    state_dict: Mapping[str, Any],
+    *,
+    num_heads: int = 12,
+    decoder_heads: int = 6,
+    localizer_heads: int = 8,
+    keep_rates: Mapping[int, float] | Sequence[float],
+    enhanced_weight: float = 1.0,
+    pyramid_layers: Sequence[int] = (2, 5, 8, 11),
+    roi_extension: tuple[float, float] = (0.4, 0.2),
+    decoder_roi_size: int = 7,
+    pretrain_size: int = 224,
+    num_frames: int = 16,
+    key_order: KeyOrder = "position",
+) -> EvadTeacher:
+    """The teacher of a checkpoint that EVAD's authors published, in eval mode, in float32.
+
+    Every size that shapes tell is read from them; the arguments are what they do not tell. The defaults are those of
+    the published ViT-B models with token dropout; the one without has ``roi_extension=(0, 0)``, ViT-L has 16, 8 and 8
+    heads and ``pyramid_layers=(5, 11, 17, 23)`` (`evad-facts`, sections 2 to 6).
+
+    Args:
+        state_dict: a release checkpoint as ``torch.load(..., weights_only=True)`` gives it, or its ``model_state``.
+        keep_rates: encoder block (from 0) -> keep rate, or one rate a block; ``{}`` where nothing is dropped.
+        enhanced_weight: how often a keyframe query counts in the scores of token dropout.
+        key_order: ``position`` puts kept tokens back where they came from. The published code puts them at each other's
+            places (see ``KeyframeTokenDropout``), and its weights were trained that way: with dropout,
+            ``as_published`` is what reproduces their published results, and a warning says so.
+
+    Raises:
+        ValueError: keys missing, left over or misshapen, or sizes that contradict the arguments; it lists them.
+    """
+    renamed = renamed_from_release(state_dict)
+    sizes = sizes_from_shapes(renamed)
+    if not isinstance(keep_rates, Mapping):
+        if len(keep_rates) != sizes["depth"]:
+            raise ValueError(f"keep_rates has {len(keep_rates)} entries but the encoder has {sizes['depth']} blocks")
+        keep_rates = dict(enumerate(keep_rates))
+    if key_order == "position" and any(rate < 1 for rate in keep_rates.values()):
+        warnings.warn(
+            "published weights with token dropout were trained with kept tokens at each other's places; "
+            'key_order="as_published" reproduces their results, "position" is right for training on',
+            stacklevel=2,
+        )
+    teacher = EvadTeacher(
+        **sizes,
+        num_heads=num_heads,
+        decoder_heads=decoder_heads,
+        localizer_heads=localizer_heads,
+        keep_rates=dict(keep_rates),
+        enhanced_weight=enhanced_weight,
+        pyramid_layers=pyramid_layers,
+        roi_extension=roi_extension,
+        decoder_roi_size=decoder_roi_size,
+        pretrain_size=pretrain_size,
+        num_frames=num_frames,
+        key_order=key_order,
+    )
+    load_exactly(teacher, renamed)
+    return teacher.eval()
 
 
 def save_weights(state_dict: Mapping[str, Tensor], path: str | Path) -> None:

@@ -49,6 +49,9 @@ class TinyStream(LightningModule):
     def benchmark_reference(self):
         return None
 
+    def benchmark_published_gflops(self):
+        return None
+
 
 def run_test(module, folder, precision="32-true", **options):
     trainer = Trainer(
@@ -185,6 +188,23 @@ def test_without_a_reference_there_is_no_speedup(tmp_path):
     run_test(TinyStream(), tmp_path)
     (row,) = read_rows(tmp_path / "results" / "benchmark.jsonl")
     assert row["speedup"] is None
+
+
+def test_published_arithmetic_stands_beside_what_is_executed_where_the_module_offers_it(tmp_path):
+    module = TinyStream()
+    module.benchmark_published_gflops = lambda: 0.0123
+    run_test(module, tmp_path, experiment="tiny")
+    (row,) = read_rows(tmp_path / "results" / "benchmark.jsonl")
+    assert row["gflops_published"] == 0.0123 and row["gflops"] == pytest.approx(4e-6)
+    assert cells(render_table([row]))["tiny"]["GFLOPs"] == "4e-06 / frame (0.0123 by published arithmetic)"
+
+
+def test_rows_with_without_and_from_before_published_arithmetic_are_rendered():
+    rows = [ROW, ROW | {"experiment": "student", "gflops_published": None}]
+    rows.append(TEACHER | {"gflops": 237.866, "gflops_published": 242.780})
+    shown = cells(render_table(rows))
+    assert shown["distill_dsta"]["GFLOPs"] == shown["student"]["GFLOPs"] == "1.25 / frame"
+    assert shown["teacher"]["GFLOPs"] == "237.9 / clip (242.8 by published arithmetic)"
 
 
 def test_missing_figures_and_incomplete_counts_are_visible():

@@ -38,6 +38,16 @@ def read_numbers(frames: np.ndarray) -> list[int]:
     return sum(bits.astype(np.int64) << bit for bit, bits in enumerate(bright)).tolist()
 
 
+def write_pictures(folder: Path, count: int, pattern: str, first: int = 1, size: tuple[int, int] = (96, 128)) -> Path:
+    """Write numbered frames as pictures; the first, which carries 0, is called ``pattern.format(first)``."""
+    import cv2
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, frame in enumerate(numbered_frames(count, *size)):
+        assert cv2.imwrite(str(folder / pattern.format(first + number)), frame)
+    return folder
+
+
 def encode(path: Path, count: int, codec: str = "libx264", container: str | None = None, **options: str) -> Path:
     """Write numbered frames at 30 frames/s with any codec that PyAV has."""
     import av

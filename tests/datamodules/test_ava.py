@@ -1,194 +1,260 @@
+"""AVA as it is published: label map with holes, exclusions, pictures or files, and whatever of it is there."""
+
+import csv
+import json
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from datamodules.annotations.ava import OwnVideos, read_ava_csv, video_name
+from datamodules.annotations.ava import Ava, read_label_map, read_moments
+from datamodules.clip import ClipDataModule
+from datamodules.picture_folder import PictureFolder
 from datamodules.video import write_video
-from tests.datamodules.miniature import numbered_frames
+from tests.datamodules.miniature import numbered_frames, read_numbers, write_pictures
+from tests.datamodules.miniature_ava import SCORED, arguments, write_ava
 
 DATA = Path(__file__).parents[3] / "shared/data"
-needs_data = pytest.mark.skipif(not DATA.exists(), reason="real annotations are not on this machine")
-CLASSES = ("stand", "walk", "wave")
-
-
-def written(folder: Path, text: str, name: str = "boxes.csv") -> Path:
-    (folder / name).write_text(text)
-    return folder / name
-
-
-def test_rows_of_one_person_at_one_moment_are_one_box(tmp_path):
-    path = written(tmp_path, "a,2.5,0.1,0.2,0.3,0.4,1,7\na,2.5,0.1,0.2,0.3,0.4,3,7\na,2.5,0.1,0.2,0.3,0.4,2,8\n")
-    (keyframe,) = read_ava_csv(path, CLASSES)["a"]
-    assert keyframe.timestamp == 2.5
-    np.testing.assert_allclose(keyframe.boxes, [[0.1, 0.2, 0.3, 0.4]] * 2)
-    assert keyframe.labels.tolist() == [[1, 0, 1], [0, 1, 0]]
-    assert keyframe.boxes.dtype == np.float32 and keyframe.labels.dtype == np.uint8
-
-
-def test_moments_are_in_order_of_time_however_they_are_written(tmp_path):
-    path = written(tmp_path, "a,0903,0,0,1,1,1\nb,1,0,0,1,1,2\na,902.5,0,0,1,1,2\na,0902,0,0,1,1,3\na,902,0,0,1,1,1\n")
-    read = read_ava_csv(path, CLASSES)
-    assert [keyframe.timestamp for keyframe in read["a"]] == [902.0, 902.5, 903.0]
-    assert read["a"][0].labels.tolist() == [[1, 0, 1]]
-    assert len(read["b"]) == 1
-
-
-def test_a_box_may_have_no_action_and_a_moment_no_box(tmp_path):
-    path = written(
-        tmp_path, "video,seconds,x1,y1,x2,y2,action,person\n\na,1,0,0,0.5,0.5,,1\na,2\na,3,0,0,0.5,0.5,2,1\n"
-    )
-    idle, empty, busy = read_ava_csv(path, CLASSES)["a"]
-    assert idle.labels.tolist() == [[0, 0, 0]]
-    assert empty.boxes.shape == (0, 4) and empty.labels.shape == (0, 3)
-    assert busy.labels.tolist() == [[0, 1, 0]]
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("a,1,0,0,1,1,0,1", r"line 2: action id 0 is not one of 1\.\.3, the 3 classes; ids count from 1"),
-        ("a,1,0,0,1,1,4,1", r"line 2: action id 4 is not one of 1\.\.3"),
-        ("a,1,0,0,1,1,walk,1", "line 2: action_id must be a number, got 'walk'"),
-        ("a,1,0,0,1,1", "line 2: 6 columns"),
-        ("a,one,0,0,1,1,1,1", "line 2: seconds must be a number"),
-        ("a,1,0.5,0,0.4,1,1,1", r"line 2: box 0\.5,0,0\.4,1 is empty"),
-        ("a,1,10,20,110,220,1,1", "line 2: box 10,20,110,220 looks like pixels; set box_units"),
-        ("a,1,nan,0,1,1,1,1", "line 2: x1 must be a number"),
-    ],
-)
-def test_mistakes_are_reported_with_file_and_line(tmp_path, row, message):
-    path = written(tmp_path, f"a,0,0,0,1,1,1,1\n{row}\n")
-    with pytest.raises(ValueError, match=r"boxes\.csv, " + message):
-        read_ava_csv(path, CLASSES)
+REAL = DATA / "ava/annotations"
+needs_data = pytest.mark.skipif(not REAL.exists(), reason="real annotations are not on this machine")
 
 
 @pytest.fixture
-def folder(tmp_path):
-    for name, size in (("one", (48, 64)), ("two", (64, 48)), ("three", (48, 64))):
-        write_video(tmp_path / "videos" / name[0] / f"{name}.mp4", numbered_frames(4, *size), fps=4)
-    written(tmp_path, "stand\nwalk\nwave\n", "classes.txt")
-    written(tmp_path, "one,0,8,12,32,36,1,0\ntwo.mp4,0.5,12,16,24,48,2,0\nsome/three.avi,0,1,1,2,2,3,0\n")
-    return tmp_path
+def root(tmp_path):
+    return write_ava(tmp_path)
 
 
-def own_videos(folder: Path, **arguments) -> OwnVideos:
-    return OwnVideos(folder / "videos", folder / "classes.txt", folder / "boxes.csv", **arguments)
+def ava(root: Path, **changes) -> Ava:
+    return Ava(**{**arguments(root), **changes})
 
 
-def names(source: OwnVideos, split) -> list[str]:
-    return [video.video_id for video in source.videos(split)]
+def seconds(source: Ava, split: str) -> dict[str, list[float]]:
+    return {video.video_id: [k.timestamp for k in video.keyframes] for video in source.videos(split)}
 
 
-def test_boxes_in_pixels_are_divided_by_the_size_of_their_video(folder):
-    videos = {video.video_id: video for video in own_videos(folder, box_units="absolute", val=["two"]).videos("train")}
-    assert list(videos) == ["one", "three"]
-    np.testing.assert_allclose(videos["one"].keyframes[0].boxes, [[8 / 64, 12 / 48, 32 / 64, 36 / 48]])
-    two = own_videos(folder, box_units="absolute", val=["two"]).videos("val")[0]
-    np.testing.assert_allclose(two.keyframes[0].boxes, [[12 / 48, 16 / 64, 24 / 48, 48 / 64]])
-    assert two.path == folder / "videos/t/two.mp4"
+def test_annotated_seconds_count_from_the_beginning_of_the_pictures(root):
+    source = ava(root)
+    source.prepare()
+    assert seconds(source, "train") == {"one": [2.0, 3.0]}
+    (video,) = source.videos("train")
+    assert video.path == PictureFolder(root / "frames/one", 10)
+    standing, bending = video.keyframes[0].labels
+    assert np.flatnonzero(standing).tolist() == [1, 11] and np.flatnonzero(bending).tolist() == [0]
+    np.testing.assert_allclose(video.keyframes[0].boxes, [[0.125, 0.25, 0.375, 0.75], [0.5, 0.25, 0.875, 1]])
 
 
-def test_lists_of_videos_may_be_written_in_many_ways(folder):
-    listing = written(
-        folder, "walk/one.avi\n\nlabels/walk/three/00012.txt\nlabels/walk/three/00013.txt\nunknown\n", "l.txt"
+def test_excluded_seconds_are_left_out_of_evaluation_alone(root):
+    assert seconds(ava(root), "val") == seconds(ava(root), "test") == {"two": [2.0]}
+    assert seconds(ava(root), "train") == {"one": [2.0, 3.0]}
+    assert seconds(ava(root, excluded=None), "val") == {"two": [2.0, 3.0]}
+
+
+def test_all_80_actions_are_trained_and_those_of_the_list_are_scored(root):
+    source = ava(root)
+    names = source.class_names()
+    assert len(names) == 80
+    assert {number: names[number - 1] for number in SCORED} == SCORED
+    assert names[1] == "action 2"
+    assert source.evaluated_classes() == (0, 11, 16, 79)
+
+
+def test_actions_that_are_not_scored_may_be_named_too(root):
+    everything = root / "all.pbtxt"
+    everything.write_text('label {\n  name: "crawl"\n  label_id: 2\n  label_type: PERSON_MOVEMENT\n}\n')
+    source = ava(root, action_names=everything)
+    assert source.class_names()[1] == "crawl" and source.class_names()[11] == "stand"
+    assert source.evaluated_classes() == (0, 11, 16, 79)
+
+
+def test_the_keyframe_is_found_by_its_time_at_any_frame_rate(root):
+    for rate, name in ((10.0, "one"), (25.0, "fast"), (29.97, "ntsc")):
+        write_pictures(root / "frames" / name, round(4 * rate), f"{name}_{{:06d}}.jpg")
+    write_video(root / "frames" / "file.mkv", numbered_frames(96), fps=24)
+    rows = [f"{name},{second},0,0,1,1,12,0\n" for name in ("one", "fast", "ntsc", "file") for second in (902, 903)]
+    (root / "annotations/train.csv").write_text("".join(rows))
+    source = ava(root, frame_rates={"fast": 25.0, "ntsc": 29.97})
+    data = ClipDataModule(source, num_frames=4, frame_stride=2, batch_size=1, cache=None, horizontal_flip=0)
+    data.setup("fit")
+    shown = {}
+    for batch in data.train_dataloader():
+        clip = batch.frames[0].permute(0, 2, 3, 1).numpy()
+        shown[batch.video_ids[0], float(batch.timestamps[0, 0])] = read_numbers(clip[..., :128, :])
+    keyframes = {"one": (20, 30), "fast": (50, 75), "ntsc": (60, 90), "file": (48, 72)}  # 29.97 * 2 = 59.94
+    assert shown == {
+        (name, float(second)): [frame - 4, frame - 2, frame, frame + 2]
+        for name, frames in keyframes.items()
+        for second, frame in zip((2, 3), frames, strict=True)
+    }
+
+
+def test_a_clip_is_evads_16_frames_from_32_before_to_28_after_its_keyframe_clamped_to_the_video(tmp_path):
+    root = write_ava(tmp_path, seconds=5, frame_rate=30)
+    data = ClipDataModule(
+        ava(root, frame_rate=30.0, excluded=None), num_frames=16, frame_stride=4, batch_size=1, cache=None
     )
-    source = own_videos(folder, train=listing, box_units="absolute")
-    assert names(source, "train") == ["one", "three"]
-    assert names(source, "val") == names(source, "test") == ["two"]
-    with pytest.raises(ValueError, match="in both train and val: one"):
-        own_videos(folder, train=["one"], val=["one", "two"], box_units="absolute").videos("train")
-    with pytest.raises(ValueError, match="names no annotated video"):
-        own_videos(folder, train=["five"], box_units="absolute").videos("train")
+    data.setup("validate")
+    by_time = {float(batch.timestamps[0, 0]): batch for batch in data.val_dataloader()}
+    assert list(by_time) == [2, 3, 4]
+    for time, batch in by_time.items():
+        assert batch.keyframes == (8,)
+        centre = round(time) * 30
+        expected = [min(max(index, 0), 149) for index in range(centre - 32, centre + 29, 4)]
+        assert read_numbers(batch.frames[0].permute(0, 2, 3, 1).numpy()) == expected
+    assert len(expected) == 16 and expected[-1] == 148
+    first = ClipDataModule(ava(root, frame_rate=30.0, start_seconds=902), num_frames=16, batch_size=1, cache=None)
+    first.setup("validate")
+    batch = next(iter(first.val_dataloader()))
+    assert read_numbers(batch.frames[0].permute(0, 2, 3, 1).numpy()) == [0] * 9 + list(range(4, 29, 4))
 
 
-def test_videos_in_neither_list_are_left_out(folder):
-    source = own_videos(folder, train=["one"], val=["two"], box_units="absolute")
-    assert names(source, "train") == ["one"]
-    assert names(source, "val") == ["two"]
+def test_missing_videos_are_named_once_and_the_rest_is_used(root):
+    with (root / "annotations/train.csv").open("a") as file:
+        file.writelines(f"{name},0902,0.1,0.1,0.9,0.9,12,0\n" for name in ("gone", "-away"))
+    source = ava(root)
+    with pytest.warns(UserWarning) as warned:
+        for _ in range(2):
+            assert list(seconds(source, "train")) == ["one"]
+    assert len(warned) == 1
+    assert "train.csv: 2 of 3 videos are not in" in str(warned[0].message)
+    assert str(warned[0].message).endswith(": -away, gone")
 
 
-def test_without_lists_a_fraction_is_held_out_always_the_same(folder):
-    splits = [own_videos(folder, val_fraction=1 / 3, box_units="absolute") for _ in range(2)]
-    assert names(splits[0], "val") == names(splits[1], "val")
-    assert len(names(splits[0], "val")) == 1
-    assert sorted(names(splits[0], "train") + names(splits[0], "val")) == ["one", "three", "two"]
+def test_nothing_missing_is_nothing_said(root):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        source = ava(root)
+        assert len(source.videos("train")) == len(source.videos("val")) == 1
 
 
-def test_seconds_may_count_from_before_the_file(folder):
-    written(folder, "one,900.75,0,0,1,1,1,0\ntwo,900,0,0,1,1,1,0\n")
-    source = own_videos(folder, start_seconds=900, train=["one"])
-    assert source.videos("train")[0].keyframes[0].timestamp == 0.75
+def test_unreadable_videos_are_named_and_the_rest_is_used(root):
+    (root / "frames/broken.mp4").write_text("no video")
+    (root / "frames/empty").mkdir()
+    with (root / "annotations/train.csv").open("a") as file:
+        file.writelines(f"{name},0902,0.1,0.1,0.9,0.9,12,0\n" for name in ("broken", "empty"))
+    with pytest.warns(UserWarning, match=r"2 videos cannot be read .*broken\.mp4: not a readable.*empty: holds no"):
+        assert list(seconds(ava(root), "train")) == ["one"]
 
 
-def test_missing_pieces_are_named(folder):
-    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
-        OwnVideos(folder / "nowhere", folder / "classes.txt").videos("train")
-    with pytest.raises(FileNotFoundError, match=r"none\.txt: no such file"):
-        OwnVideos(folder / "videos", folder / "none.txt").class_names()
-    with pytest.raises(ValueError, match=r"empty\.txt is empty"):
-        OwnVideos(folder / "videos", written(folder, "\n", "empty.txt")).class_names()
-    with pytest.raises(ValueError, match="line 2 is empty"):
-        OwnVideos(folder / "videos", written(folder, "stand\n\nwave\n", "gap.txt")).class_names()
-    written(folder, "".join(f"v{n},0,0,0,1,1,1,0\n" for n in range(7)) + "one,0,0,0,1,1,1,0\n")
-    with pytest.raises(
-        FileNotFoundError, match=r"names 7 videos of 8 that are not under .*: v0, v1, v2, v3, v4 \.\.\."
+def test_seconds_after_the_last_frame_are_left_out_and_their_video_is_named(root):
+    with (root / "annotations/train.csv").open("a") as file:
+        file.writelines(f"one,{second},0.1,0.1,0.9,0.9,12,0\n" for second in (904, 905))
+    # The last of 40 pictures is shown at 3.9 s, near enough to second 4.
+    with pytest.warns(UserWarning, match=r"1 videos have .*frame_rates\): one \(1 of 4, has frames until 4 s\)"):
+        assert seconds(ava(root), "train") == {"one": [2.0, 3.0, 4.0]}
+
+
+def test_seconds_within_a_gap_of_the_pictures_are_left_out(root):
+    for number in range(12, 29):  # 1.1 s to 2.7 s
+        (root / "frames/one" / f"one_{number:06d}.jpg").unlink()
+    with pytest.warns(UserWarning) as warned:
+        assert seconds(ava(root), "train") == {"one": [3.0]}
+    pictures, moments = (str(warning.message) for warning in warned)
+    assert "17 of 40 pictures are missing" in pictures and "one_000012.jpg" in pictures
+    assert "one (1 of 2, has frames until 4 s)" in moments
+
+
+def test_a_whole_film_read_as_if_it_were_cut_is_refused(root):
+    folder = root / "frames/one"
+    (folder / "one_018001.jpg").write_bytes((folder / "one_000001.jpg").read_bytes())  # at 1,800 s
+    with pytest.warns(UserWarning, match="pictures are missing"), pytest.raises(ValueError, match="start_seconds to 0"):
+        ava(root).videos("train")
+    with (
+        pytest.warns(UserWarning, match=r"two \(1 of 1"),
+        pytest.raises(ValueError, match="start_seconds=0 must be what"),
     ):
-        own_videos(folder).prepare()
+        ava(root, start_seconds=0).videos("val")
 
 
-def test_two_videos_of_one_name_are_refused_if_they_are_needed(folder):
-    write_video(folder / "videos" / "again" / "one.mp4", numbered_frames(2), fps=4)
-    with pytest.raises(ValueError, match="several videos are called one"):
-        own_videos(folder, box_units="absolute").prepare()
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("videos", "nowhere: no such folder of videos, or of folders of pictures"),
+        ("label_map", "nowhere: no such file; AVA's annotations"),
+        ("train", "nowhere: no such file"),
+        ("val", "nowhere: no such file"),
+        ("excluded", "nowhere: no such file"),
+    ],
+)
+def test_a_file_that_is_not_there_is_named_before_anything_else(root, argument, message):
+    with pytest.raises(FileNotFoundError, match=message):
+        ava(root, **{argument: "nowhere"}).prepare()
 
 
-def test_videos_without_annotation_can_be_listed(folder):
-    source = OwnVideos(folder / "videos", folder / "classes.txt", val_fraction=1.0)
-    assert [(video.video_id, video.keyframes) for video in source.videos("val")] == [
-        ("one", ()),
-        ("three", ()),
-        ("two", ()),
-    ]
+def test_a_folder_without_any_of_the_videos_is_named_with_what_it_should_hold(root):
+    (root / "other").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"other holds none of the 1 videos of .*train\.csv, neither a folder one"
+    ):
+        ava(root, videos=root / "other").videos("train")
+    with pytest.raises(ValueError, match=r"set data\.init_args\.source\.init_args\.train"):
+        ava(root, train=None).videos("train")
 
 
-def test_names_keep_their_dots():
-    assert video_name("a.b.c") == "a.b.c"
-    assert video_name("x/a.b.MP4") == "a.b"
-
-
-@needs_data
-def test_the_ucf101_24_excerpt_is_read_with_its_split_lists():
-    root = DATA / "ucf101_24"
-    source = OwnVideos(
-        root / "videos", root / "classes.txt", root / "own_videos.csv", root / "trainlist.txt", root / "testlist.txt"
-    )
-    assert len(source.class_names()) == 24
-    train, val = source.videos("train"), source.videos("val")
-    assert [video.video_id.split("_")[1] for video in train] == [
-        "Basketball",
-        "Biking",
-        "Fencing",
-        "SalsaSpin",
-        "SoccerJuggling",
-    ]
-    assert [video.video_id.split("_")[1] for video in val] == ["CliffDiving", "HorseRiding"]
-    basketball = train[0].keyframes
-    assert len(basketball) == 50  # frames 14..63
-    assert basketball[0].timestamp == pytest.approx(14 / 29.97, abs=1e-3)
-    rows = (root / "own_videos.csv").read_text().splitlines()
-    assert sum(len(frame.boxes) for video in train + val for frame in video.keyframes) == len(rows)
-    for video in train + val:
-        action = source.class_names().index(video.video_id.split("_")[1])
-        assert all((frame.labels.argmax(1) == action).all() for frame in video.keyframes)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('item { name: "a" id: 81 }', r"action id 81 \(a\) is not one of 1\.\.80"),
+        ('item { name: "a" id: 3 } item { name: "b" id: 3 }', r"action id 3 \(b\) is there twice"),
+        ('item { name: "a" }', r'lacks its name or its id: name: "a"'),
+        ("walk\nrun\n", "holds no action"),
+    ],
+)
+def test_a_label_map_that_cannot_be_meant_is_refused(tmp_path, text, message):
+    (tmp_path / "map.pbtxt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_label_map(tmp_path / "map.pbtxt")
 
 
 @needs_data
-def test_real_ava_rows_are_all_read():
-    path = DATA / "ava/annotations/ava_val_v2.1_head27163.csv"
-    read = read_ava_csv(path, [f"class {n}" for n in range(80)])
-    rows = {tuple(line.split(",")) for line in path.read_text().split()}
-    assert sum(int(frame.labels.sum()) for frames in read.values() for frame in frames) == len(
-        {(video, float(second), *rest) for video, second, *rest in rows}
+def test_the_real_label_map_has_60_of_80_actions():
+    actions = read_label_map(REAL / "ava_action_list_v2.1_for_activitynet_2018.pbtxt")
+    listed = json.loads((REAL / "ava_actions_80.json").read_text())
+    assert actions == {entry["id"]: entry["name"] for entry in listed if entry["evaluated"]}
+    assert len(actions) == 60
+    fixture = read_label_map(DATA / "mmaction2_fixtures/ava_dataset/action_list.txt")
+    assert list(fixture) == [12, 17, 79, 80]
+
+
+@needs_data
+def test_the_real_exclusions_are_read():
+    moments = read_moments(REAL / "ava_val_excluded_timestamps_v2.1.csv")
+    assert len(moments) == 37
+    assert ("5BDj0ow5hnA", 1038.0) in moments
+
+
+@needs_data
+def test_the_real_rows_of_a_video_become_its_keyframes(tmp_path):
+    name = "1j20qq1JyX4"
+    write_pictures(tmp_path / name, 3, name + "_{:06d}.jpg", first=26_938)  # the last second, 1798, at 898 s
+    file = REAL / "ava_val_v2.1_head27163.csv"
+    source = Ava(tmp_path, REAL / "ava_action_list_v2.1_for_activitynet_2018.pbtxt", val=file)
+    with pytest.warns(UserWarning) as warned:
+        (video,) = source.videos("val")
+    assert any("7 of 8 videos are not in" in str(warning.message) for warning in warned)
+    (keyframe,) = video.keyframes
+    assert keyframe.timestamp == 1798 - 900
+    rows = [row for row in csv.reader(file.open()) if row[:2] == [name, "1798"]]
+    assert len(keyframe.boxes) == len({tuple(row[2:6]) for row in rows})
+    found = {
+        (*np.round(box, 3).tolist(), action + 1)
+        for box, label in zip(keyframe.boxes.astype(float), keyframe.labels, strict=True)
+        for action in np.flatnonzero(label).tolist()
+    }
+    assert found == {(*map(float, row[2:6]), int(row[6])) for row in rows}
+
+
+@needs_data
+def test_the_fixture_of_mmaction2_is_read_as_it_is(tmp_path):
+    fixture = DATA / "mmaction2_fixtures/ava_dataset"
+    for name in ("0f39OWEqJ24", "_-Z6wFjXtGQ"):
+        write_pictures(tmp_path / name, 100, "img_{:05d}.jpg", size=(24, 32))
+    source = Ava(
+        tmp_path,
+        fixture / "action_list.txt",
+        val=fixture / "ava_sample.csv",
+        excluded=fixture / "ava_excluded_timestamps_sample.csv",
     )
-    assert all(frame.timestamp in range(902, 1799) for frames in read.values() for frame in frames)
+    assert seconds(source, "val") == {"0f39OWEqJ24": [2.0]}  # 0903 of one and 0902 of the other are excluded
+    (keyframe,) = source.videos("val")[0].keyframes
+    assert (np.flatnonzero(keyframe.labels[0]) + 1).tolist() == [12, 17, 79]

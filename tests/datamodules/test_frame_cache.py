@@ -1,12 +1,14 @@
 import multiprocessing
 import os
 import pickle
+from fractions import Fraction
+from math import floor
 
 import numpy as np
 import pytest
 
 from datamodules.frame_cache import FrameCache
-from datamodules.frames import DecodedFrames, resize, scaled_size
+from datamodules.frames import DecodedFrames, FrameScale
 from datamodules.video import VideoError, write_video
 from tests.datamodules.miniature import numbered_frames, read_numbers
 
@@ -20,7 +22,8 @@ def video(tmp_path):
 
 @pytest.mark.parametrize("short_side", [None, 48, 120])
 def test_cached_and_decoded_frames_are_the_same(tmp_path, video, short_side):
-    cache, decoded = FrameCache(tmp_path / "cache", short_side), DecodedFrames(short_side)
+    scale = FrameScale(short_side)
+    cache, decoded = FrameCache(tmp_path / "cache", scale), DecodedFrames(scale)
     wanted = [69, 0, 33, 33, 5]
     np.testing.assert_array_equal(cache.get(video, wanted), decoded.get(video, wanted))
     assert read_numbers(cache.get(video, wanted)) == wanted
@@ -33,32 +36,32 @@ def test_cached_and_decoded_frames_are_the_same(tmp_path, video, short_side):
 
 
 def test_what_is_returned_may_be_changed(tmp_path, video):
-    cache = FrameCache(tmp_path / "cache", 48)
+    cache = FrameCache(tmp_path / "cache", FrameScale(48))
     before = cache.get(video, [3])
     cache.get(video, [3])[:] = 0
     np.testing.assert_array_equal(cache.get(video, [3]), before)
 
 
 def test_a_video_is_decoded_once(tmp_path, video, monkeypatch):
-    FrameCache(tmp_path / "cache", 48).build([video, video])
+    FrameCache(tmp_path / "cache", FrameScale(48)).build([video, video])
     monkeypatch.setattr("datamodules.frame_cache.open_video", None)
-    again = FrameCache(tmp_path / "cache", 48)
+    again = FrameCache(tmp_path / "cache", FrameScale(48))
     again.build([video])
     assert read_numbers(again.get(video, [7])) == [7]
 
 
 def test_a_changed_video_is_decoded_again(tmp_path, video):
     folder = tmp_path / "cache"
-    FrameCache(folder, None).build([video])
+    FrameCache(folder, FrameScale(None)).build([video])
     write_video(video, numbered_frames(12), fps=10)
-    assert len(FrameCache(folder, None).frames(video)) == 12
+    assert len(FrameCache(folder, FrameScale(None)).frames(video)) == 12
     assert len(list(folder.iterdir())) == 1
 
 
 def test_sizes_do_not_share_frames(tmp_path, video):
     folder = tmp_path / "cache"
-    assert FrameCache(folder, 48).frames(video).shape[1:3] == (48, 64)
-    assert FrameCache(folder, 24).frames(video).shape[1:3] == (24, 32)
+    assert FrameCache(folder, FrameScale(48)).frames(video).shape[1:3] == (48, 64)
+    assert FrameCache(folder, FrameScale(24)).frames(video).shape[1:3] == (24, 32)
 
 
 def test_a_video_that_fails_half_way_leaves_nothing(tmp_path, video):
@@ -67,13 +70,13 @@ def test_a_video_that_fails_half_way_leaves_nothing(tmp_path, video):
     content[middle : middle + 1500] = b"\xff" * 1500
     video.write_bytes(content)
     with pytest.raises(VideoError, match="corrupt"):
-        FrameCache(tmp_path / "cache", None).build([video])
+        FrameCache(tmp_path / "cache", FrameScale(None)).build([video])
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_cache_that_would_grow_too_large_says_how_to_go_on(tmp_path, video):
     with pytest.raises(ValueError, match=r"more than the 0\.001 GiB allowed: turn the cache off \(cache: null\)"):
-        FrameCache(tmp_path / "cache", None, max_gib=0.001).build([video])
+        FrameCache(tmp_path / "cache", FrameScale(None), max_gib=0.001).build([video])
     assert not (tmp_path / "cache").exists()
 
 
@@ -81,7 +84,7 @@ def test_several_processes_build_the_same_cache(tmp_path):
     videos = [tmp_path / f"{number}.mp4" for number in range(3)]
     for number, path in enumerate(videos):
         write_video(path, numbered_frames(5 + number), fps=10)
-    cache = FrameCache(tmp_path / "cache", 48)
+    cache = FrameCache(tmp_path / "cache", FrameScale(48))
     cache.build(videos, workers=2)
     assert [read_numbers(cache.frames(path)) for path in videos] == [list(range(5 + number)) for number in range(3)]
 
@@ -90,7 +93,7 @@ def test_open_readers_are_bounded(tmp_path):
     videos = [tmp_path / f"{number}.mp4" for number in range(3)]
     for path in videos:
         write_video(path, numbered_frames(4), fps=10)
-    store = DecodedFrames(None, open_readers=2)
+    store = DecodedFrames(FrameScale(None), open_readers=2)
     for path in videos:
         assert read_numbers(store.get(path, [1, 3])) == [1, 3]
     assert list(store._readers) == videos[1:]
@@ -98,7 +101,7 @@ def test_open_readers_are_bounded(tmp_path):
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_stores_work_in_processes_that_begin_after_they_have_been_used(tmp_path, video, method):
-    stores = [FrameCache(tmp_path / "cache", 48), DecodedFrames(48)]
+    stores = [FrameCache(tmp_path / "cache", FrameScale(48)), DecodedFrames(FrameScale(48))]
     for store in stores:
         store.get(video, [0])
     with multiprocessing.get_context(method).Pool(1) as pool:
@@ -109,7 +112,7 @@ def test_stores_work_in_processes_that_begin_after_they_have_been_used(tmp_path,
 
 
 def test_a_store_travels_without_its_pixels(tmp_path, video):
-    store = FrameCache(tmp_path / "cache", None)
+    store = FrameCache(tmp_path / "cache", FrameScale(None))
     store.frames(video)
     assert len(pickle.dumps(store)) < 10_000
 
@@ -119,13 +122,41 @@ def fetch(store, video):
 
 
 def test_the_short_side_is_scaled_and_the_aspect_kept():
-    assert scaled_size(240, 320, 288) == (288, 384)
-    assert scaled_size(320, 240, 288) == (384, 288)
-    assert scaled_size(256, 340, 128) == (128, 170)
-    assert scaled_size(100, 100, None) == (100, 100)
+    assert FrameScale(288).size(240, 320) == (288, 384)
+    assert FrameScale(288).size(320, 240) == (384, 288)
+    assert FrameScale(128).size(256, 340) == (128, 170)
+    assert FrameScale(None).size(100, 100) == (100, 100)
+
+
+def half_up(value: Fraction) -> int:
+    return floor(value + Fraction(1, 2))
+
+
+def test_sizes_are_rounded_half_up_and_the_long_side_keeps_its_limit():
+    scale = FrameScale(288, max_long_side=1333)
+    for height, width in ((480, 854), (320, 3), (272, 640), (100, 1000), (1000, 100), (64, 297), (288, 1333), (5, 24)):
+        factor = min(Fraction(288, min(height, width)), Fraction(1333, max(height, width)))
+        assert scale.size(height, width) == (half_up(height * factor), half_up(width * factor))
+    assert scale.size(100, 1000) == (133, 1333)
+    assert FrameScale(2).size(4, 5) == (2, 3)  # 2.5
+    assert FrameScale(288).size(100, 1000) == (288, 2880)
 
 
 def test_shrinking_averages_areas():
     frames = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3), np.uint8)
     averages = frames.reshape(2, 4, 2, 6, 2, 3).mean(axis=(2, 4))
-    assert np.abs(resize(frames, (4, 6)) - averages).max() <= 0.5
+    assert np.abs(FrameScale(4)(frames) - averages).max() <= 0.5
+
+
+def test_bilinear_shrinking_weighs_the_four_nearest_pixels_alone():
+    frames = np.random.default_rng(0).integers(0, 256, (1, 9, 12, 3), np.uint8)
+    small = FrameScale(3, interpolation="bilinear")(frames)
+    # A third of the size: pixel i lies on the middle of pixel 3 i + 1.
+    np.testing.assert_array_equal(small, frames[:, 1::3, 1::3])
+
+
+def test_scales_do_not_share_frames(tmp_path, video):
+    scales = FrameScale(48), FrameScale(48, 60), FrameScale(48, interpolation="bilinear")
+    stores = [FrameCache(tmp_path / "cache", scale) for scale in scales]
+    assert [store.frames(video).shape[1:3] for store in stores] == [(48, 64), (45, 60), (48, 64)]
+    assert len(list((tmp_path / "cache").iterdir())) == 3

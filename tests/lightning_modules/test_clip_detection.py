@@ -5,7 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from callbacks.benchmark import BenchmarkTable, read_rows
 from lightning_modules.clip_detection import ClipDetectionModule
+from lightning_modules.networks.published_cost import published_gflops
 from lightning_modules.networks.weights import read_state_dict, save_weights
 from tests.datamodules.miniature import NumberedVideos
 from tests.lightning_modules import tiny
@@ -73,6 +75,19 @@ def test_evaluation_scores_every_keyframe_once_and_names_the_classes(data, tmp_p
     assert scores["test/map"] == pytest.approx((scores["test/ap/walk"] + scores["test/ap/wave"]) / 2, rel=1e-5)
 
 
+def test_classes_that_the_data_do_not_score_count_neither_for_nor_against(data, tmp_path, monkeypatch):
+    network = tiny.teacher()
+    tiny.place_proposals(network)
+    module, results = ClipDetectionModule(network), tiny.Results()
+    (everything,) = tiny.trainer(tmp_path).test(module, datamodule=data, verbose=False)
+    monkeypatch.setattr(data.source, "evaluated_classes", lambda: (1,))
+    (scored,) = tiny.trainer(tmp_path, callbacks=[results]).test(module, datamodule=data, verbose=False)
+    assert set(scored) == {"test/map", "test/ap/wave"}
+    assert scored["test/map"] == scored["test/ap/wave"] == pytest.approx(everything["test/ap/wave"])
+    assert module.benchmark_protocol == "ava frame mAP@0.5, 1 of 2 classes, stride 2"
+    assert int(results.result["num_boxes"]) == int(results.result["num_frames"])  # one of two persons waves
+
+
 def test_accuracy_does_not_depend_on_the_batch_size_where_videos_have_one_shape(data, folder, tmp_path):
     """Where they have several, clips are padded to the largest of their batch, and padding is not without effect."""
     network = tiny.teacher()
@@ -84,6 +99,17 @@ def test_accuracy_does_not_depend_on_the_batch_size_where_videos_have_one_shape(
         data = tiny.clips(wide, folder / "cache", eval_batch_size=size)
         maps.append(tiny.trainer(tmp_path).test(module, datamodule=data, verbose=False)[0]["test/map"])
     assert maps[0] == pytest.approx(maps[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("num_frames", [4, 2])
+def test_the_published_arithmetic_is_that_of_the_measured_clip(folder, tmp_path, num_frames):
+    data, network = tiny.clips(tiny.videos(folder), folder / "cache", num_frames=num_frames), tiny.teacher()
+    table = BenchmarkTable(folder=tmp_path / "results", warmup=0, repeats=1)
+    module = ClipDetectionModule(network)
+    tiny.trainer(tmp_path, callbacks=[table]).test(module, datamodule=data, verbose=False)
+    (row,) = read_rows(tmp_path / "results" / "benchmark.jsonl")
+    assert row["gflops_published"] == published_gflops(network, 64, 64, num_frames).total
+    assert 0 < row["gflops"] < row["gflops_published"]
 
 
 def test_predictions_are_one_entry_a_sampled_frame(data, tmp_path):

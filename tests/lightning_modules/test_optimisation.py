@@ -3,16 +3,21 @@
 from math import cos, pi
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from lightning_modules.clip_detection import ClipDetectionModule
 from lightning_modules.distillation import WEIGHTING_LR_MULTIPLIER, DistillationModule
+from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.weights import save_weights
-from lightning_modules.optimisation import parameter_groups, warmup_cosine
+from lightning_modules.optimisation import Schedule, WarmupCosine, WarmupSteps, parameter_groups, scheduled
 from lightning_modules.stream_detection import StreamDetectionModule
 from tests.lightning_modules import tiny
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def groups_by_name(module) -> dict[str, dict]:
@@ -84,7 +89,7 @@ def test_the_fit_uses_the_configured_optimiser_in_groups(tmp_path: Path):
         tiny.teacher(),
         optimizer=lambda groups: torch.optim.SGD(groups, lr=0.01, weight_decay=0.3),
         head_lr_multiplier=10,
-        warmup_fraction=0.5,
+        schedule=WarmupCosine(warmup_fraction=0.5),
     )
     trainer = tiny.trainer(tmp_path, max_steps=1, limit_val_batches=0)
     trainer.fit(module, datamodule=tiny.clips(source, tmp_path / "cache"))
@@ -94,15 +99,20 @@ def test_the_fit_uses_the_configured_optimiser_in_groups(tmp_path: Path):
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.3}
 
 
-def test_warm_up_then_cosine():
-    parameter = nn.Parameter(torch.zeros(()))
-    optimizer = torch.optim.SGD([parameter], lr=2.0)
-    schedule = warmup_cosine(optimizer, total_steps=100, warmup_fraction=0.1, final_fraction=0.01)
+def rates_over(steps: int, schedule: Schedule, total_steps: int, steps_per_epoch: int, lr: float = 1.0) -> list[float]:
+    """The learning rate of a group at every step, as torch's scheduler sets it."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=lr)
+    scheduler = scheduled(optimizer, schedule, total_steps, steps_per_epoch)
     rates = []
-    for _ in range(120):
+    for _ in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        schedule.step()
+        scheduler.step()
+    return rates
+
+
+def test_warm_up_then_cosine():
+    rates = rates_over(120, WarmupCosine(warmup_fraction=0.1, final_fraction=0.01), 100, 10, lr=2.0)
     assert rates[:10] == pytest.approx([0.2 * step for step in range(1, 11)])  # linear, from above zero
     assert rates[10] == pytest.approx(2.0)
     assert rates[55] == pytest.approx(2.0 * 0.505)  # half-way down to a hundredth
@@ -112,9 +122,72 @@ def test_warm_up_then_cosine():
 
 @pytest.mark.parametrize("total_steps", [1, 2])
 def test_the_schedule_of_a_very_short_run_is_finite(total_steps):
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
-    schedule = warmup_cosine(optimizer, total_steps, warmup_fraction=0.05, final_fraction=0.01)
-    for _ in range(total_steps + 1):
-        assert 0 < optimizer.param_groups[0]["lr"] <= 1
-        optimizer.step()
-        schedule.step()
+    assert all(0 < rate <= 1 for rate in rates_over(total_steps + 1, WarmupCosine(), total_steps, total_steps))
+
+
+def test_evads_rate_rises_for_two_epochs_and_falls_tenfold_at_the_fifth_and_the_eighth():
+    """Ten steps an epoch, twelve epochs, base rate 2.5e-5; by hand from its description."""
+    rates = rates_over(120, WarmupSteps({5: 0.1, 8: 0.01}, warmup_epochs=2, warmup_from=0.1), 120, 10, lr=2.5e-5)
+    assert rates[0] == pytest.approx(2.5e-6)
+    assert rates[1] == pytest.approx(2.5e-6 + (2.5e-5 - 2.5e-6) * 0.05)  # every step, not every epoch
+    assert rates[10] == pytest.approx((2.5e-6 + 2.5e-5) / 2)
+    assert rates[20:50] == pytest.approx([2.5e-5] * 30)
+    assert rates[50:80] == pytest.approx([2.5e-6] * 30)
+    assert rates[80:] == pytest.approx([2.5e-7] * 40)
+
+
+def test_milestones_are_in_order_and_may_fall_into_the_warm_up():
+    assert rates_over(4, WarmupSteps({3: 0.1, 1: 0.5}, warmup_epochs=0), 4, 1) == pytest.approx([1, 0.5, 0.5, 0.1])
+    # The warm-up leads to the rate that holds where it ends.
+    assert rates_over(3, WarmupSteps({2: 0.5}, warmup_epochs=2), 3, 1) == pytest.approx([0.1, 0.3, 0.5])
+
+
+@pytest.mark.parametrize("wrong", [{"warmup_epochs": -1}, {"warmup_from": 0}, {"warmup_from": 1.5}])
+def test_a_warm_up_that_cannot_be_meant_is_refused(wrong):
+    with pytest.raises(ValueError, match="warmup_epochs must not be negative and warmup_from must be in"):
+        WarmupSteps({}, **wrong)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_epochs_of_the_schedule_are_counted_in_optimiser_steps(tmp_path: Path, accumulate: int):
+    """21 training clips make 7 batches of 3: 7 steps an epoch, or 3 where three batches make a step."""
+    rates: list[float] = []
+
+    class Recorder(L.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    module = ClipDetectionModule(
+        tiny.teacher(),
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=1e-9),
+        schedule=WarmupSteps({2: 0.5}, warmup_epochs=1, warmup_from=0.1),
+    )
+    trainer = tiny.trainer(
+        tmp_path, max_epochs=3, limit_val_batches=0, accumulate_grad_batches=accumulate, callbacks=[Recorder()]
+    )
+    trainer.fit(module, datamodule=tiny.clips(tiny.videos(tmp_path), tmp_path / "cache", batch_size=3))
+    steps = {1: 7, 3: 3}[accumulate]
+    warm = [0.1 + 0.9 * step / steps for step in range(steps)]
+    assert rates == pytest.approx([1e-9 * factor for factor in [*warm, *[1.0] * steps, *[0.5] * steps]])
+
+
+@pytest.mark.parametrize("size", ["b", "l"])
+def test_the_published_networks_learn_layer_by_layer_as_described(size):
+    """EVAD (`evad-facts`, section 10): its head eight times as fast, only matrices decay, at full size on no memory."""
+    config = yaml.safe_load((CONFIGS / "networks" / f"evad_vit_{size}.yaml").read_text())["init_args"]
+    recipe = yaml.safe_load((CONFIGS / f"evad_vit_{size}_ava.yaml").read_text())["model"]["init_args"]
+    with torch.device("meta"):
+        module = ClipDetectionModule(EvadTeacher(**config), head_lr_multiplier=recipe["head_lr_multiplier"])
+    groups, shapes = groups_by_name(module), {name: p.shape for name, p in module.network.named_parameters()}
+    assert {name.removeprefix("network.") for name in groups} == shapes.keys()
+    fast = ("localizer.stages.", "decoder.encoder_to_decoder.", "decoder.mask_token", "decoder.blocks.")
+    slow = ("backbone.", "pyramid.", "localizer.proposal_")
+    for name, shape in shapes.items():
+        assert name.startswith(fast) != name.startswith(slow), name
+        group = groups[f"network.{name}"]
+        assert group["lr"] == pytest.approx(0.8 if name.startswith(fast) else 0.1)
+        # Proposals decay in EVAD and not here; at its rates that is a change of less than a thousandth in all.
+        kept = name.startswith("localizer.proposal_") or name == "decoder.mask_token" or len(shape) < 2
+        assert group["weight_decay"] == (0 if kept else 0.05)
+    millions = sum(shape.numel() for shape in shapes.values()) / 1e6
+    assert millions == pytest.approx({"b": 185.36, "l": 439.5}[size], abs=0.05)

@@ -127,6 +127,10 @@ def test_frames_after_the_last_keyframe_are_not_seen(training_batch):
     torch.testing.assert_close(unseen, seen, rtol=0, atol=0)
 
 
+def test_no_arithmetic_of_a_student_is_published():
+    assert module().benchmark_published_gflops() is None
+
+
 def test_keyframes_with_a_gap_between_them_are_refused(training_batch):
     with pytest.raises(ValueError, match=r"consecutive frames, got \(2, 4\)"):
         module().supervised_step(training_batch._replace(keyframes=(2, 4)))

@@ -44,6 +44,19 @@ def test_learned_weights_stay_within_their_range(start, bound):
     assert total.item() == pytest.approx(2 * exp(-bound) + bound)
 
 
+@pytest.mark.parametrize(("start", "loss"), [(-9.0, 2.0), (9.0, 2.0)])
+def test_a_weight_driven_out_of_its_range_comes_back(start, loss):
+    weighting = learned()
+    optimizer = torch.optim.SGD(weighting.parameters(), lr=0.1)
+    with torch.no_grad():
+        weighting.log_variances["task"].fill_(start)
+    for _ in range(200):
+        optimizer.zero_grad()
+        weighting({"task": torch.tensor(loss)})[0].backward()
+        optimizer.step()
+    assert weighting.log_variances["task"].item() == pytest.approx(log(loss), abs=1e-3)
+
+
 def test_pinned_tasks_keep_their_weight_and_have_no_parameter():
     weighting = TaskWeighting({"detection": 2.0, "features": 1.0}, frozen_until=0)
     assert set(weighting.log_variances) == {"features"}

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.networks.attention import ROWS_AT_ONCE, SelfAttention, attention_and_received
+from lightning_modules.networks import attention as module
+from lightning_modules.networks.attention import FEWEST_ROWS, ROWS_AT_ONCE, SelfAttention, attention_and_received
 from tests.networks import slow_evad
 from tests.networks.tiny import randomise
 
@@ -66,3 +67,31 @@ def test_what_may_not_be_read_does_not_matter():
     mask = torch.tensor([True, True, False, True, False, True])[None, None, None]
     alone = attention(tokens[:, mask.flatten()])
     torch.testing.assert_close(attention(tokens, mask)[:, mask.flatten()], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_tokens", [FEWEST_ROWS - 1, FEWEST_ROWS, ROWS_AT_ONCE + 5])
+def test_attention_in_bfloat16_is_as_exact_in_pieces_as_fused(num_tokens, monkeypatch):
+    attention, tokens = randomise(SelfAttention(12, 3)), torch.randn(2, num_tokens, 12)
+    pieces = []
+    monkeypatch.setattr(
+        module,
+        "attention_and_received",
+        lambda *arguments: pieces.append(arguments) or attention_and_received(*arguments),
+    )
+    with torch.no_grad():
+        exact = attention(tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = attention(tokens)
+    assert bool(pieces) == (num_tokens >= FEWEST_ROWS)
+    torch.testing.assert_close(found.float(), exact, rtol=0.03, atol=0.03)
+    with torch.autocast("cpu", torch.bfloat16):
+        attention(tokens)  # gradients are wanted: fused
+    assert len(pieces) <= 1
+
+
+def test_pieces_of_one_map_and_of_many_give_the_same(monkeypatch):
+    query, key, value = torch.randn(3, 2, 3, 40, 4, dtype=torch.float64).unbind()
+    many = attention_and_received(query, key, value, torch.ones(40))
+    monkeypatch.setattr(module, "CPU_PIECE", 1)
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 7)
+    torch.testing.assert_close(attention_and_received(query, key, value, torch.ones(40)), many)

@@ -159,18 +159,38 @@ def test_a_published_clip_has_the_published_token_counts():
         ({"pyramid_layers": (0, 1, 2)}, "four blocks"),
         ({"pyramid_layers": (0, 1, 2, 5)}, r"pyramid_layers \[0, 1, 2, 5\] must lie in 0..4"),
         ({"keep_rates": {5: 0.9}}, r"keep_rates \[5\]"),
-        ({"keep_rates": {1: 0.2}}, "keep_rate=0.2"),
-        ({"keep_rates": {0: 0.6, 1: 0.6, 2: 0.6}}, "keep_rate=0.6"),
-        ({"num_frames": 6}, "odd number of slots"),
+        ({"keep_rates": {1: 0.2}}, r"keep rates 0\.2 at blocks 1 leave 0\.2 of .* 1/4 = 0\.25 .* num_frames=8"),
+        ({"keep_rates": {2: 0.5, 0: 0.6, 1: 0.7}}, r"0\.6, 0\.7, 0\.5 at blocks 0, 1, 2 leave 0\.6, 0\.42, 0\.21 of"),
+        ({"keep_rates": {1: 1.5}}, r"above 0 and at most 1 .*\{1: 1\.5\}"),
+        ({"keep_rates": {1: 0.0}}, r"above 0 and at most 1 .*\{1: 0\.0\}"),
+        ({"keep_rates": {1: float("nan")}}, "above 0 and at most 1"),
+        ({"enhanced_weight": -1.0}, r"enhanced_weight .* got -1\.0"),
+        ({"num_frames": 6}, "num_frames=6 gives an odd number of slots, 3 of 2 frames"),
         ({"num_frames": 7}, "multiple of 2"),
         ({"pretrain_size": 70}, "does not divide into patches"),
-        ({"dim": 25}, "does not divide into num_heads=3"),
+        ({"patch_size": 18, "pretrain_size": 72}, "patch_size=18 does not divide by 4"),
+        ({"dim": 25}, "dim=25 does not divide into num_heads=3"),
+        ({"decoder_dim": 13}, "dim=13 does not divide into num_heads=2"),
+        ({"head_dim": 15}, "dim=15 does not divide into num_heads=2"),
         ({"num_proposals": 0}, "num_proposals must be at least 1"),
     ],
 )
 def test_impossible_sizes_are_refused_at_construction(changes, message):
     with pytest.raises(ValueError, match=message):
         EvadTeacher(**(CONFIG | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"keep_rates": {0: 0.5, 1: 0.5}},  # the keyframe's slot alone is left: a quarter
+        {"keep_rates": {0: 1.0, 1: 0.25, 2: 1}},
+        {"pretrain_size": 80},  # an odd grid of position codes: frames are padded to an even one
+    ],
+)
+def test_sizes_at_the_limit_work(changes):
+    with torch.no_grad():
+        assert tiny_teacher(**changes)(some_clips([(64, 96)])).boxes.isfinite().all()
 
 
 def test_clips_that_do_not_fit_are_refused():

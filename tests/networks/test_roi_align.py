@@ -6,6 +6,7 @@ import pytest
 import torch
 from torchvision.ops import roi_align as torchvision_roi_align
 
+from lightning_modules.networks import roi_align
 from lightning_modules.networks.roi_align import pyramid_levels, pyramid_roi_align, sampling_matrix, separable_roi_align
 from tests.networks import slow_evad
 
@@ -115,3 +116,25 @@ def test_maps_of_any_precision_are_read_with_boxes_in_float32(kernel, dtype):
     crops = pyramid_roi_align([maps.to(dtype) for maps in pyramid], STRIDES, boxes, 3, kernel)
     assert crops.dtype == dtype
     torch.testing.assert_close(crops.float(), expected, rtol=0.02, atol=0.05 if dtype == torch.bfloat16 else 1e-4)
+
+
+def test_where_the_compiled_operator_cannot_load_the_exact_form_takes_its_place(monkeypatch):
+    pyramid = [some_maps(1, 3, 64 // stride, 96 // stride) for stride in STRIDES]
+    compiled = pyramid_roi_align(pyramid, STRIDES, BOXES[None], 3, "torchvision")
+
+    def python_form(*arguments, **named):
+        raise AssertionError("torchvision would take its Python form here, whose values differ")
+
+    monkeypatch.setattr(roi_align, "torchvision_roi_align", python_form)
+    monkeypatch.setattr(roi_align.torch.ops, "torchvision", object())  # as where its extension has not been loaded
+    assert not roi_align.has_compiled_kernel(pyramid[0])
+    torch.testing.assert_close(pyramid_roi_align(pyramid, STRIDES, BOXES[None], 3, "torchvision"), compiled)
+
+
+def test_deterministic_algorithms_leave_the_compiled_operator_to_the_cpu():
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert roi_align.has_compiled_kernel(torch.zeros(1))
+        assert not roi_align.has_compiled_kernel(torch.zeros(1, device="meta"))  # stands for a GPU
+    finally:
+        torch.use_deterministic_algorithms(False)

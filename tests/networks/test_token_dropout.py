@@ -70,6 +70,12 @@ def test_a_rate_that_is_no_share_is_refused(keep_rate):
         KeyframeTokenDropout(keep_rate)
 
 
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_an_enhanced_weight_that_is_no_weight_is_refused(weight):
+    with pytest.raises(ValueError, match=f"enhanced_weight must be a number of at least 0, got {weight}"):
+        KeyframeTokenDropout(0.5, enhanced_weight=weight)
+
+
 def test_keyframe_queries_count_as_often_as_they_are_said_to():
     weights = KeyframeTokenDropout(0.5, enhanced_weight=4.0).query_weights(5, 2, torch.device("cpu"))
     assert weights.tolist() == [4, 4, 1, 1, 1]

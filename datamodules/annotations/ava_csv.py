@@ -1,0 +1,132 @@
+"""Annotations in AVA's column order.
+
+One row a box and action, no header needed::
+
+    video,seconds,x1,y1,x2,y2,action_id,person_id
+    kitchen_01,12.5,0.21,0.10,0.48,0.95,3,0
+
+Corners are fractions of the frame, action ids count from 1. The person id may be left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from datamodules.annotations.source import Keyframe
+
+BoxUnits = Literal["relative", "absolute"]
+LARGEST_FRACTION = 1.5
+"""Boxes may stick out of the frame a little; beyond this they must be pixels."""
+
+
+def read_ava_csv(
+    path: str | Path,
+    class_names: Sequence[str],
+    box_units: BoxUnits = "relative",
+    skip_empty_boxes: bool = False,
+) -> dict[str, tuple[Keyframe, ...]]:
+    """Read the keyframes of every video named in a csv, in order of time.
+
+    A row has 8 columns, or 7 without the person id. Rows with the same video, time, box and person are one box with
+    several actions. An empty action id is a box without action. A row of two columns (video, seconds) is an annotated
+    moment without boxes. The first row may be a header.
+
+    Args:
+        path: the csv file.
+        class_names: names of the K classes; action id n is the n-th of them, from 1.
+        box_units: what the file holds. Boxes are returned as they are written: a Keyframe with absolute boxes still has
+            to be divided by the size of its video.
+        skip_empty_boxes: leave boxes without area out instead of refusing the file.
+    """
+    path = Path(path)
+    moments: dict[str, dict[float, dict[tuple[str, ...], set[int]]]] = {}
+    try:
+        file = path.open(newline="", encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such annotation file") from None
+    with file:
+        for line, row in enumerate(csv.reader(file), start=1):
+            row = [cell.strip() for cell in row]
+            if not any(row) or (line == 1 and _is_header(row)):
+                continue
+            if len(row) not in (2, 7, 8):
+                raise ValueError(
+                    f"{path}, line {line}: {len(row)} columns, expected video,seconds,x1,y1,x2,y2,action_id[,person_id]"
+                )
+            seconds = _number(path, line, "seconds", row[1])
+            boxes = moments.setdefault(row[0], {}).setdefault(seconds, {})
+            if len(row) == 2:
+                continue
+            person = (*row[2:6], *row[7:])
+            if person not in boxes:
+                if not _has_area(path, line, row[2:6], box_units, skip_empty_boxes):
+                    continue
+                boxes[person] = set()
+            if row[6]:
+                boxes[person].add(_class_index(path, line, row[6], len(class_names)))
+    return {
+        video: tuple(
+            Keyframe(seconds, *_box_arrays(boxes, len(class_names))) for seconds, boxes in sorted(times.items())
+        )
+        for video, times in moments.items()
+    }
+
+
+def _is_header(row: Sequence[str]) -> bool:
+    try:
+        float(row[1])
+    except (ValueError, IndexError):
+        return True
+    return False
+
+
+def _number(path: Path, line: int, column: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{path}, line {line}: {column} must be a number, got {text!r}")
+    return value
+
+
+def _has_area(path: Path, line: int, corners: Sequence[str], box_units: BoxUnits, may_be_empty: bool) -> bool:
+    """Whether a box is one; what cannot be meant is refused."""
+    x1, y1, x2, y2 = (
+        _number(path, line, name, text) for name, text in zip(("x1", "y1", "x2", "y2"), corners, strict=True)
+    )
+    if (x2 <= x1 or y2 <= y1) and not may_be_empty:
+        raise ValueError(
+            f"{path}, line {line}: box {','.join(corners)} is empty; corners are x1,y1,x2,y2 with x1<x2, y1<y2"
+        )
+    if box_units == "relative" and max(x2, y2) > LARGEST_FRACTION:
+        raise ValueError(
+            f"{path}, line {line}: box {','.join(corners)} looks like pixels; set box_units to absolute if the file "
+            "holds pixels, or divide by the frame's width and height"
+        )
+    return x2 > x1 and y2 > y1
+
+
+def _class_index(path: Path, line: int, text: str, num_classes: int) -> int:
+    action = _number(path, line, "action_id", text)
+    if action != int(action) or not 1 <= action <= num_classes:
+        hint = "; ids count from 1, these seem to count from 0" if action == 0 else ""
+        raise ValueError(
+            f"{path}, line {line}: action id {text} is not one of 1..{num_classes}, the {num_classes} classes{hint}"
+        )
+    return int(action) - 1
+
+
+def _box_arrays(people: dict[tuple[str, ...], set[int]], num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """(M, 4) float32 boxes and (M, K) uint8 labels of one moment."""
+    boxes = np.asarray([[float(corner) for corner in person[:4]] for person in people], np.float32).reshape(-1, 4)
+    labels = np.zeros((len(people), num_classes), np.uint8)
+    for row, actions in enumerate(people.values()):
+        labels[row, list(actions)] = 1
+    return boxes, labels

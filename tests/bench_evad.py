@@ -1,0 +1,316 @@
+"""How fast EVAD runs here against its published arithmetic: ``make bench-evad``, or ``python -m tests.bench_evad -h``.
+
+Same weights (random ones: no value changes the work), same clip, same outputs. Each figure of a table comes from runs
+in turn in one process, so that whatever else the machine does meets all of them; memory is taken in a process of its
+own for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from callbacks.benchmark import commit, device_name
+from callbacks.latency import interleave, synchronizer
+from lightning_modules.losses.detection import DetectionLoss
+from lightning_modules.networks.evad import EvadTeacher
+from lightning_modules.networks.published_cost import published_gflops
+from tests.networks.naive_evad import naive_evad
+from tests.networks.tiny import randomise
+
+FRAMES, SIDE = 16, 288
+KEEP_LAYERS = (3, 6, 9)
+HEADER = """# EVAD's speed
+
+Written by `make bench-evad`: ViT-B, random weights, one clip of {frames} x {side} x {side}, batch 1; {machine}.
+
+*Published arithmetic* is `tests/networks/naive_evad.py`: plain torch with the operations of the published
+implementation and the same outputs. *Limit* is the time that the published GFLOPs would take at the rate of a large
+matrix product of the same type, measured in turn with the rest; a multiply-add is two operations there. Times are
+medians of {rounds} calls in turn; a ratio is the median over rounds of ours over the published arithmetic's in the same
+round. Errors are against the published arithmetic in fp32: boxes relative to their size, actions as probabilities.
+"""
+
+
+class Setting(NamedTuple):
+    """A published configuration of token dropout."""
+
+    name: str
+    keep_rate: float
+    enhanced_weight: float
+
+    def teacher(self, device: torch.device | str, **changes: Any) -> EvadTeacher:
+        """In eval mode, with random weights (seed 0) among which every part matters and boxes stay in reach."""
+        rates = dict.fromkeys(KEEP_LAYERS, self.keep_rate)
+        teacher = EvadTeacher(keep_rates=rates, enhanced_weight=self.enhanced_weight, **changes)
+        return randomise(teacher).eval().to(device)
+
+
+SETTINGS = (Setting("1.0", 1.0, 1.0), Setting("0.7", 0.7, 1.0), Setting("0.6, e 4", 0.6, 4.0))
+
+
+def clip_on(device: torch.device | str, side: int) -> tuple[Tensor, Tensor]:
+    """A normalised clip (1, 3, T, side, side) of random pixels, and its size (1, 2)."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(1, 3, FRAMES, side, side, generator=generator).to(device), torch.tensor([[side, side]]).to(
+        device
+    )
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], object], float]:
+    """A product as large as the encoder's largest, and its multiply-adds."""
+    tokens, weight = (
+        torch.randn(2592, 768, device=device, dtype=dtype),
+        torch.randn(768, 3072, device=device, dtype=dtype),
+    )
+    times = 10
+    return lambda: [tokens @ weight for _ in range(times)], times * 2592 * 768 * 3072
+
+
+def row_ratio(timed, name: str, reference: str) -> float:
+    """Median over rounds of one step's time over another's."""
+    pairs = zip(timed.latencies[name].samples, timed.latencies[reference].samples, strict=True)
+    return statistics.median(own / other for own, other in pairs)
+
+
+def difference(found, expected) -> tuple[float, float]:
+    """Largest error of the last stage's boxes, relative to their size, and of the action probabilities."""
+    true = expected.boxes[-1].float()
+    size = (true[..., 2:] - true[..., :2]).amax(-1, keepdim=True)
+    boxes = ((found.boxes[-1].float() - true).abs() / size).max()
+    actions = (found.action_logits[-1].float().sigmoid() - expected.action_logits[-1].float().sigmoid()).abs().max()
+    return float(boxes), float(actions)
+
+
+@torch.no_grad()
+def measure_forward(setting: Setting, device: torch.device, side: int, rounds: int) -> dict[str, Any]:
+    """One row of the table of forward passes."""
+    teacher, (clip, sizes) = setting.teacher(device), clip_on(device, side)
+
+    def in_bf16() -> Any:
+        with autocast(device):
+            return teacher.outputs(clip, sizes)
+
+    product, multiply_adds = matrix_product(device, torch.float32)
+    half_product, _ = matrix_product(device, torch.bfloat16)
+    steps = {
+        "published": lambda: naive_evad(teacher, clip, sizes),
+        "ours": lambda: teacher.outputs(clip, sizes),
+        "ours bf16": in_bf16,
+        "product": product,
+        "product bf16": half_product,
+    }
+    timed = interleave(steps, rounds=rounds, warmup=1, synchronize=synchronizer(device))
+    seconds = {name: latency.p50_ms / 1e3 for name, latency in timed.latencies.items()}
+    expected = naive_evad(teacher, clip, sizes)
+    cost = published_gflops(teacher, side, side).total * 1e9
+    limits = {
+        name: cost / multiply_adds * seconds[product]
+        for name, product in (("ours", "product"), ("ours bf16", "product bf16"))
+    }
+    return {
+        "setting": setting.name,
+        "published_s": seconds["published"],
+        "ours_s": seconds["ours"],
+        "ratio": row_ratio(timed, "ours", "published"),
+        "limit_ratio": limits["ours"] / seconds["published"],
+        "limit_share": limits["ours"] / seconds["ours"],
+        "error_boxes": difference(teacher.outputs(clip, sizes), expected)[0],
+        "error_actions": difference(teacher.outputs(clip, sizes), expected)[1],
+        "bf16_s": seconds["ours bf16"],
+        "bf16_ratio": row_ratio(timed, "ours bf16", "published"),
+        "bf16_limit_share": limits["ours bf16"] / seconds["ours bf16"],
+        "bf16_error_boxes": difference(in_bf16(), expected)[0],
+        "bf16_error_actions": difference(in_bf16(), expected)[1],
+        "product_gflops": 2e-9 * multiply_adds / seconds["product"],
+        "product_bf16_gflops": 2e-9 * multiply_adds / seconds["product bf16"],
+    }
+
+
+def training_step(teacher: EvadTeacher, clip: Tensor, sizes: Tensor) -> Callable[[], object]:
+    """Forward, loss and backward with two people in the clip."""
+    loss, device, side = DetectionLoss(), clip.device, clip.shape[-1]
+    boxes = torch.tensor([[0.1, 0.2, 0.4, 0.9], [0.5, 0.1, 0.8, 0.95]], device=device) * side
+    labels = torch.zeros(2, teacher.num_classes, device=device)
+    labels[:, 3] = 1
+
+    def step() -> None:
+        teacher.zero_grad(set_to_none=True)
+        outputs = teacher.outputs(clip, sizes, deep=True)
+        annotated = torch.ones(1, dtype=torch.bool, device=device)
+        losses = loss(outputs.person_logits, outputs.boxes, outputs.action_logits, [boxes], [labels], annotated, sizes)
+        losses["total"].backward()
+
+    return step
+
+
+def measure_training(device: torch.device, side: int, rounds: int) -> list[dict[str, Any]]:
+    """Seconds of a training step: keep rates 1 and 0.7, blocks recomputed in the backward pass or not."""
+    clip, sizes = clip_on(device, side)
+    steps = {}
+    for setting in SETTINGS[:2]:
+        for recompute in (False, True):
+            teacher = setting.teacher(device, checkpoint_blocks=recompute, drop_path_rate=0.1).train()
+            steps[setting.name, recompute] = training_step(teacher, clip, sizes)
+    named = {str(key): step for key, step in steps.items()}
+    timed = interleave(named, rounds=rounds, warmup=1, synchronize=synchronizer(device))
+    return [
+        {
+            "setting": name,
+            "recompute": recompute,
+            "seconds": timed.latencies[str((name, recompute))].p50_ms / 1e3,
+            "faster_than_keep_1": 1 / row_ratio(timed, str((name, recompute)), str((SETTINGS[0].name, recompute))),
+        }
+        for name, recompute in steps
+    ]
+
+
+def peak_memory(work: str, setting: Setting, device: str, side: int, recompute: bool = False) -> float:
+    """MiB that a forward pass (``published``, ``ours``) or a ``training`` step needs beyond weights and clip.
+
+    To be called in a fresh process, whose memory nothing else has stretched.
+    """
+    changes = {"checkpoint_blocks": recompute} if work == "training" else {}
+    teacher, (clip, sizes) = setting.teacher(device, **changes), clip_on(device, side)
+    before = _mebibytes(device, "VmRSS")
+    if torch.device(device).type == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    if work == "training":
+        training_step(teacher.train(), clip, sizes)()
+    else:
+        with torch.no_grad():
+            naive_evad(teacher, clip, sizes) if work == "published" else teacher.outputs(clip, sizes)
+    return _mebibytes(device, "VmHWM") - before
+
+
+def _mebibytes(device: str, entry: str) -> float:
+    """Memory in use (``VmRSS``) or its peak (``VmHWM``), of the process or of a GPU's allocator."""
+    if torch.device(device).type == "cuda":
+        return (torch.cuda.memory_allocated() if entry == "VmRSS" else torch.cuda.max_memory_allocated()) / 2**20
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(entry)) / 2**10
+
+
+def peak_memory_alone(threads: int, *arguments: Any) -> float:
+    """``peak_memory`` in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1, torch.set_num_threads, (threads,)) as pool:
+        return pool.apply(peak_memory, arguments)
+
+
+def measure_compiled(setting: Setting, device: torch.device, side: int, rounds: int) -> dict[str, Any]:
+    """torch.compile in fp32 and its errors, against the plain network."""
+    teacher, (clip, sizes) = setting.teacher(device), clip_on(device, side)
+    compiled = torch.compile(teacher.outputs)
+    with torch.no_grad():
+        expected = teacher.outputs(clip, sizes)
+        begin = time.perf_counter()
+        found = compiled(clip, sizes)
+        first_call = time.perf_counter() - begin
+        steps = {"plain": lambda: teacher.outputs(clip, sizes), "compiled": lambda: compiled(clip, sizes)}
+        timed = interleave(steps, rounds=rounds, warmup=0, synchronize=synchronizer(device))
+    boxes, actions = difference(found, expected)
+    return {
+        "setting": setting.name,
+        "first_call_s": first_call,
+        "ratio": row_ratio(timed, "compiled", "plain"),
+        "error_boxes": boxes,
+        "error_actions": actions,
+    }
+
+
+def table(rows: list[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]]) -> str:
+    lines = [list(columns), ["---"] * len(columns), *([cell(row) for cell in columns.values()] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+FORWARD = {
+    "keep rate": lambda row: row["setting"],
+    "published arithmetic, s": lambda row: f"{row['published_s']:.2f}",
+    "ours, s": lambda row: f"{row['ours_s']:.2f}",
+    "ratio": lambda row: f"{row['ratio']:.3f}",
+    "limit, ratio": lambda row: f"{row['limit_ratio']:.3f}",
+    "share of the limit": lambda row: f"{100 * row['limit_share']:.0f} %",
+    "error boxes / actions": lambda row: f"{row['error_boxes']:.1e} / {row['error_actions']:.1e}",
+    "ours bf16, s": lambda row: f"{row['bf16_s']:.2f}",
+    "ratio ": lambda row: f"{row['bf16_ratio']:.3f}",
+    "share of the bf16 limit": lambda row: f"{100 * row['bf16_limit_share']:.0f} %",
+    "bf16 error boxes / actions": lambda row: f"{row['bf16_error_boxes']:.1e} / {row['bf16_error_actions']:.1e}",
+    "peak MiB published / ours": lambda row: f"{row['published_mib']:.0f} / {row['ours_mib']:.0f}",
+}
+TRAINING = {
+    "keep rate": lambda row: row["setting"],
+    "blocks recomputed": lambda row: "yes" if row["recompute"] else "no",
+    "forward and backward, s": lambda row: f"{row['seconds']:.2f}",
+    "faster than keep rate 1": lambda row: f"{row['faster_than_keep_1']:.2f}x",
+    "peak MiB": lambda row: f"{row['mib']:.0f}",
+}
+COMPILED = {
+    "keep rate": lambda row: row["setting"],
+    "first call, s": lambda row: f"{row['first_call_s']:.0f}",
+    "compiled over plain": lambda row: f"{row['ratio']:.3f}",
+    "error boxes / actions": lambda row: f"{row['error_boxes']:.1e} / {row['error_actions']:.1e}",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--side", type=int, default=SIDE, help="pixels of the clip's sides")
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each forward pass")
+    parser.add_argument("--parts", nargs="+", default=["forward", "training", "compiled"], help="tables to make")
+    parser.add_argument("--out", type=Path, default=Path("results/evad_speed.md"), help="the table; .json beside it")
+    arguments = parser.parse_args()
+    device, side, rounds = torch.device(arguments.device), arguments.side, arguments.rounds
+    threads = torch.get_num_threads()
+    machine = (
+        f"{device_name(device)}, {threads} threads, torch {torch.__version__}, seed 0, "
+        f"commit {commit(Path(__file__).parent)}, Python {platform.python_version()}"
+    )
+    results: dict[str, Any] = {"machine": machine, "side": side, "rounds": rounds}
+    text = HEADER.format(frames=FRAMES, side=side, machine=machine, rounds=rounds)
+    if "forward" in arguments.parts:
+        results["forward"] = []
+        for setting in SETTINGS:
+            print(f"forward, keep rate {setting.name} ...", flush=True)
+            row = measure_forward(setting, device, side, rounds)
+            for work in ("published", "ours"):
+                row[f"{work}_mib"] = peak_memory_alone(threads, work, setting, str(device), side)
+            results["forward"].append(row)
+        rates = [f"{results['forward'][0][key]:.0f}" for key in ("product_gflops", "product_bf16_gflops")]
+        text += f"\n## Forward\n\nMatrix products run at {rates[0]} (fp32) and {rates[1]} (bf16) GFLOP/s here.\n\n"
+        text += table(results["forward"], FORWARD)
+    if "training" in arguments.parts:
+        print("training steps ...", flush=True)
+        results["training"] = measure_training(device, side, max(1, rounds // 2))
+        by_name = {setting.name: setting for setting in SETTINGS}
+        for row in results["training"]:
+            setting = by_name[row["setting"]]
+            row["mib"] = peak_memory_alone(threads, "training", setting, str(device), side, row["recompute"])
+        text += "\n## Training step\n\nfp32, deep supervision, two people in the clip.\n\n"
+        text += table(results["training"], TRAINING)
+    if "compiled" in arguments.parts:
+        print("torch.compile ...", flush=True)
+        results["compiled"] = [measure_compiled(setting, device, side, max(1, rounds // 2)) for setting in SETTINGS[:2]]
+        text += "\n## torch.compile\n\nfp32, against the plain network.\n\n" + table(results["compiled"], COMPILED)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(text)
+    arguments.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    print(f"\n{text}\nwritten to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
