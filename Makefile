@@ -10,10 +10,10 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint clean
+.PHONY: help venv demo test bench-evad lint clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 venv: $(INSTALLED) ## Create .venv and install Onlooker in it, once for each pyproject.toml
 
@@ -42,6 +42,9 @@ demo: venv ## Make the Puppets videos, distil the DSTA student, measure it besid
 # One thread a process: the tests are small, and more threads only fight over the cores.
 test: venv ## Run the tests: neither GPU nor data set needed
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest $(ARGS)
+
+bench-evad: venv ## Time EVAD at its published size against the published arithmetic (15 minutes on two cores)
+	$(PY) -m tests.bench_evad $(ARGS)
 
 lint: venv ## Check style and format
 	$(PY) -m ruff check .

@@ -8,6 +8,7 @@ own for each.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import platform
@@ -56,6 +57,8 @@ class Setting(NamedTuple):
         return randomise(teacher).eval().to(device)
 
 
+MODES = (("fp32", False, False), ("bf16", False, True), ("fp32 compiled", True, False), ("bf16 compiled", True, True))
+"""Name, whether torch.compile is used, whether bf16 autocast is."""
 SETTINGS = (Setting("1.0", 1.0, 1.0), Setting("0.7", 0.7, 1.0), Setting("0.6, e 4", 0.6, 4.0))
 
 
@@ -141,8 +144,12 @@ def measure_forward(setting: Setting, device: torch.device, side: int, rounds: i
     }
 
 
-def training_step(teacher: EvadTeacher, clip: Tensor, sizes: Tensor) -> Callable[[], object]:
-    """Forward, loss and backward with two people in the clip."""
+def training_step(
+    teacher: EvadTeacher, clip: Tensor, sizes: Tensor, outputs_of: Callable | None = None, context: Any = None
+) -> Callable[[], object]:
+    """Forward, loss and backward with two people in the clip; another form of ``teacher.outputs`` may be given, and the
+    context (of autocast, say) to call it in."""
+    outputs_of = outputs_of or teacher.outputs
     loss, device, side = DetectionLoss(), clip.device, clip.shape[-1]
     boxes = torch.tensor([[0.1, 0.2, 0.4, 0.9], [0.5, 0.1, 0.8, 0.95]], device=device) * side
     labels = torch.zeros(2, teacher.num_classes, device=device)
@@ -150,7 +157,8 @@ def training_step(teacher: EvadTeacher, clip: Tensor, sizes: Tensor) -> Callable
 
     def step() -> None:
         teacher.zero_grad(set_to_none=True)
-        outputs = teacher.outputs(clip, sizes, deep=True)
+        with context or contextlib.nullcontext():
+            outputs = outputs_of(clip, sizes, deep=True)
         annotated = torch.ones(1, dtype=torch.bool, device=device)
         losses = loss(outputs.person_logits, outputs.boxes, outputs.action_logits, [boxes], [labels], annotated, sizes)
         losses["total"].backward()
@@ -211,25 +219,54 @@ def peak_memory_alone(threads: int, *arguments: Any) -> float:
         return pool.apply(peak_memory, arguments)
 
 
-def measure_compiled(setting: Setting, device: torch.device, side: int, rounds: int) -> dict[str, Any]:
-    """torch.compile in fp32 and its errors, against the plain network."""
+def gradients(step: Callable[[], object], teacher: EvadTeacher) -> Tensor:
+    """All gradients of one training step, in a row."""
+    step()
+    return torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).float().flatten() for p in teacher.parameters()]
+    )
+
+
+def measure_modes(setting: Setting, device: torch.device, side: int, rounds: int) -> list[dict[str, Any]]:
+    """Forward and backward compiled and under bf16 autocast: time against plain fp32, and errors."""
     teacher, (clip, sizes) = setting.teacher(device), clip_on(device, side)
-    compiled = torch.compile(teacher.outputs)
-    with torch.no_grad():
-        expected = teacher.outputs(clip, sizes)
+    plain = teacher.outputs
+    forward, backward, first = {}, {}, {}
+    expected = expected_gradients = None
+    rows = []
+    for name, compiled, half in MODES:
+        outputs = torch.compile(plain) if compiled else plain
+
+        def run(outputs=outputs, half=half, deep=False) -> Any:
+            with torch.no_grad(), autocast(device) if half else contextlib.nullcontext():
+                return outputs(clip, sizes, deep=deep)
+
+        train = training_step(teacher, clip, sizes, outputs, autocast(device) if half else contextlib.nullcontext())
         begin = time.perf_counter()
-        found = compiled(clip, sizes)
-        first_call = time.perf_counter() - begin
-        steps = {"plain": lambda: teacher.outputs(clip, sizes), "compiled": lambda: compiled(clip, sizes)}
-        timed = interleave(steps, rounds=rounds, warmup=0, synchronize=synchronizer(device))
-    boxes, actions = difference(found, expected)
-    return {
-        "setting": setting.name,
-        "first_call_s": first_call,
-        "ratio": row_ratio(timed, "compiled", "plain"),
-        "error_boxes": boxes,
-        "error_actions": actions,
+        found, found_gradients = run(), gradients(train, teacher)
+        first[name], forward[name], backward[name] = time.perf_counter() - begin, run, train
+        if expected is None:
+            expected, expected_gradients = found, found_gradients
+        boxes, actions = difference(found, expected)
+        distance = float((found_gradients - expected_gradients).norm() / expected_gradients.norm())
+        rows.append(
+            {
+                "setting": setting.name,
+                "mode": name,
+                "error_boxes": boxes,
+                "error_actions": actions,
+                "error_gradients": distance,
+            }
+        )
+    timed = {
+        kind: interleave(steps, rounds=rounds, warmup=0, synchronize=synchronizer(device))
+        for kind, steps in (("forward", forward), ("training", backward))
     }
+    for row in rows:
+        row["first_call_s"] = first[row["mode"]]
+        for kind, measured in timed.items():
+            row[f"{kind}_ratio"] = row_ratio(measured, row["mode"], MODES[0][0])
+    return rows
 
 
 def table(rows: list[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]]) -> str:
@@ -258,11 +295,14 @@ TRAINING = {
     "faster than keep rate 1": lambda row: f"{row['faster_than_keep_1']:.2f}x",
     "peak MiB": lambda row: f"{row['mib']:.0f}",
 }
-COMPILED = {
+MODES_TABLE = {
     "keep rate": lambda row: row["setting"],
-    "first call, s": lambda row: f"{row['first_call_s']:.0f}",
-    "compiled over plain": lambda row: f"{row['ratio']:.3f}",
+    "mode": lambda row: row["mode"],
+    "forward, ratio": lambda row: f"{row['forward_ratio']:.3f}",
+    "forward and backward, ratio": lambda row: f"{row['training_ratio']:.3f}",
     "error boxes / actions": lambda row: f"{row['error_boxes']:.1e} / {row['error_actions']:.1e}",
+    "error gradients": lambda row: f"{row['error_gradients']:.1e}",
+    "first call of both, s": lambda row: f"{row['first_call_s']:.0f}",
 }
 
 
@@ -271,7 +311,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--side", type=int, default=SIDE, help="pixels of the clip's sides")
     parser.add_argument("--rounds", type=int, default=5, help="timed calls of each forward pass")
-    parser.add_argument("--parts", nargs="+", default=["forward", "training", "compiled"], help="tables to make")
+    parser.add_argument("--parts", nargs="+", default=["forward", "training", "modes"], help="tables to make")
     parser.add_argument("--out", type=Path, default=Path("results/evad_speed.md"), help="the table; .json beside it")
     arguments = parser.parse_args()
     device, side, rounds = torch.device(arguments.device), arguments.side, arguments.rounds
@@ -302,10 +342,15 @@ def main() -> None:
             row["mib"] = peak_memory_alone(threads, "training", setting, str(device), side, row["recompute"])
         text += "\n## Training step\n\nfp32, deep supervision, two people in the clip.\n\n"
         text += table(results["training"], TRAINING)
-    if "compiled" in arguments.parts:
-        print("torch.compile ...", flush=True)
-        results["compiled"] = [measure_compiled(setting, device, side, max(1, rounds // 2)) for setting in SETTINGS[:2]]
-        text += "\n## torch.compile\n\nfp32, against the plain network.\n\n" + table(results["compiled"], COMPILED)
+    if "modes" in arguments.parts:
+        print("torch.compile and bf16 autocast ...", flush=True)
+        results["modes"] = [
+            row for setting in SETTINGS[1:2] for row in measure_modes(setting, device, side, max(1, rounds // 2))
+        ]
+        text += (
+            "\n## torch.compile and bf16 autocast\n\nAgainst the plain network in fp32. The error of the gradients is "
+        )
+        text += "the norm of their difference over their norm.\n\n" + table(results["modes"], MODES_TABLE)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(text)
     arguments.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")

@@ -22,8 +22,11 @@ def has_compiled_kernel(maps: Tensor) -> bool:
     """Whether torchvision would run its compiled operator on these maps.
 
     Where it cannot load, and on GPUs under ``torch.use_deterministic_algorithms``, torchvision takes a plain Python
-    form instead, whose values differ from the operator's.
+    form instead, whose values differ from the operator's. To ``torch.compile`` the operator is opaque and its choice of
+    boxes depends on data, so the other form is compiled.
     """
+    if torch.compiler.is_compiling():
+        return False
     loaded = hasattr(torch.ops.torchvision, "roi_align")
     return loaded and not (torch.are_deterministic_algorithms_enabled() and maps.device.type != "cpu")
 

@@ -215,3 +215,42 @@ def test_a_shorter_clip_is_the_middle_of_the_whole_one():
     expected = teacher.backbone.blocks[0](embedded, embedded.new_zeros(1, 0, dtype=torch.long))[0]
     torch.testing.assert_close(short.maps[0].flatten(2).transpose(1, 2), expected, rtol=1e-5, atol=1e-5)
     assert outputs.detections.action_logits.isfinite().all()
+
+
+SMALL = {"num_stages": 1, "decoder_depth": 1, "num_frames": 4, "keep_rates": {1: 0.8}}
+
+
+def loss_and_gradients(teacher, outputs_of, autocast=False):
+    """Outputs, and the gradient of a fixed mixture of them by parameter."""
+    clips, sizes = pad_clips(some_clips(frames=4), 32)
+    teacher.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        outputs = outputs_of(clips, sizes, deep=True)
+    generator = torch.Generator().manual_seed(3)
+    mixed = [(part * torch.randn(part.shape, generator=generator)).sum() for part in (outputs[0], outputs[2])]
+    sum(mixed).backward()
+    return outputs, torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in teacher.parameters()]
+    )
+
+
+def test_it_compiles_in_one_piece_forward_and_backward():
+    teacher = tiny_teacher(**SMALL)
+    plain, gradients = loss_and_gradients(teacher, teacher.outputs)
+    # fullgraph: a graph break would be an error. No code is generated here: that takes minutes and is torch's business.
+    compiled = torch.compile(teacher.outputs, backend="aot_eager", fullgraph=True)
+    found, found_gradients = loss_and_gradients(teacher, compiled)
+    for ours, theirs in zip(found[:3], plain[:3], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found_gradients, gradients, rtol=1e-3, atol=1e-4)
+
+
+def test_autocast_to_bfloat16_gives_nearly_the_same_forward_and_backward():
+    teacher = tiny_teacher(**SMALL)
+    plain, gradients = loss_and_gradients(teacher, teacher.outputs)
+    found, found_gradients = loss_and_gradients(teacher, teacher.outputs, autocast=True)
+    assert found.boxes.dtype == found.person_logits.dtype == found.action_logits.dtype == torch.float32
+    sizes = (plain.boxes[..., 2:] - plain.boxes[..., :2]).amax(-1, keepdim=True)
+    assert ((found.boxes - plain.boxes).abs() / sizes).max() < 0.1
+    assert (found.action_logits.sigmoid() - plain.action_logits.sigmoid()).abs().max() < 0.05
+    assert (found_gradients - gradients).norm() < 0.2 * gradients.norm()
