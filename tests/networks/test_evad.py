@@ -8,6 +8,7 @@ from torchvision.ops import box_convert
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.frames import pad_clips
 from lightning_modules.networks.roi_align import pyramid_levels
+from tests.networks.naive_evad import naive_evad
 from tests.networks.slow_evad import slow_evad
 from tests.networks.tiny import CONFIG, tiny_teacher
 
@@ -254,3 +255,16 @@ def test_autocast_to_bfloat16_gives_nearly_the_same_forward_and_backward():
     assert ((found.boxes - plain.boxes).abs() / sizes).max() < 0.1
     assert (found.action_logits.sigmoid() - plain.action_logits.sigmoid()).abs().max() < 0.05
     assert (found_gradients - gradients).norm() < 0.2 * gradients.norm()
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"key_order": "as_published"}, {"keep_rates": {}, "roi_extension": (0.0, 0.0)}]
+)
+def test_the_published_arithmetic_that_speed_is_compared_with_gives_the_same_outputs(changes):
+    teacher = tiny_teacher(**changes)
+    clips, sizes = pad_clips(some_clips(), 32)
+    with torch.no_grad():
+        ours, published = teacher.outputs(clips, sizes, deep=True), naive_evad(teacher, clips, sizes)
+    for name in ("person_logits", "boxes", "action_logits"):
+        torch.testing.assert_close(getattr(ours, name), getattr(published, name), rtol=1e-4, atol=1e-4)
+    assert [kept.sort(1).values.tolist() for kept in ours.kept_by_layer] == [kept.tolist() for kept in published.kept]
