@@ -43,7 +43,7 @@ demo: venv ## Make the Puppets videos, distil the DSTA student, measure it besid
 test: venv ## Run the tests: neither GPU nor data set needed
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest $(ARGS)
 
-bench-evad: venv ## Time EVAD at its published size against the published arithmetic (15 minutes on two cores)
+bench-evad: venv ## Time EVAD at its published size against the published arithmetic (half an hour on two cores)
 	$(PY) -m tests.bench_evad $(ARGS)
 
 lint: venv ## Check style and format

@@ -71,8 +71,11 @@ class Setting(NamedTuple):
         return randomise(teacher).eval().to(device)
 
 
-MODES = (("fp32", False, False), ("bf16", False, True), ("fp32 compiled", True, False), ("bf16 compiled", True, True))
-"""Name, whether torch.compile is used, whether bf16 autocast is."""
+MODES = {
+    "autocast": (("fp32", False, False), ("bf16", False, True)),
+    "compiled": (("fp32", False, False), ("fp32 compiled", True, False), ("bf16 compiled", True, True)),
+}
+"""Name, whether torch.compile is used, whether bf16 autocast is; the first is what the others are compared with."""
 SETTINGS = (Setting("1.0", 1.0, 1.0), Setting("0.7", 0.7, 1.0), Setting("0.6, e 4", 0.6, 4.0))
 
 
@@ -242,14 +245,15 @@ def gradients(step: Callable[[], object], teacher: EvadTeacher) -> Tensor:
     )
 
 
-def measure_modes(setting: Setting, device: torch.device, side: int, rounds: int) -> list[dict[str, Any]]:
+def measure_modes(part: str, setting: Setting, device: torch.device, side: int, rounds: int) -> list[dict[str, Any]]:
     """Forward and backward compiled and under bf16 autocast: time against plain fp32, and errors."""
     teacher, (clip, sizes) = setting.teacher(device), clip_on(device, side)
     plain = teacher.outputs
     forward, backward, first = {}, {}, {}
     expected = expected_gradients = None
     rows = []
-    for name, compiled, half in MODES:
+    for name, compiled, half in MODES[part]:
+        print(f"  {name} ...", flush=True)
         outputs = torch.compile(plain) if compiled else plain
 
         def run(outputs=outputs, half=half, deep=False) -> Any:
@@ -280,7 +284,7 @@ def measure_modes(setting: Setting, device: torch.device, side: int, rounds: int
     for row in rows:
         row["first_call_s"] = first[row["mode"]]
         for kind, measured in timed.items():
-            row[f"{kind}_ratio"] = row_ratio(measured, row["mode"], MODES[0][0])
+            row[f"{kind}_ratio"] = row_ratio(measured, row["mode"], rows[0]["mode"])
     return rows
 
 
@@ -326,7 +330,8 @@ MODES_TABLE = {
 PARTS = {
     "forward": ("Forward", FORWARD_NOTE, FORWARD),
     "training": ("Training step", TRAINING_NOTE, TRAINING),
-    "modes": ("torch.compile and bf16 autocast", MODES_NOTE, MODES_TABLE),
+    "autocast": ("bf16 autocast", MODES_NOTE, MODES_TABLE),
+    "compiled": ("torch.compile", MODES_NOTE, MODES_TABLE),
 }
 """What there is to measure: heading, note, columns."""
 
@@ -346,7 +351,7 @@ def measure(part: str, device: torch.device, side: int, rounds: int) -> list[dic
             setting = by_name[row["setting"]]
             row["mib"] = peak_memory_alone(threads, "training", setting, str(device), side, row["recompute"])
     else:
-        rows = measure_modes(SETTINGS[1], device, side, rounds)
+        rows = measure_modes(part, SETTINGS[1], device, side, rounds)
     return rows
 
 

@@ -46,13 +46,13 @@ def test_parts_measured_at_different_times_share_a_page(tmp_path, monkeypatch, c
         }
     ]
     monkeypatch.setattr(bench_evad, "measure", lambda part, device, side, rounds: modes)
-    arguments = ["bench_evad", "--parts", "modes", "--out", str(tmp_path / "speed.md"), "--device", "cpu"]
+    arguments = ["bench_evad", "--parts", "autocast", "--out", str(tmp_path / "speed.md"), "--device", "cpu"]
     monkeypatch.setattr("sys.argv", arguments)
     bench_evad.main()
     page = (tmp_path / "speed.md").read_text()
     assert "| 0.7 | yes | 8.00 | 1.90x | 100 |" in page and "first machine; 2 rounds" in page
     assert "| 0.7 | bf16 | 0.500 | 0.600 | 1.0e-03 / 2.0e-03 | 3.0e-02 | 4 |" in page
-    assert set(json.loads(record.read_text())) == {"side", "training", "modes"}
+    assert set(json.loads(record.read_text())) == {"side", "training", "autocast"}
 
     monkeypatch.setattr("sys.argv", [*arguments, "--side", "64"])
     bench_evad.main()
