@@ -82,9 +82,8 @@ SETTINGS = (Setting("1.0", 1.0, 1.0), Setting("0.7", 0.7, 1.0), Setting("0.6, e 
 def clip_on(device: torch.device | str, side: int) -> tuple[Tensor, Tensor]:
     """A normalised clip (1, 3, T, side, side) of random pixels, and its size (1, 2)."""
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(1, 3, FRAMES, side, side, generator=generator).to(device), torch.tensor([[side, side]]).to(
-        device
-    )
+    clip = torch.randn(1, 3, FRAMES, side, side, generator=generator)
+    return clip.to(device), torch.tensor([[side, side]], device=device)
 
 
 def autocast(device: torch.device) -> torch.autocast:

@@ -17,7 +17,7 @@ CPU_PIECE, DEVICE_PIECE = 2**21, 2**26
 def attention_and_received(
     query: Tensor, key: Tensor, value: Tensor, row_weights: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Softmax attention and the weighted mean of the attention that every key received.
+    """Softmax attention and, where asked for, the weighted mean of the attention that every key received.
 
     The map is made in pieces, some rows of some heads at a time, so memory stays linear in the number of tokens.
 

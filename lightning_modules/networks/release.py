@@ -40,8 +40,7 @@ def state_of_release(content: Mapping[str, Any]) -> Mapping[str, Tensor]:
 
 def is_release(content: Mapping[str, Any]) -> bool:
     """Whether this is a checkpoint of EVAD's release."""
-    state = content.get("model_state", content)
-    return isinstance(state, Mapping) and any("s0_headseries." in str(key) for key in state)
+    return any("s0_headseries." in str(key) for key in content.get("model_state", content))
 
 
 def renamed_from_release(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -67,7 +66,7 @@ def sizes_from_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The arguments of ``EvadTeacher`` that the shapes of its parameters tell; names as ``renamed_from_release`` gives.
 
     Raises:
-        ValueError: a parameter that tells a size is absent, or two contradict each other.
+        ValueError: a parameter that tells a size is absent; it is named.
     """
 
     def shape(key: str) -> tuple[int, ...]:
@@ -120,4 +119,5 @@ def _own_name(name: str) -> str:
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
     """How many numbered parts there are below a prefix."""
-    return 1 + max(int(key.removeprefix(f"{prefix}.").split(".")[0]) for key in state if key.startswith(f"{prefix}."))
+    numbers = (int(key.removeprefix(f"{prefix}.").split(".")[0]) for key in state if key.startswith(f"{prefix}."))
+    return 1 + max(numbers, default=-1)
