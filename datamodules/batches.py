@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 
@@ -39,6 +40,17 @@ class ClipBatch(NamedTuple):
     """(B, 2) int64, height and width of the original video."""
 
 
+class Capture(NamedTuple):
+    """How the frames of a live source came in."""
+
+    received: Tensor
+    """(B, T) float64, when each frame was there, in seconds of ``time.monotonic``."""
+    dropped: int
+    """Frames due so far that were left out, since the model was busy with others."""
+    reconnections: int
+    """How often the source was lost and found again."""
+
+
 class StreamBatch(NamedTuple):
     """The next chunk of T frames of each of B parallel streams."""
 
@@ -62,3 +74,51 @@ class StreamBatch(NamedTuple):
     """(B, T) float64, seconds from the start of the video."""
     original_sizes: Tensor
     """(B, 2) int64, height and width of the original video."""
+    frame_indices: Tensor
+    """(B, T) int64, numbers of the frames in their video, counted from 0; of a live source, frames received before."""
+    pictures: tuple[np.ndarray, ...] = ()
+    """B * T frames as they were read, lane-major: (h, w, 3) uint8 of the original size. Empty unless predicting."""
+    capture: Capture | None = None
+    """Of a live source alone."""
+
+
+class SegmentBatch(NamedTuple):
+    """B windows of T steps of untrimmed videos; a step is a sampled frame or a stored feature.
+
+    In evaluation the windows of a video follow each other, on one process, until ``is_last``. A window whose video id
+    is empty stands in where a process has run out of videos: it must not count.
+    """
+
+    features: Tensor | None
+    """(B, C, T) float32, zeros where ``mask`` is False; None where there are frames."""
+    frames: Tensor | None
+    """(B, T, 3, H, W) uint8, zeros where ``mask`` is False, padded with zeros at the right and at the bottom to
+    multiples of 32; None where there are features."""
+    flow: Tensor | None
+    """(B, T, 2, H, W) float32, optical flow in pixels; None where the data has none."""
+    mask: Tensor
+    """(B, T) bool: False after the end of the video."""
+    is_new: Tensor
+    """(B, T) bool: False after the end of the video, and for steps that an earlier window of an evaluation has shown."""
+    image_sizes: Tensor | None
+    """(B, 2) int64, height and width of the frames before padding."""
+    times: Tensor
+    """(B, T) float64, the middle of each step in seconds from the start of the video; goes on evenly after its end."""
+    step_seconds: Tensor
+    """(B,) float64, from one step to the next."""
+    segments: tuple[Tensor, ...]
+    """B entries: (n, 2) float64, start and end in seconds from the start of the video, cut to what the window shows."""
+    labels: tuple[Tensor, ...]
+    """B entries: (n,) int64 class ids."""
+    video_segments: tuple[Tensor, ...]
+    """B entries: (m, 2) float64, all segments of the window's video, uncut."""
+    video_labels: tuple[Tensor, ...]
+    """B entries: (m,) int64."""
+    video_ambiguous: tuple[Tensor, ...]
+    """B entries: (k, 2) float64, spans of the window's video in which nobody can say what is shown."""
+    video_ids: tuple[str, ...]
+    """B names; empty for a window that stands in."""
+    durations: Tensor
+    """(B,) float64, length of each window's video in seconds."""
+    is_last: Tensor
+    """(B,) bool: no further window of this video follows in the evaluation."""

@@ -106,16 +106,21 @@ class DetectionDataModule(LightningDataModule):
 
     def _loader(self, dataset: Dataset, sampler: Sampler, num_workers: int) -> DataLoader:
         """A loader whose sampler yields whole batches and whose data set returns them collated."""
-        return DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=num_workers,
-            # Left to itself, a loader that does not collate turns the tuples of a batch into lists.
-            collate_fn=_as_it_is,
-            persistent_workers=num_workers > 0,
-            worker_init_fn=_use_one_thread,
-        )
+        return whole_batches(dataset, sampler, num_workers)
+
+
+def whole_batches(dataset: Dataset, sampler: Sampler, num_workers: int) -> DataLoader:
+    """A loader whose sampler yields whole batches and whose data set returns them collated."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=num_workers,
+        # Left to itself, a loader that does not collate turns the tuples of a batch into lists.
+        collate_fn=_as_it_is,
+        persistent_workers=num_workers > 0,
+        worker_init_fn=_use_one_thread,
+    )
 
 
 def _as_it_is(batch: BatchT) -> BatchT:

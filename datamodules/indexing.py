@@ -84,6 +84,22 @@ def annotated_at(frames: np.ndarray, annotated: np.ndarray, stride: int) -> np.n
     return np.where(belongs, found, -1)
 
 
+def sliding_windows(length: int, window: int, overlap: float) -> np.ndarray:
+    """First steps of windows that cover a video of ``length`` steps: (S,) int64.
+
+    Neighbours share ``overlap`` of a window; the last one ends with the video and may share more. A video shorter than
+    a window has one.
+
+    >>> sliding_windows(39, window=32, overlap=0.5).tolist()
+    [0, 7]
+    >>> sliding_windows(64, window=32, overlap=0.5).tolist(), sliding_windows(5, window=32, overlap=0.5).tolist()
+    ([0, 16, 32], [0])
+    """
+    stride = max(1, round(window * (1 - overlap)))
+    last = max(length - window, 0)
+    return np.append(np.arange(0, last, stride), last)
+
+
 class StreamChunk(NamedTuple):
     """A piece of one video on one lane of a batch."""
 

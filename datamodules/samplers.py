@@ -7,11 +7,15 @@ is how Lightning knows that the sharing out has been done and leaves them alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import DistributedSampler
+
+
+STAND_IN = -1
+"""Index of a sample that must not count."""
 
 
 class Request(NamedTuple):
@@ -102,3 +106,33 @@ class InOrder(DistributedSampler):
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.size))
+
+
+class VideoWindows(DistributedSampler):
+    """Evaluation batches of windows that follow each other: those of a video stay on one rank, in order.
+
+    Videos go to the rank with the least to do, those of most windows first. All ranks take equally many batches;
+    ``STAND_IN`` is asked for where a rank has nothing left.
+
+    Args:
+        windows: how many windows each video has; a window's index counts through all videos.
+    """
+
+    def __init__(self, windows: Sequence[int], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        first = np.cumsum([0, *windows])
+        shares: list[list[int]] = [[] for _ in range(world_size)]
+        for video in sorted(range(len(windows)), key=lambda v: (-windows[v], v)):
+            min(shares, key=len).extend(range(first[video], first[video + 1]))
+        num_batches = math.ceil(max(map(len, shares)) / batch_size)
+        mine = shares[rank]
+        self.batches = [mine[i * batch_size : (i + 1) * batch_size] or [STAND_IN] for i in range(num_batches)]
+
+    def set_epoch(self, epoch: int) -> None:
+        """The order never changes."""
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        for batch in self.batches:
+            yield [Request(index, None) for index in batch]

@@ -70,14 +70,16 @@ class ChunkDataset(Dataset):
         )
         annotated = torch.zeros(lanes, length, dtype=torch.bool)
         timestamps = torch.zeros(lanes, length, dtype=torch.float64)
+        frame_indices = torch.zeros(lanes, length, dtype=torch.int64)
         boxes = [torch.empty(0, 4)] * (lanes * length)
         labels = [torch.empty(0, self.num_classes)] * (lanes * length)
         for lane, chunk in enumerate(chunks):
             if not chunk.valid:
                 continue
             video = self.videos[chunk.video]
-            times = video.facts.times[self._raw_frames(chunk)]
-            timestamps[lane, : chunk.valid] = torch.from_numpy(times)
+            raw_frames = self._raw_frames(chunk)
+            frame_indices[lane, : chunk.valid] = torch.from_numpy(raw_frames)
+            timestamps[lane, : chunk.valid] = torch.from_numpy(video.facts.times[raw_frames])
             for at in range(chunk.valid):
                 keyframe = self.keyframes[chunk.video].get(chunk.start + at)
                 if keyframe is not None:
@@ -97,6 +99,7 @@ class ChunkDataset(Dataset):
             video_ids=tuple(self.videos[chunk.video].video_id if chunk.valid else "" for chunk in chunks),
             timestamps=timestamps,
             original_sizes=torch.tensor(originals),
+            frame_indices=frame_indices,
         )
 
     def _raw_frames(self, chunk: StreamChunk) -> np.ndarray:

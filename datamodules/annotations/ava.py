@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from datamodules.annotations.ava_csv import read_ava_csv
 from datamodules.annotations.own_videos import VIDEO_ENDINGS
-from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
+from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split, report_left_out
 from datamodules.picture_folder import PictureFolder, PictureListing, Video
 from datamodules.video import list_video, nearest_frame
 from datamodules.video_listing import VideoError
@@ -22,7 +21,6 @@ NUM_ACTIONS = 80
 KEYFRAME_TOLERANCE = 0.5
 """Seconds. Annotated moments are a second apart; one whose nearest frame is further away than half of that has none."""
 LAST_SECOND = 1798
-NAMES_SHOWN = 20
 
 
 class Ava(DetectionSource):
@@ -132,7 +130,7 @@ class Ava(DetectionSource):
                 uncovered.append(f"{name} ({(~shown).sum()} of {len(shown)}, has frames until {times[-1]:.0f} s)")
             if shown.any():
                 videos.append(AnnotatedVideo(name, places[name], tuple(compress(keyframes, shown))))
-        _report(
+        report_left_out(
             file,
             {
                 f"of {len(read)} videos are not in {self.folder} and are left out": sorted(read.keys() - places.keys()),
@@ -209,13 +207,3 @@ def read_moments(path: str | Path) -> frozenset[tuple[str, float]]:
         return frozenset((video.strip(), float(seconds)) for video, seconds in rows)
     except ValueError:
         raise ValueError(f"{path}: rows must be video,seconds") from None
-
-
-def _report(origin: str | Path, left_out: dict[str, Sequence[str]]) -> None:
-    """Say once what is not used, with its names."""
-    from lightning.pytorch.utilities import rank_zero_warn
-
-    for what, names in left_out.items():
-        if names:
-            shown = ", ".join(names[:NAMES_SHOWN]) + (" ..." if len(names) > NAMES_SHOWN else "")
-            rank_zero_warn(f"{origin}: {len(names)} {what}: {shown}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from datamodules.annotations.ava_csv import BoxUnits, read_ava_csv
-from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Keyframe, Split
+from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
 from datamodules.video_listing import list_frames
 
 VIDEO_ENDINGS = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".ts"})
@@ -116,7 +117,7 @@ class OwnVideos(DetectionSource):
                 name,
                 path,
                 tuple(
-                    Keyframe(keyframe.timestamp - self.start_seconds, keyframe.boxes / scale, keyframe.labels)
+                    keyframe._replace(timestamp=keyframe.timestamp - self.start_seconds, boxes=keyframe.boxes / scale)
                     for keyframe in keyframes
                 ),
             )
@@ -131,7 +132,7 @@ class OwnVideos(DetectionSource):
 
     def _split(self, everything: dict[str, AnnotatedVideo]) -> tuple[set[str], set[str]]:
         """Names for training and for evaluation."""
-        train, val = _named(self.train, everything), _named(self.val, everything)
+        train, val = named_videos(self.train, everything), named_videos(self.val, everything)
         if train is None and val is None:
             # By digest: the choice looks random, and is the same on every machine.
             order = sorted(everything, key=lambda name: hashlib.sha256(name.encode()).digest())
@@ -146,18 +147,18 @@ class OwnVideos(DetectionSource):
 
 
 def video_name(written: str) -> str:
-    """The name of a video without folders and ending.
+    """The name of a video without folders and ending, nor the class number that UCF101's lists put after them.
 
-    >>> video_name("Basketball/v_Basketball_g07_c04.avi"), video_name("labels/Biking/v_Biking_g01_c01/00012.txt")
+    >>> video_name("Basketball/v_Basketball_g07_c04.avi 1"), video_name("labels/Biking/v_Biking_g01_c01/00012.txt")
     ('v_Basketball_g07_c04', 'v_Biking_g01_c01')
     """
-    path = PurePosixPath(written.strip())
+    path = PurePosixPath(re.sub(r"(\.\w+) \d+$", r"\1", written.strip()))
     if path.stem.isdigit() and path.suffix.lower() in {".txt", ".jpg", ".png"}:
         return path.parent.name  # a frame
     return path.stem if path.suffix.lower() in VIDEO_ENDINGS else path.name
 
 
-def _named(given: list[str] | str | Path | None, everything: dict[str, AnnotatedVideo]) -> set[str] | None:
+def named_videos(given: list[str] | str | Path | None, everything: Collection[str]) -> set[str] | None:
     """The videos that a list or a list file names; names of videos that are not here are passed over."""
     if given is None:
         return None
@@ -168,7 +169,7 @@ def _named(given: list[str] | str | Path | None, everything: dict[str, Annotated
             raise FileNotFoundError(f"{given}: no such list of videos")
         lines, origin = Path(given).read_text(encoding="utf-8-sig").splitlines(), str(given)
     names = {video_name(line) for line in lines if line.strip()}
-    known = names & everything.keys()
+    known = names & set(everything)
     if not known:
         raise ValueError(
             f"{origin} names no annotated video; it has {', '.join(sorted(names)[:3]) or 'no lines'}, "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -9,6 +11,7 @@ import numpy as np
 from datamodules.picture_folder import Video
 
 Split = Literal["train", "val", "test"]
+NAMES_SHOWN = 20
 
 
 class Keyframe(NamedTuple):
@@ -20,6 +23,8 @@ class Keyframe(NamedTuple):
     """(M, 4) float32, xyxy as fractions of the frame."""
     labels: np.ndarray
     """(M, K) uint8 multi-hot."""
+    tracks: np.ndarray | None = None
+    """(M,) int64, whose box it is: the same number is the same person all through the video; None where nobody says."""
 
 
 class AnnotatedVideo(NamedTuple):
@@ -47,3 +52,13 @@ class DetectionSource:
     def videos(self, split: Split) -> tuple[AnnotatedVideo, ...]:
         """The videos of a split in a fixed order; ``test`` is ``val`` where a data set has no third split."""
         raise NotImplementedError
+
+
+def report_left_out(origin: str | Path, left_out: Mapping[str, Sequence[str]]) -> None:
+    """Say once what is not used, with its names; kinds of which there are none are passed over."""
+    from lightning.pytorch.utilities import rank_zero_warn
+
+    for what, names in left_out.items():
+        if names:
+            shown = ", ".join(names[:NAMES_SHOWN]) + (" ..." if len(names) > NAMES_SHOWN else "")
+            rank_zero_warn(f"{origin}: {len(names)} {what}: {shown}")

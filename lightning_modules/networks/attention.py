@@ -88,7 +88,7 @@ class SelfAttention(nn.Module):
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., N, C) -> query, key and value, each (..., H, N, D)."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = linear(tokens, self.qkv.weight, bias)
+        qkv = self.qkv.with_bias(tokens, bias)
         query, key, value = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2) for part in qkv.chunk(3, dim=-1)
         )

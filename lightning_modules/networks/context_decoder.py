@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .attention import SelfAttention
 from .linear import Linear, Mlp
+from .localizer import at_least_float32
 from .positions import SpaceTimePositions
 from .roi_align import separable_roi_align
 from .vit import NORM_EPS, EncodedClip
@@ -43,8 +44,8 @@ class DecoderBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
-        self.act_module = nn.Sequential(nn.Linear(dim, hidden_dim, bias=False), nn.LayerNorm(hidden_dim), nn.ReLU())
-        self.action_logits = nn.Linear(hidden_dim, num_classes)
+        self.act_module = nn.Sequential(Linear(dim, hidden_dim, bias=False), nn.LayerNorm(hidden_dim), nn.ReLU())
+        self.action_logits = Linear(hidden_dim, num_classes)
 
     def forward(self, sequence: Tensor, mask: Tensor | None, num_outputs: int | None = None) -> Tensor:
         """(B, N, C) -> (B, N, C), or the last ``num_outputs`` tokens only."""
@@ -54,11 +55,14 @@ class DecoderBlock(nn.Module):
 
     def classify(self, actors: Tensor) -> Tensor:
         """(B, P, C) -> (B, P, num_classes)."""
-        return self.action_logits(self.act_module(actors)).float()
+        return at_least_float32(self.action_logits(self.act_module(actors)))
 
 
 class ContextDecoder(nn.Module):
     """Pools each actor over all slots and refines it with every kept token, seen or forgotten.
+
+    ``refines_context=False`` leaves the tokens as they come from the encoder: every block then computes the actors
+    alone, which read the tokens and each other.
 
     Shapes: B clips, T' slots of S = h w tokens, M kept tokens outside the keyframe, P actors, C decoder width.
     """
@@ -78,8 +82,10 @@ class ContextDecoder(nn.Module):
         patch_size: int = 16,
         num_slots: int = 8,
         pretrain_grid: int = 14,
+        refines_context: bool = True,
     ) -> None:
         super().__init__()
+        self.refines_context = refines_context
         self.dim, self.num_classes = dim, num_classes
         self.roi_size, self.roi_extension, self.patch_size = roi_size, roi_extension, patch_size
         self.encoder_to_decoder = Linear(encoder_dim, dim, bias=False)
@@ -105,7 +111,7 @@ class ContextDecoder(nn.Module):
 
         places = encoded.kept[..., None].expand_as(others)
         past_and_future = torch.cat([positions[:key], positions[key + 1 :]]).flatten(0, 1)  # without the keyframe
-        canvas = self.mask_token.to(tokens.dtype).expand(len(tokens), len(past_and_future), -1)
+        canvas = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], len(past_and_future), -1)
         canvas = canvas.scatter(1, places, others).unflatten(1, (slots - 1, num_keyframe))
         canvas = torch.cat([canvas[:, :key], keyframe[:, None], canvas[:, key:]], dim=1) + positions
 
@@ -142,10 +148,12 @@ class ContextDecoder(nn.Module):
 
         What the last block makes of the other tokens is not read by anything, so it computes the actors alone.
         """
-        logits = []
+        logits, context = [], sequence[:, :-num_actors]
         for number, block in enumerate(self.blocks, start=1):
             last = number == len(self.blocks)
-            sequence = block(sequence, mask, num_actors if last else None)
+            sequence = block(sequence, mask, num_actors if last or not self.refines_context else None)
             if last or every_block:
                 logits.append(block.classify(sequence[:, -num_actors:]))
+            if not (last or self.refines_context):
+                sequence = torch.cat([context, sequence], dim=1)
         return torch.stack(logits)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import SelfAttention
+from .linear import Linear
 from .streaming import StreamingModule
 from .vit import NORM_EPS
 
@@ -42,9 +43,9 @@ class DecomposedAttention(StreamingModule[RecurrentState]):
         self.num_patches = num_patches
         self.lstm_dim = lstm_dim or dim // 4
         self.temporal_norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.into_lstm = nn.Linear(dim, self.lstm_dim) if self.lstm_dim != dim else nn.Identity()
+        self.into_lstm = Linear(dim, self.lstm_dim) if self.lstm_dim != dim else nn.Identity()
         self.lstm = nn.LSTM(self.lstm_dim, self.lstm_dim, batch_first=True)
-        self.out_of_lstm = nn.Linear(self.lstm_dim, dim)
+        self.out_of_lstm = Linear(self.lstm_dim, dim)
         self.gate = nn.Parameter(torch.zeros(dim))
 
     def initial_state(

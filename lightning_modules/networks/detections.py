@@ -51,6 +51,25 @@ class ScoredBoxes(NamedTuple):
 ScoreRule = Literal["person_x_action", "action"]
 
 
+def score_proposals(
+    detections: Detections, image_sizes: Tensor, original_sizes: Tensor, score: ScoreRule = "action"
+) -> ScoredBoxes:
+    """Every proposal's box, clipped to the frame, and scores: (B, Q, ...) of constant shape, nothing left out.
+
+    Arguments as in ``decode_detections``.
+    """
+    if score not in ("person_x_action", "action"):
+        raise ValueError(f"score must be 'person_x_action' or 'action', got {score!r}")
+    persons = detections.person_logits.float().softmax(-1)[..., 0]  # (B, Q)
+    actions = detections.action_logits.float().sigmoid()
+    scores = actions * persons[..., None] if score == "person_x_action" else actions
+    network = image_sizes.flip(-1).repeat(1, 2)[:, None].to(persons)  # (B, 1, 4): width, height, width, height
+    original = original_sizes.flip(-1).repeat(1, 2)[:, None].to(persons)
+    boxes = torch.minimum(detections.boxes.float().clamp(min=0), network - 1)
+    boxes = torch.minimum(boxes * (original / network), original)
+    return ScoredBoxes(boxes, scores, persons)
+
+
 def decode_detections(
     detections: Detections,
     image_sizes: Tensor,
@@ -66,15 +85,13 @@ def decode_detections(
 
     Shapes: detections (B, Q, ...), image_sizes and original_sizes (B, 2) height, width.
     """
-    if score not in ("person_x_action", "action"):
-        raise ValueError(f"score must be 'person_x_action' or 'action', got {score!r}")
-    persons = detections.person_logits.float().softmax(-1)[..., 0]  # (B, Q)
-    actions = detections.action_logits.float().sigmoid()
-    scores = actions * persons[..., None] if score == "person_x_action" else actions
-    network = image_sizes.flip(-1).repeat(1, 2)[:, None].to(persons)  # (B, 1, 4): width, height, width, height
-    original = original_sizes.flip(-1).repeat(1, 2)[:, None].to(persons)
-    boxes = torch.minimum(detections.boxes.float().clamp(min=0), network - 1)
-    boxes = torch.minimum(boxes * (original / network), original)
+    boxes, scores, persons = score_proposals(detections, image_sizes, original_sizes, score)
+    if not persons.isfinite().all():
+        broken = (~persons.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
+        raise ValueError(
+            f"detections of keyframes {broken} of {len(persons)} are NaN: the frames, the state of their stream or the "
+            "weights hold NaN, or the precision is too low for them; start such a stream anew with initial_state"
+        )
     keep = persons >= person_threshold
     keep = keep | ~keep.any(dim=1, keepdim=True)
     return [ScoredBoxes(boxes[item, mask], scores[item, mask], persons[item, mask]) for item, mask in enumerate(keep)]

@@ -133,7 +133,7 @@ class EvadTeacher(nn.Module):
         if not isinstance(clips, Tensor):
             clips, image_sizes = pad_clips(clips, 2 * self.patch_size)
         elif image_sizes is None:
-            image_sizes = torch.tensor(clips.shape[-2:], device=clips.device).expand(len(clips), 2)
+            image_sizes = torch.tensor(clips.shape[-2:], device=clips.device).expand(clips.shape[0], 2)
         encoded = self.backbone(clips)
         actors = self.localizer(self.pyramid(encoded.maps), self.pyramid.strides, image_sizes)
         action_logits = self.decoder(encoded, actors.boxes[-1], image_sizes, every_block=deep)

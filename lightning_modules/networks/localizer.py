@@ -10,6 +10,7 @@ from timm.layers import Attention
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from .linear import Linear
 from .roi_align import RoiKernel, pyramid_roi_align
 
 MAX_LOG_SCALE = math.log(100_000 / 16)
@@ -23,6 +24,11 @@ class LocalizedActors(NamedTuple):
     boxes: Tensor
     features: Tensor
     """(B, P, D) of the last stage."""
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision has too few digits for boxes and scores."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def apply_deltas(boxes: Tensor, deltas: Tensor) -> Tensor:
@@ -47,10 +53,10 @@ class DynamicInteraction(nn.Module):
     def __init__(self, dim: int, dynamic_dim: int, roi_size: int) -> None:
         super().__init__()
         self.dynamic_dim = dynamic_dim
-        self.dynamic_layer = nn.Linear(dim, 2 * dim * dynamic_dim)
+        self.dynamic_layer = Linear(dim, 2 * dim * dynamic_dim)
         self.norm1 = nn.LayerNorm(dynamic_dim)
         self.norm2 = nn.LayerNorm(dim)
-        self.out_layer = nn.Linear(dim * roi_size**2, dim)
+        self.out_layer = Linear(dim * roi_size**2, dim)
         self.norm3 = nn.LayerNorm(dim)
 
     def forward(self, features: Tensor, crops: Tensor) -> Tensor:
@@ -70,17 +76,17 @@ class RefinementStage(nn.Module):
         super().__init__()
         self.self_attn = Attention(dim, num_heads, qkv_bias=True)
         self.inst_interact = DynamicInteraction(dim, dynamic_dim, roi_size)
-        self.linear1 = nn.Linear(dim, hidden_dim)
-        self.linear2 = nn.Linear(hidden_dim, dim)
+        self.linear1 = Linear(dim, hidden_dim)
+        self.linear2 = Linear(hidden_dim, dim)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.cls_module = self._tower(dim, 1)
         self.reg_module = self._tower(dim, 3)
-        self.class_logits = nn.Linear(dim, 2)
-        self.bboxes_delta = nn.Linear(dim, 4)
+        self.class_logits = Linear(dim, 2)
+        self.bboxes_delta = Linear(dim, 4)
 
     @staticmethod
     def _tower(dim: int, layers: int) -> nn.Sequential:
-        parts = [(nn.Linear(dim, dim, bias=False), nn.LayerNorm(dim), nn.ReLU()) for _ in range(layers)]
+        parts = [(Linear(dim, dim, bias=False), nn.LayerNorm(dim), nn.ReLU()) for _ in range(layers)]
         return nn.Sequential(*(part for group in parts for part in group))
 
     def forward(self, features: Tensor, crops: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,7 +96,7 @@ class RefinementStage(nn.Module):
         features = self.norm3(features + self.linear2(self.linear1(features).relu()))
         person_logits = self.class_logits(self.cls_module(features))
         deltas = self.bboxes_delta(self.reg_module(features))
-        return features, person_logits.float(), apply_deltas(boxes, deltas.float())
+        return features, at_least_float32(person_logits), apply_deltas(boxes, at_least_float32(deltas))
 
 
 class Localizer(nn.Module):
@@ -119,7 +125,7 @@ class Localizer(nn.Module):
             raise ValueError(f"num_stages and num_proposals must be at least 1, got {num_stages} and {num_proposals}")
         if dim % num_heads:
             raise ValueError(f"the localizer's dim={dim} does not divide into num_heads={num_heads}")
-        self.roi_size, self.roi_kernel = roi_size, roi_kernel
+        self.dim, self.roi_size, self.roi_kernel = dim, roi_size, roi_kernel
         self.stages = nn.ModuleList(
             RefinementStage(dim, num_heads, dynamic_dim, hidden_dim, roi_size) for _ in range(num_stages)
         )
@@ -145,11 +151,24 @@ class Localizer(nn.Module):
         sizes = torch.tensor([0.25, 0.6]).expand(num_proposals, 2)
         return torch.cat([places[:num_proposals].flip(1), sizes], dim=1)
 
-    def forward(self, pyramid: tuple[Tensor, ...], strides: tuple[int, ...], image_sizes: Tensor) -> LocalizedActors:
-        """Pyramid maps (B, D, h_i, w_i) and unpadded sizes (B, 2) (height, width) in pixels."""
-        scale = image_sizes.flip(-1).repeat(1, 2)[:, None].float()  # (B, 1, 4): width, height, width, height
+    def proposals(self, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """The learned proposals: features (B, P, D), and boxes (B, P, 4) xyxy in pixels of frames of these sizes."""
+        scale = at_least_float32(image_sizes.flip(-1).repeat(1, 2)[:, None].to(self.proposal_boxes))  # (B, 1, 4)
         boxes = box_convert(self.proposal_boxes, "cxcywh", "xyxy") * scale
-        features = self.proposal_features.expand(len(boxes), -1, -1)
+        return self.proposal_features.expand(boxes.shape[0], -1, -1), boxes
+
+    def forward(
+        self,
+        pyramid: tuple[Tensor, ...],
+        strides: tuple[int, ...],
+        image_sizes: Tensor,
+        start: tuple[Tensor, Tensor] | None = None,
+    ) -> LocalizedActors:
+        """Pyramid maps (B, D, h_i, w_i) and unpadded sizes (B, 2) (height, width) in pixels.
+
+        ``start`` are the proposals to refine, as ``proposals`` gives them; the learned ones by default.
+        """
+        features, boxes = self.proposals(image_sizes) if start is None else start
         logits, stages = [], []
         for stage in self.stages:
             crops = pyramid_roi_align(pyramid, strides, boxes, self.roi_size, self.roi_kernel)

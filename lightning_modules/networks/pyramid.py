@@ -46,7 +46,7 @@ def conv_after_upsampling(maps: Tensor, weight: Tensor, bias: Tensor, factor: in
     if factor > len(kinds):
         pixels = torch.tensor([0] + [1] * (factor - 2) + [2], device=maps.device)
         stacked = stacked.index_select(2, pixels).index_select(3, pixels)
-    return stacked.permute(0, 1, 4, 2, 5, 3).reshape(len(maps), -1, factor * height, factor * width)
+    return stacked.permute(0, 1, 4, 2, 5, 3).reshape(maps.shape[0], -1, factor * height, factor * width)
 
 
 class KeyframePyramid(nn.Module):

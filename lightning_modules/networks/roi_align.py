@@ -49,7 +49,7 @@ def separable_roi_align(maps: Tensor, boxes: Tensor, output_size: int, scale: fl
 
     Shapes: maps (B, C, h, w), boxes (B, P, 4) xyxy in pixels, scale in cells a pixel; returns (B, P, C, r, r).
     """
-    x1, y1, x2, y2 = (boxes.detach().float() * scale - 0.5).unbind(-1)
+    x1, y1, x2, y2 = (boxes.detach() * scale - 0.5).unbind(-1)
     rows = sampling_matrix(y1, y2, output_size, maps.shape[-2], sampling_ratio).to(maps.dtype)  # (B, P, r, h)
     columns = sampling_matrix(x1, x2, output_size, maps.shape[-1], sampling_ratio).to(maps.dtype)  # (B, P, r, w)
     flat = maps.permute(0, 2, 3, 1).flatten(2)  # (B, h, w C)
@@ -83,7 +83,7 @@ def pyramid_roi_align(
 
     Shapes: pyramid of (B, C, h_i, w_i), boxes (B, P, 4) xyxy in pixels; returns (B, P, C, r, r).
     """
-    boxes = boxes.detach().float()
+    boxes = boxes.detach()
     levels = pyramid_levels(boxes, len(pyramid))
     if kernel == "separable" or not has_compiled_kernel(pyramid[0]):
         crops = [

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from .carried_proposals import CarriedProposals, ProposalState
 from .context_decoder import ContextDecoder
 from .context_memory import ContextMemory, MemoryState
 from .decomposed_attention import DecomposedAttention
 from .detections import Detections, DetectorOutputs
 from .frame_embedding import EmbeddingState, FramePairEmbedding
 from .linear import Mlp
-from .localizer import Localizer
+from .localizer import LocalizedActors, Localizer
 from .positions import SpaceTimePositions
 from .pyramid import KeyframePyramid
 from .roi_align import RoiKernel
@@ -42,12 +43,28 @@ class StreamingBlock(StreamingModule):
         return tokens + self.mlp(self.norm2(tokens)), state
 
 
+def most_person_like(actors: LocalizedActors, count: int) -> LocalizedActors:
+    """The ``count`` proposals with the highest person score after the last stage, in the order of their places."""
+    score = actors.person_logits[-1].softmax(-1)[..., 0]
+    chosen = score.topk(count, dim=1).indices.sort(dim=1).values  # (B, count)
+
+    def take(values: Tensor) -> Tensor:
+        index = chosen[..., None].expand(*values.shape[:-3], -1, -1, values.shape[-1])
+        return values.gather(-2, index)
+
+    return LocalizedActors(*(take(values) for values in actors))
+
+
 class StudentState(NamedTuple):
-    """The states of the embedding and of every block, first to last, and the memory that the context decoder reads."""
+    """What a stream remembers."""
 
     embedding: EmbeddingState
     blocks: tuple
+    """The states of the blocks, first to last."""
     memory: MemoryState
+    """What the context decoder reads of past frames."""
+    proposals: ProposalState
+    """What the localizer starts from; nothing is in it where no proposals are carried."""
 
 
 class StreamingDetector(StreamingModule[StudentState]):
@@ -64,6 +81,11 @@ class StreamingDetector(StreamingModule[StudentState]):
         lstm_dim: width of the LSTM of ``dsta``; a quarter of ``dim`` by default.
         num_frames: frames of the teacher's clip, for its position codes.
         window: past frames in the context memory. memory_keep_rate: share of their tokens that is kept.
+        carried_proposals: how many of the ``num_proposals`` start where the previous frame's most person-like ones
+            ended, see ``CarriedProposals``.
+        num_actors: at inference the context decoder reads, and the detections are, the so many most person-like
+            proposals; all of them by default and in training.
+        decoder_refines_context: see ``ContextDecoder``.
     """
 
     def __init__(
@@ -98,13 +120,22 @@ class StreamingDetector(StreamingModule[StudentState]):
         decoder_hidden: int = 2048,
         decoder_roi_size: int = 7,
         roi_extension: tuple[float, float] = (0.4, 0.2),
+        carried_proposals: int = 0,
+        num_actors: int | None = None,
+        decoder_refines_context: bool = True,
     ) -> None:
         super().__init__()
+        if num_actors is not None and not 1 <= num_actors <= num_proposals:
+            raise ValueError(f"num_actors={num_actors} must be 1 to num_proposals={num_proposals}")
+        if pretrain_size % (2 * patch_size):
+            raise ValueError(f"pretrain_size={pretrain_size} must be a multiple of twice patch_size={patch_size}")
+        if num_frames % TUBELET:
+            raise ValueError(f"num_frames={num_frames} must be a multiple of the teacher's tubelet of {TUBELET}")
         self.num_classes, self.patch_size, self.frame_size = num_classes, patch_size, pretrain_size
         self.dim, self.decoder_dim = dim, decoder_dim
         self.pyramid_layers = tuple(pyramid_layers)
         grid, num_slots = pretrain_size // patch_size, num_frames // TUBELET
-        self.patch_embed = FramePairEmbedding(dim, patch_size, grid**2)
+        self.patch_embed = FramePairEmbedding(dim, patch_size, (grid, grid))
         self.positions = SpaceTimePositions(num_slots, grid, dim)
 
         def attention() -> TemporalShiftAttention | DecomposedAttention:
@@ -138,10 +169,13 @@ class StreamingDetector(StreamingModule[StudentState]):
             patch_size=patch_size,
             num_slots=num_slots,
             pretrain_grid=grid,
+            refines_context=decoder_refines_context,
         )
         self.memory = ContextMemory(decoder_dim, window, memory_keep_rate, frames_per_slot=TUBELET)
+        self.carried, self.num_actors = CarriedProposals(carried_proposals, num_proposals), num_actors
         # The embedding and every block look back one frame; the memory keeps what the last block made of its frames.
-        self.receptive_field = depth + TUBELET + window if temporal == "tsa" else None
+        recurrent = temporal == "dsta" or carried_proposals > 0
+        self.receptive_field = None if recurrent else depth + TUBELET + window
 
     def initial_state(
         self,
@@ -154,11 +188,13 @@ class StreamingDetector(StreamingModule[StudentState]):
         """``frame_size`` is the padded height and width of the frames to come; square at the pre-training size by
         default."""
         height, width = frame_size or (self.frame_size, self.frame_size)
-        patches = (height // self.patch_size) * (width // self.patch_size)
+        grid = (height // self.patch_size, width // self.patch_size)
+        patches = grid[0] * grid[1]
         return StudentState(
-            self.patch_embed.initial_state(batch_size, patches, device=device, dtype=dtype),
+            self.patch_embed.initial_state(batch_size, grid, device=device, dtype=dtype),
             tuple(block.initial_state(batch_size, patches, device=device, dtype=dtype) for block in self.blocks),
             self.memory.initial_state(batch_size, patches, self.decoder_dim, device, dtype),
+            self.carried.initial_state(batch_size, self.localizer.dim, device, dtype),
         )
 
     def forward(
@@ -181,8 +217,8 @@ class StreamingDetector(StreamingModule[StudentState]):
     ) -> tuple[DetectorOutputs, StudentState]:
         """All there is to supervise on the chunk's ``last`` frames (all by default), their axis folded into the batch.
 
-        The frames before them only advance the state: that is how training warms it up. ``deep`` asks for the action
-        logits of every decoder block.
+        The frames before them only advance the state: that is how training warms it up. ``deep`` asks for what training
+        supervises: the action logits of every decoder block, and of all proposals whatever ``num_actors`` says.
         """
         batch, num_frames, _, height, width = frames.shape
         grid = (height // self.patch_size, width // self.patch_size)
@@ -192,7 +228,6 @@ class StreamingDetector(StreamingModule[StudentState]):
             raise ValueError(f"last={last} frames asked for of a chunk of {num_frames}")
         if image_sizes is None:
             image_sizes = torch.tensor([height, width], device=frames.device).expand(batch, 2)
-        image_sizes = image_sizes.repeat_interleave(last, dim=0)
 
         tokens, embedding = self.patch_embed(frames, state.embedding)  # (B, T, N, C)
         keyframe_slot = torch.tensor([self.positions.keyframe_slot], device=frames.device)
@@ -204,18 +239,45 @@ class StreamingDetector(StreamingModule[StudentState]):
             tokens, block_state = block(tokens, block_state)
             block_states.append(block_state)
             if layer in self.pyramid_layers:
-                maps[layer] = tokens[:, -last:].flatten(0, 1).transpose(1, 2).unflatten(2, grid)
+                maps[layer] = tokens.transpose(2, 3).unflatten(3, grid)  # (B, T, C, h, w)
 
         taps = tuple(maps[layer] for layer in self.pyramid_layers)
-        actors = self.localizer(self.pyramid(taps), self.pyramid.strides, image_sizes)
+        actors, proposals = self._localize(taps, state.proposals, image_sizes, last)
+        if self.num_actors is not None and not deep:
+            actors = most_person_like(actors, self.num_actors)
         projected = self.decoder.encoder_to_decoder(self.norm(tokens))
         past, memory = self.memory(projected, received, state.memory, last)
         newest = projected[:, -last:].flatten(0, 1)
-        action_logits = self.memory.read(
-            self.decoder, newest, past, actors.boxes[-1], image_sizes, grid, every_block=deep
-        )
+        sizes = image_sizes.repeat_interleave(last, dim=0)
+        action_logits = self.memory.read(self.decoder, newest, past, actors.boxes[-1], sizes, grid, every_block=deep)
+        taps = tuple(tap[:, -last:].flatten(0, 1) for tap in taps)
         outputs = DetectorOutputs(actors.person_logits, actors.boxes, action_logits, taps)
-        return outputs, StudentState(embedding, tuple(block_states), memory)
+        return outputs, StudentState(embedding, tuple(block_states), memory, proposals)
+
+    def _localize(
+        self, taps: tuple[Tensor, ...], state: ProposalState, image_sizes: Tensor, last: int
+    ) -> tuple[LocalizedActors, ProposalState]:
+        """Actors of the ``last`` frames, folded into the batch, from maps (B, T, C, h, w); what the newest leaves."""
+        if not self.carried.count:
+            maps = self.pyramid(tuple(tap[:, -last:].flatten(0, 1) for tap in taps))
+            return self.localizer(maps, self.pyramid.strides, image_sizes.repeat_interleave(last, dim=0)), state
+        learned, num_frames, found = self.localizer.proposals(image_sizes), taps[0].shape[1], []
+        for frame in range(num_frames):
+            is_read = frame >= num_frames - last
+            with torch.set_grad_enabled(is_read and torch.is_grad_enabled()):
+                maps = self.pyramid(tuple(tap[:, frame] for tap in taps))
+                start = self.carried.mix(*learned, state)
+                actors = self.localizer(maps, self.pyramid.strides, image_sizes, start)
+                state = self.carried.select(actors, state)
+            if is_read:
+                found.append(actors)
+        logits, boxes = (
+            torch.stack([getattr(actors, part) for actors in found], dim=2).flatten(1, 2)  # (R, B L, P, ...)
+            for part in ("person_logits", "boxes")
+        )
+        return LocalizedActors(
+            logits, boxes, torch.stack([actors.features for actors in found], 1).flatten(0, 1)
+        ), state
 
     @torch.no_grad()
     def _received(self, block: StreamingBlock, tokens: Tensor) -> Tensor:
@@ -231,10 +293,17 @@ class StreamingDetector(StreamingModule[StudentState]):
         side = 2 * self.patch_size
         if frames.shape[-2] % side or frames.shape[-1] % side:
             raise ValueError(f"frames of {tuple(frames.shape[-2:])} must be padded to multiples of {side}")
-        expected = (len(frames), self.memory.window, self.memory.num_kept(grid[0] * grid[1]), self.decoder_dim)
+        embedded = (frames.shape[0], *grid, self.dim)
+        if tuple(state.embedding.past.shape) != embedded:
+            raise ValueError(
+                f"the state is one of {tuple(state.embedding.past.shape)} (streams, rows, columns, channels) but the "
+                f"frames need {embedded}; where the number of streams or the size of their frames changes, start anew "
+                "with initial_state(batch_size, frame_size)"
+            )
+        expected = (frames.shape[0], self.memory.window, self.memory.num_kept(grid[0] * grid[1]), self.decoder_dim)
         if tuple(state.memory.tokens.shape) != expected:
             raise ValueError(
-                f"the state's memory is {tuple(state.memory.tokens.shape)} but {len(frames)} streams of "
+                f"the state's memory is {tuple(state.memory.tokens.shape)} but {frames.shape[0]} streams of "
                 f"{tuple(frames.shape[-2:])} pixels need {expected}; "
                 "make one with initial_state(batch_size, frame_size)"
             )

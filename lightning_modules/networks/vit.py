@@ -164,7 +164,7 @@ class VideoViT(nn.Module):
         tokens = tokens + self.positions(num_slots, height, width).to(tokens.dtype)
         key, num_keyframe = num_slots // 2, height * width
         tokens = torch.cat([tokens[:, key : key + 1], tokens[:, :key], tokens[:, key + 1 :]], dim=1).flatten(1, 2)
-        kept = torch.arange(tokens.shape[1] - num_keyframe, device=tokens.device).expand(len(tokens), -1)
+        kept = torch.arange(tokens.shape[1] - num_keyframe, device=tokens.device).expand(tokens.shape[0], -1)
 
         maps, kept_by_layer = {}, []
         for layer, block in enumerate(self.blocks):

@@ -7,6 +7,7 @@ the network out of a checkpoint, in half precision. Checkpoints that EVAD's auth
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
@@ -159,14 +160,20 @@ def save_weights(state_dict: Mapping[str, Tensor], path: str | Path) -> None:
 def student_from_teacher(student: StreamingDetector, teacher: Mapping[str, Tensor]) -> None:
     """Start a student from its teacher's ``state_dict``: every weight that has a place in it is copied.
 
-    The embedding reads the newest two frames with the teacher's tubelet kernel. Parts that the teacher lacks (LSTM,
-    gates, age codes) keep their own start.
+    The embedding reads the newest two frames with the teacher's tubelet kernel. A student with fewer refinement stages
+    or decoder blocks takes the first ones, each of which has been trained to give boxes or actions by itself; one with
+    fewer proposals takes every so many. Parts that the teacher lacks (LSTM, gates, age codes) keep their own start.
 
     Raises:
-        ValueError: where the two do not have the same sizes; it lists the parameters.
+        ValueError: where the two do not have the same sizes otherwise; it lists the parameters.
     """
     weights = {}
+    depths = {"localizer.stages": len(student.localizer.stages), "decoder.blocks": len(student.decoder.blocks)}
     for key, value in teacher.items():
+        if (deep := re.match(r"(localizer\.stages|decoder\.blocks)\.(\d+)\.", key)) and int(deep[2]) >= depths[deep[1]]:
+            continue
+        if key.startswith("localizer.proposal_"):
+            value = value[_every_so_many(len(value), len(student.localizer.proposal_boxes))]
         key = key.removeprefix("backbone.")
         for part in ("norm1", "attn"):
             if key.startswith("blocks."):
@@ -176,6 +183,11 @@ def student_from_teacher(student: StreamingDetector, teacher: Mapping[str, Tenso
     new += ["blocks.*.temporal.out_of_lstm.*", "blocks.*.temporal.gate", "memory.age_code"]
     own = student.state_dict()
     load_exactly(student, weights, [pattern for pattern in new if any(fnmatch(key, pattern) for key in own)])
+
+
+def _every_so_many(there: int, wanted: int) -> list[int]:
+    """``wanted`` of the numbers 0..there-1, evenly spread; all of them where more are wanted than there are."""
+    return [number * there // wanted for number in range(wanted)] if wanted < there else list(range(there))
 
 
 if __name__ == "__main__":

@@ -110,3 +110,12 @@ def test_matrices_start_xavier_uniform_with_the_mask_token_and_biases_at_zero():
     for name, parameter in decoder.named_parameters():
         if name.endswith("bias"):
             assert not parameter.any(), name
+
+
+def test_a_decoder_that_does_not_refine_its_context_reads_the_same_tokens_in_every_block():
+    decoder = randomise(ContextDecoder(8, 3, dim=8, depth=3, num_heads=2, hidden_dim=8, refines_context=False)).eval()
+    context, actors = torch.randn(2, 5, 8), torch.randn(2, 4, 8)
+    logits = decoder.refine(torch.cat([context, actors], dim=1), 4, every_block=True)
+    for block, block_logits in zip(decoder.blocks, logits, strict=True):
+        actors = block(torch.cat([context, actors], dim=1), None)[:, -4:]
+        torch.testing.assert_close(block_logits, block.classify(actors))

@@ -19,7 +19,7 @@ def frames() -> torch.Tensor:
 @pytest.fixture
 def embedding() -> FramePairEmbedding:
     torch.manual_seed(1)
-    return FramePairEmbedding(DIM, PATCH, (SIDE // PATCH) ** 2).double()
+    return FramePairEmbedding(DIM, PATCH, (SIDE // PATCH, SIDE // PATCH)).double()
 
 
 def stream(embedding, frames, lengths):

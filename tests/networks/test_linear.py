@@ -1,11 +1,16 @@
 """Linear layers by way of oneDNN: torch's values, and torch's own way wherever there is nothing to gain."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from lightning_modules.networks import linear as module
-from lightning_modules.networks.linear import FEWEST_ROWS, Linear, Mlp, linear
+from lightning_modules.networks.linear import FEWEST_ROWS, Linear, Mlp, linear, prepare_for_inference
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 
 
 @pytest.fixture
@@ -80,3 +85,74 @@ def test_the_mlp_is_two_layers_around_gelu():
     hidden = tokens @ mlp.fc1.weight.t() + mlp.fc1.bias
     hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
     torch.testing.assert_close(mlp(tokens), hidden @ mlp.fc2.weight.t() + mlp.fc2.bias)
+
+
+@pytest.fixture
+def prepared():
+    layer = Linear(24, 40).eval()
+    prepare_for_inference(nn.Sequential(layer))
+    return layer
+
+
+@pytest.fixture
+def in_order(monkeypatch):
+    """Counts the products that read a weight kept in oneDNN's order."""
+    seen, operator = [], torch.ops.mkldnn._linear_pointwise
+
+    def counted(*arguments):
+        seen.append(arguments)
+        return operator(*arguments)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", counted)
+    return seen
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (5, 24), (2, 3, 7, 24), (1, 1000, 24)])
+@torch.no_grad()
+def test_a_prepared_layer_gives_torchs_values(prepared, in_order, shape):
+    inputs = torch.randn(shape)
+    torch.testing.assert_close(prepared(inputs), F.linear(inputs, prepared.weight, prepared.bias))
+    other = torch.randn(40)
+    torch.testing.assert_close(prepared.with_bias(inputs, other), F.linear(inputs, prepared.weight, other))
+    assert len(in_order) == 2
+
+
+@needs_onednn
+@torch.no_grad()
+def test_rows_of_a_prepared_layer_that_are_not_contiguous_are_read_in_their_order(prepared, in_order):
+    inputs = torch.randn(3, 24, 10).transpose(1, 2)
+    torch.testing.assert_close(prepared(inputs), F.linear(inputs, prepared.weight, prepared.bias))
+    assert len(in_order) == 1
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.train().eval(),
+        lambda layer: layer.load_state_dict({name: value + 1 for name, value in layer.state_dict().items()}),
+        lambda layer: layer.to(torch.float64).to(torch.float32),
+    ],
+    ids=["trained", "loaded", "moved"],
+)
+def test_a_layer_whose_weights_may_change_forgets_their_copy(prepared, in_order, change):
+    change(prepared)
+    with torch.no_grad():
+        prepared.weight.mul_(2)
+        inputs = torch.randn(5, 24)
+        torch.testing.assert_close(prepared(inputs), F.linear(inputs, prepared.weight, prepared.bias))
+    assert not in_order
+
+
+@needs_onednn
+def test_a_prepared_layer_has_gradients_and_checkpoints_like_any_other(prepared, in_order):
+    inputs = torch.randn(5, 24, requires_grad=True)
+    torch.testing.assert_close(
+        torch.autograd.grad(prepared(inputs).sum(), inputs)[0], prepared.weight.sum(0).expand(5, 24)
+    )
+    assert set(prepared.state_dict()) == {"weight", "bias"}
+    copied = copy.deepcopy(prepared)
+    with torch.no_grad():
+        torch.testing.assert_close(copied(inputs), prepared(inputs))
+    assert len(in_order) == 1  # the copy has to be prepared by itself

@@ -43,6 +43,19 @@ STUDENTS: dict[str, Callable[[], StreamingModule]] = {
     "student_dsta": lambda: tiny_student("dsta"),
     "student_dsta_keeps_all": lambda: tiny_student("dsta", lstm_dim=16, memory_keep_rate=1.0, roi_kernel="separable"),
     "student_dsta_no_memory": lambda: tiny_student("dsta", window=0),
+    "student_tsa_carries": lambda: tiny_student("tsa", carried_proposals=2),
+    "student_dsta_carries_separable": lambda: tiny_student("dsta", carried_proposals=3, roi_kernel="separable"),
+    "student_tsa_few_actors": lambda: tiny_student("tsa", num_actors=2),
+    "student_tsa_plain_context": lambda: tiny_student("tsa", decoder_refines_context=False),
+    "student_dsta_every_saving": lambda: tiny_student(
+        "dsta",
+        carried_proposals=2,
+        num_actors=2,
+        decoder_refines_context=False,
+        num_stages=1,
+        decoder_depth=1,
+        memory_keep_rate=0.3,
+    ),
 }
 MODULES = ATTENTIONS | BLOCKS
 EVERYTHING = MODULES | STUDENTS
@@ -351,8 +364,11 @@ def test_a_state_for_other_frames_or_streams_is_refused(name):
     state = module.initial_state(2, (64, 64), dtype=torch.float64)
     with pytest.raises(ValueError, match=r"initial_state\(batch_size, frame_size\)"):
         module(torch.zeros(2, 1, 3, 64, 96, dtype=torch.float64), state)  # the resolution changed in mid-stream
-    with pytest.raises(ValueError, match="3 streams of"):
+    with pytest.raises(ValueError, match=r"frames need \(3, 4, 4, 8\)"):
         module(torch.zeros(3, 1, 3, 64, 64, dtype=torch.float64), state)
+    upright = module.initial_state(2, (128, 64), dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"frames need \(2, 4, 8, 8\)"):  # as many patches, in other places
+        module(torch.zeros(2, 1, 3, 64, 128, dtype=torch.float64), upright)
     with pytest.raises(ValueError, match="multiples of 32"):
         module(torch.zeros(2, 1, 3, 64, 80, dtype=torch.float64), state)
 
@@ -379,7 +395,10 @@ def test_every_kind_of_student_is_in_this_file():
     assert {a.mode for a in attentions if isinstance(a, TemporalShiftAttention)} == {"channel", "head_kv", "concat_kv"}
     assert any(isinstance(attention, DecomposedAttention) for attention in attentions)
     assert {student.memory.window for student in students} == {0, 3}
-    assert {student.memory.keep_rate for student in students} == {0.5, 1.0}
+    assert {student.memory.keep_rate for student in students} >= {0.5, 1.0}
+    assert {student.carried.count > 0 for student in students} == {True, False}
+    assert {student.num_actors for student in students} == {None, 2}
+    assert {student.decoder.refines_context for student in students} == {True, False}
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,8 @@ def test_every_weight_of_the_teacher_arrives_in_one_place_and_nothing_else_chang
         ({"depth": 6}, "missing .*blocks.5.mlp.fc1.bias"),
         ({"depth": 4, "pyramid_layers": (0, 1, 2, 3)}, "left over .*blocks.4.mlp.fc1.bias"),
         ({"num_proposals": 7}, "localizer.proposal_boxes"),
+        ({"num_stages": 4}, "missing .*localizer.stages.3"),
+        ({"decoder_depth": 3}, "missing .*decoder.blocks.2"),
         ({"patch_size": 8}, "patch_embed.proj.weight"),
     ],
 )
@@ -131,12 +133,16 @@ def test_state_bytes_are_those_of_the_arithmetic():
     memory = 3 * (12 * 8 * 4 + 12 * 8) + 8  # window x (12 of 24 tokens, 8 wide, and their int64 places), filled
     tsa = tiny_student("tsa", shift_mode="concat_kv")
     blocks = 2 * (2 * patches * 8 * 4 + 1)  # keys and values, and whether there are any
+    memory += 1  # whether proposals are carried
     assert state_bytes(tsa.initial_state(lanes, (64, 96))) == lanes * (embedding + blocks + memory)
     dsta = tiny_student("dsta", lstm_dim=5)
     blocks = 2 * (2 * patches * 5 * 4)  # hidden and cell values
     assert state_bytes(dsta.initial_state(lanes, (64, 96))) == lanes * (embedding + blocks + memory)
     channel = tiny_student("tsa", shift_mode="channel", shift_rate=0.25, window=0)
-    assert state_bytes(channel.initial_state(lanes, (64, 96))) == lanes * (embedding + 2 * (patches * 2 * 4 + 1) + 8)
+    assert state_bytes(channel.initial_state(lanes, (64, 96))) == lanes * (embedding + 2 * (patches * 2 * 4 + 1) + 9)
+    carrying = tiny_student("dsta", lstm_dim=5, carried_proposals=3)
+    proposals = 3 * (8 + 4) * 4  # features and boxes
+    assert state_bytes(carrying.initial_state(lanes, (64, 96))) == lanes * (embedding + blocks + memory + proposals)
 
 
 def test_what_an_unfilled_memory_holds_does_not_matter():
@@ -146,3 +152,86 @@ def test_what_an_unfilled_memory_holds_does_not_matter():
     rubbish = state.memory._replace(tokens=torch.randn_like(state.memory.tokens) * 9)
     detections, _ = student(frames, state._replace(memory=rubbish))
     torch.testing.assert_close(detections, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_student_with_less_of_a_head_takes_the_first_stages_and_blocks_and_every_so_many_proposals():
+    teacher = tiny_teacher(keep_rates={}).state_dict()
+    student = StreamingDetector("tsa", **(SHARED | {"num_stages": 2, "decoder_depth": 1, "num_proposals": 4}))
+    student_from_teacher(student, teacher)
+    own = student.state_dict()
+    for key, value in own.items():
+        if "localizer.proposal_" in key:
+            assert torch.equal(value, teacher[key][[0, 1, 3, 4]])  # 4 of 6
+        elif "localizer" in key or "decoder" in key:
+            assert torch.equal(value, teacher[key])
+    assert {key for key in teacher if "localizer" in key or "decoder" in key} - own.keys() == {
+        key for key in teacher if "localizer.stages.2" in key or "decoder.blocks.1" in key
+    }
+
+
+@pytest.mark.parametrize("temporal", ["tsa", "dsta"])
+def test_carried_proposals_start_where_the_most_person_like_ones_of_the_frame_before_ended(temporal):
+    student = randomise(tiny_student(temporal, carried_proposals=2))  # of 4: the learned ones 0 and 2 are replaced
+    frames, start = torch.randn(1, 2, 3, 64, 64), student.initial_state(1)
+    first, _ = student.outputs(frames[:, :1], start)
+    both, _ = student.outputs(frames, start, last=1)
+
+    sizes = torch.tensor([[64, 64]])
+    learned = student.localizer.proposals(sizes)
+    maps = student.pyramid(tuple(tap for tap in first.maps))
+    in_first = student.localizer(maps, student.pyramid.strides, sizes, learned)
+    torch.testing.assert_close(in_first.boxes, first.boxes)  # nothing is carried into a first frame
+    persons = (in_first.person_logits[-1, 0, :, 0] - in_first.person_logits[-1, 0, :, 1]).tolist()
+    best = sorted(sorted(range(4), key=persons.__getitem__)[-2:])
+    features, boxes = learned[0].clone(), learned[1].clone()
+    features[0, [0, 2]], boxes[0, [0, 2]] = in_first.features[0, best], in_first.boxes[-1, 0, best]
+    maps = student.pyramid(tuple(tap for tap in both.maps))
+    expected = student.localizer(maps, student.pyramid.strides, sizes, (features, boxes))
+    torch.testing.assert_close(both.boxes, expected.boxes)
+    torch.testing.assert_close(both.person_logits, expected.person_logits)
+
+
+def test_supervised_frames_pass_no_gradient_to_the_frames_that_their_proposals_come_from():
+    student = randomise(tiny_student("tsa", carried_proposals=2, window=0, memory_keep_rate=1.0))
+    with torch.enable_grad():
+        outputs, state = student.outputs(torch.randn(1, 3, 3, 64, 64), student.initial_state(1), last=2, deep=True)
+        assert outputs.boxes.requires_grad
+        assert not state.proposals.boxes.requires_grad and not state.proposals.features.requires_grad
+
+
+@pytest.mark.parametrize("count", [-1, 4, 9])
+def test_carrying_every_proposal_is_refused_since_nothing_new_would_be_found(count):
+    with pytest.raises(ValueError, match=f"carried_proposals={count} .* num_proposals=4"):
+        tiny_student("tsa", carried_proposals=count)
+
+
+@pytest.mark.parametrize("changes", [{}, {"carried_proposals": 2}], ids=["", "carried"])
+def test_few_actors_are_the_most_person_like_proposals_and_training_sees_all(changes):
+    student, few = (randomise(tiny_student("dsta", num_actors=count, **changes)) for count in (None, 2))
+    frames = torch.randn(2, 3, 3, 64, 64)
+    every, _ = student(frames, student.initial_state(2))
+    chosen, _ = few(frames, few.initial_state(2))
+    best = every.person_logits.softmax(-1)[..., 0].topk(2, dim=-1).indices.sort(dim=-1).values  # (B, T, 2)
+    index = best[..., None]
+    torch.testing.assert_close(chosen.boxes, every.boxes.gather(2, index.expand(-1, -1, -1, 4)))
+    torch.testing.assert_close(chosen.person_logits, every.person_logits.gather(2, index.expand(-1, -1, -1, 2)))
+    assert chosen.action_logits.shape == (2, 3, 2, 3)
+    supervised, _ = few.outputs(frames, few.initial_state(2), deep=True)
+    assert supervised.boxes.shape[-2] == supervised.action_logits.shape[-2] == 4
+
+
+def test_an_actor_alone_is_classified_as_among_few():
+    """With one proposal there is nobody to leave out."""
+    student, few = (randomise(tiny_student("tsa", num_proposals=1, num_actors=count)) for count in (None, 1))
+    frames = torch.randn(1, 4, 3, 64, 64)
+    for ours, theirs in zip(
+        few(frames, few.initial_state(1))[0], student(frames, student.initial_state(1))[0], strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("changes", [{"num_actors": 0}, {"num_actors": 5}, {"pretrain_size": 72}, {"num_frames": 3}])
+def test_sizes_that_cannot_be_meant_are_refused_at_construction(changes):
+    name, value = next(iter(changes.items()))
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        tiny_student("tsa", **changes)

@@ -1,0 +1,248 @@
+"""What data sets have in common that annotate every frame of short videos: UCF101-24 and JHMDB.
+
+Their videos lie in a folder a class. Frame n of the annotation is frame n of the video, so a box is given the time at
+which that frame is shown, whatever the frame rate.
+
+Boxes are taken as the field's evaluators take them: corners are pixels counted from 0, x2 is the last column inside the
+box (``x2 = x1 + width - 1``, nothing is added). Corners are divided by the size at which the data set was annotated,
+which makes them fractions of frames of any other size.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from datamodules.annotations.own_videos import VIDEO_ENDINGS
+from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Keyframe, Split, report_left_out
+from datamodules.picture_folder import PictureFolder, PictureListing, Video
+from datamodules.video import list_video
+from datamodules.video_listing import VideoError
+
+
+class TubeBoxes(NamedTuple):
+    """The n boxes of one video, in order of frames."""
+
+    frames: np.ndarray
+    """(n,) int64, counted from 0."""
+    boxes: np.ndarray
+    """(n, 4) float32, xyxy as fractions of the frame."""
+    labels: np.ndarray
+    """(n,) int64 class ids."""
+    tracks: np.ndarray | None
+    """(n,) int64, which tube a box belongs to; None where the annotation does not say."""
+    num_frames: int | None
+    """How many frames of the video were looked at; None means all."""
+
+    @classmethod
+    def from_tubes(cls, tubes: list[tuple[int, np.ndarray, np.ndarray]], num_frames: int) -> TubeBoxes:
+        """Of (class id, (n,) frames, (n, 4) boxes) for each tube."""
+        counts = [len(frames) for _, frames, _ in tubes]
+        frames = np.concatenate([np.empty(0, np.int64), *(frames.astype(np.int64) for _, frames, _ in tubes)])
+        boxes = np.concatenate([np.empty((0, 4), np.float32), *(boxes.astype(np.float32) for _, _, boxes in tubes)])
+        labels = np.repeat(np.asarray([label for label, _, _ in tubes], np.int64), counts)
+        tracks = np.repeat(np.arange(len(tubes)), counts)
+        order = np.argsort(frames, kind="stable")
+        return cls(frames[order], boxes[order], labels[order], tracks[order], num_frames)
+
+    def only(self, kept: np.ndarray) -> TubeBoxes:
+        """The boxes for which ``kept`` (n,) is true."""
+        tracks = None if self.tracks is None else self.tracks[kept]
+        return TubeBoxes(self.frames[kept], self.boxes[kept], self.labels[kept], tracks, self.num_frames)
+
+
+class TubeFile:
+    """One form in which tubes are kept. Videos are named ``<class>/<video>``."""
+
+    path: Path
+    class_names: tuple[str, ...]
+    names: tuple[str, ...]
+    """Every annotated video."""
+    splits: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
+    """Names for training and for evaluation, for each of the splits that the file defines."""
+
+    def read(self, name: str) -> TubeBoxes:
+        raise NotImplementedError
+
+
+class GroundTruthPickle(TubeFile):
+    """``UCF101v2-GT.pkl``, ``JHMDB-GT.pkl``: the form of the ACT detector, which MOC and mmaction2 read too.
+
+    ``gttubes[video][class id]`` lists arrays (n, 5) of frame (counted from 1), x1, y1, x2, y2 in pixels of
+    ``resolution[video]`` (height, width); ``nframes``, ``labels``, ``train_videos`` and ``test_videos`` say the rest.
+    """
+
+    KEYS = ("labels", "gttubes", "nframes", "resolution", "train_videos", "test_videos")
+
+    def __init__(self, path: Path, contents: object) -> None:
+        absent = [key for key in self.KEYS if not isinstance(contents, dict) or key not in contents]
+        if absent:
+            raise ValueError(f"{path} is no ground truth of tubes: it lacks {', '.join(absent)}")
+        self.path = path
+        self.class_names = tuple(contents["labels"])
+        self.names = tuple(sorted(contents["nframes"]))
+        pairs = zip(contents["train_videos"], contents["test_videos"], strict=True)
+        self.splits = tuple((tuple(train), tuple(test)) for train, test in pairs)
+        self._contents = contents
+
+    def read(self, name: str) -> TubeBoxes:
+        height, width = self._contents["resolution"][name]
+        size = np.asarray([width, height, width, height], np.float64)
+        tubes = [
+            (label, tube[:, 0] - 1, tube[:, 1:5] / size)
+            for label, of_class in sorted(self._contents["gttubes"].get(name, {}).items())
+            for tube in of_class
+        ]
+        return TubeBoxes.from_tubes(tubes, int(self._contents["nframes"][name]))
+
+
+class TubeSource(DetectionSource):
+    """Base of the data sets of tubes. Videos may be missing: which ones is told once, and the rest is used.
+
+    Args:
+        videos: folder that holds each video in the folder of its class, ``<class>/<video>``, as a folder of pictures
+            counted from 1 (``00001.jpg``) or as a file (``.avi``, ``.mp4``, ...); folders of classes may be left out.
+        annotations: the file or folder of boxes.
+        every_frame: also annotate the frames outside all tubes, as empty: a detection there is a false positive, as in
+            the evaluations of ACT and MOC. Otherwise only frames with a box are annotated, as YOWO evaluates.
+        frame_rate: pictures a second, for folders of pictures. It makes the time stamps of predictions; which picture
+            a box belongs to does not depend on it.
+    """
+
+    def __init__(self, videos: str | Path, annotations: str | Path, every_frame: bool, frame_rate: float) -> None:
+        if frame_rate <= 0:
+            raise ValueError(f"frame_rate must be positive, got {frame_rate}")
+        self.folder = Path(videos)
+        self.annotations = Path(annotations)
+        self.every_frame = every_frame
+        self.frame_rate = frame_rate
+        self._file: TubeFile | None = None
+        self._videos: dict[str, tuple[AnnotatedVideo, ...]] = {}
+
+    def prepare(self) -> None:
+        """Look for folder and annotation before anything else happens."""
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"{self.folder}: no such folder of videos, or of folders of pictures")
+        if not self.annotations.exists():
+            raise FileNotFoundError(f"{self.annotations}: no such annotation")
+
+    def class_names(self) -> tuple[str, ...]:
+        return self._opened().class_names
+
+    def videos(self, split: Split) -> tuple[AnnotatedVideo, ...]:
+        split = "train" if split == "train" else "val"
+        if split not in self._videos:
+            self._videos[split] = self._read(split)
+        return self._videos[split]
+
+    def _open(self) -> TubeFile:
+        raise NotImplementedError
+
+    def _split(self, split: str) -> set[str]:
+        """Names of the videos for ``train`` or ``val``, as the opened file has them."""
+        raise NotImplementedError
+
+    def _opened(self) -> TubeFile:
+        if self._file is None:
+            file = self._open()
+            if len({_short(name) for name in file.names}) < len(file.names):
+                raise ValueError(f"{file.path}: two classes have a video of the same name; rename one of them")
+            self._file = file
+        return self._file
+
+    def _read(self, split: str) -> tuple[AnnotatedVideo, ...]:
+        from tqdm import tqdm
+
+        self.prepare()
+        file, names = self._opened(), sorted(self._split(split))
+        places = self._places({name.rpartition("/")[0] for name in names})
+        present = [name for name in names if _short(name) in places]
+        if not present:
+            raise FileNotFoundError(
+                f"{self.folder} holds none of the {len(names)} {split} videos of {file.path}, neither a folder "
+                f"{min(names, default='')} of pictures nor a file {min(names, default='')}.avi, for instance"
+            )
+        videos, unreadable, uncovered, flat = [], [], [], []
+        for name in tqdm(present, desc=f"{split} annotations", unit="video", leave=False):
+            short = _short(name)
+            try:
+                listing = list_video(places[short])
+            except VideoError as error:
+                unreadable.append(str(error))
+                continue
+            boxes = file.read(name)
+            _check_labels(file, name, boxes)
+            shown = listing.present if isinstance(listing, PictureListing) else np.full(len(listing.times), True)
+            shown = shown[: boxes.num_frames]
+            has_frame = (boxes.frames >= 0) & (boxes.frames < len(shown))
+            has_frame[has_frame] = shown[boxes.frames[has_frame]]
+            if not has_frame.all():
+                uncovered.append(f"{short} ({(~has_frame).sum()} of {len(has_frame)})")
+            has_area = (boxes.boxes[:, 2:] > boxes.boxes[:, :2]).all(axis=1)
+            if not has_area.all():
+                flat.append(f"{short} ({(~has_area).sum()} of {len(has_area)})")
+            keyframes = self._keyframes(boxes.only(has_frame & has_area), listing.times, shown)
+            if keyframes:
+                videos.append(AnnotatedVideo(short, places[short], keyframes))
+        report_left_out(
+            file.path,
+            {
+                f"of {len(names)} {split} videos are not in {self.folder} and are left out": [
+                    name for name in names if _short(name) not in places
+                ],
+                "videos cannot be read and are left out": unreadable,
+                "videos have boxes on frames that are not there, which are left out": uncovered,
+                "videos have boxes without area, which are left out": flat,
+            },
+        )
+        return tuple(videos)
+
+    def _keyframes(self, boxes: TubeBoxes, times: np.ndarray, shown: np.ndarray) -> tuple[Keyframe, ...]:
+        """The annotation of each frame that is there."""
+        labels = np.eye(len(self.class_names()), dtype=np.uint8)[boxes.labels]
+        starts = np.searchsorted(boxes.frames, np.arange(len(shown) + 1))
+        keyframes = []
+        for frame in np.flatnonzero(shown).tolist():
+            rows = slice(starts[frame], starts[frame + 1])
+            if self.every_frame or rows.start < rows.stop:
+                tracks = None if boxes.tracks is None else boxes.tracks[rows]
+                keyframes.append(Keyframe(float(times[frame]), boxes.boxes[rows], labels[rows], tracks))
+        return tuple(keyframes)
+
+    def _places(self, classes: set[str]) -> dict[str, Video]:
+        """Where each video is, by name: its pictures if there are any, else its file."""
+        places: dict[str, Video] = {}
+        for folder in (self.folder, *(self.folder / name for name in sorted(classes))):
+            if not folder.is_dir():
+                continue
+            with os.scandir(folder) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    name, ending = os.path.splitext(entry.name)
+                    if entry.is_dir():
+                        if entry.name not in classes:
+                            places[entry.name] = PictureFolder(Path(entry.path), self.frame_rate)
+                    elif ending.lower() in VIDEO_ENDINGS and not entry.name.startswith("."):
+                        places.setdefault(name, Path(entry.path))
+        return places
+
+
+def _short(name: str) -> str:
+    """The name of a video without its class."""
+    return name.rpartition("/")[2]
+
+
+def _check_labels(file: TubeFile, name: str, boxes: TubeBoxes) -> None:
+    """A video lies in the folder of its class: labels that count from another number than they should show here."""
+    names, folder = file.class_names, name.rpartition("/")[0]
+    wrong = [label for label in np.unique(boxes.labels).tolist() if not 0 <= label < len(names)]
+    if wrong:
+        raise ValueError(f"{file.path}: {name} has label {wrong[0]}, but there are {len(names)} classes, from 0")
+    if folder in names and (boxes.labels != names.index(folder)).any():
+        other = names[boxes.labels[boxes.labels != names.index(folder)][0]]
+        raise ValueError(
+            f"{file.path}: {name} is labelled {other}; label ids count from another number than expected, or the "
+            "classes are in another order"
+        )

@@ -1,0 +1,313 @@
+"""Any video without annotation, file or camera, as a stream to predict on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from datamodules.batches import Capture, StreamBatch
+from datamodules.collate import stack_frames
+from datamodules.frames import FrameScale, Interpolation
+from datamodules.live import LiveCapture
+from datamodules.live_source import LiveSource, live_source
+from datamodules.picture_folder import NUMBERED, PictureFolder, Video
+from datamodules.time_grid import TimeGrid, frames_on_grid
+from datamodules.video import list_video, open_video
+from datamodules.video_listing import VideoError
+
+VIDEO_ENDINGS = frozenset(
+    ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905
+)
+ENDLESS = 2**31
+"""Length of what has none. Of a loader without a length Lightning reads one batch ahead, which delays live frames."""
+
+T = TypeVar("T")
+
+
+class PredictedVideo(NamedTuple):
+    """A file to predict on."""
+
+    video_id: str
+    path: Video
+    frames: np.ndarray
+    """(S,) int64, the frames that are sampled."""
+    times: np.ndarray
+    """(S,) float64, seconds at which they are shown."""
+
+
+class PredictDataModule(LightningDataModule):
+    """StreamBatches of one lane from a video file, a folder of videos or pictures, a camera or a network stream.
+
+    Frames are sampled by their time stamps, one every ``frame_stride / frame_rate`` seconds, so that a network sees the
+    pace it was trained on whatever the frame rate of the source. A file is read to its end, ``chunk_frames`` at a time;
+    of a live source each frame is a batch, the newest there is, and frames that the model is too slow for are dropped
+    and counted. Ctrl-C ends the stream as if it had come to its end, so that everything found is written.
+
+    A live stream starts anew, as another video would, after ``max_gap_seconds`` without a frame and when its frames
+    change their size.
+
+    Args:
+        source: a video file; a folder of videos, sub-folders included, or of numbered pictures; the number of a camera
+            or its device file; an address (``rtsp://``, ``http://``, ...).
+        classes: names of the network's classes, or a text file with one a line.
+        frame_stride, frame_rate: the stride the network was trained with, and the frames a second of the videos it was
+            trained on.
+        short_side: length of the frames' short side in pixels; None keeps the video's size.
+        max_long_side: frames whose long side would be longer are made smaller; None sets no limit.
+        interpolation: ``area`` averages areas when frames shrink, ``bilinear`` does not (EVAD).
+        chunk_frames: frames a step of a file.
+        picture_rate: pictures a second of a folder of pictures.
+        max_frames: sampled frames after which to stop: of each file, or of a live source.
+        max_seconds: of each file, or of running on a live source.
+        queue_frames: live frames that may wait for the model, see ``LiveCapture``.
+        max_gap_seconds: longest gap over which a live stream goes on.
+        stall_seconds: a network stream counts as lost after so long without data.
+        reconnect_attempts: attempts in a row after which a lost live source is given up.
+    """
+
+    allow_zero_length_dataloader_with_multiple_devices = True  # fewer files than devices
+
+    def __init__(
+        self,
+        source: str,
+        classes: list[str] | str,
+        frame_stride: int = 4,
+        frame_rate: float = 30.0,
+        short_side: int | None = None,
+        max_long_side: int | None = None,
+        interpolation: Interpolation = "area",
+        chunk_frames: int = 8,
+        picture_rate: float = 30.0,
+        max_frames: int | None = None,
+        max_seconds: float | None = None,
+        queue_frames: int = 1,
+        max_gap_seconds: float = 2.0,
+        stall_seconds: float = 5.0,
+        reconnect_attempts: int = 10,
+    ) -> None:
+        super().__init__()
+        positive = {"frame_stride": frame_stride, "frame_rate": frame_rate, "chunk_frames": chunk_frames}
+        positive |= {"picture_rate": picture_rate, "queue_frames": queue_frames, "stall_seconds": stall_seconds}
+        for name, value in positive.items():
+            if value <= 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        self.source = source
+        self.class_names = _class_names(classes)
+        self.frame_stride = frame_stride
+        self.period_seconds = frame_stride / frame_rate
+        self.scale = FrameScale(short_side, max_long_side, interpolation)
+        self.chunk_frames = chunk_frames
+        self.picture_rate = picture_rate
+        self.max_frames = max_frames
+        self.max_seconds = max_seconds
+        self.queue_frames = queue_frames
+        self.max_gap_seconds = max_gap_seconds
+        self.reconnect_attempts = reconnect_attempts
+        self.live: LiveSource | None = live_source(source, stall_seconds)
+        self.videos: tuple[PredictedVideo, ...] = ()
+        self._stop = threading.Event()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def setup(self, stage: str) -> None:
+        if stage != "predict":
+            raise ValueError(f"PredictDataModule knows no truth, so there is nothing to {stage}; use predict")
+        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        if self.live is None:
+            self.videos = tuple(self._listed(files_of(self.source, self.picture_rate))[rank::world_size])
+        elif world_size > 1:
+            raise ValueError(f"{self.live.name} can be read by one process, not {world_size}; set --trainer.devices 1")
+
+    def teardown(self, stage: str) -> None:
+        self._stop.set()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self._stop.set()
+
+    def predict_dataloader(self) -> _Batches:
+        self._stop.clear()
+        return _Batches(self)
+
+    def num_batches(self) -> int:
+        """How many batches there will be if nothing is broken or stopped."""
+        if self.live is not None:
+            return ENDLESS
+        return sum(-(-len(video.frames) // self.chunk_frames) for video in self.videos)
+
+    def batches(self) -> Iterator[StreamBatch]:
+        with _stopped_by_signals(self._stop):
+            yield from _read_ahead(self._of_files()) if self.live is None else self._of_live(self.live)
+
+    def _listed(self, files: list[tuple[str, Video]]) -> list[PredictedVideo]:
+        """What is in the files; those that cannot be read are told and left out, unless none remains."""
+        from tqdm import tqdm
+
+        listed, broken = [], []
+        for video_id, path in tqdm(files, desc="Looking into files", disable=len(files) < 2, leave=False):
+            try:
+                times = list_video(path).times
+            except VideoError as error:
+                broken.append(error)
+                continue
+            times = times[: np.searchsorted(times, times[0] + (self.max_seconds or np.inf))]
+            frames = frames_on_grid(times, self.period_seconds)[: self.max_frames]
+            listed.append(PredictedVideo(video_id, path, frames, times[frames]))
+        if not listed:
+            raise broken[0]
+        for error in broken:
+            rank_zero_warn(f"left out: {error}")
+        return listed
+
+    def _of_files(self) -> Iterator[StreamBatch]:
+        for video in self.videos:
+            try:
+                with open_video(video.path) as reader:
+                    for start in range(0, len(video.frames), self.chunk_frames):
+                        if self._stop.is_set():
+                            return
+                        chunk = slice(start, start + self.chunk_frames)
+                        pictures = reader.get(video.frames[chunk])
+                        yield self._batch(
+                            video.video_id, pictures, video.times[chunk], video.frames[chunk], is_first=start == 0
+                        )
+            except VideoError as error:
+                rank_zero_warn(f"went on behind it: {error}")
+
+    def _of_live(self, source: LiveSource) -> Iterator[StreamBatch]:
+        grid = TimeGrid(self.period_seconds)
+        timer = threading.Timer(self.max_seconds or 0.0, self._stop.set)
+        with LiveCapture(source, grid, self._stop, self.queue_frames, self.reconnect_attempts) as capture:
+            if self.max_seconds is not None:
+                timer.start()
+            size, seconds = None, 0.0
+            try:
+                for frame in islice(capture, self.max_frames):
+                    picture, gap = frame.picture(), frame.seconds - seconds
+                    is_first = size != picture.shape or gap > self.max_gap_seconds
+                    if is_first and size is not None:
+                        height, width = picture.shape[:2]
+                        rank_zero_info(f"{source.name}: starts anew after {gap:.1f} s with {width}x{height} pixels")
+                    size, seconds = picture.shape, frame.seconds
+                    batch = self._batch(source.name, picture[None], [frame.seconds], [frame.index], is_first)
+                    received = torch.tensor([[frame.received]], dtype=torch.float64)
+                    yield batch._replace(capture=Capture(received, capture.dropped, capture.reconnections))
+            finally:
+                timer.cancel()
+
+    def _batch(
+        self,
+        video_id: str,
+        pictures: np.ndarray,
+        times: Sequence[float] | np.ndarray,
+        indices: Sequence[int] | np.ndarray,
+        is_first: bool,
+    ) -> StreamBatch:
+        """T pictures (T, h, w, 3) that are shown at ``times`` as a chunk of one lane."""
+        frames, image_sizes = stack_frames([self.scale(pictures)])
+        length = len(pictures)
+        return StreamBatch(
+            frames=frames,
+            image_sizes=image_sizes,
+            is_first=torch.tensor([is_first]),
+            is_valid=torch.ones(1, length, dtype=torch.bool),
+            annotated=torch.zeros(1, length, dtype=torch.bool),
+            boxes=(torch.empty(0, 4),) * length,
+            labels=(torch.empty(0, self.num_classes),) * length,
+            video_ids=(video_id,),
+            timestamps=torch.tensor(np.asarray(times, np.float64))[None],
+            original_sizes=torch.tensor([pictures.shape[1:3]]),
+            frame_indices=torch.tensor(np.asarray(indices, np.int64))[None],
+            pictures=tuple(pictures),
+        )
+
+
+class _Batches:
+    """What Lightning iterates over."""
+
+    def __init__(self, data: PredictDataModule) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[StreamBatch]:
+        return self.data.batches()
+
+    def __len__(self) -> int:
+        return self.data.num_batches()
+
+
+def files_of(source: str, picture_rate: float) -> list[tuple[str, Video]]:
+    """Names and files that a path stands for: itself, or what its folder holds; videos come before pictures."""
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no source at {source}; name a video file, a folder of videos or of numbered pictures, the number of a "
+            "camera, or an address such as rtsp://..."
+        )
+    if not path.is_dir():
+        return [(path.stem, path)]
+    videos = sorted(file for file in path.rglob("*") if file.suffix.lower() in VIDEO_ENDINGS and file.is_file())
+    if videos:
+        names = [str(file.relative_to(path).with_suffix("")) for file in videos]
+        if len(set(names)) < len(names):  # one name with two endings
+            names = [str(file.relative_to(path)) for file in videos]
+        return list(zip(names, videos, strict=True))
+    if any(NUMBERED.fullmatch(file.name) for file in path.iterdir()):
+        return [(path.resolve().name, PictureFolder(path, picture_rate))]
+    raise ValueError(f"{source} holds neither videos nor numbered pictures such as img_00001.jpg")
+
+
+def _class_names(classes: list[str] | str) -> tuple[str, ...]:
+    if isinstance(classes, str):
+        if not Path(classes).is_file():
+            raise FileNotFoundError(f"no class names at {classes}; name a text file with one a line, or list them")
+        classes = Path(classes).read_text(encoding="utf-8").splitlines()
+    names = tuple(name.strip() for name in classes if name.strip())
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"there must be class names, each of them once, got {', '.join(names) or 'none'}")
+    return names
+
+
+def _read_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items; the next one is made while the last is used."""
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(next, items, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = pool.submit(next, items, None)
+            yield item
+
+
+@contextmanager
+def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    """Let the first Ctrl-C, or SIGTERM, set ``stop``; the second is as usual."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():  # only there signals are handled
+        yield
+        return
+    usual = {number: signal.getsignal(number) for number in signals}
+
+    def restore() -> None:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, frame: object) -> None:
+        restore()
+        stop.set()
+
+    for number in signals:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        restore()

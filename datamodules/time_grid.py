@@ -1,0 +1,44 @@
+"""Which frames of a video a stream takes by their time stamps, whatever the frame rate of the video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+EARLY = 0.25
+"""How far before its moment a frame may be shown and still be taken, in periods: cameras and time stamps jitter."""
+
+
+class TimeGrid:
+    """Takes the first frame of a stream and then one a period: the first that is due at the next moment of the grid.
+
+    Moments lie whole periods after the first frame, so that a frame that comes late, or not at all, delays no other.
+
+    A period of 0.1 s on 25 frames a second takes frames 0, 2 (0.08 s), 5 (0.2 s), 7 (0.28 s), 10 (0.4 s):
+
+    >>> grid = TimeGrid(0.1)
+    >>> [frame for frame in range(11) if grid.takes(frame / 25)]
+    [0, 2, 5, 7, 10]
+    """
+
+    def __init__(self, period_seconds: float) -> None:
+        self.period_seconds = period_seconds
+        self._start: float | None = None
+        self._due = 0
+
+    def takes(self, seconds: float) -> bool:
+        """Whether the frame shown at this moment is taken; moments must not go back."""
+        if self._start is None:
+            self._start = seconds
+        periods = (seconds - self._start) / self.period_seconds + EARLY
+        if periods < self._due:
+            return False
+        self._due = int(periods) + 1
+        return True
+
+
+def frames_on_grid(times: Iterable[float], period_seconds: float) -> np.ndarray:
+    """Numbers of the frames that a stream takes of a whole video: (S,) int64."""
+    grid = TimeGrid(period_seconds)
+    return np.asarray([index for index, seconds in enumerate(times) if grid.takes(seconds)], np.int64)

@@ -1,0 +1,75 @@
+"""From overlaps to hits, and from hits to average precision, for the detections of one class.
+
+Detections are numbered by rank: number 0 is matched first. What they can be matched to are *pairs* of a detection and
+a target that may belong together, given as three equally long arrays: numbers of detections, numbers of targets,
+overlaps.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def first_best(pred: np.ndarray, overlap: np.ndarray) -> np.ndarray:
+    """Indices of each detection's pair of largest overlap, the first of equals; ``pred`` is ascending."""
+    if not len(pred):
+        return np.zeros(0, dtype=np.int64)
+    starts = np.flatnonzero(np.r_[True, pred[1:] != pred[:-1]])
+    largest = np.maximum.reduceat(overlap, starts)
+    ties = np.flatnonzero(overlap == np.repeat(largest, np.diff(np.r_[starts, len(pred)])))
+    return ties[np.r_[True, pred[ties][1:] != pred[ties][:-1]]]
+
+
+def match(pred: np.ndarray, target: np.ndarray, overlap: np.ndarray, num_preds: int, num_targets: int) -> np.ndarray:
+    """Let detections, in the order of their rank, each take its best free target among its pairs: (num_preds,) hits.
+
+    Of equal overlaps the target of the lower number is better. Rather than one detection after the other, a round
+    settles every detection that nobody before it can still interfere with; the first of each frame always is one, and
+    few rounds remain after the first.
+    """
+    order = np.lexsort((target, -overlap, pred))
+    pred, target = pred[order], target[order]
+    hits = np.zeros(num_preds, dtype=bool)
+    taken = np.zeros(num_targets, dtype=bool)
+    while len(pred):
+        first_claim = np.full(num_targets, num_preds)
+        np.minimum.at(first_claim, target, pred)
+        favourite = np.r_[True, pred[1:] != pred[:-1]]
+        settled = favourite & (first_claim[target] == pred)
+        hits[pred[settled]] = True
+        taken[target[settled]] = True
+        left = ~(hits[pred] | taken[target])
+        pred, target = pred[left], target[left]
+    return hits
+
+
+def settle_ties(hits: np.ndarray, scores: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Hits in an order that does not depend on how frames are numbered.
+
+    ``hits``, ``scores`` (descending) and ``frames`` are those of detections in the order in which they were matched.
+    Within a frame that order stays. Frames with equal scores take turns: first the first such detection of each frame,
+    misses before hits, then the second ones. It is an order in which they could have been matched, and of those a
+    cautious one: a detector that scores everything alike is not credited with luck.
+    """
+    tie = np.cumsum(np.r_[0, scores[1:] != scores[:-1]][: len(scores)])
+    if not len(tie) or tie[-1] == len(tie) - 1:
+        return hits
+    by_frame = np.lexsort((frames, tie))
+    starts = np.r_[True, (np.diff(frames[by_frame]) != 0) | (np.diff(tie[by_frame]) != 0)]
+    turn = np.empty(len(tie), np.int64)
+    turn[by_frame] = np.arange(len(tie)) - np.maximum.accumulate(np.where(starts, np.arange(len(tie)), 0))
+    return hits[np.lexsort((hits, turn, tie))]
+
+
+def envelope_area(hits: np.ndarray, num_targets: int) -> float:
+    """All-point AP (Pascal VOC since 2010): precision made monotone from the right, summed where recall rises."""
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(envelope[hits].sum() / num_targets)
+
+
+def trapezoid_area(hits: np.ndarray, num_targets: int) -> float:
+    """AP of ACT and MOC: trapezoids between the raw points, starting from recall 0 at precision 1."""
+    precision = np.r_[1.0, np.cumsum(hits) / np.arange(1, len(hits) + 1)]
+    steps = (precision[1:] + precision[:-1]) / 2
+    return float(steps[hits].sum() / num_targets)

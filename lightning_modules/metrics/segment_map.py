@@ -1,0 +1,337 @@
+"""Segment mean average precision: how well actions are found in time (THUMOS14, ActivityNet).
+
+The rules are those of ActionFormer and OpenTAD, which are the same:
+
+- Ground truth: of segments of one video and class that start and end within a millisecond of each other the first
+  counts, shorter ones than a millisecond do not count at all.
+- The detections of a class, those of all videos together, come by descending score. Each walks through the segments of
+  its video and class in order of descending overlap: one that overlaps by less than the threshold makes it a false
+  positive, one that is taken lets it try the next, a free one makes it a hit. Overlap is intersection over union of
+  continuous times; exactly the threshold is a hit.
+- Average precision is the area under the precision envelope at every point. A class without ground truth is left out, a
+  class with ground truth and no detection has 0. The mean is over classes, then over thresholds.
+
+Where scores are tied the references leave the order to an unstable sort. Here equal scores of a video come in order of
+time, and those of several videos take turns, misses before hits: one of the orders that the references allow, and the
+same however videos and rows are ordered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+SAME_SECONDS = 1e-3
+"""Ends of ground-truth segments that are no further apart are the same."""
+
+
+class SegmentRows(NamedTuple):
+    """N segments; numpy."""
+
+    videos: np.ndarray
+    """(N,) int64, number of the video."""
+    classes: np.ndarray
+    """(N,) int64."""
+    segments: np.ndarray
+    """(N, 2) float64, start and end in seconds."""
+    scores: np.ndarray
+    """(N,) float64; ground truth has ones."""
+
+    def take(self, rows: np.ndarray) -> SegmentRows:
+        """The chosen rows, by index or by mask."""
+        return SegmentRows(*(column[rows] for column in self))
+
+
+def average_precisions(
+    preds: SegmentRows, targets: SegmentRows, num_classes: int, tiou_thresholds: Sequence[float]
+) -> np.ndarray:
+    """AP at each threshold of each class: (thresholds, num_classes) float64, NaN for a class without ground truth.
+
+    A video with one segment, 10 s to 20 s, and two detections of it: 10 s to 20 s scored 0.8, 0 s to 5 s scored 0.9.
+    The first by score is a false positive, the second a hit at precision 1/2, so AP is 1/2.
+    """
+    targets = unique_segments(targets)
+    targets = targets.take(np.lexsort((*targets.segments.T[::-1], targets.classes, targets.videos)))
+    # From here on a detection's index tells its place among those of its video and class.
+    preds = preds.take(np.lexsort((*preds.segments.T[::-1], -preds.scores, preds.videos, preds.classes)))
+    turn = _turns(preds)
+    pred, target, tiou = _overlapping_pairs(preds, targets, num_classes, min(tiou_thresholds))
+
+    num_targets = np.bincount(targets.classes, minlength=num_classes)
+    bounds = np.searchsorted(preds.classes, np.arange(num_classes + 1))
+    result = np.full((len(tiou_thresholds), num_classes), np.nan)
+    for row, threshold in zip(result, tiou_thresholds, strict=True):
+        close_enough = tiou >= threshold
+        hits = _match(pred[close_enough], target[close_enough], len(preds.scores), len(targets.scores))
+        ranked = hits[np.lexsort((hits, turn, -preds.scores, preds.classes))]
+        for index in np.flatnonzero(num_targets):
+            row[index] = _envelope_area(ranked[bounds[index] : bounds[index + 1]], num_targets[index])
+    return result
+
+
+def unique_segments(targets: SegmentRows) -> SegmentRows:
+    """The rows without those shorter than ``SAME_SECONDS`` and without repetitions, in order of video and class."""
+    length = targets.segments[:, 1] - targets.segments[:, 0]
+    targets = targets.take(length >= SAME_SECONDS)
+    # Stable: of repetitions the first to come is the one that stays, as in the references.
+    targets = targets.take(np.lexsort((targets.classes, targets.videos)))
+    fresh = np.r_[True, (np.diff(targets.videos) != 0) | (np.diff(targets.classes) != 0)][: len(targets.scores)]
+    keep = np.ones(len(targets.scores), dtype=bool)
+    bounds = np.r_[np.flatnonzero(fresh), len(targets.scores)]
+    for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        for row in range(start + 1, stop):
+            apart = np.abs(targets.segments[start:row] - targets.segments[row])[keep[start:row]]
+            keep[row] = not (apart <= SAME_SECONDS).all(axis=1).any()
+    return targets.take(keep)
+
+
+def _turns(preds: SegmentRows) -> np.ndarray:
+    """(N,) which of the equally scored detections of its video and class each one is; rows are in that order."""
+    if not len(preds.scores):
+        return np.zeros(0, dtype=np.int64)
+    fresh = (np.diff(preds.classes) != 0) | (np.diff(preds.videos) != 0) | (np.diff(preds.scores) != 0)
+    starts = np.flatnonzero(np.r_[True, fresh])
+    return np.arange(len(preds.scores)) - np.repeat(starts, np.diff(np.r_[starts, len(preds.scores)]))
+
+
+def _overlapping_pairs(
+    preds: SegmentRows, targets: SegmentRows, num_classes: int, at_least: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Detections and segments of one video and class that overlap by a tIoU: (detection, segment, tIoU).
+
+    Detections come in their order, the segments of each by descending tIoU. ``targets`` is in order of video and class.
+    """
+    key, target_key = (rows.videos * num_classes + rows.classes for rows in (preds, targets))
+    start = np.searchsorted(target_key, key, side="left")
+    counts = np.searchsorted(target_key, key, side="right") - start
+    left = np.repeat(np.arange(len(key)), counts)
+    right = np.arange(len(left)) + np.repeat(start - (np.cumsum(counts) - counts), counts)
+    tiou = pairwise_tiou(preds.segments[left], targets.segments[right])
+    wanted = np.flatnonzero(tiou >= at_least)
+    left, right, tiou = left[wanted], right[wanted], tiou[wanted]
+    order = np.lexsort((right, -tiou, left))
+    return left[order], right[order], tiou[order]
+
+
+def pairwise_tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Temporal IoU of row i of ``a`` with row i of ``b``, both (P, 2): (P,)."""
+    inner = np.clip(np.minimum(a[:, 1], b[:, 1]) - np.maximum(a[:, 0], b[:, 0]), 0, None)
+    union = (a[:, 1] - a[:, 0]) + (b[:, 1] - b[:, 0]) - inner
+    return np.divide(inner, union, out=np.zeros_like(inner), where=union > 0)
+
+
+def _match(pred: np.ndarray, target: np.ndarray, num_preds: int, num_targets: int) -> np.ndarray:
+    """Let detections, in their order, each take the first free segment among their pairs: (num_preds,) hits.
+
+    A round settles every detection whose favourite nobody before it can still want; few rounds remain after the first.
+    """
+    hits = np.zeros(num_preds, dtype=bool)
+    taken = np.zeros(num_targets, dtype=bool)
+    while len(pred):
+        first_claim = np.full(num_targets, num_preds)
+        np.minimum.at(first_claim, target, pred)
+        favourite = np.r_[True, pred[1:] != pred[:-1]]
+        settled = favourite & (first_claim[target] == pred)
+        hits[pred[settled]] = True
+        taken[target[settled]] = True
+        left = ~(hits[pred] | taken[target])
+        pred, target = pred[left], target[left]
+    return hits
+
+
+def _envelope_area(hits: np.ndarray, num_targets: int) -> float:
+    """All-point AP: precision made monotone from the right, summed where recall rises."""
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(envelope[hits].sum() / num_targets)
+
+
+def _explain_zero(preds: SegmentRows, targets: SegmentRows, threshold: float) -> str:
+    """Why the mean is 0 or undefined, in words."""
+    if not len(targets.scores):
+        return "no ground truth: no video has a segment"
+    if not len(preds.scores):
+        return "no detection: nothing passed the detector's score threshold"
+    expected, found = np.unique(targets.classes), np.unique(preds.classes)
+    if not np.isin(expected, found).any():
+        return (
+            f"class never predicted: ground truth has the classes {expected.tolist()}, detections have "
+            f"{found.tolist()}; check where labels start to count"
+        )
+    best = preds.take(np.argsort(-preds.scores, kind="stable")[:100_000])  # enough to judge by, and quick
+    best, by_video = (
+        rows._replace(classes=np.zeros_like(rows.classes)).take(np.argsort(rows.videos, kind="stable"))
+        for rows in (best, targets)
+    )
+    largest = _overlapping_pairs(best, by_video, 1, 0.0)[2].max(initial=0.0)
+    if largest >= threshold:
+        return f"no overlap >= {threshold:g} within a class: segments overlap by up to {largest:.3f}, with other labels"
+    return (
+        f"no overlap >= {threshold:g}: the largest is {largest:.3f}; detections end by {preds.segments.max():.4g} s, "
+        f"ground truth by {targets.segments.max():.4g} s; check that both count seconds from the start of the video"
+    )
+
+
+class SegmentMeanAveragePrecision(Metric):
+    """Segment mAP over all videos that ``update`` has seen; see the module's docstring for the rules.
+
+    Args:
+        num_classes: number of classes K; labels are 0..K-1.
+        tiou_thresholds: overlaps from which on a detection is a hit; 0.3 to 0.7 for THUMOS14, 0.5 to 0.95 in steps of
+            0.05 for ActivityNet.
+
+    Videos are told apart by position, so every video is passed exactly once: leave out what a distributed sampler
+    repeats to even out its ranks. A video without ground truth counts; all its detections are false positives.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    pred_counts: list[Tensor]
+    pred_segments: list[Tensor]
+    pred_scores: list[Tensor]
+    pred_labels: list[Tensor]
+    target_counts: list[Tensor]
+    target_segments: list[Tensor]
+    target_labels: list[Tensor]
+
+    def __init__(
+        self, num_classes: int, tiou_thresholds: Sequence[float] = (0.3, 0.4, 0.5, 0.6, 0.7), **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        if not tiou_thresholds or not all(0 < threshold <= 1 for threshold in tiou_thresholds):
+            raise ValueError(f"tiou_thresholds must be one or more numbers in (0, 1], got {tiou_thresholds}")
+        self.num_classes = num_classes
+        self.tiou_thresholds = tuple(float(threshold) for threshold in tiou_thresholds)
+        # A video is a count of consecutive rows, not a number that two ranks could both use: gathering concatenates
+        # counts and rows alike, rank after rank, and so keeps videos whole and apart.
+        for name in self._empty_states():
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+        self.reset()
+
+    @property
+    def protocol(self) -> str:
+        """What a printed number is to be called by."""
+        shown = ", ".join(f"{threshold:g}" for threshold in self.tiou_thresholds)
+        return f"segment mAP@tIoU {shown} (ActionFormer/OpenTAD)"
+
+    def _empty_states(self) -> dict[str, Tensor]:
+        whole = torch.zeros(0, dtype=torch.int64, device=self.device)
+        # In float32 an overlap of exactly 0.7 may come out below it, a miss.
+        segments = torch.zeros(0, 2, dtype=torch.float64, device=self.device)
+        return {
+            "pred_counts": whole,
+            "pred_segments": segments,
+            "pred_scores": segments[:, 0],
+            "pred_labels": whole,
+            "target_counts": whole,
+            "target_segments": segments,
+            "target_labels": whole,
+        }
+
+    def reset(self) -> None:
+        """Forget all videos. Each state starts with an empty tensor: a rank without a video gathers the right dtype."""
+        super().reset()
+        for name, empty in self._empty_states().items():
+            getattr(self, name).append(empty)
+
+    def update(self, preds: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]) -> None:
+        """Add whole videos; entry i of both sequences belongs to the same video.
+
+        Args:
+            preds: one dict a video: ``segments`` (N, 2) start and end in seconds, ``scores`` (N,), ``labels`` (N,) int.
+            targets: one dict a video: ``segments`` (M, 2), ``labels`` (M,) int.
+        """
+        if len(preds) != len(targets):
+            raise ValueError(f"preds has {len(preds)} videos but targets has {len(targets)}")
+        sides = ("pred", ("segments", "scores", "labels"), preds), ("target", ("segments", "labels"), targets)
+        empty, new = self._empty_states(), {}
+        for side, columns, videos in sides:
+            counts = [_num_rows(video, f"{side}s[{index}]", columns) for index, video in enumerate(videos)]
+            new[f"{side}_counts"] = torch.tensor(counts, dtype=torch.int64, device=self.device)
+            for column in columns:
+                rows = _concatenate((video[column] for video in videos), empty[f"{side}_{column}"])
+                new[f"{side}_{column}"] = rows
+                self._check(rows, column, side)
+        for name, rows in new.items():
+            getattr(self, name).append(rows)
+
+    def _check(self, rows: Tensor, column: str, side: str) -> None:
+        if not rows.numel():
+            return
+        if column != "labels":
+            if not torch.isfinite(rows).all():
+                raise ValueError(f"{side}s have NaN or infinite {column}")
+            return
+        lowest, highest = (int(value) for value in rows.aminmax())
+        if not 0 <= lowest <= highest < self.num_classes:
+            raise ValueError(
+                f"{side} labels run from {lowest} to {highest} but num_classes={self.num_classes} means 0 to "
+                f"{self.num_classes - 1}"
+            )
+
+    def compute(self) -> dict[str, Any]:
+        """The result over all videos, of T thresholds.
+
+        Returns:
+            ``map``: scalar fraction, NaN without ground truth. ``map_per_threshold``: (T,). ``map_per_class``: (K,),
+            means over the thresholds, NaN for classes without ground truth. ``classes``: (K,) their ids.
+            ``num_videos``: videos evaluated. ``num_segments``: ground-truth segments that count. ``explanation``: in
+            words why ``map`` is 0 or NaN, otherwise empty.
+        """
+        preds, targets = self._rows("pred"), self._rows("target")
+        ap = average_precisions(preds, targets, self.num_classes, self.tiou_thresholds)
+        scored = ~np.isnan(ap[0])
+        per_threshold = ap[:, scored].mean(axis=1) if scored.any() else np.full(len(ap), np.nan)
+        mean = per_threshold.mean()
+        explanation = "" if mean > 0 else _explain_zero(preds, targets, min(self.tiou_thresholds))
+        return {
+            "map": torch.tensor(mean, dtype=torch.float64, device=self.device),
+            "map_per_threshold": torch.tensor(per_threshold, device=self.device),
+            "map_per_class": torch.tensor(ap.mean(axis=0), device=self.device),
+            "classes": torch.arange(self.num_classes, device=self.device),
+            "num_videos": torch.tensor(len(dim_zero_cat(self.target_counts)), device=self.device),
+            "num_segments": torch.tensor(len(unique_segments(targets).scores), device=self.device),
+            "explanation": explanation,
+        }
+
+    def _rows(self, side: str) -> SegmentRows:
+        counts, segments, labels = (
+            dim_zero_cat(getattr(self, f"{side}_{column}")).cpu().numpy() for column in ("counts", "segments", "labels")
+        )
+        scores = dim_zero_cat(self.pred_scores).cpu().numpy() if side == "pred" else np.ones(len(labels))
+        return SegmentRows(np.repeat(np.arange(len(counts)), counts), labels, segments, scores)
+
+
+def _concatenate(parts: Iterable[Tensor], empty: Tensor) -> Tensor:
+    """Rows of all videos, of the dtype and on the device of ``empty``, which stands in where there is no row."""
+    rows = [part.detach().to(device=empty.device, dtype=empty.dtype) for part in parts if part.numel()]
+    return torch.cat([empty, *rows])
+
+
+def _num_rows(video: Mapping[str, Tensor], where: str, columns: Sequence[str]) -> int:
+    """Number of rows of one video, after a look at shapes and types."""
+    missing = [column for column in columns if column not in video]
+    if missing:
+        raise ValueError(f"{where} has no {missing}; it has {sorted(video)}")
+    lengths = {column: len(video[column]) for column in columns}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"{where} has columns of different lengths: {lengths}")
+    segments, labels = video["segments"], video["labels"]
+    if lengths["segments"] and (segments.ndim != 2 or segments.shape[1] != 2):
+        raise ValueError(f"{where}['segments'] must be (N, 2) start and end, got {tuple(segments.shape)}")
+    for column in columns[1:]:
+        if video[column].ndim != 1:
+            raise ValueError(f"{where}[{column!r}] must be (N,), got {tuple(video[column].shape)}")
+    if lengths["labels"] and (labels.is_floating_point() or labels.dtype == torch.bool):
+        raise TypeError(f"{where}['labels'] must be integers, got {labels.dtype}")
+    return lengths["segments"]

@@ -1,0 +1,96 @@
+"""Segment detections in a file: the json form of the ActivityNet challenge, which every evaluator of the field reads.
+
+``{"version": ..., "results": {video: [{"label": name, "score": ..., "segment": [start, end]}]}, "external_data": {}}``
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def write_results(
+    path: str | Path,
+    results: Mapping[str, Mapping[str, Tensor]],
+    class_names: Sequence[str],
+    version: str = "onlooker",
+    external_data: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the detections of many videos, whole or not at all; numbers as they are, so that scores survive.
+
+    Args:
+        path: the json file; folders on the way to it are made.
+        results: for each video ``segments`` (N, 2) seconds, ``scores`` (N,), ``labels`` (N,) int, as
+            ``SegmentMeanAveragePrecision`` takes them. A video without detection keeps its empty entry.
+        class_names: what label n is called.
+        version: what the file says of its origin.
+        external_data: notes on the way the detections were made, such as weights and protocol.
+    """
+    record = {
+        "version": version,
+        "results": {
+            video: [
+                {"label": class_names[label], "score": score, "segment": segment}
+                for segment, score, label in zip(
+                    *(detections[name].tolist() for name in ("segments", "scores", "labels")), strict=True
+                )
+            ]
+            for video, detections in results.items()
+        },
+        "external_data": dict(external_data or {}),
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_results(path: str | Path, class_names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """Read detections from whatever program: for each video ``segments``, ``scores`` (float64) and ``labels``.
+
+    Videos are called as the file calls them. Detections of a class that is not among ``class_names`` are left out, as
+    evaluators do; a file without any known class is an error.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of detections")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not json: {error}") from None
+    if not isinstance(record, dict) or not isinstance(record.get("results"), dict):
+        raise ValueError(f'{path} has no "results"; expected {{"results": {{video: [{{label, score, segment}}]}}}}')
+    numbers = {name: number for number, name in enumerate(class_names)}
+    unknown: set[str] = set()
+    results = {}
+    for video, detections in record["results"].items():
+        try:
+            rows = [(row["label"], float(row["score"]), [float(end) for end in row["segment"]]) for row in detections]
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"{path}: a detection of {video} is not {{label, score, segment: [start, end]}} ({error!r})"
+            ) from None
+        if not all(len(ends) == 2 and all(map(math.isfinite, (score, *ends))) for _, score, ends in rows):
+            raise ValueError(f"{path}: a detection of {video} has no finite score, start and end")
+        unknown |= {label for label, _, _ in rows} - numbers.keys()
+        known = [row for row in rows if row[0] in numbers]
+        results[video] = {
+            "segments": torch.tensor([ends for *_, ends in known], dtype=torch.float64).reshape(-1, 2),
+            "scores": torch.tensor([score for _, score, _ in known], dtype=torch.float64),
+            "labels": torch.tensor([numbers[label] for label, *_ in known], dtype=torch.int64),
+        }
+    if unknown and not any(len(video["labels"]) for video in results.values()):
+        known, found = (", ".join(map(str, names[:3])) for names in (class_names, sorted(unknown, key=str)))
+        raise ValueError(f"{path} names none of the {len(class_names)} classes ({known} ...) but {found}")
+    return results
