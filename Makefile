@@ -10,7 +10,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test bench-evad lint clean
+.PHONY: help venv demo test bench bench-evad lint clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +42,9 @@ demo: venv ## Make the Puppets videos, distil the DSTA student, measure it besid
 # One thread a process: the tests are small, and more threads only fight over the cores.
 test: venv ## Run the tests: neither GPU nor data set needed
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest $(ARGS)
+
+bench: venv ## Time the students against their teacher at its real size (a quarter of an hour on two cores)
+	$(PY) -m tests.bench_streaming $(ARGS)
 
 bench-evad: venv ## Time EVAD at its published size against the published arithmetic (half an hour on two cores)
 	$(PY) -m tests.bench_evad $(ARGS)

@@ -28,18 +28,24 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 import callbacks.benchmark
+import callbacks.detection_file
 import callbacks.prediction_writer
+import callbacks.progress
 import callbacks.visualisation
 import datamodules.annotations.ava
 import datamodules.annotations.jhmdb
 import datamodules.annotations.own_videos
 import datamodules.annotations.ucf101_24
 import datamodules.clip
+import datamodules.predict
 import datamodules.puppets
 import datamodules.stream
 import lightning_modules.clip_detection
 import lightning_modules.distillation
 import lightning_modules.stream_detection
+from datamodules.check import check_data
+from lightning_modules.metrics.frame_ap import FrameMapSettings
+from lightning_modules.scoring import score_file
 
 DEFAULTS = Path(__file__).parent / "configs" / "trainer" / "defaults.yaml"
 """Read before any ``--config``."""
@@ -57,38 +63,71 @@ class OnlookerTrainer(Trainer):
         model: None,
         datamodule: LightningDataModule,
         page: Path = Path("runs/check.png"),
+        page_clips: int = 12,
+        every_frame: bool = False,
+        names_shown: int = 10,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
         """Look through the data that a config names, draw some of it, and say what is wrong.
 
+        The exit status is 1 where something is.
+
         Args:
             page: where the picture of clips with their boxes goes.
+            page_clips: how many clips it shows at most.
+            every_frame: decode every frame, not only the first and the last of each video.
+            names_shown: how many lines or videos are named for each kind of mistake.
             ckpt_path, weights_only: not used; a run's ``config.yaml``, which has them, can be given as it is.
         """
-        raise NotImplementedError
+        report = check_data(datamodule, page, page_clips, every_frame)
+        print(report.text(names_shown))
+        if report.mistakes:
+            sys.exit(1)
 
     def score(
         self,
         model: None,
         datamodule: LightningDataModule,
         predictions: Path,
+        split: Literal["val", "test"] = "test",
+        metric: FrameMapSettings | None = None,
+        tolerance_seconds: float = 0.01,
+        verbose: bool = True,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
         """Score detections that were saved earlier, without a model.
 
         Args:
-            predictions: what ``test`` saved, or another program in the same form.
+            predictions: what ``test`` saved with ``callbacks.detection_file.DetectionFile``, or another program in the
+                same form: a csv of ``video,seconds,x1,y1,x2,y2,action_id,score``.
+            split: whose ground truth; ``val`` for what ``validate`` saved.
+            metric: the protocol; that of the config's model by default.
+            tolerance_seconds: how far a time stamp may be from that of its keyframe.
+            verbose: also print the AP of every class.
             ckpt_path, weights_only: not used; a run's ``config.yaml``, which has them, can be given as it is.
         """
-        raise NotImplementedError
+        keyframes, names = datamodule.true_keyframes(split), datamodule.class_names
+        score = score_file(
+            predictions, keyframes, len(names), datamodule.evaluated_classes, metric, tolerance_seconds
+        )
+        print(score.text(names, every_class=verbose))
 
     def export(
         self,
         model: LightningModule,
         datamodule: LightningDataModule,
         format: Literal["onnx", "torch_export"] = "onnx",
+        output: Path | None = None,
+        image_size: tuple[int, int] | None = None,
+        batch_size: int = 1,
+        dynamic_batch: bool = False,
+        video: Path | None = None,
+        parity_frames: int = 200,
+        tolerance: float = 1e-3,
+        opset: int = 18,
+        benchmark: bool = False,
         ckpt_path: str | None = None,
         weights_only: bool | None = True,
     ) -> None:
@@ -96,10 +135,60 @@ class OnlookerTrainer(Trainer):
 
         Args:
             format: ``onnx`` for onnxruntime and others, ``torch_export`` for PyTorch alone.
+            output: the file, ``runs/export/<name>`` by default; its ending says the format whatever is given here.
+            image_size: height and width of the frames in pixels, padded inside; the size of the video's frames as the
+                data reads them, or without a video the square that the network was made for.
+            batch_size: streams (clips) a call. dynamic_batch: any number of them instead.
+            video: a film like those to come; what was exported is compared with PyTorch on its frames, or on moving
+                blobs where there is none.
+            parity_frames: over how many frames. tolerance: largest difference in pixels and in scores.
+            opset: version of the ONNX operators.
+            benchmark: time what was exported and PyTorch in turn, a row each in ``results/benchmark.md``.
             ckpt_path: checkpoint of a run; without it the weights that the config names.
-            weights_only: refuse checkpoints that hold more than tensors and plain values.
+            weights_only: checkpoints are never read otherwise here.
         """
-        raise NotImplementedError
+        name = self.logger.name if self.logger else type(model).__name__
+        if ckpt_path is not None:
+            load_exactly(model.network, read_state_dict(ckpt_path))
+        weights = str(ckpt_path or getattr(model, "weights", None) or "as configured")
+        frames = None if video is None else video_frames(video, datamodule, parity_frames, image_size)
+        num_frames = getattr(datamodule, "num_frames", None)
+        graph = graph_of(model, image_size if frames is None else frames.shape[1:3], num_frames)
+        exported = export_graph(
+            graph,
+            output or Path("runs/export") / name,
+            moving_blobs(parity_frames, graph.image_size) if frames is None else frames,
+            format,
+            None if dynamic_batch else batch_size,
+            parity_frames,
+            tolerance,
+            opset,
+            {
+                "class_names": list(datamodule.class_names),
+                "frame_stride": datamodule.frame_stride,
+                "person_threshold": model.person_threshold,
+                "weights": weights,
+                "commit": callbacks.benchmark.commit(Path(__file__).parent),
+                "compared_on": "moving blobs" if video is None else video.name,
+            },
+        )
+        print(exported.summary())
+        if benchmark:
+            print(enter_exported(exported, graph, model, name, weights))
+
+
+def video_frames(
+    video: Path, datamodule: LightningDataModule, count: int, image_size: tuple[int, int] | None
+) -> np.ndarray:
+    """The first frames of a file at the stride and scale of the data, uint8 (N, H, W, 3)."""
+    store = DecodedFrames(datamodule.store.scale)
+    facts = store.facts(video)
+    if image_size not in (None, facts.size):
+        raise ValueError(
+            f"{video} is read in {facts.size[0]}x{facts.size[1]} pixels, but image_size={list(image_size)}; leave "
+            "image_size out, or set the scale of the data (data.init_args.short_side)"
+        )
+    return store.get(video, range(0, len(facts.times), datamodule.frame_stride)[:count])
 
 
 class OnlookerCLI(LightningCLI):
@@ -134,7 +223,8 @@ class OnlookerCLI(LightningCLI):
     def _count_classes(self, config: Namespace) -> None:
         """Let networks whose ``num_classes`` is 0 have as many as the data has."""
         init_args = config.model.get("init_args") or Namespace()
-        networks = [value["init_args"] for value in vars(init_args).values() if isinstance(value, Namespace)]
+        classes = [value for value in vars(init_args).values() if isinstance(value, Namespace) and "init_args" in value]
+        networks = [value["init_args"] for value in classes]
         uncounted = [network for network in networks if network.get("num_classes") == 0]
         if uncounted and config.get("data") is not None:
             data = self._parser(self.subcommand).instantiate_classes(Namespace(data=config.data)).data
@@ -152,6 +242,8 @@ class OnlookerCLI(LightningCLI):
 
     def _instantiate_data_and_trainer(self) -> None:
         config = self.config[self.subcommand].clone()
+        if self.subcommand == "score" and config.metric is None:
+            config.metric = (config.model.get("init_args") or Namespace()).get("metric")
         del config["model"]
         self.config_init = Namespace({self.subcommand: self._parser(self.subcommand).instantiate_classes(config)})
         self.datamodule, self.model = self.config_init[self.subcommand].get("data"), None

@@ -106,12 +106,7 @@ class BenchmarkTable(Callback):
                 "benchmark_state, benchmark_reference and benchmark_published_gflops "
                 "(callbacks.benchmark.Benchmarkable); or take BenchmarkTable out of trainer.callbacks"
             )
-        row = self.measure(trainer, pl_module)
-        file = self.folder / "benchmark.jsonl"
-        append_row(file, row)
-        table = render_table(read_rows(file))
-        _replace_text(self.folder / "benchmark.md", f"{HEADER}\n{table}")
-        print(f"\n{table}")
+        print(f"\n{enter(self.folder, self.measure(trainer, pl_module))}")
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The row of a module that is ``Benchmarkable``; every value fits into JSON."""
@@ -186,6 +181,15 @@ def _git(folder: Path, *arguments: str) -> str:
         return ""
 
 
+def enter(folder: Path, row: Row) -> str:
+    """Add a row to ``benchmark.jsonl`` and render ``benchmark.md`` anew; returns the table."""
+    file = folder / "benchmark.jsonl"
+    append_row(file, row)
+    table = render_table(read_rows(file))
+    _replace_text(folder / "benchmark.md", f"{HEADER}\n{table}")
+    return table
+
+
 def append_row(file: Path, row: Row) -> None:
     """Add one line in a single write, so that runs that end together do not mix theirs."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -232,6 +236,8 @@ def _map(row: Row) -> str:
 
 
 def _gflops(row: Row) -> str:
+    if row["gflops"] is None:
+        return "-"
     incomplete = " (incomplete)" if row["uncounted_operators"] else ""
     published = row.get("gflops_published")  # rows of earlier versions lack it
     compared = "" if published is None else f" ({published:.4g} by published arithmetic)"

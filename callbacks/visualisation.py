@@ -61,11 +61,11 @@ def draw_detections(
     layers = (true_boxes, true_texts, GREEN, True), (boxes, texts, ORANGE, False)
     corners = [_whole_pixels(rows, scale, canvas) for rows, *_ in layers]
     for (_, _, colour, _), rows in zip(layers, corners, strict=True):
-        _draw_boxes(canvas, rows, colour)
+        draw_boxes(canvas, rows, colour)
     # Text after all boxes: a line through a word hides more than a word over a line.
     for (_, words, colour, below), rows in zip(layers, corners, strict=True):
         for box, text in zip(rows, words, strict=True):
-            _draw_text(canvas, text, box, colour, below)
+            draw_text(canvas, text, box, colour, below)
     return torch.from_numpy(canvas).permute(2, 0, 1).contiguous()
 
 
@@ -76,14 +76,14 @@ def _whole_pixels(boxes: Tensor, scale: int, canvas: np.ndarray) -> list[list[in
     return (boxes.detach().cpu().float() * scale).round().long().clamp(min=0).minimum(limits).tolist()
 
 
-def _draw_boxes(canvas: np.ndarray, boxes: list[list[int]], colour: tuple[int, int, int]) -> None:
+def draw_boxes(canvas: np.ndarray, boxes: list[list[int]], colour: tuple[int, int, int]) -> None:
     import cv2
 
     for x1, y1, x2, y2 in boxes:
         cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness=2)
 
 
-def _draw_text(canvas: np.ndarray, text: str, box: list[int], colour: tuple[int, int, int], below: bool) -> None:
+def draw_text(canvas: np.ndarray, text: str, box: list[int], colour: tuple[int, int, int], below: bool) -> None:
     """White lines on the box's colour, outside the box at its left edge, pushed back into the canvas where needed."""
     if not text:
         return

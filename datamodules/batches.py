@@ -82,6 +82,20 @@ class StreamBatch(NamedTuple):
     """Of a live source alone."""
 
 
+class TrueKeyframe(NamedTuple):
+    """The ground truth of one keyframe that detectors are scored on: M boxes, K classes."""
+
+    video_id: str
+    timestamp: float
+    """Seconds as the data set's annotation counts them: AVA's films begin at 900."""
+    boxes: np.ndarray
+    """(M, 4) float32 xyxy in pixels of the original video."""
+    labels: np.ndarray
+    """(M, K) multi-hot."""
+    original_size: tuple[int, int]
+    """Height and width of the original video."""
+
+
 class SegmentBatch(NamedTuple):
     """B windows of T steps of untrimmed videos; a step is a sampled frame or a stored feature.
 

@@ -93,6 +93,10 @@ class ClipDataModule(DetectionDataModule):
         self.min_keyframe_boxes = min_keyframe_boxes
         self.seed = seed
 
+    @property
+    def evaluation_grid(self) -> int:
+        return self.keyframe_grid
+
     def train_dataloader(self) -> DataLoader:
         dataset = self._dataset(
             "train", annotated_samples(self.videos("train"), self.min_keyframe_boxes), self.transform

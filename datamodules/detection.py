@@ -10,9 +10,10 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
+from datamodules.batches import TrueKeyframe
 from datamodules.frame_cache import FrameCache
 from datamodules.frames import DecodedFrames, FrameScale, FrameStore
-from datamodules.windows import TimedVideo, time_video
+from datamodules.windows import TimedVideo, time_video, true_keyframes
 
 BatchT = TypeVar("BatchT")
 STAGE_SPLITS: dict[str, tuple[Split, ...]] = {
@@ -95,6 +96,19 @@ class DetectionDataModule(LightningDataModule):
     def frames_of(self, split: Split | Literal["predict"]) -> FrameStore:
         """Where the frames of these videos come from."""
         return self.predict_store if split == "predict" else self.store
+
+    @property
+    def evaluation_grid(self) -> int:
+        """Stride of the stream whose keyframes are evaluated."""
+        raise NotImplementedError
+
+    def true_keyframes(self, split: Split) -> list[TrueKeyframe]:
+        """What detectors are scored on in a split. Nothing is decoded for it, and ``setup`` need not have been called.
+        """
+        self.source.prepare()
+        store = DecodedFrames(self.store.scale)  # a cache would be filled first
+        videos = [time_video(video, store) for video in self.source.videos(split)]
+        return true_keyframes(videos, self.evaluation_grid, self.source.start_seconds)
 
     @property
     def rank(self) -> int:

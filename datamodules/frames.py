@@ -32,6 +32,8 @@ class FrameFacts(NamedTuple):
 class FrameStore:
     """Frames of any number of videos. Cheap to send to another process: nothing open travels along."""
 
+    scale: FrameScale
+
     def facts(self, video: Video) -> FrameFacts:
         raise NotImplementedError
 

@@ -7,6 +7,7 @@ oldest is dropped and counted.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -85,6 +86,7 @@ class LiveCapture:
         queue_frames: frames that may wait; 1 always takes the newest, more even out sources that deliver in bursts, at
             the cost of as much delay.
         reconnect_attempts: attempts in a row after which a lost source is given up, with a ``VideoError``.
+        max_seconds: the iteration ends after so long, whatever came in; None sets no limit.
         first_wait_seconds: before the first attempt to reconnect.
 
     Attributes:
@@ -99,6 +101,7 @@ class LiveCapture:
         stop: threading.Event,
         queue_frames: int = 1,
         reconnect_attempts: int = 10,
+        max_seconds: float | None = None,
         first_wait_seconds: float = FIRST_WAIT_SECONDS,
     ) -> None:
         self.source = source
@@ -106,16 +109,19 @@ class LiveCapture:
         self.stop = stop
         self.queue_frames = queue_frames
         self.reconnect_attempts = reconnect_attempts
+        self.max_seconds = math.inf if max_seconds is None else max_seconds
         self.first_wait_seconds = first_wait_seconds
         self.received = self.dropped = self.reconnections = 0
         self._clock = StreamClock()
         self._queue: deque[LiveFrame] = deque()
         self._changed = threading.Condition()
         self._error: Exception | None = None
+        self._deadline = math.inf
         # A daemon: a decoder that waits for data cannot be woken, and must not keep the program from ending.
         self._thread = threading.Thread(target=self._run, name=f"capture {source.name}", daemon=True)
 
     def __enter__(self) -> LiveCapture:
+        self._deadline = time.monotonic() + self.max_seconds
         self._thread.start()
         return self
 
@@ -132,10 +138,13 @@ class LiveCapture:
             while not self._queue:
                 if self._error is not None:
                     raise self._error
-                if self.stop.is_set():
+                if self._over():
                     return None
                 self._changed.wait(POLL_SECONDS)
-            return None if self.stop.is_set() else self._queue.popleft()
+            return None if self._over() else self._queue.popleft()
+
+    def _over(self) -> bool:
+        return self.stop.is_set() or time.monotonic() > self._deadline
 
     def _run(self) -> None:
         try:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -21,14 +19,13 @@ from datamodules.collate import stack_frames
 from datamodules.frames import FrameScale, Interpolation
 from datamodules.live import LiveCapture
 from datamodules.live_source import LiveSource, live_source
-from datamodules.picture_folder import NUMBERED, PictureFolder, Video
+from datamodules.picture_folder import Video
+from datamodules.source_files import files_of
+from datamodules.stopping import stopped_by_signals
 from datamodules.time_grid import TimeGrid, frames_on_grid
 from datamodules.video import list_video, open_video
 from datamodules.video_listing import VideoError
 
-VIDEO_ENDINGS = frozenset(
-    ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905
-)
 ENDLESS = 2**31
 """Length of what has none. Of a loader without a length Lightning reads one batch ahead, which delays live frames."""
 
@@ -99,8 +96,9 @@ class PredictDataModule(LightningDataModule):
         super().__init__()
         positive = {"frame_stride": frame_stride, "frame_rate": frame_rate, "chunk_frames": chunk_frames}
         positive |= {"picture_rate": picture_rate, "queue_frames": queue_frames, "stall_seconds": stall_seconds}
+        positive |= {"max_frames": max_frames, "max_seconds": max_seconds, "max_gap_seconds": max_gap_seconds}
         for name, value in positive.items():
-            if value <= 0:
+            if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
         self.source = source
         self.class_names = _class_names(classes)
@@ -148,7 +146,7 @@ class PredictDataModule(LightningDataModule):
         return sum(-(-len(video.frames) // self.chunk_frames) for video in self.videos)
 
     def batches(self) -> Iterator[StreamBatch]:
-        with _stopped_by_signals(self._stop):
+        with stopped_by_signals(self._stop):
             yield from _read_ahead(self._of_files()) if self.live is None else self._of_live(self.live)
 
     def _listed(self, files: list[tuple[str, Video]]) -> list[PredictedVideo]:
@@ -188,24 +186,19 @@ class PredictDataModule(LightningDataModule):
 
     def _of_live(self, source: LiveSource) -> Iterator[StreamBatch]:
         grid = TimeGrid(self.period_seconds)
-        timer = threading.Timer(self.max_seconds or 0.0, self._stop.set)
-        with LiveCapture(source, grid, self._stop, self.queue_frames, self.reconnect_attempts) as capture:
-            if self.max_seconds is not None:
-                timer.start()
-            size, seconds = None, 0.0
-            try:
-                for frame in islice(capture, self.max_frames):
-                    picture, gap = frame.picture(), frame.seconds - seconds
-                    is_first = size != picture.shape or gap > self.max_gap_seconds
-                    if is_first and size is not None:
-                        height, width = picture.shape[:2]
-                        rank_zero_info(f"{source.name}: starts anew after {gap:.1f} s with {width}x{height} pixels")
-                    size, seconds = picture.shape, frame.seconds
-                    batch = self._batch(source.name, picture[None], [frame.seconds], [frame.index], is_first)
-                    received = torch.tensor([[frame.received]], dtype=torch.float64)
-                    yield batch._replace(capture=Capture(received, capture.dropped, capture.reconnections))
-            finally:
-                timer.cancel()
+        limits = (self.queue_frames, self.reconnect_attempts, self.max_seconds)
+        size, seconds = None, 0.0
+        with LiveCapture(source, grid, self._stop, *limits) as capture:
+            for frame in islice(capture, self.max_frames):
+                picture, gap = frame.picture(), frame.seconds - seconds
+                is_first = size != picture.shape or gap > self.max_gap_seconds
+                if is_first and size is not None:
+                    height, width = picture.shape[:2]
+                    rank_zero_info(f"{source.name}: starts anew after {gap:.1f} s with {width}x{height} pixels")
+                size, seconds = picture.shape, frame.seconds
+                batch = self._batch(source.name, picture[None], [frame.seconds], [frame.index], is_first)
+                received = torch.tensor([[frame.received]], dtype=torch.float64)
+                yield batch._replace(capture=Capture(received, capture.dropped, capture.reconnections))
 
     def _batch(
         self,
@@ -247,27 +240,6 @@ class _Batches:
         return self.data.num_batches()
 
 
-def files_of(source: str, picture_rate: float) -> list[tuple[str, Video]]:
-    """Names and files that a path stands for: itself, or what its folder holds; videos come before pictures."""
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no source at {source}; name a video file, a folder of videos or of numbered pictures, the number of a "
-            "camera, or an address such as rtsp://..."
-        )
-    if not path.is_dir():
-        return [(path.stem, path)]
-    videos = sorted(file for file in path.rglob("*") if file.suffix.lower() in VIDEO_ENDINGS and file.is_file())
-    if videos:
-        names = [str(file.relative_to(path).with_suffix("")) for file in videos]
-        if len(set(names)) < len(names):  # one name with two endings
-            names = [str(file.relative_to(path)) for file in videos]
-        return list(zip(names, videos, strict=True))
-    if any(NUMBERED.fullmatch(file.name) for file in path.iterdir()):
-        return [(path.resolve().name, PictureFolder(path, picture_rate))]
-    raise ValueError(f"{source} holds neither videos nor numbered pictures such as img_00001.jpg")
-
-
 def _class_names(classes: list[str] | str) -> tuple[str, ...]:
     if isinstance(classes, str):
         if not Path(classes).is_file():
@@ -286,28 +258,3 @@ def _read_ahead(items: Iterator[T]) -> Iterator[T]:
         while (item := upcoming.result()) is not None:
             upcoming = pool.submit(next, items, None)
             yield item
-
-
-@contextmanager
-def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
-    """Let the first Ctrl-C, or SIGTERM, set ``stop``; the second is as usual."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread():  # only there signals are handled
-        yield
-        return
-    usual = {number: signal.getsignal(number) for number in signals}
-
-    def restore() -> None:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
-
-    def handle(number: int, frame: object) -> None:
-        restore()
-        stop.set()
-
-    for number in signals:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        restore()

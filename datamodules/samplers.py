@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import DistributedSampler
 
-
 STAND_IN = -1
 """Index of a sample that must not count."""
 

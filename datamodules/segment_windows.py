@@ -7,17 +7,17 @@ A step is a stored feature, or the frame that is on screen in the middle of the 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from datamodules.annotations.features import FeatureArray, num_features, read_features
-from datamodules.annotations.segment_source import NO_SPANS, AnnotatedSegments
+from datamodules.annotations.segment_source import AnnotatedSegments
 from datamodules.batches import SegmentBatch
 from datamodules.collate import stack_frames
 from datamodules.frames import FrameFacts, FrameStore
@@ -41,6 +41,11 @@ class SteppedVideo(NamedTuple):
     def times(self, start: int, count: int) -> np.ndarray:
         """(count,) seconds, the middles of steps from ``start`` on, also of those after the end."""
         return self.first_seconds + self.step_seconds * np.arange(start, start + count)
+
+    def span(self, start: int | np.ndarray, length: int) -> tuple[float | np.ndarray, float | np.ndarray]:
+        """Seconds at which windows of ``length`` steps begin and end, those after the end of the video left out."""
+        stop = np.minimum(start + length, self.num_steps)
+        return tuple(self.first_seconds + self.step_seconds * (edge - 0.5) for edge in (start, stop))
 
 
 def step_frames(video: AnnotatedSegments, facts: FrameFacts, frame_rate: float | None) -> SteppedVideo:
@@ -72,15 +77,15 @@ def step_features(video: AnnotatedSegments, resize_steps: int | None) -> Stepped
     return SteppedVideo(video._replace(duration=float(duration)), count, first, step, None)
 
 
-def visible_segments(segments: np.ndarray, begin: float, end: float, min_visibility: float) -> np.ndarray:
-    """Which of (n, 2) segments a window from ``begin`` to ``end`` shows: (n,) bool.
+def visible(segments: np.ndarray, begin: float | np.ndarray, end: float | np.ndarray, least: float) -> np.ndarray:
+    """Which segments (..., 2) windows from ``begin`` to ``end`` show: bool of the common shape.
 
-    Shown is one of which at least ``min_visibility`` lies inside, of a segment longer than the window so much of the
-    window: otherwise the inside of a long action would pass for background.
+    Shown is one of which at least the fraction ``least`` lies inside; of a segment longer than the window, so much of
+    the window: otherwise the midst of a long action would pass for background.
     """
-    inside = np.minimum(segments[:, 1], end) - np.maximum(segments[:, 0], begin)
-    whole = np.minimum(segments[:, 1] - segments[:, 0], end - begin)
-    return (inside > 0) & (inside >= min_visibility * whole - 1e-9)
+    inside = np.minimum(segments[..., 1], end) - np.maximum(segments[..., 0], begin)
+    whole = np.minimum(segments[..., 1] - segments[..., 0], end - begin)
+    return (inside > 0) & (inside >= least * whole - 1e-9)
 
 
 class StepWindow(NamedTuple):
@@ -94,6 +99,11 @@ class StepWindow(NamedTuple):
     seen: int = 0
     """Steps below this one have been shown by earlier windows."""
     is_last: bool = False
+
+    @property
+    def stop(self) -> int:
+        """The step after the last."""
+        return self.start + self.length
 
 
 def training_windows(
@@ -135,14 +145,10 @@ def _random_starts(video: SteppedVideo, length: int, min_visibility: float) -> n
 
 def _showing_something(video: SteppedVideo, starts: np.ndarray, length: int, min_visibility: float) -> np.ndarray:
     """(S,) bool: whether a window from each start shows at least one segment."""
+    begins, ends = video.span(starts, length)
     shown = np.zeros(len(starts), dtype=bool)
-    length = min(length, video.num_steps)
-    begins = video.first_seconds + video.step_seconds * (starts - 0.5)
-    ends = begins + video.step_seconds * length
-    for segment in video.video.segments:
-        inside = np.minimum(segment[1], ends) - np.maximum(segment[0], begins)
-        whole = min(segment[1] - segment[0], video.step_seconds * length)
-        shown |= (inside > 0) & (inside >= min_visibility * whole - 1e-9)
+    for segment in video.video.segments:  # of all at once an hour of video would make hundreds of MiB
+        shown |= visible(segment, begins, ends, min_visibility)
     return shown
 
 
@@ -178,7 +184,8 @@ class SegmentWindows(Dataset):
         windows: what a request's index counts.
         store: of the frames; None for features.
         augmentation: of the frames.
-        min_visibility: see ``visible_segments``.
+        min_visibility: see ``visible``.
+        resize_steps: features of a video are interpolated to so many.
     """
 
     def __init__(
@@ -188,53 +195,86 @@ class SegmentWindows(Dataset):
         store: FrameStore | None,
         augmentation: Augmentation,
         min_visibility: float,
+        resize_steps: int | None = None,
     ) -> None:
         self.videos, self.windows, self.store = videos, windows, store
         self.augmentation = augmentation
         self.min_visibility = min_visibility
-        self._resized: OrderedDict[int, np.ndarray] = OrderedDict()
+        self.resize_steps = resize_steps
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def __getitem__(self, requests: Sequence[Request]) -> SegmentBatch:
-        windows, pixels = [], []
-        for request in requests:
-            window = self.windows[max(request.index, 0)]
-            if window.start is None:
-                starts = _random_starts(self.videos[window.video], window.length, self.min_visibility)
-                window = window._replace(start=int(np.random.default_rng(request.seed).choice(starts)))
-            windows.append(window)
-            pixels.append(self._read(window, request.seed))
-        length = max(window.length for window in windows)
+        windows = [self._placed(request) for request in requests]
         stepped = [self.videos[window.video] for window in windows]
-        times = np.stack([v.times(w.start, length) for v, w in zip(stepped, windows, strict=True)])
-        steps = np.asarray([window.start for window in windows])[:, None] + np.arange(length)
-        mask = steps < np.asarray([min(v.num_steps, w.start + w.length) for v, w in zip(stepped, windows, strict=True)])[:, None]
-        shown = [self._shown(v, w) for v, w in zip(stepped, windows, strict=True)]
+        counted = [request.index != STAND_IN for request in requests]
+        length = max(window.length for window in windows)
+        steps = np.asarray([window.start for window in windows])[:, None] + np.arange(length)  # (B, T)
+        stops = [min(video.num_steps, window.stop) for video, window in zip(stepped, windows, strict=True)]
+        mask = steps < np.asarray(stops)[:, None]
+        is_new = mask & (steps >= np.asarray([window.seen for window in windows])[:, None])
+        shown = [self._shown(video, window) for video, window in zip(stepped, windows, strict=True)]
+
         features = frames = image_sizes = None
         if self.store is None:
-            features = torch.from_numpy(np.stack([_padded(values, length, axis=1) for values in pixels]))
+            values = [
+                self._features(video, w.start, stop) for video, w, stop in zip(stepped, windows, stops, strict=True)
+            ]
+            features = torch.from_numpy(np.stack([_padded(value, length, axis=1) for value in values]))
         else:
-            frames, image_sizes = stack_frames([_padded(values, length, axis=0) for values in pixels])
+            values = [
+                self.augmentation(self.store.get(video.video.media, video.frames[window.start : stop]), request.seed)
+                for video, window, stop, request in zip(stepped, windows, stops, requests, strict=True)
+            ]
+            frames, image_sizes = stack_frames([_padded(value, length, axis=0) for value in values])
+
         return SegmentBatch(
             features=features,
             frames=frames,
             flow=None,
             mask=torch.from_numpy(mask),
-            is_new=torch.from_numpy(mask & (steps >= np.asarray([window.seen for window in windows])[:, None])),
+            is_new=torch.from_numpy(is_new),
             image_sizes=image_sizes,
-            times=torch.from_numpy(times),
+            times=torch.from_numpy(
+                np.stack([video.times(window.start, length) for video, window in zip(stepped, windows, strict=True)])
+            ),
             step_seconds=torch.tensor([video.step_seconds for video in stepped], dtype=torch.float64),
-            segments=tuple(torch.from_numpy(segments) for segments, _ in shown),
-            labels=tuple(torch.from_numpy(labels) for _, labels in shown),
+            segments=tuple(segments for segments, _ in shown),
+            labels=tuple(labels for _, labels in shown),
             video_segments=tuple(torch.from_numpy(video.video.segments) for video in stepped),
             video_labels=tuple(torch.from_numpy(video.video.labels) for video in stepped),
             video_ambiguous=tuple(torch.from_numpy(video.video.ambiguous) for video in stepped),
-            video_ids=tuple(
-                "" if request.index == STAND_IN else video.video.video_id
-                for request, video in zip(requests, stepped, strict=True)
-            ),
+            video_ids=tuple(v.video.video_id if counts else "" for v, counts in zip(stepped, counted, strict=True)),
             durations=torch.tensor([video.video.duration for video in stepped], dtype=torch.float64),
-            is_last=torch.tensor([window.is_last for window in windows]),
+            is_last=torch.tensor([w.is_last and counts for w, counts in zip(windows, counted, strict=True)]),
         )
+
+    def _placed(self, request: Request) -> StepWindow:
+        """The window that a request means, its start drawn if it has none. One that stands in is the first."""
+        window = self.windows[0 if request.index == STAND_IN else request.index]
+        if window.start is None:
+            starts = _random_starts(self.videos[window.video], window.length, self.min_visibility)
+            window = window._replace(start=int(np.random.default_rng(request.seed).choice(starts)))
+        return window
+
+    def _features(self, video: SteppedVideo, start: int, stop: int) -> np.ndarray:
+        """(C, stop - start) float32."""
+        array: FeatureArray = video.video.media
+        if self.resize_steps is None:
+            return read_features(array, start, stop)
+        whole = torch.from_numpy(read_features(array, 0, num_features(array)))[None]
+        return interpolate(whole, self.resize_steps, mode="linear")[0, :, start:stop].numpy()
+
+    def _shown(self, video: SteppedVideo, window: StepWindow) -> tuple[Tensor, Tensor]:
+        """The segments that a window shows, cut to it, and their labels."""
+        begin, end = video.span(window.start, window.length)
+        segments = video.video.segments
+        chosen = visible(segments, begin, end, self.min_visibility)
+        return torch.from_numpy(segments[chosen].clip(begin, end)), torch.from_numpy(video.video.labels[chosen])
+
+
+def _padded(values: np.ndarray, length: int, axis: int) -> np.ndarray:
+    """Zeros after the last step, up to ``length`` steps."""
+    missing = length - values.shape[axis]
+    return np.pad(values, [(0, missing if a == axis else 0) for a in range(values.ndim)]) if missing else values

@@ -193,6 +193,10 @@ class StreamDataModule(DetectionDataModule):
         self.min_keyframe_boxes = min_keyframe_boxes
         self.seed = seed
 
+    @property
+    def evaluation_grid(self) -> int:
+        return self.frame_stride
+
     def train_dataloader(self) -> DataLoader:
         videos = self.videos("train")
         samples = annotated_samples(videos, self.min_keyframe_boxes)

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-EARLY = 0.25
-"""How far before its moment a frame may be shown and still be taken, in periods: cameras and time stamps jitter."""
+EARLY = 0.09
+"""How far before its moment a frame may be shown and still be taken, in periods: cameras and time stamps jitter. No
+whole part of a period, or rounding would decide between the frames of a video whose rate is a multiple of the grid's."""
 
 
 class TimeGrid:
@@ -15,11 +16,11 @@ class TimeGrid:
 
     Moments lie whole periods after the first frame, so that a frame that comes late, or not at all, delays no other.
 
-    A period of 0.1 s on 25 frames a second takes frames 0, 2 (0.08 s), 5 (0.2 s), 7 (0.28 s), 10 (0.4 s):
+    A period of 0.1 s on 25 frames a second takes frames 0, 3 (0.12 s), 5 (0.2 s), 8 (0.32 s), 10 (0.4 s):
 
     >>> grid = TimeGrid(0.1)
     >>> [frame for frame in range(11) if grid.takes(frame / 25)]
-    [0, 2, 5, 7, 10]
+    [0, 3, 5, 8, 10]
     """
 
     def __init__(self, period_seconds: float) -> None:

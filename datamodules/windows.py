@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from datamodules.annotations.source import AnnotatedVideo
-from datamodules.batches import ClipBatch
+from datamodules.batches import ClipBatch, TrueKeyframe
 from datamodules.collate import ClipSample, collate_clips
 from datamodules.frames import FrameFacts, FrameStore
 from datamodules.indexing import annotated_at, keyframes_on_grid, num_slots, window_indices
@@ -60,11 +60,16 @@ class TimedVideo(NamedTuple):
         return self.boxes[keyframe] * np.asarray([width, height, width, height], np.float32)
 
 
+def off_the_video(timestamps: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Which moments a video with frames at ``times`` does not show: (n,) bool."""
+    return (timestamps < 0) | (timestamps > times[-1] + LATE_SECONDS)
+
+
 def time_video(video: AnnotatedVideo, store: FrameStore) -> TimedVideo:
     """Give each annotated moment of a video its frame."""
     facts = store.facts(video.path)
     timestamps = np.asarray([keyframe.timestamp for keyframe in video.keyframes], np.float64)
-    if len(timestamps) and (timestamps.max() > facts.times[-1] + LATE_SECONDS or timestamps.min() < 0):
+    if off_the_video(timestamps, facts.times).any():
         raise ValueError(
             f"{video.path} is annotated from {timestamps.min():.2f} s to {timestamps.max():.2f} s, but its frames span "
             f"{facts.times[0]:.2f} s to {facts.times[-1]:.2f} s; time stamps count seconds from the start of the file"
@@ -158,6 +163,24 @@ def grid_samples(videos: Sequence[TimedVideo], grid: int) -> np.ndarray:
         for _, position in keyframes_on_grid(video.frames, grid, len(video.facts.times))
     ]
     return np.asarray(rows, np.int64).reshape(-1, 2)
+
+
+def true_keyframes(videos: Sequence[TimedVideo], grid: int, start_seconds: float) -> list[TrueKeyframe]:
+    """The ground truth of ``grid_samples``, in the same order, bit for bit as a batch's boxes in the original video."""
+    keyframes = []
+    for video in videos:
+        scale = np.tile(np.divide(video.facts.original_size, video.facts.size, dtype=np.float32)[::-1], 2)
+        for _, position in keyframes_on_grid(video.frames, grid, len(video.facts.times)):
+            keyframes.append(
+                TrueKeyframe(
+                    video.video_id,
+                    float(video.timestamps[position]) + start_seconds,
+                    video.boxes_in_pixels(position) * scale,
+                    video.labels[position],
+                    video.facts.original_size,
+                )
+            )
+    return keyframes
 
 
 def slot_samples(videos: Sequence[TimedVideo], stride: int) -> np.ndarray:

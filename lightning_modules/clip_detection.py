@@ -15,6 +15,7 @@ from .losses.detection import DetectionLoss
 from .networks.detections import ScoredBoxes
 from .networks.evad import EvadTeacher
 from .networks.frames import normalise_frames
+from .networks.prepared import prepare_for_inference
 from .networks.published_cost import published_gflops
 from .networks.vit import TUBELET
 
@@ -69,7 +70,7 @@ class ClipDetectionModule(DetectionModule):
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> dict[str, Any]:
         scored = self.detect(batch)
         self.score_keyframes(scored, batch.boxes, batch.labels, batch.image_sizes, batch.original_sizes)
-        return self.pictures(
+        pictures = self.pictures(
             batch.frames[:, batch.keyframes[0]],
             scored,
             batch.boxes,
@@ -77,19 +78,23 @@ class ClipDetectionModule(DetectionModule):
             batch.image_sizes,
             batch.original_sizes,
         )
+        return pictures | self.keyframes(scored, batch.video_ids, batch.timestamps[:, 0], batch.original_sizes)
 
     test_step = validation_step
 
     def predict_step(self, batch: ClipBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """One entry a clip: video id, time stamp in seconds of its keyframe, boxes and scores."""
+        """One entry a clip: video id, time stamp in seconds of its keyframe, size of the video, boxes and scores."""
+        sizes = map(tuple, batch.original_sizes.tolist())
+        times = batch.timestamps[:, 0].tolist()
         return [
-            {"video_id": video, "timestamp": float(time), **found._asdict()}
-            for video, time, found in zip(batch.video_ids, batch.timestamps[:, 0], self.detect(batch), strict=True)
+            {"video_id": video, "timestamp": time, "original_size": size, **found._asdict()}
+            for video, time, size, found in zip(batch.video_ids, times, sizes, self.detect(batch), strict=True)
         ]
 
     # What the benchmark table asks (callbacks/benchmark.py).
 
     def benchmark_step(self) -> tuple[nn.Module, tuple, str, Callable[[], object]]:
+        prepare_for_inference(self.network)
         # The clip that was scored, which may be shorter than the network's: a single frame shows one slot.
         clip, sizes = benchmark_clip(self.network, self.device, self.trainer.datamodule.num_frames)
         return self.network, (clip, sizes), "clip", lambda: self.decode(self.network(clip, sizes), sizes, sizes)

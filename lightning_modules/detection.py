@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from .metrics.frame_ap import FrameMapSettings
 from .metrics.frame_map import FrameMeanAveragePrecision
 from .networks.detections import Detections, ScoredBoxes, ScoreRule, decode_detections
+from .networks.prepared import prepare_for_inference
 from .networks.pretraining import load_videomae
 from .networks.weights import load_exactly, read_state_dict
 from .optimisation import Schedule, WarmupCosine, parameter_groups, scheduled
@@ -32,6 +35,8 @@ class DetectionModule(L.LightningModule):
         schedule: of the learning rate: ``WarmupCosine`` (the default) or ``WarmupSteps``.
         head_lr_multiplier: learning rate of localizer and decoder over that of the rest.
         person_threshold, score: how detections are decoded, see ``decode_detections``.
+        metric: the protocol of ``val/map`` and ``test/map``, see ``FrameMapSettings``; boxes are scored in pixels of
+            the original video.
     """
 
     head: Sequence[str] = ("network.localizer.stages.*", "network.decoder.*")
@@ -47,6 +52,7 @@ class DetectionModule(L.LightningModule):
         head_lr_multiplier: float = 1.0,
         person_threshold: float = 0.0,
         score: ScoreRule = "person_x_action",
+        metric: FrameMapSettings | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -66,7 +72,9 @@ class DetectionModule(L.LightningModule):
             raise ValueError(
                 "fresh names parameters that the weights shall leave alone; set weights too, or drop fresh"
             )
-        self.metric = FrameMeanAveragePrecision(network.num_classes, protocol="ava")
+        self.metric_settings = metric or FrameMapSettings()
+        self.metric = FrameMeanAveragePrecision(network.num_classes, **asdict(self.metric_settings))
+        self._zero_explained = False
 
     def setup(self, stage: str) -> None:
         """Compare the classes of the network with those of the data before anything runs; learn which are scored."""
@@ -79,7 +87,8 @@ class DetectionModule(L.LightningModule):
         # AVA trains 80 classes and scores 60 of them; a DataModule that says nothing has all of its classes scored.
         scored = getattr(self.trainer.datamodule, "evaluated_classes", None)
         if scored is not None:
-            self.metric = FrameMeanAveragePrecision(in_network, protocol="ava", class_ids=scored)
+            self.metric = FrameMeanAveragePrecision(in_network, class_ids=scored, **asdict(self.metric_settings))
+        self._zero_explained = False
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer([nn.Parameter(torch.zeros(()))])  # only to learn the configured learning rate
@@ -126,14 +135,7 @@ class DetectionModule(L.LightningModule):
         scale = (original_sizes / image_sizes).flip(-1).repeat(1, 2).float()
         predictions, targets = [], []
         for found, true_boxes, true_labels, factor in zip(scored, boxes, labels, scale, strict=True):
-            num_boxes, num_classes = found.scores.shape
-            predictions.append(
-                {
-                    "boxes": found.boxes.repeat_interleave(num_classes, dim=0),
-                    "scores": found.scores.flatten(),
-                    "labels": torch.arange(num_classes, device=found.scores.device).repeat(num_boxes),
-                }
-            )
+            predictions.append({"boxes": found.boxes, "scores": found.scores})
             row, label = true_labels.nonzero(as_tuple=True)  # one row an action
             targets.append({"boxes": true_boxes[row] * factor, "labels": label})
         self.metric.update(predictions, targets)
@@ -161,9 +163,22 @@ class DetectionModule(L.LightningModule):
             ],
         }
 
+    @staticmethod
+    def keyframes(
+        scored: Sequence[ScoredBoxes], video_ids: Sequence[str], timestamps: Tensor, original_sizes: Tensor
+    ) -> dict[str, Any]:
+        """What ``DetectionFile`` saves: detections of n keyframes, whose they are, and where: (n,) seconds, (n, 2)."""
+        return {
+            "scored": scored,
+            "video_ids": video_ids,
+            "timestamps": timestamps.tolist(),
+            "original_sizes": original_sizes.tolist(),
+        }
+
     def log_metric(self, stage: str) -> None:
         """``val/map`` and the AP of every class, then start over."""
         result = self.metric.compute()
+        self._say(stage, result)
         names = self.trainer.datamodule.class_names
         # The metric has already been synchronised over processes: every one logs the same numbers.
         self.log(f"{stage}/map", float(result["map"]), prog_bar=True, rank_zero_only=True)
@@ -172,12 +187,24 @@ class DetectionModule(L.LightningModule):
             self.log(f"{stage}/ap/{names[int(index)]}", float(value), rank_zero_only=True)
         self.metric.reset()
 
+    def _say(self, stage: str, result: dict[str, Any]) -> None:
+        """What was evaluated, once it is the run's purpose; and once a run why nothing was found, if so."""
+        if self.trainer.sanity_checking:
+            return
+        if self.trainer.state.fn != "fit":
+            counts = " ".join(f"{int(result[f'num_{what}'])} {what}" for what in ("frames", "boxes", "classes"))
+            rank_zero_info(f"{stage}: {self.benchmark_protocol}; ground truth of {counts}")
+        if result["explanation"] and not self._zero_explained:
+            self._zero_explained = True
+            rank_zero_warn(f"{stage}/map is {float(result['map']):g}: {result['explanation']}")
+
     @property
     def benchmark_protocol(self) -> str:
         """Protocol and stride of ``test/map``, for the benchmark table."""
-        stride, scored = self.trainer.datamodule.frame_stride, self.metric.class_ids
-        classes = "" if scored is None else f", {len(scored)} of {self.metric.num_classes} classes"
-        return f"{self.metric.protocol} frame mAP@{self.metric.iou_threshold:g}{classes}, stride {stride}"
+        return f"{self.metric.description}, stride {self.trainer.datamodule.frame_stride}"
+
+    def on_predict_start(self) -> None:
+        prepare_for_inference(self.network)
 
     def on_validation_epoch_end(self) -> None:
         self.log_metric("val")

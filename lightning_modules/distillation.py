@@ -17,6 +17,7 @@ from .networks.detections import DetectorOutputs
 from .networks.evad import EvadTeacher
 from .networks.frames import normalise_frames
 from .networks.frozen import FrozenNetwork
+from .networks.prepared import prepare_for_inference
 from .networks.student import StreamingDetector
 from .networks.weights import load_exactly, read_state_dict, student_from_teacher
 from .stream_detection import StreamDetectionModule
@@ -120,5 +121,6 @@ class DistillationModule(StreamDetectionModule):
 
     def benchmark_reference(self) -> Callable[[], object]:
         """The teacher's sliding window: one full clip for one new frame."""
+        prepare_for_inference(self.teacher.network)
         clip, sizes = benchmark_clip(self.teacher.network, self.device, self.teacher.network.num_frames)
         return lambda: self.decode(self.teacher(clip, sizes), sizes, sizes)

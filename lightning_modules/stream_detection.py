@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from datamodules.batches import ClipBatch, StreamBatch
 
 from .detection import DetectionModule
+from .lane_tracks import LaneTracks
 from .losses.detection import DetectionLoss
 from .networks.detections import Detections, DetectorOutputs, ScoredBoxes
 from .networks.frames import normalise_frames
+from .networks.prepared import prepare_for_inference
 from .networks.streaming import select_lanes
 from .networks.student import StreamingDetector, StudentState
 from .networks.weights import read_state_dict, student_from_teacher
@@ -56,6 +58,8 @@ class StreamDetectionModule(DetectionModule):
         self.loss = loss or DetectionLoss()
         self.new_lr_multiplier = new_lr_multiplier
         self.state: StudentState | None = None
+        self.tracks: dict[int, LaneTracks] = {}
+        """Of each lane, in prediction."""
 
     def lr_multipliers(self) -> dict[str, float]:
         return dict.fromkeys(self.new, self.new_lr_multiplier) | super().lr_multipliers()
@@ -89,7 +93,10 @@ class StreamDetectionModule(DetectionModule):
         self.state = None
 
     on_test_epoch_start = on_validation_epoch_start
-    on_predict_epoch_start = on_validation_epoch_start
+
+    def on_predict_epoch_start(self) -> None:
+        self.state = None
+        self.tracks.clear()
 
     def advance(self, batch: StreamBatch) -> Detections:
         """Detections of a chunk, axes (B, T, ...); the module's state moves on by the chunk."""
@@ -120,24 +127,33 @@ class StreamDetectionModule(DetectionModule):
             [entries[index] for index in keyframes.tolist()] for entries in (scored, batch.boxes, batch.labels)
         )
         self.score_keyframes(scored, boxes, labels, image_sizes, original_sizes)
-        return self.pictures(batch.frames.flatten(0, 1)[keyframes], scored, boxes, labels, image_sizes, original_sizes)
+        shown, times = batch.frames.flatten(0, 1)[keyframes], batch.timestamps.flatten()[keyframes]
+        pictures = self.pictures(shown, scored, boxes, labels, image_sizes, original_sizes)
+        return pictures | self.keyframes(scored, [batch.video_ids[lane] for lane in lanes], times, original_sizes)
 
     test_step = validation_step
 
     def predict_step(self, batch: StreamBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """One entry a frame: video id, time stamp in seconds, boxes and scores."""
+        """One entry a frame: video id, time stamp in seconds, number of the frame, and the people with their tracks."""
         scored = iter(self.detect(batch))
         entries = []
         for lane, video in enumerate(batch.video_ids):
-            for time, valid in zip(batch.timestamps[lane].tolist(), batch.is_valid[lane].tolist(), strict=True):
+            tracks = self.tracks.setdefault(lane, LaneTracks(self.network.num_classes))
+            if batch.is_first[lane]:
+                tracks.start(video)
+            size = tuple(batch.original_sizes[lane].tolist())
+            rows = (rows[lane].tolist() for rows in (batch.timestamps, batch.frame_indices, batch.is_valid))
+            for time, index, valid in zip(*rows, strict=True):
                 found = next(scored)
                 if valid:
-                    entries.append({"video_id": video, "timestamp": time, **found._asdict()})
+                    facts = {"video_id": video, "timestamp": time, "frame": index, "original_size": size}
+                    entries.append(facts | tracks.update(found))
         return entries
 
     # What the benchmark table asks (callbacks/benchmark.py).
 
     def benchmark_step(self) -> tuple[nn.Module, tuple, str, Callable[[], object]]:
+        prepare_for_inference(self.network)
         side = self.network.frame_size
         frame = torch.randn(1, 1, 3, side, side, device=self.device)
         sizes = torch.tensor([[side, side]], device=self.device)

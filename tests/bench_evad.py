@@ -7,11 +7,8 @@ own for each.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import multiprocessing
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from callbacks.benchmark import commit, device_name
 from callbacks.latency import interleave, synchronizer
 from lightning_modules.losses.detection import DetectionLoss
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.linear import linear
 from lightning_modules.networks.published_cost import published_gflops
+from tests.bench_page import Part, main, row_ratio
 from tests.networks.naive_evad import naive_evad
 from tests.networks.tiny import randomise
 
@@ -34,7 +31,7 @@ FRAMES, SIDE = 16, 288
 KEEP_LAYERS = (3, 6, 9)
 HEADER = """# EVAD's speed
 
-Written by `make bench-evad`: ViT-B, random weights, one clip of {frames} x {side} x {side}, batch 1, seed 0.
+Written by `make bench-evad`: ViT-B, random weights, one clip of 16 x {side} x {side}, batch 1, seed 0.
 
 *Published arithmetic* is `tests/networks/naive_evad.py`: plain torch with the operations of the published
 implementation and the same outputs. Times are medians of calls in turn; a ratio is the median over rounds of ours over
@@ -97,12 +94,6 @@ def matrix_product(
     tokens = torch.randn(2592, 768, device=device, dtype=dtype)
     weight = torch.randn(3072, 768, device=device, dtype=dtype)
     return lambda: [product(tokens, weight) for _ in range(10)], 10 * 2592 * 768 * 3072
-
-
-def row_ratio(timed, name: str, reference: str) -> float:
-    """Median over rounds of one step's time over another's."""
-    pairs = zip(timed.latencies[name].samples, timed.latencies[reference].samples, strict=True)
-    return statistics.median(own / other for own, other in pairs)
 
 
 def difference(found, expected) -> tuple[float, float]:
@@ -287,11 +278,6 @@ def measure_modes(part: str, setting: Setting, device: torch.device, side: int, 
     return rows
 
 
-def table(rows: list[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]]) -> str:
-    lines = [list(columns), ["---"] * len(columns), *([cell(row) for cell in columns.values()] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 FORWARD = {
     "keep rate": lambda row: row["setting"],
     "published arithmetic, s": lambda row: f"{row['published_s']:.2f}",
@@ -327,12 +313,11 @@ MODES_TABLE = {
 
 
 PARTS = {
-    "forward": ("Forward", FORWARD_NOTE, FORWARD),
-    "training": ("Training step", TRAINING_NOTE, TRAINING),
-    "autocast": ("bf16 autocast", MODES_NOTE, MODES_TABLE),
-    "compiled": ("torch.compile", MODES_NOTE, MODES_TABLE),
+    "forward": Part("Forward", FORWARD_NOTE, FORWARD),
+    "training": Part("Training step", TRAINING_NOTE, TRAINING),
+    "autocast": Part("bf16 autocast", MODES_NOTE, MODES_TABLE),
+    "compiled": Part("torch.compile", MODES_NOTE, MODES_TABLE),
 }
-"""What there is to measure: heading, note, columns."""
 
 
 def measure(part: str, device: torch.device, side: int, rounds: int) -> list[dict[str, Any]]:
@@ -354,40 +339,5 @@ def measure(part: str, device: torch.device, side: int, rounds: int) -> list[dic
     return rows
 
 
-def render(results: dict[str, Any]) -> str:
-    """The page of all parts measured so far."""
-    text = HEADER.format(frames=FRAMES, side=results["side"])
-    for part, (heading, note, columns) in PARTS.items():
-        if part in results:
-            made = results[part]
-            text += f"\n## {heading}\n{note.format(**made['rows'][0])}\n{table(made['rows'], columns)}"
-            text += f"\n{made['machine']}; {made['rounds']} rounds.\n"
-    return text
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--side", type=int, default=SIDE, help="pixels of the clip's sides")
-    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each step")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure anew")
-    parser.add_argument("--out", type=Path, default=Path("results/evad_speed.md"), help="the page; .json beside it")
-    arguments = parser.parse_args()
-    device, record = torch.device(arguments.device), arguments.out.with_suffix(".json")
-    results = json.loads(record.read_text()) if record.is_file() else {}
-    if results.get("side") != arguments.side:
-        results = {"side": arguments.side}  # figures of another size do not belong on the same page
-    machine = f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    for part in arguments.parts:
-        print(f"{part} ...", flush=True)
-        rows = measure(part, device, arguments.side, arguments.rounds)
-        made = f"{machine}, commit {commit(Path(__file__).parent)}"
-        results[part] = {"machine": made, "rounds": arguments.rounds, "rows": rows}
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(results, indent=1) + "\n")
-        arguments.out.write_text(render(results))
-    print(f"\n{render(results)}\nwritten to {arguments.out}")
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, HEADER, PARTS, measure, side=SIDE, rounds=5, out="results/evad_speed.md")

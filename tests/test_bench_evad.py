@@ -4,14 +4,14 @@ import json
 
 import torch
 
-from tests import bench_evad
+from tests import bench_evad, bench_page
 from tests.networks.tiny import tiny_teacher
 
 
 def test_the_time_ratio_is_taken_round_by_round():
     samples = {"ours": (1.0, 4.0, 3.0), "published": (2.0, 5.0, 12.0)}  # 0.5, 0.8, 0.25
     latencies = {name: type("L", (), {"samples": values}) for name, values in samples.items()}
-    assert bench_evad.row_ratio(type("T", (), {"latencies": latencies}), "ours", "published") == 0.5
+    assert bench_page.row_ratio(type("T", (), {"latencies": latencies}), "ours", "published") == 0.5
 
 
 def test_errors_of_boxes_are_relative_to_their_size():
@@ -45,15 +45,20 @@ def test_parts_measured_at_different_times_share_a_page(tmp_path, monkeypatch, c
             "first_call_s": 4.0,
         }
     ]
-    monkeypatch.setattr(bench_evad, "measure", lambda part, device, side, rounds: modes)
     arguments = ["bench_evad", "--parts", "autocast", "--out", str(tmp_path / "speed.md"), "--device", "cpu"]
+
+    def run() -> None:
+        bench_page.main(
+            "", bench_evad.HEADER, bench_evad.PARTS, lambda *_: modes, side=288, rounds=5, out="results/evad_speed.md"
+        )
+
     monkeypatch.setattr("sys.argv", arguments)
-    bench_evad.main()
+    run()
     page = (tmp_path / "speed.md").read_text()
     assert "| 0.7 | yes | 8.00 | 1.90x | 100 |" in page and "first machine; 2 rounds" in page
     assert "| 0.7 | bf16 | 0.500 | 0.600 | 1.0e-03 / 2.0e-03 | 3.0e-02 | 4 |" in page
     assert set(json.loads(record.read_text())) == {"side", "training", "autocast"}
 
     monkeypatch.setattr("sys.argv", [*arguments, "--side", "64"])
-    bench_evad.main()
+    run()
     assert "Training step" not in (tmp_path / "speed.md").read_text()

@@ -76,7 +76,7 @@ class ActivityNet(SegmentSource):
         if split not in self._videos:
             raw = self._split(split)
             media = find_media(self.folder, self.features, raw, self.picture_rate)
-            self._videos[split] = annotated(self.files[split], raw, self.class_names(), media)
+            self._videos[split] = annotated(self.files[split], raw, self.class_names(), media, self.mistakes)
         return self._videos[split]
 
     def evaluated_on(self) -> str:

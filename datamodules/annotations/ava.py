@@ -102,7 +102,7 @@ class Ava(DetectionSource):
         file = self.boxes[split]
         if file is None:
             raise ValueError(f"Ava has no {split} boxes; set data.init_args.source.init_args.{split} to their csv")
-        read = read_ava_csv(file, self.class_names(), skip_empty_boxes=True)
+        read = read_ava_csv(file, self.class_names(), skip_empty_boxes=True, mistakes=self.mistakes)
         excluded = read_moments(self.excluded) if split == "val" and self.excluded is not None else frozenset()
         places = self._places()
         present = sorted(read.keys() & places.keys())
@@ -138,6 +138,7 @@ class Ava(DetectionSource):
                 "videos have annotated seconds without a frame, which are left out (for pictures at another rate than "
                 "the rest there is frame_rates)": uncovered,
             },
+            self.mistakes,
         )
         if not videos:
             raise ValueError(

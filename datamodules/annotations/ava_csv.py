@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 
+from datamodules.annotations.mistakes import Mistake, keep
 from datamodules.annotations.source import Keyframe
 
 BoxUnits = Literal["relative", "absolute"]
@@ -30,6 +31,7 @@ def read_ava_csv(
     class_names: Sequence[str],
     box_units: BoxUnits = "relative",
     skip_empty_boxes: bool = False,
+    mistakes: list[Mistake] | None = None,
 ) -> dict[str, tuple[Keyframe, ...]]:
     """Read the keyframes of every video named in a csv, in order of time.
 
@@ -43,6 +45,7 @@ def read_ava_csv(
         box_units: what the file holds. Boxes are returned as they are written: a Keyframe with absolute boxes still has
             to be divided by the size of its video.
         skip_empty_boxes: leave boxes without area out instead of refusing the file.
+        mistakes: where rows with mistakes are put down, to read on without them; None refuses the file.
     """
     path = Path(path)
     moments: dict[str, dict[float, dict[tuple[str, ...], set[int]]]] = {}
@@ -55,21 +58,27 @@ def read_ava_csv(
             row = [cell.strip() for cell in row]
             if not any(row) or (line == 1 and _is_header(row)):
                 continue
-            if len(row) not in (2, 7, 8):
-                raise ValueError(
-                    f"{path}, line {line}: {len(row)} columns, expected video,seconds,x1,y1,x2,y2,action_id[,person_id]"
-                )
-            seconds = _number(path, line, "seconds", row[1])
-            boxes = moments.setdefault(row[0], {}).setdefault(seconds, {})
-            if len(row) == 2:
-                continue
-            person = (*row[2:6], *row[7:])
-            if person not in boxes:
-                if not _has_area(path, line, row[2:6], box_units, skip_empty_boxes):
+            try:
+                if len(row) not in (2, 7, 8):
+                    raise Mistake(
+                        "rows that cannot be read",
+                        f"{path}, line {line}",
+                        f"{len(row)} columns",
+                        "expected video,seconds,x1,y1,x2,y2,action_id[,person_id]",
+                    )
+                seconds = _number(path, line, "seconds", row[1])
+                boxes = moments.setdefault(row[0], {}).setdefault(seconds, {})
+                if len(row) == 2:
                     continue
-                boxes[person] = set()
-            if row[6]:
-                boxes[person].add(_class_index(path, line, row[6], len(class_names)))
+                person = (*row[2:6], *row[7:])
+                if person not in boxes:
+                    if not _has_area(path, line, row[2:6], box_units, skip_empty_boxes):
+                        continue
+                    boxes[person] = set()
+                if row[6]:
+                    boxes[person].add(_class_index(path, line, row[6], len(class_names)))
+            except Mistake as mistake:
+                keep(mistake, mistakes)
     return {
         video: tuple(
             Keyframe(seconds, *_box_arrays(boxes, len(class_names))) for seconds, boxes in sorted(times.items())
@@ -92,7 +101,7 @@ def _number(path: Path, line: int, column: str, text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{path}, line {line}: {column} must be a number, got {text!r}")
+        raise Mistake("rows that cannot be read", f"{path}, line {line}", f"{column} must be a number, got {text!r}")
     return value
 
 
@@ -102,13 +111,18 @@ def _has_area(path: Path, line: int, corners: Sequence[str], box_units: BoxUnits
         _number(path, line, name, text) for name, text in zip(("x1", "y1", "x2", "y2"), corners, strict=True)
     )
     if (x2 <= x1 or y2 <= y1) and not may_be_empty:
-        raise ValueError(
-            f"{path}, line {line}: box {','.join(corners)} is empty; corners are x1,y1,x2,y2 with x1<x2, y1<y2"
+        raise Mistake(
+            "boxes without area",
+            f"{path}, line {line}",
+            f"box {','.join(corners)} is empty",
+            "corners are x1,y1,x2,y2 with x1<x2, y1<y2",
         )
     if box_units == "relative" and max(x2, y2) > LARGEST_FRACTION:
-        raise ValueError(
-            f"{path}, line {line}: box {','.join(corners)} looks like pixels; set box_units to absolute if the file "
-            "holds pixels, or divide by the frame's width and height"
+        raise Mistake(
+            "boxes in pixels where fractions are expected",
+            f"{path}, line {line}",
+            f"box {','.join(corners)} looks like pixels",
+            "set box_units to absolute if the file holds pixels, or divide by the frame's width and height",
         )
     return x2 > x1 and y2 > y1
 
@@ -116,9 +130,11 @@ def _has_area(path: Path, line: int, corners: Sequence[str], box_units: BoxUnits
 def _class_index(path: Path, line: int, text: str, num_classes: int) -> int:
     action = _number(path, line, "action_id", text)
     if action != int(action) or not 1 <= action <= num_classes:
-        hint = "; ids count from 1, these seem to count from 0" if action == 0 else ""
-        raise ValueError(
-            f"{path}, line {line}: action id {text} is not one of 1..{num_classes}, the {num_classes} classes{hint}"
+        raise Mistake(
+            "action ids that are 0" if action == 0 else "action ids without a class",
+            f"{path}, line {line}",
+            f"action id {text} is not one of 1..{num_classes}, the {num_classes} classes",
+            "ids count from 1, these seem to count from 0" if action == 0 else "line n of the classes names id n",
         )
     return int(action) - 1
 

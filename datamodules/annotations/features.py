@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zipfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,6 +115,12 @@ def _open(file: Path) -> np.ndarray:
     _shape(file)
     if file.suffix == ".npy":
         return np.load(file, mmap_mode="r", allow_pickle=False)
+    return _unpacked(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _unpacked(file: Path, mtime_ns: int) -> np.ndarray:
+    """The array of one state of an npz. The last two are kept, since the windows of a video follow each other."""
     with np.load(file, allow_pickle=False) as arrays:
         return arrays[arrays.files[0]]
 

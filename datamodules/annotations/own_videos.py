@@ -10,8 +10,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from datamodules.annotations.ava_csv import BoxUnits, read_ava_csv
+from datamodules.annotations.mistakes import UNREADABLE, Mistake, keep
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
-from datamodules.video_listing import list_frames
+from datamodules.video_listing import VideoError, list_frames
 
 VIDEO_ENDINGS = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".ts"})
 
@@ -99,9 +100,9 @@ class OwnVideos(DetectionSource):
         return files
 
     def _annotated(self, files: dict[str, list[Path]]) -> dict[str, AnnotatedVideo]:
-        read = read_ava_csv(self.annotations, self.class_names(), self.box_units)
+        read = read_ava_csv(self.annotations, self.class_names(), self.box_units, mistakes=self.mistakes)
         absent = sorted(name for name in read if video_name(name) not in files)
-        if absent:
+        if absent and self.mistakes is None:
             raise FileNotFoundError(
                 f"{self.annotations} names {len(absent)} videos of {len(read)} that are not under {self.folder}: "
                 f"{', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}"
@@ -109,10 +110,25 @@ class OwnVideos(DetectionSource):
         videos: dict[str, AnnotatedVideo] = {}
         for written, keyframes in sorted(read.items()):
             name = video_name(written)
-            if name in videos:
-                raise ValueError(f"{self.annotations} names the video {name} in two ways, one of them {written!r}")
-            path = _only(files[name])
-            scale = self._box_scale(path)
+            try:
+                if name not in files:
+                    raise Mistake("annotated videos that are not there", name, f"not under {self.folder}")
+                if name in videos:
+                    raise Mistake(
+                        "videos named in two ways",
+                        str(self.annotations),
+                        f"names {name} in two ways, one is {written!r}",
+                    )
+                path = _only(files[name])
+                scale = self._box_scale(path)
+            except Mistake as mistake:
+                keep(mistake, self.mistakes)
+                continue
+            except VideoError as error:
+                if self.mistakes is None:
+                    raise
+                self.mistakes.append(Mistake(UNREADABLE, str(error)))
+                continue
             videos[name] = AnnotatedVideo(
                 name,
                 path,
@@ -141,7 +157,7 @@ class OwnVideos(DetectionSource):
             return everything.keys() - val, val
         if val is None:
             return train, everything.keys() - train
-        if train & val:
+        if train & val and self.mistakes is None:
             raise ValueError(f"videos in both train and val: {', '.join(sorted(train & val)[:5])}")
         return train, val
 
@@ -180,5 +196,9 @@ def named_videos(given: list[str] | str | Path | None, everything: Collection[st
 
 def _only(paths: Sequence[Path]) -> Path:
     if len(paths) > 1:
-        raise ValueError(f"several videos are called {paths[0].stem}: {', '.join(map(str, paths))}")
+        raise Mistake(
+            "annotated videos whose name several files have",
+            paths[0].stem,
+            f"several videos are called {paths[0].stem}: {', '.join(map(str, paths))}",
+        )
     return paths[0]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datamodules.annotations.features import FeatureArray, FeatureFolder
+from datamodules.annotations.mistakes import Mistake
 from datamodules.annotations.own_videos import VIDEO_ENDINGS
 from datamodules.annotations.source import Split, report_left_out
 from datamodules.picture_folder import PictureFolder, Video
@@ -35,6 +36,9 @@ class AnnotatedSegments(NamedTuple):
 
 class SegmentSource:
     """A data set for temporal detection. Constructors touch no disk; ``prepare`` and ``videos`` do."""
+
+    mistakes: list[Mistake] | None = None
+    """Where to put down what is left out instead of telling it."""
 
     def prepare(self) -> None:
         """Make or check what ``videos`` will read; called once, on one process. Idempotent."""
@@ -69,6 +73,7 @@ def annotated(
     raw: Mapping[str, RawSegments],
     class_names: Sequence[str],
     media: Mapping[str, Video | FeatureArray] | None,
+    mistakes: list[Mistake] | None = None,
 ) -> tuple[AnnotatedSegments, ...]:
     """Turn what a file says into segments, in order of video names, and tell once what is odd about it.
 
@@ -80,6 +85,7 @@ def annotated(
         raw: its videos.
         class_names: names of the classes.
         media: where the videos are; those that are not there are left out. None for an annotation without videos.
+        mistakes: where to put down what is left out instead of telling it.
     """
     numbers = {name: number for number, name in enumerate(class_names)}
     videos, empty = [], []
@@ -114,8 +120,10 @@ def annotated(
             f"of {len(raw)} videos are not on disk and are left out": absent,
             "segments do not end after their start and are left out": empty,
         },
+        mistakes,
     )
-    report_late(origin, videos)
+    if mistakes is None:  # who collects them looks at ends as well as starts (check)
+        report_late(origin, videos)
     return tuple(videos)
 
 
@@ -194,4 +202,3 @@ def check_places(videos: str | Path | None, features: FeatureFolder | None) -> N
     """The arguments of a source that say where its videos are."""
     if videos is not None and features is not None:
         raise ValueError(f"a data set is read from videos={videos} or from features={features.folder}, not from both")
-

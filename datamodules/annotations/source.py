@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from datamodules.annotations.mistakes import Mistake
 from datamodules.picture_folder import Video
 
 Split = Literal["train", "val", "test"]
@@ -38,6 +39,11 @@ class AnnotatedVideo(NamedTuple):
 class DetectionSource:
     """A data set for spatio-temporal detection. Constructors touch no disk; ``prepare`` and ``videos`` do."""
 
+    start_seconds: float = 0.0
+    """What files of annotations and of detections call the moment at which the videos begin."""
+    mistakes: list[Mistake] | None = None
+    """Where mistakes in the data are put down, to read on without what is wrong; None raises the first."""
+
     def prepare(self) -> None:
         """Make, convert or check what ``videos`` will read; called once, on one process. Idempotent."""
 
@@ -54,11 +60,18 @@ class DetectionSource:
         raise NotImplementedError
 
 
-def report_left_out(origin: str | Path, left_out: Mapping[str, Sequence[str]]) -> None:
-    """Say once what is not used, with its names; kinds of which there are none are passed over."""
+def report_left_out(
+    origin: str | Path, left_out: Mapping[str, Sequence[str]], mistakes: list[Mistake] | None = None
+) -> None:
+    """Say once what is not used, with its names; kinds of which there are none are passed over.
+
+    Where ``mistakes`` are collected nothing is said, and every name is put down.
+    """
     from lightning.pytorch.utilities import rank_zero_warn
 
     for what, names in left_out.items():
-        if names:
+        if mistakes is not None:
+            mistakes.extend(Mistake(what, f"{origin}: {name}") for name in names)
+        elif names:
             shown = ", ".join(names[:NAMES_SHOWN]) + (" ..." if len(names) > NAMES_SHOWN else "")
             rank_zero_warn(f"{origin}: {len(names)} {what}: {shown}")

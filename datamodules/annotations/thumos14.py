@@ -113,7 +113,7 @@ class Thumos14(SegmentSource):
         if split not in self._videos:
             raw = self._split(split)
             media = find_media(self.folder, self.features, raw, self.picture_rate)
-            self._videos[split] = annotated(self.annotations, raw, CLASS_NAMES, media)
+            self._videos[split] = annotated(self.annotations, raw, CLASS_NAMES, media, self.mistakes)
         return self._videos[split]
 
     def evaluated_on(self) -> str:
@@ -204,8 +204,8 @@ def read_class_texts(folder: Path) -> dict[str, RawSegments]:
 def read_per_frame(path: str | Path) -> dict[str, RawSegments]:
     """OadTR's form, npz or pickle: for each video (T, 22) one-hot rows, or ``{"anno": those}``, one row for six frames.
 
-    Neighbouring rows of one class become a segment, so ends are exact to a row (0.2 s) and two segments that touch are
-    one: fit for scoring frames, not for scoring segments.
+    Neighbouring rows of one class become a segment. Its ends are exact to two rows (0.4 s), which is how far published
+    rows are from the texts, and two segments that touch are one: fit for scoring frames, not for scoring segments.
     """
     path = Path(path)
     if not path.is_file():

@@ -197,6 +197,7 @@ class TubeSource(DetectionSource):
                 "videos have boxes on frames that are not there, which are left out": uncovered,
                 "videos have boxes without area, which are left out": flat,
             },
+            self.mistakes,
         )
         return tuple(videos)
 

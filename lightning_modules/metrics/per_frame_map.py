@@ -145,7 +145,7 @@ class PerFrameMeanAveragePrecision(Metric):
             pairs of frame and class. ``explanation``: in words why ``map`` is 0 or NaN, otherwise empty.
         """
         classes = [column for column in range(self.num_classes) if column != self.background]
-        scores = dim_zero_cat(self.scores).cpu().numpy()
+        scores = dim_zero_cat(self.scores).cpu().double().numpy()
         targets = dim_zero_cat(self.targets).cpu().numpy()
         found = [average_precision(scores[:, column], targets[:, column]) for column in classes]
         plain, calibrated = np.asarray(found, dtype=np.float64).reshape(-1, 2).T

@@ -12,8 +12,8 @@ The rules are those of ActionFormer and OpenTAD, which are the same:
   class with ground truth and no detection has 0. The mean is over classes, then over thresholds.
 
 Where scores are tied the references leave the order to an unstable sort. Here equal scores of a video come in order of
-time, and those of several videos take turns, misses before hits: one of the orders that the references allow, and the
-same however videos and rows are ordered.
+time, and those of several videos take turns, misses before hits (``settle_ties``): one of the orders that references
+allow, and the same however videos and rows are ordered.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+
+from .average_precision import envelope_area, match, settle_ties
 
 SAME_SECONDS = 1e-3
 """Ends of ground-truth segments that are no further apart are the same."""
@@ -43,8 +45,8 @@ class SegmentRows(NamedTuple):
     scores: np.ndarray
     """(N,) float64; ground truth has ones."""
 
-    def take(self, rows: np.ndarray) -> SegmentRows:
-        """The chosen rows, by index or by mask."""
+    def take(self, rows: np.ndarray | slice) -> SegmentRows:
+        """The chosen rows, by index, mask or slice."""
         return SegmentRows(*(column[rows] for column in self))
 
 
@@ -57,21 +59,19 @@ def average_precisions(
     The first by score is a false positive, the second a hit at precision 1/2, so AP is 1/2.
     """
     targets = unique_segments(targets)
-    targets = targets.take(np.lexsort((*targets.segments.T[::-1], targets.classes, targets.videos)))
-    # From here on a detection's index tells its place among those of its video and class.
-    preds = preds.take(np.lexsort((*preds.segments.T[::-1], -preds.scores, preds.videos, preds.classes)))
-    turn = _turns(preds)
-    pred, target, tiou = _overlapping_pairs(preds, targets, num_classes, min(tiou_thresholds))
-
-    num_targets = np.bincount(targets.classes, minlength=num_classes)
-    bounds = np.searchsorted(preds.classes, np.arange(num_classes + 1))
+    targets = targets.take(np.lexsort((*targets.segments.T[::-1], targets.videos, targets.classes)))
+    # From here on the index of a detection of a class is its rank.
+    preds = preds.take(np.lexsort((*preds.segments.T[::-1], -preds.scores, preds.classes)))
+    classes = np.arange(num_classes + 1)
+    found, there = np.searchsorted(preds.classes, classes), np.searchsorted(targets.classes, classes)
     result = np.full((len(tiou_thresholds), num_classes), np.nan)
-    for row, threshold in zip(result, tiou_thresholds, strict=True):
-        close_enough = tiou >= threshold
-        hits = _match(pred[close_enough], target[close_enough], len(preds.scores), len(targets.scores))
-        ranked = hits[np.lexsort((hits, turn, -preds.scores, preds.classes))]
-        for index in np.flatnonzero(num_targets):
-            row[index] = _envelope_area(ranked[bounds[index] : bounds[index + 1]], num_targets[index])
+    for index in np.flatnonzero(np.diff(there)):
+        mine, truth = preds.take(slice(*found[index : index + 2])), targets.take(slice(*there[index : index + 2]))
+        pred, target, tiou = _overlapping_pairs(mine, truth)
+        for row, threshold in enumerate(tiou_thresholds):
+            close = tiou >= threshold
+            hits = match(pred[close], target[close], tiou[close], len(mine.scores), len(truth.scores))
+            result[row, index] = envelope_area(settle_ties(hits, mine.scores, mine.videos), len(truth.scores))
     return result
 
 
@@ -91,32 +91,15 @@ def unique_segments(targets: SegmentRows) -> SegmentRows:
     return targets.take(keep)
 
 
-def _turns(preds: SegmentRows) -> np.ndarray:
-    """(N,) which of the equally scored detections of its video and class each one is; rows are in that order."""
-    if not len(preds.scores):
-        return np.zeros(0, dtype=np.int64)
-    fresh = (np.diff(preds.classes) != 0) | (np.diff(preds.videos) != 0) | (np.diff(preds.scores) != 0)
-    starts = np.flatnonzero(np.r_[True, fresh])
-    return np.arange(len(preds.scores)) - np.repeat(starts, np.diff(np.r_[starts, len(preds.scores)]))
-
-
-def _overlapping_pairs(
-    preds: SegmentRows, targets: SegmentRows, num_classes: int, at_least: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Detections and segments of one video and class that overlap by a tIoU: (detection, segment, tIoU).
-
-    Detections come in their order, the segments of each by descending tIoU. ``targets`` is in order of video and class.
-    """
-    key, target_key = (rows.videos * num_classes + rows.classes for rows in (preds, targets))
-    start = np.searchsorted(target_key, key, side="left")
-    counts = np.searchsorted(target_key, key, side="right") - start
-    left = np.repeat(np.arange(len(key)), counts)
+def _overlapping_pairs(preds: SegmentRows, targets: SegmentRows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of one video that overlap: (detection ascending, target, tIoU). ``targets`` are in order of videos."""
+    start = np.searchsorted(targets.videos, preds.videos, side="left")
+    counts = np.searchsorted(targets.videos, preds.videos, side="right") - start
+    left = np.repeat(np.arange(len(counts)), counts)
     right = np.arange(len(left)) + np.repeat(start - (np.cumsum(counts) - counts), counts)
     tiou = pairwise_tiou(preds.segments[left], targets.segments[right])
-    wanted = np.flatnonzero(tiou >= at_least)
-    left, right, tiou = left[wanted], right[wanted], tiou[wanted]
-    order = np.lexsort((right, -tiou, left))
-    return left[order], right[order], tiou[order]
+    overlap = np.flatnonzero(tiou)
+    return left[overlap], right[overlap], tiou[overlap]
 
 
 def pairwise_tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -124,32 +107,6 @@ def pairwise_tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     inner = np.clip(np.minimum(a[:, 1], b[:, 1]) - np.maximum(a[:, 0], b[:, 0]), 0, None)
     union = (a[:, 1] - a[:, 0]) + (b[:, 1] - b[:, 0]) - inner
     return np.divide(inner, union, out=np.zeros_like(inner), where=union > 0)
-
-
-def _match(pred: np.ndarray, target: np.ndarray, num_preds: int, num_targets: int) -> np.ndarray:
-    """Let detections, in their order, each take the first free segment among their pairs: (num_preds,) hits.
-
-    A round settles every detection whose favourite nobody before it can still want; few rounds remain after the first.
-    """
-    hits = np.zeros(num_preds, dtype=bool)
-    taken = np.zeros(num_targets, dtype=bool)
-    while len(pred):
-        first_claim = np.full(num_targets, num_preds)
-        np.minimum.at(first_claim, target, pred)
-        favourite = np.r_[True, pred[1:] != pred[:-1]]
-        settled = favourite & (first_claim[target] == pred)
-        hits[pred[settled]] = True
-        taken[target[settled]] = True
-        left = ~(hits[pred] | taken[target])
-        pred, target = pred[left], target[left]
-    return hits
-
-
-def _envelope_area(hits: np.ndarray, num_targets: int) -> float:
-    """All-point AP: precision made monotone from the right, summed where recall rises."""
-    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(envelope[hits].sum() / num_targets)
 
 
 def _explain_zero(preds: SegmentRows, targets: SegmentRows, threshold: float) -> str:
@@ -165,11 +122,8 @@ def _explain_zero(preds: SegmentRows, targets: SegmentRows, threshold: float) ->
             f"{found.tolist()}; check where labels start to count"
         )
     best = preds.take(np.argsort(-preds.scores, kind="stable")[:100_000])  # enough to judge by, and quick
-    best, by_video = (
-        rows._replace(classes=np.zeros_like(rows.classes)).take(np.argsort(rows.videos, kind="stable"))
-        for rows in (best, targets)
-    )
-    largest = _overlapping_pairs(best, by_video, 1, 0.0)[2].max(initial=0.0)
+    by_video = targets.take(np.argsort(targets.videos, kind="stable"))
+    largest = _overlapping_pairs(best, by_video)[2].max(initial=0.0)
     if largest >= threshold:
         return f"no overlap >= {threshold:g} within a class: segments overlap by up to {largest:.3f}, with other labels"
     return (
@@ -305,11 +259,13 @@ class SegmentMeanAveragePrecision(Metric):
         }
 
     def _rows(self, side: str) -> SegmentRows:
-        counts, segments, labels = (
-            dim_zero_cat(getattr(self, f"{side}_{column}")).cpu().numpy() for column in ("counts", "segments", "labels")
-        )
-        scores = dim_zero_cat(self.pred_scores).cpu().numpy() if side == "pred" else np.ones(len(labels))
-        return SegmentRows(np.repeat(np.arange(len(counts)), counts), labels, segments, scores)
+        """All rows of a side."""
+        names = ("counts", "segments", "labels", *(("scores",) if side == "pred" else ()))
+        columns = {name: dim_zero_cat(getattr(self, f"{side}_{name}")).cpu() for name in names}
+        counts, labels = columns["counts"].numpy(), columns["labels"].numpy()
+        scores = columns["scores"].double().numpy() if side == "pred" else np.ones(len(labels))
+        videos = np.repeat(np.arange(len(counts)), counts)
+        return SegmentRows(videos, labels, columns["segments"].double().numpy(), scores)
 
 
 def _concatenate(parts: Iterable[Tensor], empty: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .context_decoder import ContextDecoder
+from .streaming import compact_copy
 
 
 class MemoryState(NamedTuple):
@@ -75,8 +76,8 @@ class ContextMemory(nn.Module):
             tokens[:, index].flatten(0, 1), places[:, index].flatten(0, 1), filled[:, first:].flatten()
         )
         after = MemoryState(
-            tokens[:, num_frames:].to(state.tokens.dtype).clone(),
-            places[:, num_frames:].clone(),
+            compact_copy(tokens[:, num_frames:], state.tokens),
+            compact_copy(places[:, num_frames:], state.places),
             (state.filled + num_frames).clamp(max=self.window),
         )
         return before, after

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .attention import SelfAttention
 from .linear import Linear
+from .recurrence import LSTM
 from .streaming import StreamingModule
 from .vit import NORM_EPS
 
@@ -44,7 +45,7 @@ class DecomposedAttention(StreamingModule[RecurrentState]):
         self.lstm_dim = lstm_dim or dim // 4
         self.temporal_norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.into_lstm = Linear(dim, self.lstm_dim) if self.lstm_dim != dim else nn.Identity()
-        self.lstm = nn.LSTM(self.lstm_dim, self.lstm_dim, batch_first=True)
+        self.lstm = LSTM(self.lstm_dim)
         self.out_of_lstm = Linear(self.lstm_dim, dim)
         self.gate = nn.Parameter(torch.zeros(dim))
 
@@ -72,7 +73,7 @@ class DecomposedAttention(StreamingModule[RecurrentState]):
         sequences = inputs.transpose(1, 2).flatten(0, 1)  # (B N, T, R)
         # In the state's precision: under autocast a cell that adds up over thousands of frames would round away.
         with torch.autocast(inputs.device.type, enabled=False):
-            past = tuple(part.flatten(0, 1)[None].contiguous() for part in state)
-            outputs, (hidden, cell) = self.lstm(sequences.to(state.hidden.dtype), past)
+            past = (part.flatten(0, 1) for part in state)
+            outputs, hidden, cell = self.lstm(sequences.to(state.hidden.dtype), *past)
         outputs = outputs.view(batch, patches, frames, -1).transpose(1, 2)
         return outputs, RecurrentState(hidden.view_as(state.hidden), cell.view_as(state.cell))

@@ -8,12 +8,12 @@ Everything that a program without this repository would have to repeat lies insi
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import GetAttrKey, MappingKey, SequenceKey, tree_flatten_with_path, tree_unflatten
+from torch.utils._pytree import GetAttrKey, MappingKey, SequenceKey, tree_leaves, tree_map, tree_map_with_path
 
 from .detections import Detections, ScoreRule, score_proposals
 from .evad import EvadTeacher
@@ -26,16 +26,37 @@ STATE, NEXT = "state.", "next_"
 """``state.memory.tokens`` goes in, ``next_state.memory.tokens`` comes out."""
 
 
-def flatten_state(state: State) -> dict[str, Tensor]:
-    """The tensors of nested NamedTuples under the names that lead to them, such as ``state.blocks.0.hidden``."""
-    leaves, _ = tree_flatten_with_path(state)
-    return {STATE + ".".join(_step_name(step) for step in path): leaf for path, leaf in leaves}
+def state_names(state: State) -> State:
+    """The same nesting with every tensor replaced by the name that leads to it, such as ``state.blocks.0.hidden``.
+
+    Tensors without elements stay as they are: they hold what an option leaves out, and few runtimes take them.
+    """
+    return tree_map_with_path(
+        lambda path, leaf: STATE + ".".join(map(_step_name, path)) if leaf.numel() else leaf, state
+    )
 
 
 def _step_name(step: GetAttrKey | MappingKey | SequenceKey) -> str:
     if isinstance(step, GetAttrKey):
         return step.name
     return str(step.key if isinstance(step, MappingKey) else step.idx)
+
+
+def by_name(names: State, state: State) -> dict[str, Tensor]:
+    """The tensors of a state under the names that ``state_names`` gave them."""
+    pairs = zip(tree_leaves(names), tree_leaves(state), strict=True)
+    return {name: leaf for name, leaf in pairs if isinstance(name, str)}
+
+
+def nested(names: State, state: dict[str, Tensor], batch_size: int) -> State:
+    """The state whose tensors are given by name."""
+
+    def find(leaf: str | Tensor) -> Tensor:
+        if isinstance(leaf, str):
+            return state[leaf]
+        return torch.zeros(batch_size, *leaf.shape[1:], dtype=leaf.dtype)
+
+    return tree_map(find, names)
 
 
 class ExportGraph(nn.Module):
@@ -90,19 +111,21 @@ class StepGraph(ExportGraph):
     def __init__(self, network: StreamingModule, image_size: tuple[int, int], score: ScoreRule) -> None:
         super().__init__(network, image_size, score)
         self.frame_dims = (*self.image_size, 3)
-        _, self.state_spec = tree_flatten_with_path(network.initial_state(1, self.padded_size))
-        self.state_names = tuple(self.initial_state(1))
-        self.input_names = (FRAMES, *self.state_names)
-        self.output_names = (*DETECTIONS, *(NEXT + name for name in self.state_names))
+        self.names: Any = state_names(network.initial_state(1, self.padded_size))
+        inputs = tuple(name for name in tree_leaves(self.names) if isinstance(name, str))
+        self.input_names = (FRAMES, *inputs)
+        self.output_names = (*DETECTIONS, *(NEXT + name for name in inputs))
 
     def initial_state(self, batch_size: int) -> dict[str, Tensor]:
-        return flatten_state(self.network.initial_state(batch_size, self.padded_size))
+        return by_name(self.names, self.network.initial_state(batch_size, self.padded_size))
 
     def forward(self, frames: Tensor, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        nested = tree_unflatten([state[name] for name in self.state_names], self.state_spec)
         sizes = self.sizes(frames)
-        detections, after = self.network(self.normalise(frames[:, None]), nested, sizes)
-        return self.decode(Detections(*(part[:, 0] for part in detections)), sizes), flatten_state(after)
+        before = nested(self.names, state, frames.shape[0])
+        detections, after = self.network(self.normalise(frames[:, None]), before, sizes)
+        # Copies, so that a part of the state that stays as it is comes out as another tensor than went in.
+        after = {name: part.clone() for name, part in by_name(self.names, after).items()}
+        return self.decode(Detections(*(part[:, 0] for part in detections)), sizes), after
 
 
 class ClipGraph(ExportGraph):
@@ -116,11 +139,3 @@ class ClipGraph(ExportGraph):
         sizes = self.sizes(frames)
         return self.decode(self.network(self.normalise(frames).transpose(1, 2), sizes), sizes)
 
-
-class Parity(NamedTuple):
-    """Largest absolute differences of what an exported graph gives from what PyTorch gives."""
-
-    boxes: float
-    """In pixels of the frame."""
-    person_scores: float
-    action_scores: float

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .streaming import StreamingModule
+from .streaming import StreamingModule, compact_copy
 from .vit import TUBELET
 
 
@@ -62,6 +62,6 @@ class FramePairEmbedding(StreamingModule[EmbeddingState]):
         later = state.filled.new_ones(frames.shape[0], frames.shape[1] - 1)
         has_past = torch.cat([state.filled[:, None], later], dim=1)  # (B, T)
         earlier = torch.where(has_past[..., None, None], earlier, as_past)
-        past = as_past[:, -1].to(state.past.dtype).clone().unflatten(1, grid)
-        new_state = EmbeddingState(past, torch.ones_like(state.filled))
+        newest = as_past[:, -1].unflatten(1, grid)
+        new_state = EmbeddingState(compact_copy(newest, state.past), torch.ones_like(state.filled))
         return earlier + as_newest + self.proj.bias.to(both.dtype), new_state

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .prepared import Preparable
+
 
 def sine_table(num_positions: int, dim: int) -> Tensor:
     """Sine/cosine codes over flat positions, (num_positions, dim) float32, computed in float64.
@@ -21,12 +23,13 @@ def sine_table(num_positions: int, dim: int) -> Tensor:
     return table.float()
 
 
-class SpaceTimePositions(nn.Module):
+class SpaceTimePositions(Preparable):
     """Position codes of a clip's slots (tubelets), made for ``num_slots`` x ``grid`` x ``grid`` patches.
 
     Other frame sizes resize every slot's grid bicubically (align_corners false, no antialiasing); time is never
     resized. A clip with fewer slots takes those in the middle, so that its keyframe slot keeps its code: that is what a
     curriculum from one slot to the whole clip needs. ``learned`` codes are a parameter that starts at the fixed ones.
+    Prepared for inference, the codes of every frame size met are kept.
     """
 
     table: Tensor
@@ -54,9 +57,22 @@ class SpaceTimePositions(nn.Module):
 
     def slots(self, indices: Tensor, height: int, width: int) -> Tensor:
         """Codes of the named slots: (len(indices), height * width, C)."""
-        codes = self.table.view(self.num_slots, self.grid, self.grid, -1)[indices]
+        resized = self.kept
+        if resized is None:
+            return self._resized(self.table.view(self.num_slots, self.grid, self.grid, -1)[indices], height, width)
+        if (height, width) not in resized:
+            every = self.table.view(self.num_slots, self.grid, self.grid, -1)
+            resized[height, width] = self._resized(every, height, width)
+        return resized[height, width][indices]
+
+    @staticmethod
+    def _resized(codes: Tensor, height: int, width: int) -> Tensor:
+        """(slots, grid, grid, C) -> (slots, height * width, C)."""
         if codes.shape[1:3] != (height, width):
             codes = F.interpolate(
                 codes.permute(0, 3, 1, 2), size=(height, width), mode="bicubic", align_corners=False
             ).permute(0, 2, 3, 1)
         return codes.flatten(1, 2)
+
+    def made_of_weights(self) -> dict[tuple[int, int], Tensor]:
+        return {}

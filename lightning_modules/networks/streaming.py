@@ -51,6 +51,12 @@ def select_lanes(lanes: Tensor, chosen: State, other: State) -> State:
     return tree_map(select, chosen, other)
 
 
+def compact_copy(part: Tensor, like: Tensor) -> Tensor:
+    """A part of a chunk as a state keeps it: in the type of the state before it, and contiguous in memory of its own,
+    so that it does not keep the whole chunk there and looks like every other state to a compiler."""
+    return part.to(like.dtype).clone(memory_format=torch.contiguous_format)
+
+
 def state_bytes(state: Any) -> int:
     """Bytes that the tensors of a state hold."""
     return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(state) if isinstance(leaf, Tensor))

@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import SelfAttention
-from .streaming import StreamingModule
+from .attention import SelfAttention, fused_attention
+from .streaming import StreamingModule, compact_copy
 from .vit import NORM_EPS
 
 ShiftMode = Literal["channel", "head_kv", "concat_kv"]
@@ -75,12 +74,11 @@ class TemporalShiftAttention(StreamingModule[ShiftState]):
         if self.mode == "channel":
             moving, staying = normed.tensor_split([self.shifted], dim=-1)
             earlier = self._delay(moving, state.past)
-            heads = F.scaled_dot_product_attention(*self.attn.project(torch.cat([earlier, staying], dim=-1)))
+            heads = fused_attention(*self.attn.project(torch.cat([earlier, staying], dim=-1)))
             newest = moving[:, -1]
         else:
             heads, newest = self._attend_back(normed, state)
-        # Cloned, so that keeping the newest frame's part does not keep the whole chunk in memory.
-        new_state = ShiftState(newest.to(state.past.dtype).clone(), torch.ones_like(state.filled))
+        new_state = ShiftState(compact_copy(newest, state.past), torch.ones_like(state.filled))
         return tokens + self.attn.merge(heads), new_state
 
     def _attend_back(self, normed: Tensor, state: ShiftState) -> tuple[Tensor, Tensor]:
@@ -98,7 +96,7 @@ class TemporalShiftAttention(StreamingModule[ShiftState]):
         else:
             # Reading the same keys and values twice is the same as reading them once.
             key, value = torch.cat([past_key, key], dim=3), torch.cat([past_value, value], dim=3)
-        return F.scaled_dot_product_attention(query, key, value), moving[:, -1]
+        return fused_attention(query, key, value), moving[:, -1]
 
     @staticmethod
     def _delay(chunk: Tensor, past: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_modules.networks import linear as module
-from lightning_modules.networks.linear import FEWEST_ROWS, Linear, Mlp, linear, prepare_for_inference
+from lightning_modules.networks.linear import FEWEST_ROWS, Linear, Mlp, linear
+from lightning_modules.networks.prepared import prepare_for_inference
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 

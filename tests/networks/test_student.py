@@ -235,3 +235,28 @@ def test_sizes_that_cannot_be_meant_are_refused_at_construction(changes):
     name, value = next(iter(changes.items()))
     with pytest.raises(ValueError, match=f"{name}={value}"):
         tiny_student("tsa", **changes)
+
+
+@pytest.mark.parametrize("temporal", ["tsa", "dsta"])
+@pytest.mark.parametrize("changes", [{}, {"carried_proposals": 2, "num_actors": 2, "decoder_refines_context": False}])
+def test_the_step_is_one_graph_to_torch_compile_and_is_compiled_once(temporal, changes):
+    torch._dynamo.reset()  # what other networks have left
+    student = randomise(tiny_student(temporal, **changes))
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    step = torch.compile(student, fullgraph=True, backend=count)  # fullgraph refuses breaks
+    frames, sizes = torch.randn(1, 8, 3, 64, 64), torch.tensor([[60, 64]])
+    expected, state = [], student.initial_state(1)
+    for frame in frames.split(1, dim=1):
+        detections, state = student(frame, state, sizes)
+        expected.append(detections)
+    state = student.initial_state(1)
+    for frame, theirs in zip(frames.split(1, dim=1), expected, strict=True):
+        ours, state = step(frame, state, sizes)
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert len(graphs) == 1

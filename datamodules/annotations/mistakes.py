@@ -1,0 +1,35 @@
+"""Mistakes in somebody's data: raised where data are read, collected where they are checked (check.py)."""
+
+from __future__ import annotations
+
+
+UNREADABLE = "videos that cannot be read"
+
+
+class Mistake(ValueError):
+    """One thing that is wrong.
+
+    Args:
+        kind: what all mistakes of this sort are called, in the plural.
+        where: file and line, or video.
+        seen: what is there.
+        way_out: what should be there, or what to set.
+    """
+
+    def __init__(self, kind: str, where: str, seen: str = "", way_out: str = "") -> None:
+        super().__init__(kind, where, seen, way_out)
+        self.kind, self.where, self.seen, self.way_out = kind, where, seen, way_out
+
+    @property
+    def line(self) -> str:
+        return ": ".join(filter(None, [self.where, self.seen]))
+
+    def __str__(self) -> str:
+        return "; ".join(filter(None, [self.line, self.way_out]))
+
+
+def keep(mistake: Mistake, mistakes: list[Mistake] | None) -> None:
+    """Put a mistake down where somebody collects them, raise it where nobody does."""
+    if mistakes is None:
+        raise mistake
+    mistakes.append(mistake)

@@ -1,0 +1,89 @@
+"""A look through the data of an experiment on actions in time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from datamodules.annotations.features import FeatureArray, num_features
+from datamodules.annotations.mistakes import Mistake
+from datamodules.annotations.segment_source import AnnotatedSegments
+from datamodules.check.report import Report, remark_on_classes
+from datamodules.check.videos import both_in_train_and, open_video, splits_of
+from datamodules.frames import DecodedFrames, FrameStore
+from datamodules.segments import SegmentDataModule
+from datamodules.windows import LATE_SECONDS
+
+
+def check_segments(datamodule: SegmentDataModule, every_frame: bool) -> Report:
+    """Read all annotation, open all videos or arrays of features; arguments as of ``check_data``."""
+    source = datamodule.source
+    source.mistakes = []
+    source.prepare()
+    report = Report(type(source).__name__, source.class_names(), mistakes=source.mistakes)
+    store = DecodedFrames(datamodule.store.scale)  # a cache would be filled first
+    names: dict[str, dict[str, object]] = {}
+    for split, videos in splits_of(source, report):
+        names[split] = {video.video_id: video.media or video.video_id for video in videos}
+        _judge(split, videos, store, report, every_frame)
+    for split in names.keys() - {"train"}:
+        report.mistakes += both_in_train_and(split, names.get("train", {}), names[split])
+    remark_on_classes(report)
+    return report
+
+
+def _judge(
+    split: str, videos: Sequence[AnnotatedSegments], store: FrameStore, report: Report, every_frame: bool
+) -> None:
+    from tqdm import tqdm
+
+    labels, steps, count = np.zeros(len(report.class_names), np.int64), 0, 0
+    for video in tqdm(videos, desc=f"{split} videos", unit="video", leave=False):
+        labels += np.bincount(video.labels, minlength=len(labels))
+        count += len(video.segments)
+        duration, length = _open(video, store, report, every_frame)
+        steps += length
+        if duration is not None:
+            report.mistakes += _outside(video, duration)
+    report.labels[split] = labels
+    report.counts[split] = {"videos": len(videos), "frames or features": steps, "segments": count}
+    if count == 0:
+        report.mistakes.append(
+            Mistake(
+                "splits without segments",
+                split,
+                f"{len(videos)} videos",
+                "compare the names in the annotation, in the lists of videos and on disk",
+            )
+        )
+
+
+def _open(video: AnnotatedSegments, store: FrameStore, report: Report, every_frame: bool) -> tuple[float | None, int]:
+    """How long a video is, in seconds as far as anybody knows, and in frames or features."""
+    if video.media is None:
+        return video.duration, 0
+    if isinstance(video.media, FeatureArray):
+        try:
+            return video.duration, num_features(video.media)
+        except ValueError as error:
+            report.mistakes.append(Mistake("features that cannot be read", str(error)))
+            return video.duration, 0
+    facts = open_video(video.media, store, every_frame, report.mistakes)
+    return (video.duration, 0) if facts is None else (float(facts.times[-1]), len(facts.times))
+
+
+def _outside(video: AnnotatedSegments, duration: float) -> list[Mistake]:
+    """One mistake a video."""
+    outside = (video.segments[:, 0] < 0) | (video.segments[:, 1] > duration + LATE_SECONDS)
+    if not outside.any():
+        return []
+    start, end = video.segments[outside][0]
+    return [
+        Mistake(
+            "videos with segments outside them",
+            video.video_id,
+            f"{outside.sum()} of {len(outside)}, such as {start:.2f} s to {end:.2f} s, but it ends at {duration:.2f} s",
+            "segments are in seconds from the start of the video; is it another cut of it?",
+        )
+    ]

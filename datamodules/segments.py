@@ -1,0 +1,278 @@
+"""Windows of untrimmed videos: how a detector of actions in time is trained and evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from datamodules.annotations.features import FeatureArray
+from datamodules.annotations.segment_source import NO_SPANS, AnnotatedSegments, SegmentSource, report_late
+from datamodules.annotations.source import Split
+from datamodules.detection import STAGE_SPLITS, whole_batches
+from datamodules.frame_cache import FrameCache
+from datamodules.frames import DecodedFrames, FrameScale, FrameStore, Interpolation
+from datamodules.picture_folder import Video
+from datamodules.samplers import ShuffledBatches, VideoWindows
+from datamodules.segment_windows import (
+    Augmentation,
+    SegmentWindows,
+    SteppedVideo,
+    evaluation_windows,
+    step_features,
+    step_frames,
+    training_windows,
+)
+from datamodules.transforms import ClipTransform
+
+TrainWindows = Literal["random", "sliding"]
+PLAUSIBLE_COVERAGE = (0.8, 1.25)
+"""Between these lies the time that a video's features stand for over its annotated duration, in half the videos at
+least; otherwise stride or frame rate are wrong, and so is every segment."""
+
+
+class SegmentDataModule(LightningDataModule):
+    """SegmentBatches of a data set's frames or stored features, whichever its source has.
+
+    Training shows windows with at least one segment. Evaluation covers every video with windows, all those of a video
+    on one process and in order; so does prediction.
+
+    Args:
+        source: the data set.
+        window_steps: T, length of a window.
+        train_windows: ``random`` draws one window a video and epoch anew, ``sliding`` takes them all.
+        train_overlap: of sliding training windows, as a fraction.
+        windows_per_epoch: how many training windows to take each epoch over all ranks; None takes each once.
+        min_visibility: a window shows a segment of which at least this fraction lies inside; others are background.
+        eval_window_steps: length of a window in evaluation; None means ``window_steps``, 0 the whole video.
+        eval_overlap: of neighbouring windows in evaluation, as a fraction.
+        resize_steps: all features of a video are interpolated linearly to so many steps (ActivityNet: 100 to 256).
+        batch_size: windows a batch and rank in training.
+        eval_batch_size: in evaluation; None means the same.
+        num_workers: worker processes; 0 loads in the training process.
+        frame_rate: frames a second that are sampled; None takes all. Nothing to features.
+        short_side: length of the frames' short side in pixels; None keeps the video's size.
+        crop_size: side of the square cut out of the frames, at random in training, else in the middle; None cuts none.
+        interpolation: ``area`` averages areas when frames shrink, ``bilinear`` does not.
+        cache: folder of decoded frames; None decodes every window anew.
+        cache_max_gib: what the cache may take.
+        horizontal_flip: probability of mirroring a training window.
+        brightness: largest random change, as a fraction.
+        contrast: largest random change, as a fraction.
+        saturation: largest random change, as a fraction.
+        seed: of order, windows and augmentation.
+        predict_videos: video files to predict on; None predicts on the videos of the test split.
+    """
+
+    def __init__(
+        self,
+        source: SegmentSource,
+        window_steps: int = 256,
+        train_windows: TrainWindows = "random",
+        train_overlap: float = 0.75,
+        windows_per_epoch: int | None = None,
+        min_visibility: float = 0.5,
+        eval_window_steps: int | None = None,
+        eval_overlap: float = 0.25,
+        resize_steps: int | None = None,
+        batch_size: int = 2,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        frame_rate: float | None = 10.0,
+        short_side: int | None = None,
+        crop_size: int | None = None,
+        interpolation: Interpolation = "area",
+        cache: str | Path | None = None,
+        cache_max_gib: float = 64.0,
+        horizontal_flip: float = 0.5,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        seed: int = 0,
+        predict_videos: list[str | Path] | None = None,
+    ) -> None:
+        super().__init__()
+        if train_windows not in get_args(TrainWindows):
+            raise ValueError(f"train_windows must be one of {get_args(TrainWindows)}, got {train_windows!r}")
+        eval_window_steps = window_steps if eval_window_steps is None else eval_window_steps
+        if window_steps < 1 or eval_window_steps < 0:
+            raise ValueError(f"windows need at least one step, got {window_steps} and {eval_window_steps}")
+        if not (0 <= train_overlap < 1 and 0 <= eval_overlap < 1):
+            raise ValueError(f"overlaps must lie within 0..1, below 1, got {train_overlap} and {eval_overlap}")
+        if not 0 <= min_visibility <= 1:
+            raise ValueError(f"min_visibility must lie within 0..1, got {min_visibility}")
+        if (frame_rate is not None and frame_rate <= 0) or (resize_steps is not None and resize_steps < 1):
+            raise ValueError(f"frame_rate and resize_steps must be positive, got {frame_rate} and {resize_steps}")
+        self.source = source
+        self.window_steps, self.eval_window_steps = window_steps, eval_window_steps
+        self.train_overlap = train_overlap if train_windows == "sliding" else None
+        self.eval_overlap = eval_overlap
+        self.windows_per_epoch = windows_per_epoch
+        self.min_visibility = min_visibility
+        self.resize_steps = resize_steps
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        if batch_size < 1 or self.eval_batch_size < 1:
+            raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {self.eval_batch_size}")
+        self.num_workers = num_workers
+        self.frame_rate = frame_rate
+        self.crop_size = crop_size
+        scale = FrameScale(short_side, interpolation=interpolation)
+        self.store: FrameStore = DecodedFrames(scale) if cache is None else FrameCache(cache, scale, cache_max_gib)
+        colour = ClipTransform(0.0, (1.0, 1.0), brightness, contrast, saturation)
+        self.augmentation = Augmentation(
+            crop_size, horizontal_flip, colour if max(brightness, contrast, saturation) > 0 else None
+        )
+        self.seed = seed
+        self.predict_videos = predict_videos
+        # Files to predict on are passed over once: no use in keeping their frames.
+        self.predict_store = self.store if predict_videos is None else DecodedFrames(scale)
+        self._videos: dict[str, tuple[SteppedVideo, ...]] = {}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.source.class_names()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def evaluated_on(self) -> str:
+        """What the test videos are to be called beside a result."""
+        return self.source.evaluated_on()
+
+    def prepare_data(self) -> None:
+        """Make the data and fill the cache with what the stage at hand needs; both do nothing the second time."""
+        stage = None if self.trainer is None else self.trainer.state.fn
+        if stage == "predict" and self.predict_videos is not None:
+            return
+        self.source.prepare()
+        if isinstance(self.store, FrameCache):
+            splits = STAGE_SPLITS.get(stage or "", ("train", "val", "test"))
+            media = [_media(video) for split in splits for video in self.source.videos(split)]
+            self.store.build([video for video in media if not isinstance(video, FeatureArray)])
+
+    def setup(self, stage: str) -> None:
+        if stage == "predict" and self.predict_videos is not None:
+            self._videos["predict"] = self._stepped(_without_annotation(self.predict_videos), self.predict_store)
+            return
+        for split in STAGE_SPLITS[stage]:
+            if split not in self._videos:
+                self._videos[split] = self._stepped(self.source.videos(split), self.store)
+        if stage == "predict":
+            self._videos["predict"] = self._videos["test"]
+
+    def videos(self, split: Split | Literal["predict"]) -> tuple[SteppedVideo, ...]:
+        """The videos of a split, or those to predict on, once ``setup`` has opened them."""
+        if split not in self._videos:
+            raise ValueError(f"the {split} videos are not open; call setup first")
+        return self._videos[split]
+
+    def train_dataloader(self) -> DataLoader:
+        videos = self.videos("train")
+        windows = training_windows(videos, self.window_steps, self.train_overlap, self.min_visibility)
+        if not windows:
+            raise ValueError(f"no training window of {type(self.source).__name__} shows a segment")
+        dataset = self._dataset("train", windows, self.augmentation)
+        sampler = ShuffledBatches(
+            len(windows), self.batch_size, self.windows_per_epoch, self.seed, self.rank, self.world_size
+        )
+        return whole_batches(dataset, sampler, self.num_workers)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._evaluation_loader("predict")
+
+    def _evaluation_loader(self, split: Split | Literal["predict"]) -> DataLoader:
+        windows = evaluation_windows(self.videos(split), self.eval_window_steps, self.eval_overlap)
+        dataset = self._dataset(split, [window for video in windows for window in video], Augmentation(self.crop_size))
+        sampler = VideoWindows([len(video) for video in windows], self.eval_batch_size, self.rank, self.world_size)
+        return whole_batches(dataset, sampler, self.num_workers)
+
+    def _dataset(self, split: str, windows: list, augmentation: Augmentation) -> SegmentWindows:
+        videos = self.videos(split)
+        store = self.predict_store if split == "predict" else self.store
+        return SegmentWindows(
+            videos,
+            windows,
+            store if videos[0].frames is not None else None,
+            augmentation,
+            self.min_visibility,
+            self.resize_steps,
+        )
+
+    def _stepped(self, videos: Sequence[AnnotatedSegments], store: FrameStore) -> tuple[SteppedVideo, ...]:
+        """Divide videos into steps and compare what was annotated with what is there."""
+        if not videos:
+            raise ValueError(f"{type(self.source).__name__} has no video")
+        stepped = []
+        for video in videos:
+            media = _media(video)
+            if isinstance(media, FeatureArray):
+                stepped.append(step_features(video, self.resize_steps))
+                continue
+            facts = store.facts(media)
+            if self.crop_size is not None and min(facts.size) < self.crop_size:
+                raise ValueError(
+                    f"{media} is read at {facts.size[1]}x{facts.size[0]}, too small for crop_size={self.crop_size}; "
+                    "set short_side to at least that"
+                )
+            stepped.append(step_frames(video, facts, self.frame_rate))
+        if len({video.frames is None for video in stepped}) > 1:
+            raise ValueError(f"{type(self.source).__name__} has videos of frames and of features; it must be one kind")
+        report_late(
+            type(self.source).__name__,
+            [new.video for old, new in zip(videos, stepped, strict=True) if old.duration is None],
+        )
+        if stepped[0].frames is None:
+            _check_coverage(videos, stepped)
+        return tuple(stepped)
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    @property
+    def world_size(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+
+def _media(video: AnnotatedSegments) -> Video | FeatureArray:
+    if video.media is None:
+        raise ValueError(
+            f"{video.video_id} has neither frames nor features; set videos or features of data.init_args.source"
+        )
+    return video.media
+
+
+def _check_coverage(videos: Sequence[AnnotatedSegments], stepped: Sequence[SteppedVideo]) -> None:
+    """Refuse features whose times cannot be right."""
+    covered = [
+        (new.first_seconds * 2 + new.step_seconds * (new.num_steps - 1)) / old.duration
+        for old, new in zip(videos, stepped, strict=True)
+        if old.duration
+    ]
+    if covered and not PLAUSIBLE_COVERAGE[0] <= np.median(covered) <= PLAUSIBLE_COVERAGE[1]:
+        raise ValueError(
+            f"features stand for {np.median(covered):.2f} times the duration of their videos "
+            f"({stepped[0].video.media}, for instance); stride_frames or frame_rate of features must be wrong"
+        )
+
+
+def _without_annotation(files: Sequence[str | Path]) -> list[AnnotatedSegments]:
+    paths = [Path(file) for file in files]
+    stems = [path.stem for path in paths]
+    # Names as short as they can be told apart.
+    names = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+    nothing = np.empty(0, np.int64)
+    return [AnnotatedSegments(name, path, None, NO_SPANS, nothing) for name, path in zip(names, paths, strict=True)]

@@ -1,0 +1,216 @@
+"""Live sources: what is kept, dropped, found again, and how it ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from datamodules.live import LiveCapture, StreamClock
+from datamodules.live_source import Camera, NetworkStream, live_source
+from datamodules.time_grid import TimeGrid, frames_on_grid
+from datamodules.video import write_video
+from datamodules.video_listing import VideoError
+from tests.datamodules.miniature import numbered_frames, read_numbers
+from tests.datamodules.network_camera import Connection, ScriptedSource, network_camera
+
+FPS = 20
+PIXELS = np.zeros((4, 4, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    """Three seconds of numbered frames."""
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    write_video(path, numbered_frames(3 * FPS), FPS)
+    return path
+
+
+def capture(source, period: float = 1e-6, **settings) -> LiveCapture:
+    return LiveCapture(source, TimeGrid(period), threading.Event(), **{"first_wait_seconds": 0.02, "reconnect_attempts": 4, **settings})
+
+
+def numbers(frames) -> list[int]:
+    return [read_numbers(frame.picture()[None])[0] for frame in frames]
+
+
+@pytest.mark.parametrize("frame_rate", [8, 12.5, 24, 25, 29.97, 30, 50, 60, 120])
+def test_any_frame_rate_is_sampled_at_the_pace_of_the_network(frame_rate):
+    times = np.arange(int(20 * frame_rate)) / frame_rate
+    chosen = times[frames_on_grid(times, 0.125)]
+    assert len(chosen) == pytest.approx(160, abs=1)
+    # Nearer to its moment than a frame lasts, and hardly early.
+    late = chosen - 0.125 * np.arange(len(chosen))
+    assert late.min() >= -0.1 * 0.125 and late.max() < max(1 / frame_rate, 1e-9)
+
+
+def test_a_stride_of_whole_frames_takes_every_how_manieth_frame():
+    times = np.arange(100) / 16
+    assert frames_on_grid(times, 2 / 16).tolist() == list(range(0, 100, 2))
+    milliseconds = np.round(np.arange(100) / 30, 3)  # as Matroska keeps them: 33 and 34 ms
+    assert frames_on_grid(milliseconds, 4 / 30).tolist() == list(range(0, 100, 4))
+
+
+def test_a_frame_that_jitters_or_is_missing_moves_no_other():
+    rng = np.random.default_rng(0)
+    times = np.arange(200) / 16 + rng.uniform(-0.005, 0.005, 200)
+    assert frames_on_grid(times - times[0], 2 / 16).tolist() == list(range(0, 200, 2))
+    assert frames_on_grid([0.0, 0.1, 0.2, 0.55, 0.6, 0.7], 0.1).tolist() == [0, 1, 2, 3, 4, 5]
+    assert frames_on_grid([0.0, 0.2, 0.4, 1.1, 1.2, 1.4], 0.2).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_time_goes_by_time_stamps_and_where_they_fail_by_the_clock():
+    clock = StreamClock()
+    assert clock.tick(500.0, 10.0) == 0
+    assert clock.tick(500.5, 10.0) == 0.5  # a burst: both frames came at once
+    assert clock.tick(501.0, 11.0) == 1.0
+    assert clock.tick(7.0, 11.25) == 1.25  # the source counts anew
+    assert clock.tick(7.5, 11.75) == 1.75
+    assert clock.tick(900.0, 12.0) == 2.0  # a jump
+    clock.reconnect()
+    assert clock.tick(900.1, 15.0) == 5.0
+    assert clock.tick(None, 15.5) == 5.5
+
+
+def test_a_slow_model_gets_the_newest_frame_and_the_others_are_counted():
+    source = ScriptedSource([(0.01, None, PIXELS)] * 100)
+    seen, newer = [], []
+    with capture(source) as frames:
+        for frame in frames:
+            newer.append(frames.received - 1 - frame.index)
+            seen.append(frame.index)
+            time.sleep(0.1)
+            if frame.index > 80:
+                break
+    assert len(seen) < 30
+    assert max(newer) <= 2  # one may come between taking a frame and looking
+    assert frames.dropped >= seen[-1] + 1 - len(seen) > 50
+
+
+def test_a_fast_model_gets_every_frame_that_is_due():
+    source = ScriptedSource([(0.01, index / 100, PIXELS) for index in range(60)])
+    with capture(source, period=0.04) as frames:
+        seen = [frame.index for frame in islice(frames, 15)]
+    assert seen == list(range(0, 60, 4))
+    assert frames.dropped == 0
+
+
+def test_a_longer_queue_holds_a_burst():
+    source = ScriptedSource([(0.0, index / 10, PIXELS) for index in range(4)] + [(1.0, None, PIXELS)])
+    with capture(source, queue_frames=3) as frames:
+        time.sleep(0.2)
+        seen = [frame.index for frame in islice(frames, 3)]
+    assert seen == [1, 2, 3]
+    assert frames.dropped == 1
+
+
+def test_frames_come_over_http_with_their_own_time_stamps(film):
+    with network_camera(Connection(film), timed=True) as address:
+        with capture(NetworkStream(address, stall_seconds=2), period=0.1, queue_frames=60) as frames:
+            taken = list(islice(frames, 15))
+    carried, seconds = numbers(taken), [frame.seconds for frame in taken]
+    assert carried == list(range(carried[0], carried[0] + 30, 2))
+    assert seconds == pytest.approx(np.arange(15) * 0.1, abs=1e-3)
+
+
+def test_a_lost_camera_is_found_again_and_time_goes_on(film):
+    connections = Connection(film, 0, 10), Connection(film, 20, 10), Connection(film, 40, 10, stalls=True)
+    with network_camera(*connections) as address:
+        with capture(NetworkStream(address, stall_seconds=1), queue_frames=60) as frames:
+            taken = list(islice(frames, 28))
+    carried, seconds = numbers(taken), np.array([frame.seconds for frame in taken])
+    expected = {*range(10), *range(20, 30), *range(40, 50)}
+    assert carried == sorted(carried) and set(carried) < expected
+    assert frames.reconnections == 2
+    assert (np.diff(seconds) > 0).all()
+    assert [frame.index for frame in taken] == list(range(28))
+
+
+def test_a_camera_that_stalls_is_left_and_found_again(film):
+    with network_camera(Connection(film, 0, 8, stalls=True), Connection(film, 30, 20)) as address:
+        with capture(NetworkStream(address, stall_seconds=0.5), queue_frames=60) as frames:
+            taken = list(islice(frames, 20))
+    carried = numbers(taken)
+    jump = next(at for at, number in enumerate(carried) if number >= 30)
+    assert carried[:jump] == list(range(carried[0], carried[0] + jump))
+    assert taken[jump].seconds - taken[jump - 1].seconds >= 0.5
+    assert frames.reconnections == 1
+
+
+def test_attempts_to_reconnect_wait_twice_as_long_each_time_and_end(caplog):
+    source = ScriptedSource([(0, None, PIXELS)])
+    began = time.monotonic()
+    with capture(source) as frames, pytest.raises(VideoError) as error:
+        list(frames)
+    assert "scripted: lost (refused), and 4 attempts to reconnect failed" in str(error.value)
+    assert source.opened == 5
+    assert 0.02 + 0.04 + 0.08 + 0.16 <= time.monotonic() - began < 2
+
+
+def test_attempts_are_counted_anew_after_every_frame():
+    connections = [[(0, None, PIXELS)], [ConnectionError("no")], [(0, None, PIXELS)], [ConnectionError("no")]]
+    source = ScriptedSource(*connections, [(0, None, PIXELS)])
+    with capture(source, reconnect_attempts=2, queue_frames=9) as frames, pytest.raises(VideoError, match="2 attempts"):
+        list(frames)
+    assert source.opened == 5 + 2
+    assert frames.received == 3
+
+
+@pytest.mark.parametrize("source", [ScriptedSource(), Camera(97)], ids=["network", "camera"])
+def test_a_source_that_was_never_there_is_an_error_at_once(source):
+    with capture(source) as frames, pytest.raises(VideoError, match=f"{source.name}: cannot be opened"):
+        list(frames)
+
+
+def test_what_is_wrong_inside_the_thread_is_raised_outside():
+    with capture(ScriptedSource([RuntimeError("a fault of ours")])) as frames:
+        with pytest.raises(RuntimeError, match="a fault of ours"):
+            list(frames)
+
+
+@pytest.mark.parametrize("how", ["stop", "time"])
+def test_a_silent_source_can_be_left(how):
+    source = ScriptedSource([(0, None, PIXELS), (10, None, PIXELS)])
+    frames = capture(source, max_seconds=0.3 if how == "time" else None)
+    if how == "stop":
+        threading.Timer(0.3, frames.stop.set).start()
+    began = time.monotonic()
+    with frames:
+        assert len(list(frames)) == 1
+        assert 0.25 < time.monotonic() - began < 1
+
+
+def test_a_file_behind_an_address_is_not_taken_for_a_camera(film):
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            """Not on the terminal."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=film.parent)) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        source = NetworkStream(f"http://127.0.0.1:{server.server_port}/film.mp4", stall_seconds=2)
+        with capture(source) as frames, pytest.raises(VideoError, match="a file of 3 s, not a live stream"):
+            list(frames)
+        server.shutdown()
+
+
+def test_names_and_messages_hold_no_password():
+    source = NetworkStream("rtsp://admin:secret@127.0.0.1:9/stream/1", stall_seconds=1)
+    assert source.name == "127.0.0.1_stream_1"
+    with capture(source) as frames, pytest.raises(VideoError) as error:
+        list(frames)
+    assert "secret" not in str(error.value)
+
+
+def test_what_names_a_live_source(tmp_path):
+    assert isinstance(live_source("0", 5), Camera)
+    assert live_source("2", 5).name == "camera_2"
+    assert isinstance(live_source("/dev/null", 5), Camera)  # a device file
+    assert isinstance(live_source("rtsp://host/x", 5), NetworkStream)
+    assert live_source(str(tmp_path), 5) is None
+    assert live_source("film.mp4", 5) is None

@@ -1,0 +1,199 @@
+"""Files, folders and cameras as streams to predict on: which frames, when, and what happens to broken ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.predict import PredictDataModule
+from datamodules.source_files import files_of
+from datamodules.stopping import stopped_by_signals
+from datamodules.video import write_video
+from datamodules.video_listing import VideoError
+from tests.datamodules.miniature import numbered_frames, read_numbers, write_pictures
+from tests.datamodules.network_camera import Connection, ScriptedSource, network_camera
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of videos: 21 frames at 8 a second, 12 in a sub-folder at 16, a file cut short, one of another kind."""
+    folder = tmp_path_factory.mktemp("videos")
+    write_video(folder / "long.mp4", numbered_frames(21), 8)
+    write_video(folder / "sub" / "short.mkv.mp4", numbered_frames(12, 128, 96), 16)
+    (folder / "broken.mp4").write_bytes((folder / "long.mp4").read_bytes()[:900])
+    (folder / "notes.txt").write_text("not a video")
+    return folder
+
+
+def opened(source, **settings) -> PredictDataModule:
+    settings = {"classes": ["walk", "wave"], "frame_stride": 2, "frame_rate": 8.0, "chunk_frames": 4, **settings}
+    data = PredictDataModule(str(source), **settings)
+    data.setup("predict")
+    return data
+
+
+def read(data: PredictDataModule) -> dict[str, list[int]]:
+    """The numbers that the pictures of each video carry; checks what every batch must fulfil."""
+    seen: dict[str, list[int]] = {}
+    for batch in data.predict_dataloader():
+        (video_id,) = batch.video_ids
+        assert bool(batch.is_first) == (video_id not in seen)
+        assert batch.is_valid.all() and not batch.annotated.any()
+        assert batch.frames.shape[1] == len(batch.pictures) == batch.frame_indices.shape[1]
+        numbers = read_numbers(np.stack(batch.pictures))
+        assert batch.frame_indices[0].tolist() == numbers
+        seen.setdefault(video_id, []).extend(numbers)
+    return seen
+
+
+def test_a_file_is_sampled_at_the_pace_of_the_network(folder):
+    data = opened(folder / "long.mp4")
+    assert len(data.predict_dataloader()) == 3
+    assert read(data) == {"long": list(range(0, 21, 2))}
+    twice_as_fast = opened(folder / "sub" / "short.mkv.mp4")
+    assert read(twice_as_fast) == {"short.mkv": [0, 4, 8]}
+
+
+def test_batches_hold_small_frames_and_original_pictures_with_their_times(folder):
+    (batch, *_) = opened(folder / "long.mp4", short_side=64).predict_dataloader()
+    assert batch.frames.shape == (1, 4, 3, 64, 96)
+    assert batch.image_sizes.tolist() == [[64, 85]]
+    assert batch.original_sizes.tolist() == [[96, 128]]
+    assert batch.pictures[0].shape == (96, 128, 3)
+    assert batch.timestamps.tolist() == [[0.0, 0.25, 0.5, 0.75]]
+    assert batch.capture is None
+
+
+def test_a_folder_is_read_whole_and_a_broken_file_is_told(folder):
+    with pytest.warns(UserWarning, match=r"left out: .*broken\.mp4"):
+        data = opened(folder)
+    assert read(data) == {"long": list(range(0, 21, 2)), "sub/short.mkv": [0, 4, 8]}
+
+
+def test_a_file_that_breaks_off_while_it_is_read_does_not_end_the_run(folder, tmp_path):
+    write_video(tmp_path / "a.mp4", numbered_frames(600), 8)
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    write_video(tmp_path / "b.mp4", numbered_frames(3), 8)
+    opened_before = opened(tmp_path, frame_stride=1)
+    middle = len(data) // 3
+    data[middle : 2 * middle] = os.urandom(middle)
+    os.utime(tmp_path / "a.mp4")
+    (tmp_path / "a.mp4").write_bytes(data)
+    with pytest.warns(UserWarning, match=r"a\.mp4"):
+        seen = [batch.video_ids[0] for batch in opened_before.predict_dataloader()]
+    assert seen[-1] == "b"
+
+
+def test_a_broken_file_alone_is_an_error(folder):
+    with pytest.raises(VideoError, match=r"broken\.mp4"):
+        opened(folder / "broken.mp4")
+
+
+def test_a_folder_of_numbered_pictures_is_a_video(tmp_path):
+    pictures = write_pictures(tmp_path / "trip", 9, "img_{:05d}.jpg")
+    data = opened(pictures, picture_rate=8.0)
+    assert read(data) == {"trip": [0, 2, 4, 6, 8]}
+    assert read(opened(pictures, picture_rate=4.0)) == {"trip": list(range(9))}
+
+
+def test_videos_of_one_name_keep_their_endings(tmp_path):
+    for name in ("a.mp4", "a.MOV", "b.avi"):
+        (tmp_path / name).touch()
+    assert [name for name, _ in files_of(str(tmp_path), 30)] == ["a.MOV", "a.mp4", "b.avi"]
+
+
+def test_what_is_no_source_is_told_with_the_way_out(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no source at nowhere.mp4; name a video file"):
+        opened("nowhere.mp4")
+    with pytest.raises(ValueError, match="holds neither videos nor numbered pictures"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{"max_frames": 5}, {"max_seconds": 1.2}])
+def test_a_run_can_be_limited(folder, settings):
+    assert read(opened(folder / "long.mp4", **settings)) == {"long": [0, 2, 4, 6, 8]}
+
+
+@pytest.mark.parametrize("name", ["frame_stride", "frame_rate", "max_frames", "queue_frames", "stall_seconds"])
+def test_a_setting_without_sense_is_named(name):
+    with pytest.raises(ValueError, match=f"{name} must be above 0, got -1"):
+        PredictDataModule("film.mp4", ["walk"], **{name: -1})
+
+
+def test_class_names_come_from_a_list_or_a_file(tmp_path):
+    (tmp_path / "classes.txt").write_text("walk\nslow wave\n\n")
+    data = PredictDataModule("film.mp4", str(tmp_path / "classes.txt"))
+    assert (data.class_names, data.num_classes) == (("walk", "slow wave"), 2)
+    with pytest.raises(FileNotFoundError, match=r"no class names at nowhere\.txt"):
+        PredictDataModule("film.mp4", "nowhere.txt")
+    with pytest.raises(ValueError, match="each of them once, got walk, walk"):
+        PredictDataModule("film.mp4", ["walk", "walk"])
+
+
+def test_there_is_nothing_to_train_on(folder):
+    with pytest.raises(ValueError, match="nothing to fit; use predict"):
+        PredictDataModule(str(folder), ["walk"]).setup("fit")
+
+
+def test_ctrl_c_ends_a_file_as_if_it_had_ended(folder):
+    batches = []
+    for batch in opened(folder / "long.mp4", chunk_frames=1).predict_dataloader():
+        batches.append(batch)
+        if len(batches) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+    assert 3 <= len(batches) <= 5  # what has been read ahead still comes
+
+
+def test_the_second_ctrl_c_is_as_usual():
+    stop = threading.Event()
+    with pytest.raises(KeyboardInterrupt), stopped_by_signals(stop):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.is_set()
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def live(*connections, **settings) -> list:
+    """The batches of a scripted source."""
+    data = opened("0", frame_stride=1, frame_rate=1e6, queue_frames=99, **settings)
+    data.live = ScriptedSource(*connections)
+    return list(data.predict_dataloader())
+
+
+def test_a_live_frame_is_a_batch_that_says_how_it_came():
+    picture = np.full((48, 64, 3), 7, np.uint8)
+    batches = live([(0.01, None, picture)] * 5, max_frames=3, short_side=32)
+    assert [batch.is_first.tolist() for batch in batches] == [[True], [False], [False]]
+    assert [int(batch.frame_indices) for batch in batches] == [0, 1, 2]
+    assert batches[0].video_ids == ("scripted",)
+    assert batches[0].frames.shape == (1, 1, 3, 32, 64)
+    received = torch.cat([batch.capture.received for batch in batches]).flatten()
+    assert (received.diff() > 0).all()
+    assert (batches[-1].capture.dropped, batches[-1].capture.reconnections) == (0, 0)
+
+
+def test_a_live_stream_starts_anew_after_a_long_gap_and_with_another_size(caplog):
+    small, large = np.zeros((32, 32, 3), np.uint8), np.zeros((64, 32, 3), np.uint8)
+    steps = [(0, 0.0, small), (0, 0.1, small), (0.4, 0.5, small), (0, 0.6, small), (0, 0.7, large), (0, 0.8, large)]
+    batches = live(steps, max_frames=6, max_gap_seconds=0.3)
+    assert [bool(batch.is_first) for batch in batches] == [True, False, True, False, True, False]
+    assert "scripted: starts anew after 0.1 s with 32x64 pixels" in caplog.text
+
+
+def test_a_short_loss_does_not_start_a_stream_anew(tmp_path):
+    write_video(tmp_path / "film.mp4", numbered_frames(30), 20)
+    with network_camera(Connection(tmp_path / "film.mp4", 0, 6), Connection(tmp_path / "film.mp4", 10, 20)) as address:
+        data = opened(address, frame_stride=1, frame_rate=1e6, queue_frames=99, max_frames=15)
+        batches = list(data.predict_dataloader())
+    assert [bool(batch.is_first) for batch in batches] == [True] + [False] * 14
+    assert batches[-1].capture.reconnections == 1
+    assert batches[0].video_ids == ("127.0.0.1_live",)
+
+
+def test_a_live_source_ends_after_its_time():
+    assert len(live([(0, 0.0, np.zeros((32, 32, 3), np.uint8)), (9, None, None)], max_seconds=0.3)) == 1

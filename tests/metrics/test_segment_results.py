@@ -1,0 +1,93 @@
+import json
+
+import pytest
+import torch
+
+from lightning_modules.metrics.segment_map import SegmentMeanAveragePrecision
+from lightning_modules.metrics.segment_results import read_results, write_results
+
+NAMES = ("jump", "throw")
+
+
+def some_results():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        video: {
+            "segments": torch.rand(count, 2, dtype=torch.float64, generator=generator).sort(dim=1).values * 100,
+            "scores": torch.rand(count, dtype=torch.float64, generator=generator),
+            "labels": torch.randint(0, 2, (count,), generator=generator),
+        }
+        for video, count in (("first", 7), ("nothing found", 0), ("second", 3))
+    }
+
+
+def test_what_was_written_is_read_again_to_the_last_bit(tmp_path):
+    results = some_results()
+    write_results(tmp_path / "folder" / "found.json", results, NAMES, external_data={"weights": "a.pt"})
+    again = read_results(tmp_path / "folder" / "found.json", NAMES)
+    assert list(again) == list(results)
+    for video, detections in results.items():
+        for name, column in detections.items():
+            torch.testing.assert_close(again[video][name], column, rtol=0, atol=0)
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["found.json"]
+
+
+def test_the_file_has_the_form_of_the_challenge(tmp_path):
+    found = {"x": {"segments": torch.tensor([[1.5, 2.0]]), "scores": torch.tensor([0.5]), "labels": torch.tensor([1])}}
+    write_results(tmp_path / "found.json", found, NAMES)
+    record = json.loads((tmp_path / "found.json").read_text())
+    assert record == {
+        "version": "onlooker",
+        "results": {"x": [{"label": "throw", "score": 0.5, "segment": [1.5, 2.0]}]},
+        "external_data": {},
+    }
+
+
+def test_saved_detections_score_as_they_did(tmp_path):
+    results = some_results()
+    targets = [{"segments": video["segments"][:2] + 0.5, "labels": video["labels"][:2]} for video in results.values()]
+    write_results(tmp_path / "found.json", results, NAMES)
+    values = []
+    for detections in (results, read_results(tmp_path / "found.json", NAMES)):
+        metric = SegmentMeanAveragePrecision(2)
+        metric.update(list(detections.values()), targets)
+        values.append(metric.compute()["map"].item())
+    assert values[0] == values[1] > 0
+
+
+def test_detections_of_other_programs_are_read(tmp_path):
+    rows = [
+        {"label": "jump", "score": "0.5", "segment": ["1", "2.5"]},
+        {"label": "dive", "score": 1, "segment": [0, 1]},
+    ]
+    (tmp_path / "found.json").write_text(json.dumps({"results": {"x": rows}}))
+    found = read_results(tmp_path / "found.json", NAMES)["x"]
+    assert found["segments"].tolist() == [[1, 2.5]] and found["scores"].tolist() == [0.5]
+    assert found["labels"].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is not json"),
+        ("[]", 'has no "results"'),
+        ('{"results": {"x": [{"label": "jump", "score": 1}]}}', "a detection of x"),
+        ('{"results": {"x": [{"label": "jump", "score": NaN, "segment": [0, 1]}]}}', "no finite score"),
+        ('{"results": {"x": [{"label": "jump", "score": 1, "segment": [0]}]}}', "no finite score"),
+        ('{"results": {"x": [{"label": "7", "score": 1, "segment": [0, 1]}]}}', "none of the 2 classes"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, text, words):
+    (tmp_path / "found.json").write_text(text)
+    with pytest.raises(ValueError, match=words) as error:
+        read_results(tmp_path / "found.json", NAMES)
+    assert "found.json" in str(error.value)
+    with pytest.raises(FileNotFoundError, match=r"absent\.json"):
+        read_results(tmp_path / "absent.json", NAMES)
+
+
+def test_a_score_that_is_no_number_is_not_written(tmp_path):
+    bad = {"x": {"segments": torch.ones(1, 2), "scores": torch.tensor([float("nan")]), "labels": torch.tensor([0])}}
+    with pytest.raises(ValueError, match="JSON"):
+        write_results(tmp_path / "found.json", bad, NAMES)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,350 @@
+"""Detections that ``test`` saves are scored again without the model, and so are those of other programs."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from callbacks.detection_file import DetectionFile
+from datamodules.annotations.ava import Ava
+from datamodules.batches import TrueKeyframe
+from lightning_modules.clip_detection import ClipDetectionModule
+from lightning_modules.metrics.frame_ap import FrameMapSettings
+from lightning_modules.metrics.frame_results import read_frame_detections
+from lightning_modules.networks.weights import save_weights
+from lightning_modules.scoring import score_file
+from lightning_modules.stream_detection import StreamDetectionModule
+from main import main
+from tests.datamodules import miniature_ava
+from tests.lightning_modules import tiny
+from tests.test_ddp import on_two_processes
+
+pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # where pytest has arguments itself
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("score")
+
+
+@pytest.fixture(scope="module")
+def source(folder):
+    """Six videos of two shapes; 23 keyframes on four of them are evaluated."""
+    source = tiny.videos(folder)
+    source.prepare()
+    return source
+
+
+def network(build):
+    found = build()
+    tiny.place_proposals(found)
+    return found
+
+
+KINDS = {
+    "clip": (lambda: ClipDetectionModule(network(tiny.teacher)), tiny.clips),
+    "stream": (lambda: StreamDetectionModule(network(tiny.student)), tiny.streams),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("action", ["test", "validate"])
+def test_what_is_saved_scores_as_it_did(kind, action, source, folder, tmp_path):
+    module, data = KINDS[kind][0](), KINDS[kind][1](source, folder / "cache")
+    file = DetectionFile(tmp_path / "new" / "predictions.csv")
+    (scores,) = getattr(tiny.trainer(tmp_path, callbacks=[file]), action)(module, datamodule=data, verbose=False)
+    score = score_file(file.path, data.true_keyframes("test"), 2)
+    prefix = "test" if action == "test" else "val"
+    assert 0 < score.result.mean < 1
+    assert score.result.mean == pytest.approx(scores[f"{prefix}/map"], abs=1e-6)  # logged in float32
+    assert score.result.per_class.tolist() == pytest.approx([scores[f"{prefix}/ap/{n}"] for n in ("walk", "wave")])
+    assert score.num_detections == score.result.num_frames * 4 * 2  # proposals and classes
+    assert score.num_found_frames == score.result.num_frames
+    assert sorted(path.name for path in file.path.parent.iterdir()) == ["predictions.csv"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_numbers_are_those_of_the_metric_to_the_last_bit(kind, source, folder, tmp_path):
+    module, data = KINDS[kind][0](), KINDS[kind][1](source, folder / "cache")
+    file, seen = DetectionFile(tmp_path / "predictions.csv"), {}
+
+    class States(tiny.L.Callback):
+        def on_test_epoch_end(self, trainer, module):
+            seen.update({name: torch.cat(getattr(module.metric, name)).clone() for name in ("pred_scores",)})
+            seen["pred_boxes"] = torch.cat(module.metric.pred_boxes).clone()
+            seen["target_boxes"] = torch.cat(module.metric.target_boxes).clone()
+
+    tiny.trainer(tmp_path, callbacks=[States(), file]).test(module, datamodule=data, verbose=False)
+    found, keyframes = read_frame_detections(file.path), data.true_keyframes("test")
+    sizes = {keyframe.video_id: keyframe.original_size for keyframe in keyframes}
+    height, width = np.asarray([sizes[found.names[video]] for video in found.videos]).T
+    pixels = (found.boxes * np.stack([width, height, width, height], axis=1)).astype(np.float32)
+    assert (pixels[::2].astype(np.float64) == seen["pred_boxes"].numpy()).all()  # two actions a box
+    assert (found.scores.astype(np.float32) == seen["pred_scores"].numpy()).all()
+    truth = np.concatenate([keyframe.boxes.repeat(keyframe.labels.sum(axis=1), axis=0) for keyframe in keyframes])
+    order, other = (np.lexsort(boxes.T) for boxes in (truth, seen["target_boxes"].numpy()))
+    assert (truth[order].astype(np.float64) == seen["target_boxes"].numpy()[other]).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line.
+
+
+@pytest.fixture(scope="module")
+def config(folder, source) -> Path:
+    """A tiny teacher on the numbered videos, read as somebody's own."""
+    shapes = tiny.SHAPES | {"keep_rates": {1: 0.8}}
+    network = {"class_path": "lightning_modules.networks.evad.EvadTeacher", "init_args": shapes}
+    (folder / "classes.txt").write_text("walk\nwave\n")
+    with (folder / "boxes.csv").open("w", newline="") as file:
+        for split in ("train", "val"):
+            for video in source.videos(split):
+                for moment in video.keyframes:
+                    for person, (box, labels) in enumerate(zip(moment.boxes, moment.labels, strict=True)):
+                        for action in np.flatnonzero(labels):
+                            row = [video.video_id, moment.timestamp + 10, *box.tolist(), action + 1, person]
+                            csv.writer(file).writerow(row)
+    own = {"videos": folder, "annotations": folder / "boxes.csv", "classes": folder / "classes.txt"}
+    own |= {"train": "[video_0, video_1]"}
+    source = {
+        "class_path": "datamodules.annotations.own_videos.OwnVideos",
+        "init_args": {name: str(value) for name, value in own.items()} | {"start_seconds": 10},
+    }
+    source["init_args"]["train"] = ["video_0", "video_1"]
+    data = {"source": source, "num_frames": 4, "frame_stride": 2, "batch_size": 4, "eval_batch_size": 5}
+    save_weights(globals()["network"](tiny.teacher).state_dict(), folder / "weights.pt")
+    experiment = {
+        "model": {
+            "class_path": "lightning_modules.clip_detection.ClipDetectionModule",
+            "init_args": {
+                "network": network,
+                "weights": str(folder / "weights.pt"),
+                "metric": {"protocol": "act", "unlabelled_frames": "ignore"},
+            },
+        },
+        "data": {
+            "class_path": "datamodules.clip.ClipDataModule",
+            "init_args": data | {"short_side": 64, "cache": str(folder / "cache")},
+        },
+    }
+    (folder / "mine.yaml").write_text(yaml.safe_dump(experiment))
+    return folder / "mine.yaml"
+
+
+QUIET = ("--trainer.enable_progress_bar=false", "--trainer.logger=false", "--trainer.accelerator=cpu")
+SAVE = ("--trainer.callbacks=[]", "--trainer.callbacks+=callbacks.detection_file.DetectionFile")
+
+
+def test_the_command_line_scores_what_test_saved_under_the_configs_protocol(
+    config, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    cli = main(["test", f"--config={config}", *QUIET, *SAVE])
+    mean_ap = float(cli.trainer.callback_metrics["test/map"])
+    assert cli.model.benchmark_protocol == "act frame mAP@0.5, labelled frames only, stride 2"
+    first = Path("predictions.csv").read_text().splitlines()[0].split(",")
+    assert len(first) == 8 and float(first[1]) >= 10  # the csv's seconds, not the file's
+    capsys.readouterr()
+    # Scoring needs no weights, no cache and not the network's sizes.
+    without = ["--model.init_args.weights=nowhere.pt", "--data.init_args.cache=nowhere"]
+    main(["score", f"--config={config}", *QUIET, *without, "--predictions=predictions.csv"])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"act frame mAP@0.5, labelled frames only: {100 * mean_ap:.2f} %"
+    assert said[1].startswith("ground truth: 29 frames, 87 boxes, 2 classes; detections: 232 on 29 frames")
+    assert [line.split()[1:] for line in said[-2:]] == [["58", "walk"], ["29", "wave"]]
+    assert not Path("nowhere").exists()
+    main(["score", f"--config={config}", *QUIET, "--predictions=predictions.csv", "--metric.protocol=ava"])
+    other = capsys.readouterr().out.splitlines()[0]
+    assert other.startswith("ava frame mAP@0.5: ")
+
+
+@pytest.mark.slow
+def test_two_processes_save_what_one_saves(config, tmp_path):
+    two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.enable_model_summary=false")
+    main(["test", f"--config={config}", *QUIET, *SAVE, f"--trainer.default_root_dir={tmp_path / 'one'}"])
+    (found,) = on_two_processes(
+        tmp_path, [["test", f"--config={config}", *QUIET, *SAVE, *two, f"--trainer.default_root_dir={tmp_path / 'two'}"]]
+    )
+    assert found["world_size"] == 2
+    one, both = ((tmp_path / name / "predictions.csv").read_text().splitlines() for name in ("one", "two"))
+    assert one != both and sorted(one) == sorted(both)
+    assert [path.name for path in (tmp_path / "two").iterdir()] == ["predictions.csv"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files of other programs.
+
+
+def keyframe(video="kitchen", timestamp=902.0, boxes=((0, 0, 50, 50),), labels=((1, 0, 0),), size=(100, 200)):
+    boxes, labels = np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(labels, np.uint8).reshape(-1, 3)
+    return TrueKeyframe(video, timestamp, boxes, labels, size)
+
+
+def written(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+HIT = "kitchen,0902,0,0,0.25,0.5,1,0.9"
+
+
+def test_a_file_worked_out_by_hand(tmp_path):
+    keyframes = [
+        keyframe(boxes=[[0, 0, 50, 50], [100, 0, 150, 50]], labels=[[1, 1, 0], [1, 0, 0]]),
+        keyframe(timestamp=903.0, labels=[[1, 0, 0]]),
+        keyframe(timestamp=904.0, boxes=[], labels=[]),
+    ]
+    file = written(
+        tmp_path / "them.csv",
+        "video_name,second,x1,y1,x2,y2,action_id,score",  # a header
+        HIT,
+        "kitchen,902.004,0.000,0.000,0.250,0.500,2,0.3",  # within the tolerance
+        "kitchen,903,0.5,0.5,0.75,1.0,1,0.8",  # elsewhere in the frame
+        "kitchen,0904,0.1,0.1,0.2,0.2,1,0.85",  # nobody is there
+        "kitchen,0903",  # a frame without detection
+        "kitchen,0903,0,0,0.25,0.5,1,0.7",
+    )
+    score = score_file(file, keyframes, 3)
+    # Class 0: hit, miss, miss, hit of three boxes; class 1: one hit of one box; class 2 has no box.
+    assert score.result.per_class[:2].tolist() == pytest.approx([(1 + 2 / 4) / 3, 1])
+    assert np.isnan(score.result.per_class[2])
+    assert (score.result.num_frames, score.result.num_boxes, score.result.num_classes) == (3, 4, 2)
+    assert (score.num_detections, score.num_found_frames) == (5, 3)
+    only = score_file(file, keyframes, 3, settings=FrameMapSettings(unlabelled_frames="ignore"))
+    assert only.result.per_class[0] == pytest.approx((1 + 2 / 3) / 3)
+    text = score.text(("walk", "wave", "sit")).splitlines()
+    assert text[0] == "ava frame mAP@0.5: 75.00 %"
+    assert [line.split() for line in text[-3:]] == [["50.00", "3", "walk"], ["100.00", "1", "wave"], ["-", "0", "sit"]]
+
+
+def test_rows_and_videos_in_any_order_under_any_name_score_alike(tmp_path):
+    generator = np.random.default_rng(0)
+    keyframes, lines = [], []
+    for video in ("b", "a", "c"):
+        for second in range(4):
+            corners = generator.integers(0, 50, (2, 2)) * 2.0
+            boxes = np.concatenate([corners, corners + 60], axis=1)
+            labels = np.eye(3, dtype=np.uint8)[generator.integers(0, 3, 2)]
+            keyframes.append(keyframe(video, second, boxes, labels, size=(200, 400)))
+            for box in np.concatenate([boxes, boxes, boxes]) + generator.integers(-10, 10, (6, 4)):
+                corners = ",".join(f"{side / of:.9g}" for side, of in zip(box, (400, 200) * 2, strict=True))
+                # Few different scores: most are tied.
+                lines.append(f"{video},{second},{corners},{generator.integers(1, 4)},{generator.integers(1, 4) / 4}")
+    maps = {score_file(written(tmp_path / "a.csv", *lines), keyframes, 3).result.mean}
+    for _ in range(5):
+        lines, keyframes = ([items[i] for i in generator.permutation(len(items))] for items in (lines, keyframes))
+        maps.add(score_file(written(tmp_path / "b.csv", *lines), keyframes, 3).result.mean)
+    renamed = [item._replace(video_id={"a": "z"}.get(item.video_id, item.video_id)) for item in keyframes]
+    other = written(tmp_path / "c.csv", *(line.replace("a,", "z,", 1) for line in lines))
+    maps.add(score_file(other, renamed, 3).result.mean)
+    assert len(maps) == 1 and 0 < maps.pop() < 1
+
+
+def test_what_the_data_do_not_know_is_left_out_counted_and_named(tmp_path):
+    file = written(
+        tmp_path / "them.csv",
+        HIT,
+        "garden,902,0,0,0.25,0.5,1,0.95",
+        "kitchen,905,0,0,0.25,0.5,1,0.95",
+        "kitchen,905,0,0,0.25,0.5,2,0.95",
+        "kitchen,902,0,0,0.25,0.5,0,0.95",
+    )
+    with pytest.warns(UserWarning) as said:
+        score = score_file(file, [keyframe()], 3)
+    assert score.result.mean == 1 and score.num_detections == 1
+    (text,) = (str(warning.message) for warning in said)
+    assert text.endswith(
+        "4 of 5 detections are left out: 1 videos are not evaluated (garden); 1 moments have no keyframe that is "
+        "evaluated (kitchen at 905 s); 1 action ids are not among 1..3 (0)"
+    )
+
+
+def test_classes_that_are_not_scored_are_left_out_without_a_word(tmp_path, recwarn):
+    file = written(tmp_path / "them.csv", HIT, "kitchen,902,0,0,0.25,0.5,2,0.95")
+    score = score_file(file, [keyframe(labels=[[1, 1, 0]])], 3, class_ids=(0, 2))
+    assert score.protocol == "ava frame mAP@0.5, 2 of 3 classes"
+    assert (score.result.mean, score.result.num_boxes, score.num_detections) == (1, 1, 1)
+    assert not [warning for warning in recwarn if "left out" in str(warning.message)]
+
+
+def test_an_empty_file_scores_zero_and_says_why(tmp_path):
+    (tmp_path / "none.csv").touch()
+    score = score_file(tmp_path / "none.csv", [keyframe()], 3)
+    assert score.result.mean == 0 and "no detection" in score.result.explanation
+    assert "no detection" in score.text(("walk", "wave", "sit"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["garden,902,0,0,0.25,0.5,1,0.9"], r"none of its 1 detections .* \(garden\).* kitchen at 902 s.*start_seconds"),
+        ([HIT, "kitchen,902,0,0,0.25,0.5,1"], "line 2: 7 columns, expected video,seconds"),
+        ([HIT, "kitchen,902,0,0,0.25,high,1,0.9"], "line 2: y2 must be a number, got 'high'"),
+        ([HIT, HIT, "kitchen,902,0,0,0.25,0.5,1,nan"], "line 3: score must be a number, got 'nan'"),
+        ([HIT, "kitchen,902,0,0,0.25,0.5,1.5,0.9"], "line 2: action_id must be a whole number, got '1.5'"),
+        (["kitchen,902,0,0,50,50,1,0.9"], "look like pixels; divide x by the width"),
+    ],
+)
+def test_a_file_that_cannot_be_meant_is_refused_with_its_line_and_the_way_out(lines, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        score_file(written(tmp_path / "them.csv", *lines), [keyframe()], 3)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.csv: no such file of detections"):
+        score_file(tmp_path / "nothing.csv", [keyframe()], 3)
+
+
+def test_avas_seconds_ids_and_exclusions_are_those_of_its_files(tmp_path):
+    """The miniature film has keyframes at 902 and 903, the second excluded; ids have holes."""
+    source = Ava(**miniature_ava.arguments(miniature_ava.write_ava(tmp_path)))
+    data = tiny.clips(source, None, frame_stride=1)
+    (only,) = data.true_keyframes("test")
+    assert (only.video_id, only.timestamp, only.original_size) == ("two", 902, (96, 128))
+    file = written(
+        tmp_path / "them.csv",
+        "two,0902,0.125,0.250,0.375,0.750,12,0.9",
+        "two,0902,0.125,0.250,0.375,0.750,2,0.99",  # crawling is not scored
+        "two,0902,0.500,0.250,0.875,1.000,1,0.8",
+        "two,0903,0.500,0.250,0.875,1.000,1,0.99",
+    )
+    with pytest.warns(UserWarning, match="1 of 4 detections are left out: 1 moments .*two at 903 s"):
+        score = score_file(file, [only], data.num_classes, data.evaluated_classes)
+    assert score.protocol == "ava frame mAP@0.5, 4 of 80 classes"
+    assert (score.result.mean, score.result.num_classes, score.num_detections) == (1, 2, 2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing.
+
+
+def test_a_run_that_fails_leaves_the_earlier_file_and_nothing_else(source, folder, tmp_path):
+    module, data = KINDS["clip"][0](), tiny.clips(source, folder / "cache")
+    file = DetectionFile(written(tmp_path / "predictions.csv", HIT))
+
+    class Fails(tiny.L.Callback):
+        def on_test_batch_end(self, trainer, *_):
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        tiny.trainer(tmp_path, callbacks=[file, Fails()]).test(module, datamodule=data, verbose=False)
+    assert file.path.read_text() == HIT + "\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.csv"]
+
+
+def test_training_saves_nothing(source, folder, tmp_path):
+    module, data = KINDS["clip"][0](), tiny.clips(source, folder / "cache")
+    tiny.trainer(tmp_path, max_steps=1, callbacks=[DetectionFile()]).fit(module, datamodule=data)
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_a_module_that_returns_nothing_to_save_is_refused_with_the_way_out(source, folder, tmp_path):
+    module, data = KINDS["clip"][0](), tiny.clips(source, folder / "cache")
+    module.test_step = lambda batch, batch_idx: None
+    with pytest.raises(TypeError, match="take DetectionFile out of trainer.callbacks"):
+        tiny.trainer(tmp_path, callbacks=[DetectionFile()]).test(module, datamodule=data, verbose=False)
