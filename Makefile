@@ -45,6 +45,7 @@ test: venv ## Run the tests: neither GPU nor data set needed
 
 bench: venv ## Time the students against their teacher at its real size (a quarter of an hour on two cores)
 	$(PY) -m tests.bench_streaming $(ARGS)
+	$(PY) -m tests.bench_picture
 
 bench-evad: venv ## Time EVAD at its published size against the published arithmetic (half an hour on two cores)
 	$(PY) -m tests.bench_evad $(ARGS)

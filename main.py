@@ -20,6 +20,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
+import numpy as np
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -43,8 +44,13 @@ import datamodules.stream
 import lightning_modules.clip_detection
 import lightning_modules.distillation
 import lightning_modules.stream_detection
+from callbacks.exported_latency import runtime_rows
 from datamodules.check import check_data
+from datamodules.frames import DecodedFrames
+from lightning_modules.export import export_graph, first_inputs, graph_of, load, moving_blobs, run_torch
 from lightning_modules.metrics.frame_ap import FrameMapSettings
+from lightning_modules.networks.export_graphs import ExportGraph
+from lightning_modules.networks.weights import load_exactly, read_state_dict
 from lightning_modules.scoring import score_file
 
 DEFAULTS = Path(__file__).parent / "configs" / "trainer" / "defaults.yaml"
@@ -147,24 +153,26 @@ class OnlookerTrainer(Trainer):
             ckpt_path: checkpoint of a run; without it the weights that the config names.
             weights_only: checkpoints are never read otherwise here.
         """
-        name = self.logger.name if self.logger else type(model).__name__
+        if benchmark and batch_size != 1:
+            raise ValueError(f"the benchmark's latency is that of one stream, but batch_size={batch_size}")
+        frames = None if video is None else video_frames(video, datamodule, parity_frames, image_size)
+        size = image_size if frames is None else frames.shape[1:3]
+        graph = graph_of(model, size, getattr(datamodule, "num_frames", None))
         if ckpt_path is not None:
             load_exactly(model.network, read_state_dict(ckpt_path))
-        weights = str(ckpt_path or getattr(model, "weights", None) or "as configured")
-        frames = None if video is None else video_frames(video, datamodule, parity_frames, image_size)
-        num_frames = getattr(datamodule, "num_frames", None)
-        graph = graph_of(model, image_size if frames is None else frames.shape[1:3], num_frames)
+        weights = str(ckpt_path or model.weights or "as configured")
+        name = self.logger.name if self.logger else type(model).__name__
         exported = export_graph(
             graph,
             output or Path("runs/export") / name,
             moving_blobs(parity_frames, graph.image_size) if frames is None else frames,
+            datamodule.class_names,
             format,
             None if dynamic_batch else batch_size,
             parity_frames,
             tolerance,
             opset,
             {
-                "class_names": list(datamodule.class_names),
                 "frame_stride": datamodule.frame_stride,
                 "person_threshold": model.person_threshold,
                 "weights": weights,
@@ -174,7 +182,7 @@ class OnlookerTrainer(Trainer):
         )
         print(exported.summary())
         if benchmark:
-            print(enter_exported(exported, graph, model, name, weights))
+            print(benchmark_exported(exported.path, graph, model, name, weights))
 
 
 def video_frames(
@@ -189,6 +197,25 @@ def video_frames(
             "image_size out, or set the scale of the data (data.init_args.short_side)"
         )
     return store.get(video, range(0, len(facts.times), datamodule.frame_stride)[:count])
+
+
+def benchmark_exported(path: Path, graph: ExportGraph, model: LightningModule, name: str, weights: str) -> str:
+    """Time an exported file, PyTorch on the same graph and the teacher in turn; the table with a row for the first two.
+
+    The teacher's clip is timed at the size it was made for, so frames of another size have no speed-up.
+    """
+    inputs, own, exported = first_inputs(graph), run_torch(graph), load(path, graph)
+    runtime = "onnxruntime" if path.suffix == ".onnx" else "torch.export"
+    is_teachers_size = graph.image_size == (model.network.frame_size,) * 2
+    rows = runtime_rows(
+        name,
+        weights,
+        {runtime: lambda: exported(inputs), "PyTorch, same inputs": lambda: own(inputs)},
+        model.benchmark_reference() if is_teachers_size else None,
+        parameters=sum(parameter.numel() for parameter in model.network.parameters()),
+        state_mib=callbacks.benchmark.state_mib(graph.initial_state(1)),
+    )
+    return [callbacks.benchmark.enter(Path("results"), row) for row in rows][-1]
 
 
 class OnlookerCLI(LightningCLI):

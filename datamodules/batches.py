@@ -17,7 +17,8 @@ class ClipBatch(NamedTuple):
     """B clips of T sampled frames, L of which (the keyframes) are supervised.
 
     A clip detector has one keyframe in the middle of its clip (L = 1). A streaming student is trained on the frames up
-    to its last keyframe; the frames after it are the future that only its teacher may see.
+    to its last keyframe; the frames after it are the future that only its teacher may see. A clip whose video id is
+    empty stands in, in evaluation, for one that cannot be read: it must not count.
     """
 
     frames: Tensor
@@ -33,7 +34,7 @@ class ClipBatch(NamedTuple):
     labels: tuple[Tensor, ...]
     """B * L entries, clip-major: (M, num_classes) float32 multi-hot."""
     video_ids: tuple[str, ...]
-    """B names."""
+    """B names; empty for a clip that stands in."""
     timestamps: Tensor
     """(B, L) float64, seconds from the start of the video."""
     original_sizes: Tensor

@@ -9,7 +9,9 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from datamodules.annotations.source import DetectionSource, Split
-from datamodules.detection import DetectionDataModule
+from datamodules.broken_videos import OnError
+from datamodules.collate import padded_size
+from datamodules.detection import DetectionDataModule, require_at_least
 from datamodules.frames import FrameScale, Interpolation
 from datamodules.samplers import EveryOnce, ShuffledBatches
 from datamodules.transforms import ClipTransform
@@ -21,7 +23,8 @@ class ClipDataModule(DetectionDataModule):
 
     Training takes all annotated keyframes that hold a box, anew in random order each epoch. Evaluation takes the
     keyframes that a stream with stride ``keyframe_grid`` is scored on, each once over all ranks, so that teacher and
-    student answer the same questions. Prediction takes a clip for every frame of such a stream.
+    student answer the same questions; clips that are padded to different sizes share no batch, since detectors see the
+    padding. Prediction takes a clip for every frame of such a stream.
 
     Args:
         source: the data set.
@@ -48,6 +51,8 @@ class ClipDataModule(DetectionDataModule):
         min_keyframe_boxes: training keyframes hold at least this many boxes.
         seed: of order and augmentation.
         predict_videos: files to predict on; None predicts on the videos of the test split.
+        on_error: ``raise`` stops at a video that cannot be read, ``skip`` leaves it out and tells it at the end of the
+            epoch, see ``DetectionDataModule``.
     """
 
     def __init__(
@@ -74,19 +79,21 @@ class ClipDataModule(DetectionDataModule):
         min_keyframe_boxes: int = 1,
         seed: int = 0,
         predict_videos: list[str | Path] | None = None,
+        on_error: OnError = "raise",
     ) -> None:
         scale = FrameScale(short_side, max_long_side, interpolation)
-        super().__init__(source, num_workers, scale, cache, cache_max_gib, predict_videos)
+        super().__init__(source, num_workers, scale, cache, cache_max_gib, predict_videos, on_error)
+        require_at_least(0, frame_stride=frame_stride, min_keyframe_boxes=min_keyframe_boxes)
+        require_at_least(1, num_frames=num_frames, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        require_at_least(1, keyframe_grid=keyframe_grid, samples_per_epoch=samples_per_epoch)
         past = num_frames // 2 + 1 if past_frames is None else past_frames
-        if not 1 <= past <= max(num_frames, 1):
+        if not 1 <= past <= num_frames:
             raise ValueError(f"past_frames must lie within 1..num_frames ({num_frames}), got {past}")
         self.window = Window(past, num_frames - past, frame_stride)
         self.num_frames = num_frames
         self.frame_stride = frame_stride
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        if batch_size < 1 or self.eval_batch_size < 1:
-            raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {self.eval_batch_size}")
         self.transform = ClipTransform(horizontal_flip, scale_range, brightness, contrast, saturation)
         self.keyframe_grid = keyframe_grid or frame_stride or 1
         self.samples_per_epoch = samples_per_epoch
@@ -117,7 +124,9 @@ class ClipDataModule(DetectionDataModule):
 
     def _evaluation_loader(self, split: Split | Literal["predict"], samples: np.ndarray) -> DataLoader:
         dataset = self._dataset(split, samples, None)
-        sampler = EveryOnce(len(dataset), self.eval_batch_size, self.rank, self.world_size)
+        sizes = np.asarray([padded_size(*video.facts.size) for video in dataset.videos])
+        _, kinds = np.unique(sizes, axis=0, return_inverse=True)
+        sampler = EveryOnce(kinds.reshape(-1)[samples[:, 0]], self.eval_batch_size, self.rank, self.world_size)
         return self._loader(dataset, sampler, self.num_workers)
 
     def _dataset(
@@ -126,5 +135,5 @@ class ClipDataModule(DetectionDataModule):
         if len(samples) == 0:
             raise ValueError(f"the {split} split of {type(self.source).__name__} has no annotated keyframe to use")
         return WindowDataset(
-            self.videos(split), samples, self.window, self.num_classes, self.frames_of(split), transform
+            self.videos(split), samples, self.window, self.num_classes, self.frames_of(split), transform, self._broken
         )

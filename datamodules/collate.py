@@ -15,6 +15,15 @@ SIZE_MULTIPLE = 32
 """Networks halve the frame up to five times."""
 
 
+def padded_size(height: int, width: int) -> tuple[int, int]:
+    """The size of a frame in a batch of its own.
+
+    >>> padded_size(96, 100)
+    (96, 128)
+    """
+    return -(-height // SIZE_MULTIPLE) * SIZE_MULTIPLE, -(-width // SIZE_MULTIPLE) * SIZE_MULTIPLE
+
+
 class ClipSample(NamedTuple):
     """One clip before it becomes part of a ClipBatch; L keyframes, M boxes on each."""
 
@@ -38,8 +47,7 @@ def stack_frames(clips: Sequence[np.ndarray], at_least: tuple[int, int] = (1, 1)
     H and W are the largest h and w, and no smaller than ``at_least``, rounded up to a multiple of SIZE_MULTIPLE.
     """
     sizes = torch.tensor([clip.shape[1:3] for clip in clips])
-    largest = torch.maximum(sizes.amax(0), torch.tensor(at_least)).tolist()
-    height, width = (-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in largest)
+    height, width = padded_size(*torch.maximum(sizes.amax(0), torch.tensor(at_least)).tolist())
     shape = (len(clips), len(clips[0]), 3, height, width)
     same = bool((sizes == torch.tensor([height, width])).all())
     frames = torch.empty(shape, dtype=torch.uint8) if same else torch.zeros(shape, dtype=torch.uint8)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
 from datamodules.batches import TrueKeyframe
+from datamodules.broken_videos import BrokenVideos, OnError, ReportBrokenVideos
 from datamodules.frame_cache import FrameCache
-from datamodules.frames import DecodedFrames, FrameScale, FrameStore
+from datamodules.frames import DecodedFrames, FrameScale, FrameStore, Interpolation
+from datamodules.video_listing import VideoError
 from datamodules.windows import TimedVideo, time_video, true_keyframes
 
 BatchT = TypeVar("BatchT")
@@ -34,6 +36,10 @@ class DetectionDataModule(LightningDataModule):
         cache: folder of decoded frames; None decodes every clip anew.
         cache_max_gib: what the cache may take.
         predict_videos: files to predict on; None predicts on the videos of the test split.
+        on_error: ``raise`` stops at a video that cannot be read. ``skip`` leaves it out: ``broken`` has it, and the end
+            of the epoch tells it. Of a video that turns out damaged only when it is decoded, what can be read is used;
+            in training another sample takes the place of one that cannot, in evaluation clips that cannot be read do
+            not count and a stream ends before the damage.
     """
 
     def __init__(
@@ -44,8 +50,14 @@ class DetectionDataModule(LightningDataModule):
         cache: str | Path | None,
         cache_max_gib: float,
         predict_videos: Sequence[str | Path] | None,
+        on_error: OnError,
     ) -> None:
         super().__init__()
+        require_at_least(0, num_workers=num_workers, cache_max_gib=cache_max_gib)
+        require_at_least(1, short_side=scale.short_side, max_long_side=scale.max_long_side)
+        for name, value, known in (("interpolation", scale.interpolation, Interpolation), ("on_error", on_error, OnError)):
+            if value not in get_args(known):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
         self.source = source
         self.num_workers = num_workers
         self.store: FrameStore = DecodedFrames(scale) if cache is None else FrameCache(cache, scale, cache_max_gib)
@@ -53,6 +65,12 @@ class DetectionDataModule(LightningDataModule):
         # Files to predict on are passed over once: no use in keeping their frames.
         self.predict_store = self.store if predict_videos is None else DecodedFrames(scale)
         self._videos: dict[str, tuple[TimedVideo, ...]] = {}
+        self._broken = BrokenVideos() if on_error == "skip" else None
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """Path of every video that this process and its workers skipped so far, and why."""
+        return {} if self._broken is None else self._broken.found()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -75,15 +93,18 @@ class DetectionDataModule(LightningDataModule):
         self.source.prepare()
         if isinstance(self.store, FrameCache):
             splits = STAGE_SPLITS.get(stage or "", ("train", "val", "test"))
-            self.store.build([video.path for split in splits for video in self.source.videos(split)])
+            videos = [video.path for split in splits for video in self.source.videos(split)]
+            self.store.build(videos, skip_broken=self._broken is not None)
 
     def setup(self, stage: str) -> None:
+        if self._broken is not None:
+            self._report_broken(self._broken)
         if stage == "predict" and self.predict_videos is not None:
-            self._videos["predict"] = _without_annotation(self.predict_videos, self.predict_store)
+            self._videos["predict"] = self._timed(_without_annotation(self.predict_videos), self.predict_store)
             return
         for split in STAGE_SPLITS[stage]:
             if split not in self._videos:
-                self._videos[split] = tuple(time_video(video, self.store) for video in self.source.videos(split))
+                self._videos[split] = self._timed(self.source.videos(split), self.store)
         if stage == "predict":
             self._videos["predict"] = self._videos["test"]
 
@@ -107,8 +128,31 @@ class DetectionDataModule(LightningDataModule):
         """
         self.source.prepare()
         store = DecodedFrames(self.store.scale)  # a cache would be filled first
-        videos = [time_video(video, store) for video in self.source.videos(split)]
+        videos = self._timed(self.source.videos(split), store)
         return true_keyframes(videos, self.evaluation_grid, self.source.start_seconds)
+
+    def _timed(self, videos: Sequence[AnnotatedVideo], store: FrameStore) -> tuple[TimedVideo, ...]:
+        """Open the videos, and leave out those that cannot be read if that is wanted, unless none remains."""
+        timed, first = [], None
+        for video in videos:
+            try:
+                timed.append(time_video(video, store))
+            except VideoError as error:
+                if self._broken is None:
+                    raise
+                self._broken.add(video.path, error, of_all=True)
+                first = first or error
+        if first is not None and not timed:
+            raise VideoError(f"none of {len(videos)} videos can be read; the first: {first}") from first
+        return tuple(timed)
+
+    def _report_broken(self, broken: BrokenVideos) -> None:
+        """Have the trainer say at the end of its epochs what was broken."""
+        broken.prepare()
+        if self.trainer is not None:
+            callbacks = self.trainer.callbacks
+            if not any(getattr(callback, "broken", None) is broken for callback in callbacks):
+                callbacks.insert(0, ReportBrokenVideos(broken))
 
     @property
     def rank(self) -> int:
@@ -121,6 +165,13 @@ class DetectionDataModule(LightningDataModule):
     def _loader(self, dataset: Dataset, sampler: Sampler, num_workers: int) -> DataLoader:
         """A loader whose sampler yields whole batches and whose data set returns them collated."""
         return whole_batches(dataset, sampler, num_workers)
+
+
+def require_at_least(least: float, **arguments: float | None) -> None:
+    """Refuse numbers that make no sense; None means that there is no number."""
+    for name, value in arguments.items():
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def whole_batches(dataset: Dataset, sampler: Sampler, num_workers: int) -> DataLoader:
@@ -148,9 +199,9 @@ def _use_one_thread(worker: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _without_annotation(files: Sequence[str | Path], store: FrameStore) -> tuple[TimedVideo, ...]:
+def _without_annotation(files: Sequence[str | Path]) -> tuple[AnnotatedVideo, ...]:
     paths = [Path(file) for file in files]
     stems = [path.stem for path in paths]
     # Names as short as they can be told apart.
     names = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
-    return tuple(time_video(AnnotatedVideo(name, path, ()), store) for name, path in zip(names, paths, strict=True))
+    return tuple(AnnotatedVideo(name, path, ()) for name, path in zip(names, paths, strict=True))

@@ -18,6 +18,7 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ import numpy as np
 from datamodules.frames import FrameFacts, FrameScale, FrameStore
 from datamodules.picture_folder import PictureFolder, Video
 from datamodules.video import list_video, open_video
+from datamodules.video_listing import VideoError
 
 CHUNK_FRAMES = 64
 """How many frames are decoded at a time, so that memory does not grow with the length of a video."""
@@ -48,21 +50,38 @@ class FrameCache(FrameStore):
         self.max_gib = max_gib
         self._facts: dict[Video, FrameFacts] = {}
         self._maps: OrderedDict[Video, np.memmap] = OrderedDict()
+        self._broken: dict[Video, VideoError] = {}
 
-    def build(self, videos: Sequence[Video], workers: int | None = None) -> None:
+    def build(
+        self, videos: Sequence[Video], workers: int | None = None, skip_broken: bool = False
+    ) -> dict[Video, VideoError]:
         """Decode what is missing, with all cores if there is much of it.
 
         Args:
             videos: files; repeated ones count once.
             workers: number of processes; 1 decodes in this one. By default as many as cores once there are enough
                 videos to repay their start.
+            skip_broken: go on behind videos that cannot be decoded. They are not tried again.
+
+        Returns:
+            the broken ones among the videos, with the reasons.
         """
         from tqdm import tqdm
 
         videos = list(dict.fromkeys(videos))
-        missing = [video for video in videos if self._load_facts(video) is None]
+        missing = []
+        for video in videos:
+            try:
+                if video not in self._broken and self._load_facts(video) is None:
+                    list_video(video)
+                    missing.append(video)
+            except VideoError as error:
+                if not skip_broken:
+                    raise
+                self._broken[video] = error
+        broken = {video: self._broken[video] for video in videos if video in self._broken}
         if not missing:
-            return
+            return broken
         self._check_size(videos, missing)
         self.folder.mkdir(parents=True, exist_ok=True)
         if workers is None:
@@ -74,17 +93,23 @@ class FrameCache(FrameStore):
             "leave": False,
             "disable": len(missing) == 1,
         }
-        if workers == 1:
-            for video in tqdm(missing, **progress):
-                self._write(video)
-            return
-        # Spawned, since a forked copy of a process that has decoded or computed may hang.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context) as pool:
-            for _ in tqdm(pool.map(self._write, missing), **progress):
-                pass
+        write = self._write_or_say if skip_broken else self._write
+        with ExitStack() as stack:
+            if workers == 1:
+                written = map(write, missing)
+            else:
+                # Spawned, since a forked copy of a process that has decoded or computed may hang.
+                context = multiprocessing.get_context("spawn")
+                pool = stack.enter_context(ProcessPoolExecutor(min(workers, len(missing)), mp_context=context))
+                written = pool.map(write, missing)
+            for video, error in zip(missing, tqdm(written, **progress), strict=True):
+                if error is not None:
+                    broken[video] = self._broken[video] = error
+        return broken
 
     def facts(self, video: Video) -> FrameFacts:
+        if video in self._broken:
+            raise self._broken[video]
         if video not in self._facts:
             facts = self._load_facts(video)
             if facts is None:
@@ -129,6 +154,14 @@ class FrameCache(FrameStore):
             return None
         return FrameFacts(np.asarray(record["times"]), tuple(record["original_size"]), tuple(record["size"]))
 
+    def _write_or_say(self, video: Video) -> VideoError | None:
+        """Decode a video into its entry; the reason where that cannot be done."""
+        try:
+            self._write(video)
+        except VideoError as error:
+            return error
+        return None
+
     def _write(self, video: Video) -> None:
         entry = self._entry(video)
         partial = entry.with_name(f".{entry.name}.{os.getpid()}.partial")
@@ -168,7 +201,8 @@ class FrameCache(FrameStore):
             listing = list_video(video)
             height, width = self.scale.size(listing.height, listing.width)
             to_write += len(listing.times) * height * width * 3
-        known = [facts for video in set(videos) - set(missing) if (facts := self._load_facts(video)) is not None]
+        kept = set(videos) - set(missing) - self._broken.keys()
+        known = [facts for video in kept if (facts := self._load_facts(video)) is not None]
         total = to_write + sum(len(facts.times) * facts.size[0] * facts.size[1] * 3 for facts in known)
         advice = "turn the cache off (cache: null), which decodes every clip anew, or choose a smaller short_side"
         if total > self.max_gib * 2**30:
@@ -192,5 +226,8 @@ def _path(video: Video) -> Path:
 
 
 def _file_state(video: Video) -> dict[str, int]:
-    facts = _path(video).stat()
+    try:
+        facts = _path(video).stat()
+    except FileNotFoundError:
+        raise VideoError(f"{video}: no such video") from None
     return {"bytes": facts.st_size, "mtime_ns": facts.st_mtime_ns}

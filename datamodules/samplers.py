@@ -66,19 +66,24 @@ class ShuffledBatches(DistributedSampler):
 
 
 class EveryOnce(DistributedSampler):
-    """Evaluation batches: every sample exactly once over all ranks, in order, and equally many batches on each rank.
+    """Evaluation batches: every sample exactly once over all ranks, and equally many batches on each rank.
 
-    Under DDP an evaluated network still exchanges its buffers, so a rank with one batch more would wait for ever.
-    Batches are therefore made as even as the shares allow: with a batch size of 1, one batch may hold two samples.
+    A batch holds samples of one kind, in order, and the batches of a kind follow each other. Under DDP an evaluated
+    network still exchanges its buffers, so a rank with one batch more would wait for ever: ``STAND_IN`` is asked for
+    where a rank has nothing left.
+
+    Args:
+        kinds: (S,) of what kind each sample is: what must not share a batch is of two kinds.
     """
 
-    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        if 0 < size < world_size:
-            raise ValueError(f"{size} samples to evaluate are too few for {world_size} processes; use fewer devices")
-        share = np.arange(rank, size, world_size)
-        largest_share = math.ceil(size / world_size)
-        batches = min(math.ceil(largest_share / batch_size), size // world_size)
-        self.batches = [part.tolist() for part in np.array_split(share, batches)] if batches else []
+    def __init__(self, kinds: np.ndarray, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        _, first = np.unique(kinds, return_index=True)
+        batches = []
+        for kind in kinds[np.sort(first)]:
+            samples = np.flatnonzero(kinds == kind).tolist()
+            batches += [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
+        batches += [[STAND_IN]] * (-len(batches) % world_size)
+        self.batches = batches[rank::world_size]
 
     def set_epoch(self, epoch: int) -> None:
         """The order never changes."""

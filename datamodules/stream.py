@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,46 +13,54 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.annotations.source import DetectionSource, Split
 from datamodules.batches import StreamBatch
-from datamodules.collate import stack_frames
-from datamodules.detection import DetectionDataModule
+from datamodules.broken_videos import BrokenVideos, OnError
+from datamodules.collate import padded_size, stack_frames
+from datamodules.detection import DetectionDataModule, require_at_least
 from datamodules.frames import FrameScale, FrameStore, Interpolation
-from datamodules.indexing import StreamChunk, keyframes_on_grid, num_slots, stream_chunks
+from datamodules.indexing import NOTHING, StreamChunk, keyframes_on_grid, num_slots, stream_chunks
 from datamodules.samplers import InOrder, ShuffledBatches
 from datamodules.transforms import ClipTransform
+from datamodules.video_listing import VideoError
 from datamodules.windows import TimedVideo, Window, WindowDataset, annotated_samples
 
 
 class ChunkDataset(Dataset):
-    """The steps of B parallel streams; item i is the batch of step i, so the order matters.
+    """The steps of parallel streams; item i is the batch of step i, so the order matters.
 
-    All batches have one size, that of the largest video: what a network remembers of a lane must still fit when the
-    video on another lane changes.
+    Where a chunk cannot be read its video ends before it.
 
     Args:
         videos: what is streamed.
         steps: for each step what is on each lane.
+        sizes: for each step the height and width of its batch, which its videos are padded to.
         chunk_frames: T.
         frame_stride: raw frames from one slot to the next.
         num_classes: K.
         store: where frames come from.
+        broken: remembers videos that cannot be read; None lets them raise ``VideoError``.
     """
 
     def __init__(
         self,
         videos: Sequence[TimedVideo],
         steps: Sequence[tuple[StreamChunk, ...]],
+        sizes: Sequence[tuple[int, int]],
         chunk_frames: int,
         frame_stride: int,
         num_classes: int,
         store: FrameStore,
+        broken: BrokenVideos | None = None,
     ) -> None:
         self.videos = videos
         self.steps = steps
+        self.sizes = sizes
         self.chunk_frames = chunk_frames
         self.frame_stride = frame_stride
         self.num_classes = num_classes
         self.store = store
-        self.largest = tuple(max(sides) for sides in zip(*(video.facts.size for video in videos), strict=True))
+        self.broken = broken
+        self._ends: dict[int, int] = {}
+        """For each video that cannot be read to its end, the first slot of the chunk that cannot."""
         grids = [keyframes_on_grid(video.frames, frame_stride, len(video.facts.times)) for video in videos]
         self.keyframes = [dict(grid.tolist()) for grid in grids]
         """For each video, slot -> position of the keyframe that is scored there."""
@@ -60,14 +69,11 @@ class ChunkDataset(Dataset):
         return len(self.steps)
 
     def __getitem__(self, step: int) -> StreamBatch:
-        chunks = self.steps[step]
+        size = self.sizes[step]
+        chunks, pixels = zip(*(self._read(chunk, size) for chunk in self.steps[step]), strict=True)
         lanes, length = len(chunks), self.chunk_frames
-        # An empty lane looks like a black frame of an ordinary size, so that nothing divides by zero.
-        sizes = [self.videos[chunk.video].facts.size if chunk.valid else self.largest for chunk in chunks]
-        originals = [self.videos[chunk.video].facts.original_size if chunk.valid else self.largest for chunk in chunks]
-        frames, image_sizes = stack_frames(
-            [self._frames(c, s) for c, s in zip(chunks, sizes, strict=True)], self.largest
-        )
+        frames, image_sizes = stack_frames(pixels, size)
+        originals = [self.videos[chunk.video].facts.original_size if chunk.valid else size for chunk in chunks]
         annotated = torch.zeros(lanes, length, dtype=torch.bool)
         timestamps = torch.zeros(lanes, length, dtype=torch.float64)
         frame_indices = torch.zeros(lanes, length, dtype=torch.int64)
@@ -105,14 +111,25 @@ class ChunkDataset(Dataset):
     def _raw_frames(self, chunk: StreamChunk) -> np.ndarray:
         return self.frame_stride * np.arange(chunk.start, chunk.start + chunk.valid)
 
-    def _frames(self, chunk: StreamChunk, size: tuple[int, int]) -> np.ndarray:
-        """(T, h, w, 3) uint8, black after the end of the video."""
-        if chunk.valid == self.chunk_frames:
-            return self.store.get(self.videos[chunk.video].path, self._raw_frames(chunk))
-        frames = np.zeros((self.chunk_frames, *size, 3), np.uint8)
-        if chunk.valid:
-            frames[: chunk.valid] = self.store.get(self.videos[chunk.video].path, self._raw_frames(chunk))
-        return frames
+    def _read(self, chunk: StreamChunk, empty_size: tuple[int, int]) -> tuple[StreamChunk, np.ndarray]:
+        """A chunk and its frames (T, h, w, 3) uint8, black after the end of the video; nothing if it cannot be read.
+
+        An empty lane shows black frames of ``empty_size``, so that nothing divides by zero.
+        """
+        if chunk.valid and chunk.start < self._ends.get(chunk.video, chunk.start + 1):
+            video = self.videos[chunk.video]
+            try:
+                frames = self.store.get(video.path, self._raw_frames(chunk))
+            except VideoError as error:
+                if self.broken is None:
+                    raise
+                self.broken.add(video.path, error)
+                self._ends[chunk.video] = chunk.start
+            else:
+                if chunk.valid < self.chunk_frames:
+                    frames = np.pad(frames, [(0, self.chunk_frames - chunk.valid), (0, 0), (0, 0), (0, 0)])
+                return chunk, frames
+        return NOTHING, np.zeros((self.chunk_frames, *empty_size, 3), np.uint8)
 
 
 class StreamDataModule(DetectionDataModule):
@@ -121,7 +138,9 @@ class StreamDataModule(DetectionDataModule):
     A training window ends ``train_future_frames`` after an annotated raw frame f and samples back from it: f, f - s,
     f - 2s, ... for stride s, whatever the phase. Evaluation streams frames 0, s, 2s, ...; an annotated raw frame is
     scored on the last sampled frame at or before it, one annotation a sampled frame. Annotated frames carry the time
-    stamp of their annotation, all others the time at which the frame is shown.
+    stamp of their annotation, all others the time at which the frame is shown. Videos that are padded to one size are
+    streamed together, after them those of the next size: detectors see the padding, and what a network remembers of a
+    lane must fit the next video on it.
 
     Args:
         source: the data set.
@@ -129,7 +148,7 @@ class StreamDataModule(DetectionDataModule):
         train_past_frames: frames of a training window up to and including its last keyframe.
         train_future_frames: frames after it, which only a teacher may see.
         loss_frames: L, how many of the last past frames are keyframes; those without annotation say so.
-        lanes: B, parallel streams in evaluation.
+        lanes: B, parallel streams in evaluation; fewer where there are fewer videos of one size.
         chunk_frames: T, frames a stream and step in evaluation.
         batch_size: windows a batch and rank in training.
         num_workers: worker processes in training; evaluation uses one of them, to keep the order and read ahead.
@@ -147,6 +166,8 @@ class StreamDataModule(DetectionDataModule):
         min_keyframe_boxes: the last keyframe of a window holds at least this many boxes.
         seed: of order and augmentation.
         predict_videos: files to predict on; None predicts on the videos of the test split.
+        on_error: ``raise`` stops at a video that cannot be read, ``skip`` leaves it out and tells it at the end of the
+            epoch, see ``DetectionDataModule``.
     """
 
     def __init__(
@@ -174,11 +195,13 @@ class StreamDataModule(DetectionDataModule):
         min_keyframe_boxes: int = 1,
         seed: int = 0,
         predict_videos: list[str | Path] | None = None,
+        on_error: OnError = "raise",
     ) -> None:
         scale = FrameScale(short_side, max_long_side, interpolation)
-        super().__init__(source, num_workers, scale, cache, cache_max_gib, predict_videos)
-        if frame_stride < 1:
-            raise ValueError(f"a stream moves on: frame_stride must be at least 1, got {frame_stride}")
+        super().__init__(source, num_workers, scale, cache, cache_max_gib, predict_videos, on_error)
+        require_at_least(0, train_future_frames=train_future_frames, min_keyframe_boxes=min_keyframe_boxes)
+        require_at_least(1, frame_stride=frame_stride, train_past_frames=train_past_frames, batch_size=batch_size)
+        require_at_least(1, lanes=lanes, chunk_frames=chunk_frames, samples_per_epoch=samples_per_epoch)
         if not 1 <= loss_frames <= train_past_frames:
             raise ValueError(
                 f"loss_frames must lie within 1..train_past_frames ({train_past_frames}), got {loss_frames}"
@@ -202,7 +225,9 @@ class StreamDataModule(DetectionDataModule):
         samples = annotated_samples(videos, self.min_keyframe_boxes)
         if len(samples) == 0:
             raise ValueError(f"the train split of {type(self.source).__name__} has no annotated keyframe to use")
-        dataset = WindowDataset(videos, samples, self.window, self.num_classes, self.store, self.transform)
+        dataset = WindowDataset(
+            videos, samples, self.window, self.num_classes, self.store, self.transform, self._broken
+        )
         sampler = ShuffledBatches(
             len(dataset), self.batch_size, self.samples_per_epoch, self.seed, self.rank, self.world_size
         )
@@ -221,8 +246,29 @@ class StreamDataModule(DetectionDataModule):
         videos = self.videos(split)
         if not videos:
             raise ValueError(f"the {split} split of {type(self.source).__name__} has no videos")
-        slots = [num_slots(len(video.facts.times), self.frame_stride) for video in videos]
-        steps = stream_chunks(slots, self.lanes, self.chunk_frames, self.rank, self.world_size)
-        store = self.frames_of(split)
-        dataset = ChunkDataset(videos, steps, self.chunk_frames, self.frame_stride, self.num_classes, store)
+        steps, sizes = self._steps(videos)
+        dataset = ChunkDataset(
+            videos,
+            steps,
+            sizes,
+            self.chunk_frames,
+            self.frame_stride,
+            self.num_classes,
+            self.frames_of(split),
+            self._broken,
+        )
         return self._loader(dataset, InOrder(len(dataset)), min(self.num_workers, 1))
+
+    def _steps(self, videos: Sequence[TimedVideo]) -> tuple[list[tuple[StreamChunk, ...]], list[tuple[int, int]]]:
+        """What is on each lane, and the size of the batch, for each step of this rank."""
+        of_size: dict[tuple[int, int], list[int]] = {}
+        for number, video in enumerate(videos):
+            of_size.setdefault(padded_size(*video.facts.size), []).append(number)
+        steps, sizes = [], []
+        for size, numbers in of_size.items():
+            slots = [num_slots(len(videos[number].facts.times), self.frame_stride) for number in numbers]
+            lanes = min(self.lanes, math.ceil(len(numbers) / self.world_size))
+            for step in stream_chunks(slots, lanes, self.chunk_frames, self.rank, self.world_size):
+                steps.append(tuple(c._replace(video=numbers[c.video]) if c.valid else NOTHING for c in step))
+                sizes.append(size)
+        return steps, sizes

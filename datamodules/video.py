@@ -124,10 +124,13 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float | Fra
 
 
 class _DecordReader(VideoReader):
-    def __init__(self, path: Path, listing: FrameListing, decoder: Any) -> None:
+    """Once decord gives up at damage PyAV goes on: it reads up to the damaged frame, and names it."""
+
+    def __init__(self, path: Path, listing: FrameListing, decoder: Any, num_threads: int) -> None:
         self.path, self.times, self.num_frames = path, listing.times, len(listing.times)
         self.height, self.width = listing.height, listing.width
         self._decoder = decoder
+        self._fallback = _AvReader(path, listing, num_threads)
 
     @classmethod
     def open(cls, path: Path, listing: FrameListing, num_threads: int) -> _DecordReader | None:
@@ -143,18 +146,21 @@ class _DecordReader(VideoReader):
             return None
         if np.abs((listed - listed[0]) - (listing.times - listing.times[0])).max() > TIMESTAMP_TOLERANCE:
             return None
-        return cls(path, listing, decoder)
+        return cls(path, listing, decoder, num_threads)
 
     def _read(self, wanted: np.ndarray) -> np.ndarray:
         import decord
 
-        try:
-            return self._decoder.get_batch(wanted.tolist()).asnumpy()
-        except (decord.DECORDError, RuntimeError) as error:
-            raise VideoError(f"{self.path}: corrupt within frames {wanted.min()}..{wanted.max()}") from error
+        if self._decoder is not None:
+            try:
+                return self._decoder.get_batch(wanted.tolist()).asnumpy()
+            except (decord.DECORDError, RuntimeError):
+                self._decoder = None
+        return self._fallback.get(wanted)
 
     def close(self) -> None:
         self._decoder = None
+        self._fallback.close()
 
 
 class _AvReader(VideoReader):
@@ -178,6 +184,7 @@ class _AvReader(VideoReader):
             for index in np.unique(wanted).tolist():
                 out[wanted == index] = self._frame(index)
         except av.error.FFmpegError as error:
+            self._stop()  # the decoder has ended: the next frame is searched for anew
             raise VideoError(f"{self.path}: corrupt at frame {self._next} ({error.strerror})") from error
         return out
 
@@ -203,13 +210,13 @@ class _AvReader(VideoReader):
             return
         import av
 
-        self.close()  # a decoder's threads can only be chosen before it starts
+        self._stop()  # a decoder's threads can only be chosen before it starts
         self._container = av.open(str(self.path))
         stream = self._container.streams.best("video")
         stream.codec_context.thread_count = self._num_threads
         if start > 0:
             self._container.seek(keyframe, stream=stream)
-        self._frames = iter(decode(self.path, self._container, stream))
+        self._frames = decode(self._container, stream)
         self._next = start
 
     def _advance_to(self, index: int) -> Any | None:
@@ -242,10 +249,14 @@ class _AvReader(VideoReader):
             self._buffer.popitem(last=False)
         return pixels
 
-    def close(self) -> None:
+    def _stop(self) -> None:
         if self._container is not None:
             self._container.close()
         self._container = self._frames = None
+
+    def close(self) -> None:
+        self._stop()
+        self._buffer.clear()
 
 
 class _PictureReader(VideoReader):

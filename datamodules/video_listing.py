@@ -2,8 +2,8 @@
 
 The list also says which reader to trust with the file. decord never comes back from MPEG-TS with B-frames, repeats or
 shifts frames where an mp4's edit list trims and in avi files with B-frames, jumps by two frames when it searches a file
-with open groups of pictures (frames stored after a keyframe but shown before it). What it refuses (AV1, raw streams) it
-says itself.
+with open groups of pictures (frames stored after a keyframe but shown before it), and darkens or brightens pixels of
+more than 8 bits. What it refuses (AV1, raw streams) it says itself.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ import numpy as np
 SEARCHABLE_CONTAINERS = frozenset({"mov", "mp4", "matroska", "webm"})
 """Those whose packets carry the time stamps of their frames, and that can be entered at any keyframe."""
 DECORD_CONTAINERS = SEARCHABLE_CONTAINERS | {"avi"}
+TRUNCATED = 0.9
+"""A file with less than this part of the frames, or of the seconds, that its header promises has been cut off. Headers
+of whole files differ by a few frames from what they hold (packed B-frames, rounded durations)."""
 
 
 class VideoError(ValueError):
@@ -73,6 +76,8 @@ def _list_unchanged(path: Path, size: int, mtime_ns: int) -> FrameListing:
                 reason = f"container {container.format.name}"
             elif "avi" in names and (codec.name in {"h264", "hevc"} or codec.has_b_frames):
                 reason = "avi with B-frames"
+            elif codec.format is not None and max(part.bits for part in codec.format.components) > 8:
+                reason = "more than 8 bits a pixel"
             if names & SEARCHABLE_CONTAINERS or not reason:
                 listing = _list_by_packets(path, container, stream, reason)
                 if listing is not None:
@@ -109,9 +114,11 @@ def _list_by_packets(path: Path, container: Any, stream: Any, reason: str) -> Fr
     in_order = np.sort(np.asarray(pts, dtype=np.int64))
     if np.any(np.diff(in_order) <= 0):
         return None
+    times = _seconds(in_order, container, stream)
+    _check_length(path, container, stream, times)
     height, width = _shown_size(first)
     return FrameListing(
-        times=_seconds(in_order, container, stream),
+        times=times,
         pts=in_order,
         keyframe_pts=np.sort(np.asarray(keyframes, dtype=np.int64)),
         height=height,
@@ -126,6 +133,28 @@ def _untrustworthy(trimmed: bool, open_groups: bool) -> str:
     return "open groups of pictures" if open_groups else ""
 
 
+def _check_length(path: Path, container: Any, stream: Any, times: np.ndarray) -> None:
+    """Refuse a file whose header promises much more than is there, of the kinds that do not notice it themselves."""
+    if "avi" in container.format.name and len(times) < TRUNCATED * stream.frames:
+        raise VideoError(f"{path}: truncated, {len(times)} of {stream.frames} frames are in the file")
+    if "matroska" in container.format.name:
+        promised = _promised_seconds(container, stream)
+        if times[-1] < TRUNCATED * promised - 1:
+            raise VideoError(f"{path}: truncated, its frames end at {times[-1]:.1f} s of {promised:.1f} s")
+
+
+def _promised_seconds(container: Any, stream: Any) -> float:
+    """How long a Matroska file says that its pictures last; 0 where it does not, as in a recording without an end."""
+    import av
+
+    hours, minutes, seconds = ([*stream.metadata.get("DURATION", "").split(":"), "", ""])[:3]
+    try:
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except ValueError:  # only the file as a whole has a duration, and sound may outlast the pictures
+        alone = len(container.streams) == 1 and container.duration is not None
+        return container.duration / av.time_base if alone else 0.0
+
+
 def _list_by_decoding(path: Path, reason: str) -> FrameListing:
     """Frames of a stream without usable time stamps: decode it all once and count."""
     import av
@@ -134,9 +163,12 @@ def _list_by_decoding(path: Path, reason: str) -> FrameListing:
         stream = container.streams.best("video")
         stream.codec_context.thread_count = 1
         size, pts = (0, 0), []
-        for frame in decode(path, container, stream):
-            size = size if pts else _shown_size(frame)
-            pts.append(frame.pts)
+        try:
+            for frame in decode(container, stream):
+                size = size if pts else _shown_size(frame)
+                pts.append(frame.pts)
+        except av.error.FFmpegError as error:
+            raise VideoError(f"{path}: corrupt after {len(pts)} decoded frames ({error.strerror})") from error
         if not pts:
             raise VideoError(f"{path}: not a single frame can be decoded")
         if None not in pts and all(before < after for before, after in itertools.pairwise(pts)):
@@ -145,6 +177,7 @@ def _list_by_decoding(path: Path, reason: str) -> FrameListing:
             start = min((value for value in pts if value is not None), default=0)
             rate = float(stream.average_rate or stream.guessed_rate or 25)
             times = _seconds(np.asarray([start]), container, stream) + np.arange(len(pts)) / rate
+        _check_length(path, container, stream, times)
     return FrameListing(times, None, np.empty(0, np.int64), *size, av_only=reason)
 
 
@@ -160,18 +193,17 @@ def _shown_size(frame: Any) -> tuple[int, int]:
     return (frame.width, frame.height) if frame.rotation % 180 else (frame.height, frame.width)
 
 
-def decode(path: Path, container: Any, stream: Any) -> Iterator[Any]:
+def decode(container: Any, stream: Any) -> Iterator[Any]:
     """All frames from where the container stands. Damage before the first, as in a cut recording, is passed over."""
     import av
 
-    count = 0
+    started = False
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
-        except av.error.FFmpegError as error:
-            if count == 0:
-                continue
-            raise VideoError(f"{path}: corrupt after {count} decoded frames ({error.strerror})") from error
-        for frame in frames:
-            count += 1
-            yield frame
+        except av.error.FFmpegError:
+            if started:
+                raise
+            continue
+        started = started or bool(frames)
+        yield from frames

@@ -10,16 +10,20 @@ from torch.utils.data import Dataset
 
 from datamodules.annotations.source import AnnotatedVideo
 from datamodules.batches import ClipBatch, TrueKeyframe
+from datamodules.broken_videos import BrokenVideos
 from datamodules.collate import ClipSample, collate_clips
 from datamodules.frames import FrameFacts, FrameStore
 from datamodules.indexing import annotated_at, keyframes_on_grid, num_slots, window_indices
 from datamodules.picture_folder import Video
-from datamodules.samplers import Request
+from datamodules.samplers import STAND_IN, Request
 from datamodules.transforms import ClipTransform
 from datamodules.video import nearest_frame
+from datamodules.video_listing import VideoError
 
 LATE_SECONDS = 1.0
 """How far after its last frame a video may be annotated: containers and annotation tools round differently."""
+REPLACEMENTS = 100
+"""How many other samples are tried for one that cannot be read."""
 
 
 class Window(NamedTuple):
@@ -70,7 +74,7 @@ def time_video(video: AnnotatedVideo, store: FrameStore) -> TimedVideo:
     facts = store.facts(video.path)
     timestamps = np.asarray([keyframe.timestamp for keyframe in video.keyframes], np.float64)
     if off_the_video(timestamps, facts.times).any():
-        raise ValueError(
+        raise VideoError(
             f"{video.path} is annotated from {timestamps.min():.2f} s to {timestamps.max():.2f} s, but its frames span "
             f"{facts.times[0]:.2f} s to {facts.times[-1]:.2f} s; time stamps count seconds from the start of the file"
         )
@@ -88,6 +92,10 @@ def time_video(video: AnnotatedVideo, store: FrameStore) -> TimedVideo:
 class WindowDataset(Dataset):
     """Windows of frames around chosen raw frames; an item is a whole batch of them.
 
+    Where a window cannot be read, a request with a seed (training) gets another one instead, drawn by that seed; what
+    a batch holds thus depends neither on the workers nor on what else has been read. One without (evaluation) gets a
+    black window that does not count. A window that could not be read is not tried again by the same process.
+
     Args:
         videos: what to cut from.
         samples: (S, 2) int64 rows (video, raw frame of the keyframe).
@@ -95,6 +103,7 @@ class WindowDataset(Dataset):
         num_classes: K, for frames without annotation.
         store: where frames come from.
         transform: applied to requests that carry a seed.
+        broken: remembers videos that cannot be read; None lets them raise ``VideoError``.
     """
 
     def __init__(
@@ -105,6 +114,7 @@ class WindowDataset(Dataset):
         num_classes: int,
         store: FrameStore,
         transform: ClipTransform | None = None,
+        broken: BrokenVideos | None = None,
     ) -> None:
         self.videos = videos
         self.samples = samples
@@ -112,6 +122,8 @@ class WindowDataset(Dataset):
         self.num_classes = num_classes
         self.store = store
         self.transform = transform
+        self.broken = broken
+        self._unreadable: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -119,7 +131,37 @@ class WindowDataset(Dataset):
     def __getitem__(self, batch: list[Request] | int) -> ClipBatch:
         # A bare number is how Lightning's overfit_batches asks, past the sampler.
         requests = [Request(batch, None)] if isinstance(batch, int) else batch
-        return collate_clips([self._sample(request) for request in requests], self.window.keyframes)
+        return collate_clips([self._readable(request) for request in requests], self.window.keyframes)
+
+    def _readable(self, request: Request) -> ClipSample:
+        """The sample asked for, or what takes its place."""
+        if request.index == STAND_IN:
+            return self._stand_in(0)
+        if self.broken is None:
+            return self._sample(request)
+        index, reason = request.index, ""
+        rng = None if request.seed is None else np.random.default_rng([request.seed, 1])  # 1: not the augmentation's
+        for _ in range(REPLACEMENTS):
+            if index not in self._unreadable:
+                try:
+                    return self._sample(request._replace(index=index))
+                except VideoError as error:
+                    reason = str(error)
+                    self._unreadable.add(index)
+                    self.broken.add(self.videos[self.samples[index, 0]].path, error)
+            if rng is None:
+                return self._stand_in(index)
+            index = int(rng.integers(len(self)))
+        raise VideoError(f"{REPLACEMENTS} samples in a row cannot be read; {reason or self.broken.found()}")
+
+    def _stand_in(self, index: int) -> ClipSample:
+        """A black window of the size of a sample, without a name."""
+        facts = self.videos[self.samples[index, 0]].facts
+        frames = np.zeros((self.window.past + self.window.future, *facts.size, 3), np.uint8)
+        nothing = [np.empty((0, 4), np.float32)] * self.window.supervised
+        no_labels = [np.empty((0, self.num_classes), np.uint8)] * self.window.supervised
+        unsupervised, no_time = np.zeros(self.window.supervised, bool), np.zeros(self.window.supervised)
+        return ClipSample(frames, unsupervised, nothing, no_labels, "", no_time, facts.original_size)
 
     def _sample(self, request: Request) -> ClipSample:
         number, keyframe = self.samples[request.index].tolist()

@@ -69,16 +69,15 @@ class ClipDetectionModule(DetectionModule):
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> dict[str, Any]:
         scored = self.detect(batch)
-        self.score_keyframes(scored, batch.boxes, batch.labels, batch.image_sizes, batch.original_sizes)
-        pictures = self.pictures(
-            batch.frames[:, batch.keyframes[0]],
-            scored,
-            batch.boxes,
-            batch.labels,
-            batch.image_sizes,
-            batch.original_sizes,
+        counted = [index for index, video in enumerate(batch.video_ids) if video]  # the others stand in
+        scored, boxes, labels, videos = (
+            [entries[index] for index in counted] for entries in (scored, batch.boxes, batch.labels, batch.video_ids)
         )
-        return pictures | self.keyframes(scored, batch.video_ids, batch.timestamps[:, 0], batch.original_sizes)
+        image_sizes, original_sizes = batch.image_sizes[counted], batch.original_sizes[counted]
+        self.score_keyframes(scored, boxes, labels, image_sizes, original_sizes)
+        shown = batch.frames[counted, batch.keyframes[0]]
+        pictures = self.pictures(shown, scored, boxes, labels, image_sizes, original_sizes)
+        return pictures | self.keyframes(scored, videos, batch.timestamps[counted, 0], original_sizes)
 
     test_step = validation_step
 
@@ -89,6 +88,7 @@ class ClipDetectionModule(DetectionModule):
         return [
             {"video_id": video, "timestamp": time, "original_size": size, **found._asdict()}
             for video, time, size, found in zip(batch.video_ids, times, sizes, self.detect(batch), strict=True)
+            if video
         ]
 
     # What the benchmark table asks (callbacks/benchmark.py).

@@ -1,16 +1,15 @@
 """Write a detector for programs that have neither this repository nor, with ONNX, PyTorch.
 
 A student becomes its step, the state by name among the inputs and outputs; a teacher becomes its clip. Before anything
-is kept, what was exported runs beside PyTorch over consecutive frames, and the largest differences go into its metadata.
+is kept, it runs beside PyTorch over consecutive frames, and the largest differences go into its metadata.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -57,6 +56,16 @@ class Exported(NamedTuple):
     """The initial state, an ``npz`` with the names of the inputs; a clip has none."""
     metadata: dict[str, Any]
 
+    def summary(self) -> str:
+        """What a person wants to read after the export."""
+        parity = self.metadata["parity"]
+        beside = "" if self.state_path is None else f", its initial state to {self.state_path}"
+        return (
+            f"wrote {self.path} ({self.path.stat().st_size / 1e6:.1f} MB){beside}\n"
+            f"differs from PyTorch over {parity['steps']} frames by at most {parity['boxes_pixels']:.1e} pixels, "
+            f"{parity['person_scores']:.1e} in person scores, {parity['action_scores']:.1e} in action scores"
+        )
+
 
 def graph_of(module: LightningModule, image_size: tuple[int, int] | None, num_frames: int | None) -> ExportGraph:
     """The step of a streaming detector, or the clip of ``num_frames`` frames of a clip detector.
@@ -79,6 +88,7 @@ def export_graph(
     graph: ExportGraph,
     output: Path,
     frames: np.ndarray,
+    class_names: Sequence[str],
     format: Format = "onnx",
     batch_size: int | None = 1,
     steps: int = 200,
@@ -86,13 +96,14 @@ def export_graph(
     opset: int = 18,
     facts: Mapping[str, Any] | None = None,
 ) -> Exported:
-    """Write ``<output>.onnx`` or ``<output>.pt2``, and the initial state beside it.
+    """Write ``<output>.onnx`` or ``<output>.pt2``, and the initial state ``<output>.npz`` beside it.
 
     The metadata lie in the ONNX file (values other than text as JSON), or in ``<output>.json`` beside the ``pt2``.
 
     Args:
         frames: uint8 (N, H, W, 3), consecutive, of ``graph.image_size``: what the graph is compared with PyTorch on,
             from the start again where there are fewer than ``steps``.
+        class_names: those of the actions, in the order of the scores.
         batch_size: streams (clips) a call; None for any number.
         steps: calls that are compared, one frame after the other, each side with a state of its own.
         tolerance: largest difference of a box side, in pixels, and of a score.
@@ -103,7 +114,9 @@ def export_graph(
         ValueError: missing packages, arguments that do not fit, or detections that are not PyTorch's. Nothing is
             written then.
     """
-    _check(graph, frames, format, batch_size, steps)
+    _check(graph, frames, class_names, format, batch_size, steps)
+    if output.suffix in SUFFIXES.values():
+        output = output.with_suffix("")
     lanes = batch_size or 2  # a dynamic axis must not be one in the example it is captured from
     program = _capture(graph, lanes, dynamic=batch_size is None)
     write = _onnx_writer(program, graph, opset) if format == "onnx" else _program_writer(program)
@@ -128,6 +141,7 @@ def export_graph(
     metadata = {
         "kind": "clip" if isinstance(graph, ClipGraph) else "step",
         "network": type(graph.network).__name__,
+        "class_names": list(class_names),
         "frames": f"uint8 RGB, shape (batch, {', '.join(map(str, graph.frame_dims))})",
         "image_size": list(graph.image_size),
         "batch_size": "any" if batch_size is None else batch_size,
@@ -148,12 +162,21 @@ def export_graph(
     return Exported(path, state_path, metadata)
 
 
-def _check(graph: ExportGraph, frames: np.ndarray, format: Format, batch_size: int | None, steps: int) -> None:
+def _check(
+    graph: ExportGraph,
+    frames: np.ndarray,
+    class_names: Sequence[str],
+    format: Format,
+    batch_size: int | None,
+    steps: int,
+) -> None:
     if format not in SUFFIXES:
         raise ValueError(f"format must be one of {', '.join(SUFFIXES)}, got {format!r}")
     missing = [name for name in ONNX_PACKAGES if format == "onnx" and importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"format=onnx needs {', '.join(missing)}; pip install '.[export]' brings them")
+    if len(class_names) != graph.network.num_classes:
+        raise ValueError(f"network has {graph.network.num_classes} classes but the data names {len(class_names)}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}; dynamic_batch=true takes any number")
     if steps < 1:
@@ -251,11 +274,17 @@ def run_torch(call: Callable[..., Any]) -> Run:
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         state = {name: torch.from_numpy(value) for name, value in inputs.items()}
         frames = state.pop(FRAMES)
-        detections, after = call(frames, state) if state else (call(frames), {})
+        detections, after = call(frames, state) if state else (call(frames), {})  # a clip has no state
         after = {NEXT + name: value for name, value in after.items()}
         return {name: value.numpy() for name, value in (detections | after).items()}
 
     return run
+
+
+def first_inputs(graph: ExportGraph) -> dict[str, np.ndarray]:
+    """The inputs of a call with one stream (clip) that begins."""
+    frames = torch.zeros(1, *graph.frame_dims, dtype=torch.uint8)
+    return {name: value.numpy() for name, value in {FRAMES: frames, **graph.initial_state(1)}.items()}
 
 
 def measure_parity(graph: ExportGraph, exported: Run, frames: np.ndarray, lanes: int, steps: int) -> Parity:

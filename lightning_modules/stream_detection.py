@@ -102,7 +102,8 @@ class StreamDetectionModule(DetectionModule):
         """Detections of a chunk, axes (B, T, ...); the module's state moves on by the chunk."""
         frames = normalise_frames(batch.frames, batch.image_sizes)
         fresh = self.network.initial_state(len(frames), tuple(frames.shape[-2:]), device=frames.device)
-        if self.state is None or bool(batch.is_first.all()):
+        # Where no lane goes on, other videos begin, maybe of another size or on another number of lanes.
+        if self.state is None or not bool((batch.is_valid[:, 0] & ~batch.is_first).any()):
             self.state = fresh
         state = select_lanes(batch.is_first, fresh, self.state)
         detections, after = self.network(frames, state, batch.image_sizes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 UNREADABLE = "videos that cannot be read"
 
 

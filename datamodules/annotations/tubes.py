@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from datamodules.annotations.mistakes import Mistake, keep
 from datamodules.annotations.own_videos import VIDEO_ENDINGS
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Keyframe, Split, report_left_out
 from datamodules.picture_folder import PictureFolder, PictureListing, Video
@@ -173,8 +174,12 @@ class TubeSource(DetectionSource):
             except VideoError as error:
                 unreadable.append(str(error))
                 continue
-            boxes = file.read(name)
-            _check_labels(file, name, boxes)
+            try:
+                boxes = file.read(name)
+                _check_labels(file, name, boxes)
+            except Mistake as mistake:
+                keep(mistake, self.mistakes)
+                continue
             shown = listing.present if isinstance(listing, PictureListing) else np.full(len(listing.times), True)
             shown = shown[: boxes.num_frames]
             has_frame = (boxes.frames >= 0) & (boxes.frames < len(shown))
@@ -240,10 +245,14 @@ def _check_labels(file: TubeFile, name: str, boxes: TubeBoxes) -> None:
     names, folder = file.class_names, name.rpartition("/")[0]
     wrong = [label for label in np.unique(boxes.labels).tolist() if not 0 <= label < len(names)]
     if wrong:
-        raise ValueError(f"{file.path}: {name} has label {wrong[0]}, but there are {len(names)} classes, from 0")
+        raise Mistake(
+            "labels without a class", f"{file.path}, {name}", f"label {wrong[0]}, but there are {len(names)}, from 0"
+        )
     if folder in names and (boxes.labels != names.index(folder)).any():
         other = names[boxes.labels[boxes.labels != names.index(folder)][0]]
-        raise ValueError(
-            f"{file.path}: {name} is labelled {other}; label ids count from another number than expected, or the "
-            "classes are in another order"
+        raise Mistake(
+            "videos labelled as another class than their folder's",
+            f"{file.path}, {name}",
+            f"labelled {other}",
+            "label ids count from another number than expected, or the classes are in another order",
         )

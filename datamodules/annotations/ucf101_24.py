@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datamodules.annotations.mistakes import Mistake
 from datamodules.annotations.own_videos import named_videos
 from datamodules.annotations.safe_pickle import load_pickle
 from datamodules.annotations.tubes import GroundTruthPickle, TubeBoxes, TubeFile, TubeSource
@@ -111,7 +112,8 @@ class Pyannot(TubeFile):
             x, y, width, height = np.asarray(tube["boxes"], np.float64).reshape(-1, 4).T
             frames = np.arange(int(tube["sf"]), int(tube["ef"]))
             if len(frames) != len(x):
-                raise ValueError(f"{self.path}: a tube of {name} has {len(x)} boxes for {len(frames)} frames")
+                seen = f"a tube has {len(x)} boxes for {len(frames)} frames"
+                raise Mistake("tubes that cannot be read", f"{self.path}, {name}", seen)
             corners = np.stack([x - 1, y - 1, x + width - 2, y + height - 2], axis=1)
             tubes.append((int(tube["label"]), frames, corners / SIZE))
         return TubeBoxes.from_tubes(tubes, int(video["numf"]))
@@ -152,7 +154,7 @@ def _rows(text: str) -> list[tuple[float, ...]]:
     except ValueError:
         rows = [()]
     if any(len(row) != 6 for row in rows):
-        raise ValueError(f"{text}: a line must be class x1 y1 x2 y2")
+        raise Mistake("label texts that cannot be read", text, "a line must be class x1 y1 x2 y2")
     return rows
 
 

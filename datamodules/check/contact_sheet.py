@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 SEED = 0
 HEIGHT = 144
 """Pixels that every frame is drawn high."""
-CAPTION, GAP = 16, 6
+CAPTION, GAP, SEAM = 17, 6, 2
 COLUMNS = 2
-FONT_SIZE = 11
+FONT_SIZE = 12
 
 
 def draw_contact_sheet(
@@ -51,16 +51,20 @@ def draw_contact_sheet(
     splits = [split for split, of_split in videos.items() for _ in of_split]
     window = Window(past=2, future=1, stride=stride)
     strips: list[Image.Image] = []
+    broken: set[int] = set()
     for number, frame in choose_keyframes(flat, len(class_names)):
         if len(strips) == num_clips:
             break
+        if number in broken:
+            continue
         try:
             batch = WindowDataset(flat, np.asarray([[number, frame]]), window, len(class_names), store)[0]
         except VideoError as error:
             mistakes.append(Mistake(UNREADABLE, str(error)))
+            broken.add(number)
             continue
         seconds = float(batch.timestamps[0, 0])
-        caption = f"{splits[number]}  {batch.video_ids[0]}  {seconds:.2f} s  (frames {stride} before, {stride} after)"
+        caption = f"{splits[number]}: {batch.video_ids[0]}, {seconds:.2f} s, and {stride} frames before and after"
         strips.append(draw_strip(batch, class_names, caption))
     return arrange(strips) if strips else None
 
@@ -103,12 +107,12 @@ def draw_strip(batch: ClipBatch, class_names: Sequence[str], caption: str) -> Im
     scale = HEIGHT / height
     shown = max(1, round(width * scale))
     frames = batch.frames[0, :, :, :height, :width].permute(0, 2, 3, 1).numpy()
-    strip = Image.new("RGB", (len(frames) * shown, HEIGHT + CAPTION), "white")
+    strip = Image.new("RGB", (len(frames) * (shown + SEAM) - SEAM, HEIGHT + CAPTION), "white")
     for index, frame in enumerate(frames):
         picture = Image.fromarray(frame).resize((shown, HEIGHT), Image.Resampling.BICUBIC)
         if index == batch.keyframes[0]:
             _draw_boxes(ImageDraw.Draw(picture), picture.size, scale, batch, class_names)
-        strip.paste(picture, (index * shown, 0))
+        strip.paste(picture, (index * (shown + SEAM), 0))
     ImageDraw.Draw(strip).text((2, HEIGHT + 1), caption, fill="black", font=_font())
     return strip
 
@@ -124,7 +128,7 @@ def _draw_boxes(
         colour = _colour(classes[0], len(class_names)) if classes else (90, 90, 90)
         draw.rectangle([min(box[0], box[2]), min(box[1], box[3]), *map(max, box[:2], box[2:])], None, colour, 2)
         text = "\n".join(class_names[index] for index in classes) or "no action"
-        left, top, right, bottom = draw.textbbox((0, 0), text, font=_font(), spacing=1)
+        _, _, right, bottom = draw.textbbox((0, 0), text, font=_font(), spacing=1)
         x = max(0, min(box[0], width - right - 4))
         y = max(0, min(box[1] - bottom - 2, height - bottom - 2))
         draw.rectangle([x, y, x + right + 3, y + bottom + 2], colour)

@@ -11,7 +11,7 @@ from datamodules.annotations.mistakes import Mistake
 from datamodules.annotations.source import AnnotatedVideo
 from datamodules.check.contact_sheet import draw_contact_sheet
 from datamodules.check.report import Report, remark_on_classes
-from datamodules.check.videos import both_in_train_and, open_video, splits_of
+from datamodules.check.videos import in_train_and_elsewhere, open_video, splits_of
 from datamodules.detection import DetectionDataModule
 from datamodules.frames import DecodedFrames, FrameStore
 from datamodules.indexing import keyframes_on_grid
@@ -41,8 +41,7 @@ def check_detection(datamodule: DetectionDataModule, page: Path | None, page_cli
         _judge_boxes(split, opened[split], report)
         _judge_lengths(split, opened[split], datamodule, report)
     files = {split: {video.video_id: video.path for video in videos} for split, videos in opened.items()}
-    for split in files.keys() - {"train"}:
-        report.mistakes += both_in_train_and(split, files.get("train", {}), files[split])
+    report.mistakes += in_train_and_elsewhere(files)
     remark_on_classes(report)
     if page is not None:
         stride = max(datamodule.window.stride, 1)

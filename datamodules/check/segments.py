@@ -10,7 +10,7 @@ from datamodules.annotations.features import FeatureArray, num_features
 from datamodules.annotations.mistakes import Mistake
 from datamodules.annotations.segment_source import AnnotatedSegments
 from datamodules.check.report import Report, remark_on_classes
-from datamodules.check.videos import both_in_train_and, open_video, splits_of
+from datamodules.check.videos import in_train_and_elsewhere, open_video, splits_of
 from datamodules.frames import DecodedFrames, FrameStore
 from datamodules.segments import SegmentDataModule
 from datamodules.windows import LATE_SECONDS
@@ -23,12 +23,11 @@ def check_segments(datamodule: SegmentDataModule, every_frame: bool) -> Report:
     source.prepare()
     report = Report(type(source).__name__, source.class_names(), mistakes=source.mistakes)
     store = DecodedFrames(datamodule.store.scale)  # a cache would be filled first
-    names: dict[str, dict[str, object]] = {}
+    files: dict[str, dict[str, object]] = {}
     for split, videos in splits_of(source, report):
-        names[split] = {video.video_id: video.media or video.video_id for video in videos}
+        files[split] = {video.video_id: video.media or video.video_id for video in videos}
         _judge(split, videos, store, report, every_frame)
-    for split in names.keys() - {"train"}:
-        report.mistakes += both_in_train_and(split, names.get("train", {}), names[split])
+    report.mistakes += in_train_and_elsewhere(files)
     remark_on_classes(report)
     return report
 

@@ -74,9 +74,10 @@ def _missing_pictures(video: Video, listing: PictureListing) -> list[Mistake]:
     ]
 
 
-def both_in_train_and(split: str, train: Mapping[str, object], other: Mapping[str, object]) -> list[Mistake]:
-    """Videos of two splits, given as name -> file, that are the same by name or by file."""
-    files = {str(file) for file in train.values()}
+def in_train_and_elsewhere(files: Mapping[str, Mapping[str, object]]) -> list[Mistake]:
+    """Videos of ``train`` that another split has too, by name or by file; of each split name -> file."""
+    train = files.get("train", {})
+    places = {str(file) for file in train.values()}
     return [
         Mistake(
             f"videos in both train and {split}",
@@ -84,6 +85,8 @@ def both_in_train_and(split: str, train: Mapping[str, object], other: Mapping[st
             str(file),
             "what is trained on must not be evaluated on; take them out of one of the lists",
         )
-        for name, file in other.items()
-        if name in train or str(file) in files
+        for split, of_split in files.items()
+        if split != "train"
+        for name, file in of_split.items()
+        if name in train or str(file) in places
     ]

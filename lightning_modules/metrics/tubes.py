@@ -23,9 +23,15 @@ def box_iou(a: np.ndarray, b: np.ndarray, extra: float = 0.0) -> np.ndarray:
 
     Boxes without area overlap with nothing.
     """
-    inner = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]) + extra
-    inner = np.maximum(inner, 0).prod(axis=-1)
-    union = (a[..., 2:] - a[..., :2] + extra).prod(axis=-1) + (b[..., 2:] - b[..., :2] + extra).prod(axis=-1) - inner
+    (left, top, right, bottom), (other_left, other_top, other_right, other_bottom) = (
+        (boxes[..., 0], boxes[..., 1], boxes[..., 2], boxes[..., 3]) for boxes in (a, b)
+    )
+    width = np.maximum(np.minimum(right, other_right) - np.maximum(left, other_left) + extra, 0)
+    height = np.maximum(np.minimum(bottom, other_bottom) - np.maximum(top, other_top) + extra, 0)
+    inner = width * height
+    area = (right - left + extra) * (bottom - top + extra)
+    other_area = (other_right - other_left + extra) * (other_bottom - other_top + extra)
+    union = area + other_area - inner
     return np.divide(inner, union, out=np.zeros_like(inner), where=union > 0)
 
 

@@ -163,12 +163,15 @@ def _without_duplicate_tubes(preds: TubeRows, threshold: float) -> np.ndarray:
     """
     stays = np.ones(len(preds.scores), dtype=bool)
     order = np.lexsort((preds.classes, preds.videos))  # stable: ranks stay in order
-    new = np.r_[True, (np.diff(preds.videos[order]) != 0) | (np.diff(preds.classes[order]) != 0)][: len(order)]
-    for group in np.split(order, np.flatnonzero(new)[1:]):
-        better, worse = np.triu_indices(len(group), k=1)
-        iou = _tube_iou(preds, group[better], preds, group[worse], "act")
-        for pair in np.flatnonzero(iou > threshold):
-            stays[group[worse[pair]]] &= not stays[group[better[pair]]]
+    for video in np.split(order, np.flatnonzero(np.diff(preds.videos[order])) + 1):
+        tubes = preds.take(video)
+        places = np.arange(len(video))
+        counts = np.searchsorted(tubes.classes, tubes.classes, side="right") - places - 1
+        better = np.repeat(places, counts)
+        worse = better + 1 + np.arange(len(better)) - np.repeat(np.cumsum(counts) - counts, counts)
+        duplicate = _tube_iou(tubes, better, tubes, worse, "act") > threshold
+        for one, other in zip(video[better[duplicate]].tolist(), video[worse[duplicate]].tolist(), strict=True):
+            stays[other] &= not stays[one]
     return stays
 
 

@@ -31,9 +31,11 @@ def attention_and_received(
     maps_at_once = max(1, piece // (rows_at_once * key.shape[2]))
     scaled = (query * query.shape[-1] ** -0.5).flatten(0, 1)
     outputs, received = [], []
-    for queries, keys, values in zip(
-        *(part.split(maps_at_once) for part in (scaled, key.flatten(0, 1), value.flatten(0, 1))), strict=True
-    ):
+    maps = (scaled, key.flatten(0, 1), value.flatten(0, 1))
+    # A graph for any batch size cannot depend on how many maps there are.
+    is_any_batch = isinstance(batch, torch.SymInt)
+    pieces = [maps] if is_any_batch else zip(*(part.split(maps_at_once) for part in maps), strict=True)
+    for queries, keys, values in pieces:
         values = values.transpose(-2, -1).contiguous()
         attended, total = [], torch.zeros(keys.shape[:2], device=keys.device)
         for number, some in enumerate(queries.split(ROWS_AT_ONCE, dim=1)):
@@ -52,7 +54,7 @@ def attention_and_received(
 
 def _times_transposed(first: Tensor, second: Tensor) -> Tensor:
     """(M, R, I) and (M, O, I) -> (M, R, O); a single matrix goes the way of linear layers."""
-    if len(first) == 1:
+    if not torch.compiler.is_compiling() and len(first) == 1:
         return linear(first, second[0])
     return first @ second.transpose(-2, -1)
 

@@ -138,4 +138,3 @@ class ClipGraph(ExportGraph):
     def forward(self, frames: Tensor) -> dict[str, Tensor]:
         sizes = self.sizes(frames)
         return self.decode(self.network(self.normalise(frames).transpose(1, 2), sizes), sizes)
-

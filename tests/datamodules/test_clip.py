@@ -6,7 +6,7 @@ import torch
 
 from datamodules.annotations.source import Keyframe
 from datamodules.clip import ClipDataModule
-from datamodules.samplers import EveryOnce, ShuffledBatches
+from datamodules.samplers import STAND_IN, EveryOnce, ShuffledBatches
 from datamodules.stream import StreamDataModule
 from tests.datamodules.miniature import FPS, NumberedVideos, assert_same_batch, read_numbers
 
@@ -185,8 +185,15 @@ def test_annotation_beyond_the_end_is_reported_with_the_file(source, tmp_path):
 def test_what_cannot_work_is_refused(source, tmp_path):
     with pytest.raises(ValueError, match="past_frames"):
         ClipDataModule(source, num_frames=4, past_frames=5)
-    with pytest.raises(ValueError, match="batch sizes"):
-        ClipDataModule(source, batch_size=0)
+    nonsense = {"num_frames": 0, "batch_size": 0, "eval_batch_size": -1, "keyframe_grid": 0, "samples_per_epoch": 0}
+    nonsense |= {"frame_stride": -1, "num_workers": -1, "short_side": 0, "min_keyframe_boxes": -1, "cache_max_gib": -1}
+    for name, value in nonsense.items():
+        with pytest.raises(ValueError, match=rf"{name} must be at least \d, got {value}$"):
+            ClipDataModule(source, **{name: value})
+    with pytest.raises(ValueError, match="on_error must be one of raise, skip, got 'ignore'"):
+        ClipDataModule(source, on_error="ignore")
+    with pytest.raises(ValueError, match="interpolation must be one of"):
+        ClipDataModule(source, interpolation="cubic")
     with pytest.raises(ValueError, match="no annotated keyframe"):
         opened(source, tmp_path, min_keyframe_boxes=3).train_dataloader()
     with pytest.raises(ValueError, match="call setup first"):
@@ -194,20 +201,30 @@ def test_what_cannot_work_is_refused(source, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "batch_size", "world_size"), [(10, 4, 1), (7, 1, 2), (9, 8, 2), (23, 4, 3), (5, 8, 4)]
+    ("size", "batch_size", "world_size", "num_kinds"),
+    [(10, 4, 1, 1), (7, 1, 2, 1), (9, 8, 2, 1), (23, 4, 3, 5), (5, 8, 4, 2), (2, 4, 3, 1), (0, 4, 2, 1)],
 )
-def test_evaluation_takes_every_sample_once_in_equally_many_batches(size, batch_size, world_size):
-    ranks = [list(EveryOnce(size, batch_size, rank, world_size)) for rank in range(world_size)]
+def test_evaluation_takes_every_sample_once_in_equally_many_batches_of_one_kind(
+    size, batch_size, world_size, num_kinds
+):
+    kinds = np.random.default_rng(0).integers(0, num_kinds, size)
+    ranks = [list(EveryOnce(kinds, batch_size, rank, world_size)) for rank in range(world_size)]
     assert len({len(batches) for batches in ranks}) == 1
-    assert sorted(r.index for batches in ranks for batch in batches for r in batch) == list(range(size))
-    sizes = [len(batch) for batches in ranks for batch in batches]
-    assert min(sizes) >= 1 and max(sizes) <= max(batch_size, 2 if world_size > 1 else 1)
-    assert all(r.seed is None for batches in ranks for batch in batches for r in batch)
+    taken = [[request.index for request in batch] for batches in ranks for batch in batches]
+    assert sorted(index for batch in taken for index in batch if index != STAND_IN) == list(range(size))
+    assert all(1 <= len(batch) <= batch_size and batch == sorted(batch) for batch in taken)
+    assert all(batch == [STAND_IN] or len({kinds[index] for index in batch}) == 1 for batch in taken)
+    assert sum(batch == [STAND_IN] for batch in taken) < world_size
+    assert all(request.seed is None for batches in ranks for batch in batches for request in batch)
+
+
+def test_the_batches_of_a_kind_follow_each_other():
+    kinds = np.asarray([7, 2, 7, 7, 2, 7, 7])
+    batches = [[request.index for request in batch] for batch in EveryOnce(kinds, 2)]
+    assert batches == [[0, 2], [3, 5], [6], [1, 4]]
 
 
 def test_too_few_samples_for_the_ranks_are_refused():
-    with pytest.raises(ValueError, match="use fewer devices"):
-        EveryOnce(2, 4, rank=0, world_size=3)
     with pytest.raises(ValueError, match="too few for 3 processes"):
         ShuffledBatches(2, 4, None, seed=0, rank=0, world_size=3)
 

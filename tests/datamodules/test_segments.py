@@ -116,7 +116,7 @@ def test_whole_videos_go_to_one_rank_in_order_and_all_ranks_take_as_many_batches
         shares = [[list(b) for b in VideoWindows(windows, 2, rank, world_size)] for rank in range(world_size)]
         assert len({len(share) for share in shares}) == 1
         indices = [[r.index for batch in share for r in batch if r.index != STAND_IN] for share in shares]
-        assert sorted(sum(indices, [])) == list(range(15))
+        assert sorted(index for share in indices for index in share) == list(range(15))
         video_of = np.repeat(range(5), windows)
         owners = [set(video_of[share].tolist()) if share else set() for share in indices]
         assert sum(map(len, owners)) == 5
@@ -161,13 +161,12 @@ def test_a_training_window_shows_a_segment_and_knows_its_times(source, train_win
             assert segments.dtype == torch.float64 and labels.dtype == torch.int64
             starts.add(int(batch.features[window, 0, 0]))
         assert all(whole.tolist() == [[2, 4], [9, 11]] for whole in batch.video_segments)
-    # Of 33 possible starts some show nothing: windows last 4 s, segments must be seen for 1 s.
-    allowed = (
-        {k for k in range(33) if k <= 6 or 12 <= k <= 20}
-        if train_windows == "random"
-        else {2, 4, 6, 0, 12, 14, 16, 18, 20}
-    )
-    assert starts <= allowed and len(starts) >= min(8, len(allowed))
+    # The window from step k on lasts from k/2 + 1/4 to k/2 + 17/4 s, and must show a second of a segment.
+    allowed = {k for k in range(33) if k <= 5 or 12 <= k <= 19}
+    if train_windows == "sliding":
+        assert starts == {k for k in allowed if k % 2 == 0}
+    else:
+        assert starts <= allowed and len(starts) >= 10
 
 
 def test_random_windows_are_drawn_anew_each_epoch_and_the_same_with_workers(source):
@@ -246,7 +245,7 @@ def test_features_that_cannot_belong_to_their_videos_are_refused(tmp_path):
 def test_segments_beyond_the_end_are_told_where_only_the_data_know_the_duration(tmp_path):
     source = StoredFeatures(tmp_path, (40, 20), [[[1, 2], [25, 30]], []])
     with pytest.warns(UserWarning, match=r"video_0 \(1 of 2, ends at 20.50 s\)"):
-        data = opened(source)
+        data = opened(source, window_steps=40)
     (batch,) = data.train_dataloader()
     assert batch.video_segments[0].tolist() == [[1, 2], [25, 30]] and batch.segments[0].tolist() == [[1, 2]]
 
@@ -351,11 +350,14 @@ def test_one_square_and_one_flip_for_all_frames_of_a_window():
 
 
 def test_colour_changes_alike_for_all_frames_and_only_in_training(films):
-    data = opened(films, brightness=0.5, horizontal_flip=0.0, short_side=48, crop_size=32, windows_per_epoch=3)
+    data = opened(films, brightness=0.5, horizontal_flip=0.0, short_side=48, crop_size=32, windows_per_epoch=2)
     batch = next(iter(data.train_dataloader()))
     assert batch.frames.shape == (2, 8, 3, 32, 32) and batch.image_sizes.tolist() == [[32, 32]] * 2
-    still = data._dataset("train", data.train_dataloader().dataset.windows, Augmentation(None))
-    assert still.augmentation.colour is None and data.val_dataloader().dataset.augmentation == Augmentation(32)
+    (plain,) = opened(films, horizontal_flip=0.0, short_side=48, crop_size=32, windows_per_epoch=2).train_dataloader()
+    changed = batch.frames.double().mean(dim=(2, 3, 4)) - plain.frames.double().mean(dim=(2, 3, 4))  # (B, T)
+    assert (changed.abs() > 2).all() and (changed.diff(dim=0).abs() > 2).all(), "each window its own change"
+    assert (changed.amax(dim=1) - changed.amin(dim=1) < 0.2 * changed.abs().amin(dim=1)).all(), "but all frames alike"
+    assert data.val_dataloader().dataset.augmentation == Augmentation(32)
     with pytest.raises(ValueError, match="too small for crop_size=100; set short_side"):
         opened(films, crop_size=100)
 

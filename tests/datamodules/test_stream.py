@@ -83,7 +83,7 @@ def test_a_stream_shows_every_sampled_frame_of_every_video_once(source, cache, l
     data = opened(source, "validate", lanes=lanes, chunk_frames=chunk, num_workers=workers, cache=cache)
     shown: dict[str, list[int]] = {}
     for batch in data.val_dataloader():
-        assert batch.frames.shape == (lanes, chunk, 3, 96, 128) and batch.frames.is_contiguous()
+        assert batch.frames.shape == (min(lanes, 3), chunk, 3, 96, 128) and batch.frames.is_contiguous()
         for lane, video in enumerate(batch.video_ids):
             valid = batch.is_valid[lane]
             assert valid.tolist() == sorted(valid.tolist(), reverse=True)
@@ -115,13 +115,28 @@ def test_annotations_arrive_with_the_last_frame_at_or_before_them(source, cache)
     assert {shown: frame for (video, shown), frame in found.items() if video == "video_4"} == {0: 1, 4: 4}
 
 
-def test_batches_keep_their_size_when_a_lane_changes_to_a_smaller_video(tmp_path):
-    source = NumberedVideos(tmp_path, lengths=(6, 30, 9, 9), training=1, sizes=((64, 64), (64, 96), (96, 64), (64, 64)))
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_videos_that_are_padded_to_one_size_are_streamed_together(tmp_path, monkeypatch, world_size):
+    sizes = ((64, 64), (64, 96), (96, 64), (64, 96), (62, 90), (64, 64))
+    source = NumberedVideos(tmp_path, lengths=(6, 30, 9, 9, 8, 7), training=1, sizes=sizes)
     source.prepare()
-    data = opened(source, "validate", cache=None)
-    batches = list(data.val_dataloader())
-    assert {tuple(batch.frames.shape[-2:]) for batch in batches} == {(96, 96)}
-    assert all((batch.image_sizes > 0).all() and (batch.original_sizes > 0).all() for batch in batches)
+    padded = {number: tuple(-(-side // 32) * 32 for side in sizes[number]) for number in range(1, 6)}
+    seen, steps = [], []
+    for rank in range(world_size):
+        data = opened(source, "validate", cache=None)
+        monkeypatch.setattr(type(data), "rank", rank)
+        monkeypatch.setattr(type(data), "world_size", world_size)
+        batches = list(data.val_dataloader())
+        steps.append([tuple(batch.frames.shape[-2:]) for batch in batches])
+        for batch, size in zip(batches, steps[-1], strict=True):
+            assert (batch.image_sizes > 0).all() and (batch.original_sizes > 0).all()
+            assert {padded[int(video[-1])] for video in batch.video_ids if video} <= {size}
+            for lane, video in enumerate(batch.video_ids):
+                seen += [(video, index) for index in batch.frame_indices[lane][batch.is_valid[lane]].tolist()]
+    assert all(step == steps[0] for step in steps)
+    assert sorted(seen) == [(f"video_{n}", i) for n in range(1, 6) for i in range(0, source.lengths[n], 2)]
+    # Three videos of the first size share two lanes, the only one of the second has one.
+    assert steps[0] == sorted(steps[0], key=[(64, 96), (96, 64), (64, 64)].index)
 
 
 def test_ranks_share_the_videos_and_keep_step(source, cache, monkeypatch):
@@ -215,7 +230,10 @@ def test_lightning_drives_every_stage(source, cache, kind):
 
 
 def test_what_cannot_work_is_refused(source):
-    with pytest.raises(ValueError, match="frame_stride must be at least 1"):
-        StreamDataModule(source, frame_stride=0)
+    nonsense = {"frame_stride": 0, "train_past_frames": 0, "train_future_frames": -1, "lanes": 0, "chunk_frames": 0}
+    nonsense |= {"batch_size": 0, "num_workers": -1, "samples_per_epoch": 0, "min_keyframe_boxes": -1}
+    for name, value in nonsense.items():
+        with pytest.raises(ValueError, match=rf"{name} must be at least \d, got {value}$"):
+            StreamDataModule(source, **{name: value})
     with pytest.raises(ValueError, match="loss_frames"):
         StreamDataModule(source, train_past_frames=2, loss_frames=3)

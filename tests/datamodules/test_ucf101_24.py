@@ -202,14 +202,18 @@ def test_boxes_without_area_are_left_out_and_their_video_is_named(root):
 def test_labels_that_count_from_elsewhere_are_noticed_by_the_folder_of_their_class(root):
     path = write_labels(root / "labels")
     (path / "Biking/two/00003.txt").write_text("2 11 21 41 61\n")
-    with pytest.raises(ValueError, match="Biking/two is labelled BasketballDunk; label ids count from another number"):
+    with pytest.raises(ValueError, match="Biking/two: labelled BasketballDunk; label ids count from another number"):
         UCF101_24(root / "videos", path, val=TEST).videos("val")
     (path / "Biking/two/00003.txt").write_text("25 11 21 41 61\n")
-    with pytest.raises(ValueError, match="Biking/two has label 24, but there are 24 classes, from 0"):
+    with pytest.raises(ValueError, match="Biking/two: label 24, but there are 24, from 0"):
         UCF101_24(root / "videos", path, val=TEST).videos("val")
     (path / "Biking/two/00003.txt").write_text("3 11 21 41\n")
+    source = UCF101_24(root / "videos", path, val=TEST)
     with pytest.raises(ValueError, match=r"00003\.txt: a line must be class x1 y1 x2 y2"):
-        UCF101_24(root / "videos", path, val=TEST).videos("val")
+        source.videos("val")
+    source.mistakes = []  # as where data are checked: all of them are wanted
+    assert source.videos("val") == ()
+    assert [mistake.kind for mistake in source.mistakes] == ["label texts that cannot be read"]
 
 
 def test_annotations_that_are_none_are_named(root):

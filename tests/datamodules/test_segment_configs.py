@@ -1,0 +1,39 @@
+"""The shipped descriptions of data sets for temporal detection say what the command line understands."""
+
+from pathlib import Path
+
+import jsonargparse
+import pytest
+import yaml
+
+from datamodules.annotations.activitynet import ActivityNet
+from datamodules.annotations.features import FeatureFolder
+from datamodules.annotations.segment_source import SegmentSource
+from datamodules.annotations.thumos14 import Thumos14
+from datamodules.segments import SegmentDataModule
+
+DATA = Path(__file__).parents[2] / "configs" / "data"
+
+
+def built(source: dict, **data) -> SegmentDataModule:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(SegmentDataModule, "data")
+    settings = {"class_path": "datamodules.segments.SegmentDataModule", "init_args": {"source": source, **data}}
+    return parser.instantiate_classes(parser.parse_object({"data": settings})).data
+
+
+@pytest.mark.parametrize(("name", "kind"), [("thumos14", Thumos14), ("activitynet", ActivityNet)])
+def test_a_config_builds_its_source(name, kind):
+    source = built(yaml.safe_load((DATA / f"{name}.yaml").read_text())).source
+    assert isinstance(source, kind) and isinstance(source, SegmentSource)
+    assert isinstance(source.features, FeatureFolder) and Path(source.features.folder).parts[0] == "data"
+
+
+def test_features_give_way_to_videos_and_the_test_list_is_an_argument():
+    settings = yaml.safe_load((DATA / "thumos14.yaml").read_text())
+    settings["init_args"] |= {"features": None, "videos": "data/thumos14/videos", "test_list": 210}
+    data = built(settings, eval_window_steps=0, train_windows="sliding")
+    assert data.source.features is None and data.source.test_list == 210 and data.eval_window_steps == 0
+    settings["init_args"]["test_list"] = 200
+    with pytest.raises(jsonargparse.ArgumentError, match="test_list"):
+        built(settings)

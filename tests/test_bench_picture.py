@@ -1,0 +1,35 @@
+"""The picture of the benchmark table: which rows it shows, and that it is one."""
+
+import pytest
+from PIL import Image
+
+from tests.bench_picture import draw, drawn_rows
+
+ROW = {
+    "experiment": "evad",
+    "map": 0.8,
+    "latency_p50_ms": 30.0,
+    "gflops_unit": "clip",
+    "device": "one CPU",
+    "threads": 2,
+    "protocol": "ava frame mAP@0.5, stride 2",
+}
+
+
+def test_it_shows_the_newest_row_of_each_experiment_measured_alike():
+    older, other_machine = ROW | {"map": 0.5}, ROW | {"experiment": "tsa", "device": "another"}
+    unscored, newest = ROW | {"experiment": "dsta", "map": None}, ROW | {"map": 0.7}
+    student = ROW | {"experiment": "distill_tsa", "gflops_unit": "frame"}
+    assert drawn_rows([older, other_machine, unscored, student, newest]) == [newest, student]
+
+
+def test_it_is_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    draw([ROW, ROW | {"experiment": "tsa", "gflops_unit": "frame", "latency_p50_ms": 9.0}], tmp_path / "map.png")
+    with Image.open(tmp_path / "map.png") as picture:
+        assert picture.format == "PNG" and picture.width > 500
+
+
+def test_a_table_without_accuracy_is_refused_with_the_way_out(tmp_path):
+    with pytest.raises(ValueError, match=r"main\.py test"):
+        draw([ROW | {"map": None}], tmp_path / "map.png")
