@@ -33,13 +33,17 @@ import callbacks.detection_file
 import callbacks.prediction_writer
 import callbacks.progress
 import callbacks.visualisation
+import datamodules.annotations.activitynet
 import datamodules.annotations.ava
 import datamodules.annotations.jhmdb
 import datamodules.annotations.own_videos
+import datamodules.annotations.thumos14
 import datamodules.annotations.ucf101_24
 import datamodules.clip
 import datamodules.predict
 import datamodules.puppets
+import datamodules.puppets.segments
+import datamodules.segments
 import datamodules.stream
 import lightning_modules.clip_detection
 import lightning_modules.distillation

@@ -12,8 +12,9 @@ from datamodules.batches import ClipBatch
 
 from .clip_detection import benchmark_clip
 from .losses.distillation import ActionImitation, BoxImitation, FeatureLoss
+from .losses.matching import ProposalMatcher
 from .losses.uncertainty import TaskWeighting
-from .networks.detections import DetectorOutputs
+from .networks.detections import Detections, DetectorOutputs
 from .networks.evad import EvadTeacher
 from .networks.frames import normalise_frames
 from .networks.frozen import FrozenNetwork
@@ -42,6 +43,9 @@ class DistillationModule(StreamDetectionModule):
         from_teacher: start the student from the teacher's weights.
         task_weights: initial weights of the tasks, ``DEFAULT_TASK_WEIGHTS`` by default; a task without one is left out.
         weighting: see ``TaskWeighting``.
+        proposal_matching: which of the teacher's proposals each of the student's imitates: the one of the same
+            ``index``, since a student starts from its teacher's proposals, or the one of an ``assignment``, see
+            ``ProposalMatcher``; by default the latter where a student carries proposals or has fewer of them.
         action_temperature: see ``ActionImitation``.
 
     The other arguments are those of ``StreamDetectionModule``.
@@ -56,6 +60,7 @@ class DistillationModule(StreamDetectionModule):
         from_teacher: bool = True,
         task_weights: Mapping[str, float] | None = None,
         weighting: Literal["uncertainty", "fixed"] = "uncertainty",
+        proposal_matching: Literal["index", "assignment"] | None = None,
         action_temperature: float = 1.0,
         **kwargs: Any,
     ) -> None:
@@ -68,6 +73,14 @@ class DistillationModule(StreamDetectionModule):
         self.feature_loss = FeatureLoss()
         self.action_imitation = ActionImitation(action_temperature)
         self.box_imitation = BoxImitation()
+        in_order = not network.carried.count and network.num_proposals == teacher.num_proposals
+        if proposal_matching == "index" and network.num_proposals != teacher.num_proposals:
+            raise ValueError(
+                f"proposal_matching=index needs the teacher's {teacher.num_proposals} proposals, the student has "
+                f"{network.num_proposals}; set it to assignment"
+            )
+        self.proposal_matching = proposal_matching or ("index" if in_order else "assignment")
+        self.proposal_matcher = ProposalMatcher()
         tasks = DEFAULT_TASK_WEIGHTS if task_weights is None else task_weights
         if unknown := sorted(set(tasks) - set(DEFAULT_TASK_WEIGHTS)):
             raise ValueError(f"task_weights names unknown tasks {unknown}; the tasks are {list(DEFAULT_TASK_WEIGHTS)}")
@@ -83,13 +96,14 @@ class DistillationModule(StreamDetectionModule):
         student, detection = self.supervised_step(batch)
         teacher = self.ask_teacher(batch)
         sizes = batch.image_sizes.repeat_interleave(len(batch.keyframes), dim=0)
-        persons = teacher.person_logits[-1].softmax(-1)[..., 0]
+        imitated = self.imitated(student, teacher, sizes)
+        persons = imitated.person_logits.softmax(-1)[..., 0]
         tasks = {
             "detection": detection["total"],
             "features": self.feature_loss(student.maps, teacher.maps),
-            "actions": self.action_imitation(student.action_logits, teacher.action_logits[-1], persons),
+            "actions": self.action_imitation(student.action_logits, imitated.action_logits, persons),
             "boxes": self.box_imitation(
-                student.person_logits, student.boxes, teacher.person_logits[-1], teacher.boxes[-1], sizes
+                student.person_logits, student.boxes, imitated.person_logits, imitated.boxes, sizes
             ),
         }
         weights = self.task_weighting
@@ -100,6 +114,15 @@ class DistillationModule(StreamDetectionModule):
         shares = {f"train/weight/{name}": value for name, value in task_weights.items()}
         self.log_dict(shares, batch_size=len(batch.frames))
         return total
+
+    def imitated(self, student: DetectorOutputs, teacher: DetectorOutputs, image_sizes: Tensor) -> Detections:
+        """The teacher's detections in the order of the student's proposals."""
+        detections = teacher.detections
+        if self.proposal_matching == "index":
+            return detections
+        scale = image_sizes.flip(-1).repeat(1, 2)
+        places = self.proposal_matcher(student.boxes[-1], detections.person_logits, detections.boxes, scale)[..., None]
+        return Detections(*(part.gather(1, places.expand(-1, -1, part.shape[-1])) for part in detections))
 
     def ask_teacher(self, batch: ClipBatch) -> DetectorOutputs:
         """The teacher's outputs for the clip around every supervised frame, in the student's order: B L of them."""

@@ -9,12 +9,14 @@ import torch
 from PIL import Image
 
 from datamodules.video import write_video
+from lightning_modules.networks.weights import save_weights
 from main import main
 from tests.datamodules.miniature import numbered_frames
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # where pytest has arguments itself
 NUM_CLASSES = 24
+SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=0"]
 
 
 @pytest.fixture
@@ -77,10 +79,6 @@ def test_a_mistake_is_told_and_the_command_fails(own, capsys):
 
 
 def test_networks_for_own_videos_have_as_many_classes_as_those(own):
-    main(["fit", *arguments("fit", "evad_own_videos", own)[1:], "--model.init_args.weights=null", *SHORT])
-    # The shipped teacher is not fine-tuned again for a student: an untrained one will do.
-    from lightning_modules.networks.weights import save_weights
-
     cli = main([*arguments("fit", "evad_own_videos", own), "--model.init_args.weights=null", *SHORT])
     assert cli.model.network.num_classes == NUM_CLASSES
     save_weights(cli.model.network.state_dict(), own / "teacher.pt")
@@ -88,6 +86,3 @@ def test_networks_for_own_videos_have_as_many_classes_as_those(own):
     cli = main([*arguments("fit", "distill_dsta_own_videos", own), teacher, *SHORT])
     assert cli.trainer.global_step == 1
     assert cli.model.network.num_classes == NUM_CLASSES
-
-
-SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=0"]

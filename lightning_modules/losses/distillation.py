@@ -32,8 +32,8 @@ class FeatureLoss(nn.Module):
 class ActionImitation(nn.Module):
     """Binary cross-entropy of action scores with the teacher's, at ``temperature``, times its square (equation 10).
 
-    Proposals are compared by index: a student starts from its teacher's proposals. Each counts as much as the teacher
-    takes it for a person. Shapes: student (D, B, Q, K) of D decoder blocks, teacher (B, Q, K), persons (B, Q).
+    Proposals are compared by index, see ``DistillationModule``. Each counts as much as the teacher takes it for a
+    person. Shapes: student (D, B, Q, K) of D decoder blocks, teacher (B, Q, K), persons (B, Q).
     """
 
     def __init__(self, temperature: float = 1.0) -> None:

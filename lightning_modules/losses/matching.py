@@ -51,6 +51,40 @@ class BoxMatcher(nn.Module):
         return Matches(owner[target], proposal, target)
 
 
+class ProposalMatcher(nn.Module):
+    """Gives each proposal of a student one of its teacher's to imitate, the same to no two; no gradient.
+
+    Where a student carries proposals over from the frame before, or has fewer than its teacher, their order says
+    nothing. What counts is that each proposal that the teacher takes for a person goes to the nearest student's: the
+    cost of a pair is the teacher's person probability x (l1_cost * L1 + giou_cost * (1 - GIoU) - reward), L1 over xyxy
+    divided by the frame's size. The reward makes it worth while to serve persons, however far away.
+    """
+
+    reward = 100.0
+
+    def __init__(self, l1_cost: float = 5.0, giou_cost: float = 2.0) -> None:
+        super().__init__()
+        self.l1_cost, self.giou_cost = l1_cost, giou_cost
+
+    @torch.no_grad()
+    def forward(self, boxes: Tensor, teacher_logits: Tensor, teacher_boxes: Tensor, scale: Tensor) -> Tensor:
+        """boxes (B, Q, 4) of the student; teacher_logits (B, P, 2), teacher_boxes (B, P, 4), P >= Q; scale (B, 4) =
+        width, height, width, height. Returns (B, Q) int64, places among the teacher's."""
+        if boxes.shape[1] > teacher_boxes.shape[1]:
+            raise ValueError(
+                f"the student has {boxes.shape[1]} proposals but its teacher only {teacher_boxes.shape[1]} to imitate"
+            )
+        own, other = boxes.float()[:, :, None], teacher_boxes.float()[:, None]  # (B, Q, 1, 4), (B, 1, P, 4)
+        l1 = ((own - other) / scale[:, None, None]).abs().sum(-1)
+        giou = paired_giou(*torch.broadcast_tensors(own, other))
+        persons = teacher_logits.float().softmax(-1)[:, None, :, 0]
+        cost = persons * (self.l1_cost * l1 + self.giou_cost * (1 - giou) - self.reward)
+        cost = cost.nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6).cpu().numpy()
+        # With every row assigned, the columns come in the order of the rows.
+        places = [torch.from_numpy(linear_sum_assignment(keyframe)[1]) for keyframe in cost]
+        return torch.stack(places).to(boxes.device)
+
+
 def _starts(counts: list[int]) -> list[int]:
     """Where each keyframe's rows begin: [2, 0, 3] -> [0, 2, 2]."""
     return [sum(counts[:index]) for index in range(len(counts))]

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .segment_map import SegmentMeanAveragePrecision
+
 
 def write_results(
     path: str | Path,
@@ -94,3 +96,37 @@ def read_results(path: str | Path, class_names: Sequence[str]) -> dict[str, dict
         known, found = (", ".join(map(str, names[:3])) for names in (class_names, sorted(unknown, key=str)))
         raise ValueError(f"{path} names none of the {len(class_names)} classes ({known} ...) but {found}")
     return results
+
+
+def score_results(
+    results: Mapping[str, Mapping[str, Tensor]],
+    truth: Mapping[str, Mapping[str, Tensor]],
+    metric: SegmentMeanAveragePrecision,
+) -> dict[str, Any]:
+    """What ``metric`` makes of saved detections, and how many of their videos are not among the ground truth's.
+
+    A video of the ground truth that the file does not name has no detection. One that only the file names is left out:
+    lists of test videos differ, and the list is the ground truth's to choose. Names may begin with ``v_`` on one side.
+
+    Args:
+        results: as ``read_results`` gives them.
+        truth: for each video that is evaluated ``segments`` (M, 2) seconds and ``labels`` (M,) int.
+        metric: is reset first.
+
+    Returns:
+        The metric's result with ``protocol``, its name, and ``num_other_videos``.
+    """
+    named = {video.removeprefix("v_"): detections for video, detections in results.items()}
+    wanted = [video.removeprefix("v_") for video in truth]
+    if truth and named.keys().isdisjoint(wanted):
+        raise ValueError(
+            f"none of the {len(truth)} videos to evaluate is among the {len(results)} with detections; the first are "
+            f"called {next(iter(truth))} there and {next(iter(results), 'nothing')} here"
+        )
+    nothing = {"segments": torch.zeros(0, 2), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
+    metric.reset()
+    metric.update([named.get(video, nothing) for video in wanted], list(truth.values()))
+    return metric.compute() | {
+        "protocol": metric.protocol,
+        "num_other_videos": torch.tensor(len(named.keys() - set(wanted))),
+    }

@@ -71,7 +71,7 @@ class EvadTeacher(nn.Module):
         if len(pyramid_layers) != 4:
             raise ValueError(f"pyramid_layers needs four blocks, finest level first, got {list(pyramid_layers)}")
         self.num_classes, self.num_frames, self.patch_size = num_classes, num_frames, patch_size
-        self.frame_size = pretrain_size
+        self.frame_size, self.num_proposals = pretrain_size, num_proposals
         self.backbone = VideoViT(
             dim=dim,
             depth=depth,

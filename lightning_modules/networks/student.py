@@ -132,6 +132,7 @@ class StreamingDetector(StreamingModule[StudentState]):
         if num_frames % TUBELET:
             raise ValueError(f"num_frames={num_frames} must be a multiple of the teacher's tubelet of {TUBELET}")
         self.num_classes, self.patch_size, self.frame_size = num_classes, patch_size, pretrain_size
+        self.num_proposals = num_proposals
         self.dim, self.decoder_dim = dim, decoder_dim
         self.pyramid_layers = tuple(pyramid_layers)
         grid, num_slots = pretrain_size // patch_size, num_frames // TUBELET

@@ -48,17 +48,31 @@ def write_pictures(folder: Path, count: int, pattern: str, first: int = 1, size:
     return folder
 
 
-def encode(path: Path, count: int, codec: str = "libx264", container: str | None = None, **options: str) -> Path:
-    """Write numbered frames at 30 frames/s with any codec that PyAV has."""
+def encode(
+    path: Path, count: int, codec: str = "libx264", container: str | None = None, rate: int = 30, **options: str
+) -> Path:
+    """Write numbered frames with any codec that PyAV has."""
     import av
 
     with av.open(str(path), "w", format=container) as output:
-        stream = output.add_stream(codec, rate=30)
+        stream = output.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
         stream.options = options
         for frame in numbered_frames(count):
             output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         output.mux(stream.encode())
+    return path
+
+
+def damage(path: Path, frame: int) -> Path:
+    """Overwrite a frame (in the order of decoding) of an mp4: the file opens, and decoding stops there."""
+    import av
+
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][frame]
+    content = bytearray(path.read_bytes())
+    content[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    path.write_bytes(content)
     return path
 
 

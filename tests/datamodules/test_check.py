@@ -240,7 +240,12 @@ def test_labels_in_another_class_than_their_folder_are_found(tmp_path):
             tube["label"] = (tube["label"] + 1) % 24
     path.write_bytes(pickle.dumps(contents, protocol=2))
     report = check_data(ClipDataModule(UCF101_24(tmp_path, path, val=TEST), num_frames=4, frame_stride=1, cache=None))
-    assert "label ids count from another number than expected" in kinds(report)["splits that cannot be read"][0]
+    lines = kinds(report)["videos labelled as another class than their folder's"]
+    assert [line[-len("two: labelled CliffDiving") :] for line in lines if "two" in line] == [
+        "two: labelled CliffDiving"
+    ]
+    assert len(lines) == 3
+    assert "label ids count from another number than expected" in report.text()
 
 
 def test_the_page_is_a_picture_of_the_size_of_its_strips(videos, tmp_path):

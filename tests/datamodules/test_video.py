@@ -10,7 +10,7 @@ import pytest
 from datamodules import video as video_module
 from datamodules.video import VideoError, nearest_frame, open_video, write_video
 from datamodules.video_listing import list_frames
-from tests.datamodules.miniature import encode, numbered_frames, read_numbers
+from tests.datamodules.miniature import damage, encode, numbered_frames, read_numbers
 
 CLIPS = Path(__file__).parents[3] / "shared/data/clips"
 needs_clips = pytest.mark.skipif(not CLIPS.exists(), reason="real clips are not on this machine")
@@ -38,18 +38,6 @@ def trim(source: Path, target: Path, seconds: float) -> Path:
                 packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, copy
                 new.mux(packet)
     return target
-
-
-def damage(path: Path, frame: int) -> Path:
-    """Overwrite a frame in the middle of an mp4: the file opens, and decoding stops there."""
-    import av
-
-    with av.open(str(path)) as container:
-        packet = [packet for packet in container.demux(video=0) if packet.size][frame]
-    content = bytearray(path.read_bytes())
-    content[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
-    path.write_bytes(content)
-    return path
 
 
 def sound(path: Path) -> None:

@@ -177,3 +177,37 @@ def test_a_student_starts_from_its_teacher_unless_told_otherwise(distil):
     torch.testing.assert_close(started, teacher.decoder.blocks[0].attn.qkv.weight, rtol=0, atol=0)
     fresh = distil(from_teacher=False).network.decoder.blocks[0].attn.qkv.weight
     torch.testing.assert_close(fresh, own, rtol=0, atol=0)
+
+
+def test_a_student_whose_proposals_are_not_its_teachers_imitates_those_nearest(distil):
+    assert distil().proposal_matching == "index"
+    for changes in ({"carried_proposals": 2}, {"num_proposals": 3}):
+        assert distil(network=tiny.student(**changes)).proposal_matching == "assignment"
+    with pytest.raises(ValueError, match="proposal_matching=index needs the teacher's"):
+        distil(network=tiny.student(num_proposals=3), proposal_matching="index")
+
+
+def test_what_is_imitated_is_the_teachers_in_the_order_of_the_assignment(distil):
+    module = distil(network=tiny.student(num_proposals=3))
+    torch.manual_seed(0)
+    teacher = module.teacher.network.outputs(torch.randn(2, 3, 4, 64, 64))
+    sizes = torch.tensor([[64, 64], [64, 64]])
+    order = torch.tensor([[2, 0, 1], [1, 2, 0]])
+    order_of_boxes = order[None, ..., None].expand(1, -1, -1, 4)
+    student = teacher._replace(boxes=teacher.boxes[-1:].gather(2, order_of_boxes))
+    # All of them persons, so that the boxes alone decide.
+    teacher = teacher._replace(person_logits=torch.tensor([9.0, -9.0]).expand_as(teacher.person_logits))
+    found = module.imitated(student, teacher, sizes)
+    torch.testing.assert_close(found.boxes, student.boxes[-1])
+    torch.testing.assert_close(
+        found.action_logits, torch.stack([teacher.action_logits[-1, item, order[item]] for item in range(2)])
+    )
+
+
+@pytest.mark.parametrize("changes", [{"carried_proposals": 2}, {"num_proposals": 3, "num_actors": 2}])
+def test_a_student_with_a_cheaper_head_learns(data, distil, tmp_path, changes):
+    batch, losses = next(iter(data.train_dataloader())), tiny.Losses()
+    module = distil(network=tiny.student(**changes), weighting="fixed", from_teacher=False)
+    trainer = tiny.trainer(tmp_path, max_epochs=1, callbacks=[losses])
+    trainer.fit(module, datamodule=tiny.Repeated(batch, steps=30))
+    assert losses.values[-1] < 0.7 * losses.values[0]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.ops import generalized_box_iou
 
-from lightning_modules.losses.matching import BoxMatcher, paired_giou
+from lightning_modules.losses.matching import BoxMatcher, ProposalMatcher, paired_giou
 
 SIZE = torch.tensor([200.0, 100.0, 200.0, 100.0])  # width, height, width, height
 
@@ -124,3 +124,44 @@ def test_matching_keeps_no_graph():
     boxes = random_boxes(1, 3).requires_grad_()
     matches = BoxMatcher()(torch.zeros(1, 3, 2, requires_grad=True), boxes, random_boxes(1), [1], SIZE[None])
     assert not any(part.requires_grad for part in matches)
+
+
+def test_the_teachers_persons_go_to_the_nearest_proposals_and_the_rest_is_shared_out():
+    near = torch.tensor([[[0, 0, 10, 10], [50, 50, 60, 60], [80, 80, 90, 90.0]]])
+    teachers = torch.tensor([[[49, 50, 60, 60], [0, 0, 30, 30], [81, 80, 90, 90], [0, 0, 11, 10.0]]])
+    persons = torch.tensor([0.9, 0.01, 0.8, 0.7])
+    logits = torch.stack([persons.log(), (1 - persons).log()], dim=-1)[None]
+    places = ProposalMatcher()(near, logits, teachers, torch.full((1, 4), 100.0))
+    assert places.tolist() == [[3, 0, 2]]
+
+
+def test_a_person_far_from_every_proposal_is_served_before_a_nobody_nearby():
+    student = torch.tensor([[[0, 0, 10, 10.0]]])
+    teachers = torch.tensor([[[0, 0, 10, 10], [70, 70, 99, 99.0]]])
+    logits = torch.tensor([[[-4.0, 4.0], [4.0, -4.0]]])  # nobody, somebody
+    assert ProposalMatcher()(student, logits, teachers, torch.full((1, 4), 100.0)).tolist() == [[1]]
+
+
+def test_an_assignment_is_the_cheapest_of_all():
+    torch.manual_seed(0)
+    corners = torch.rand(2, 7, 2) * 50
+    boxes = torch.cat([corners, corners + 5 + torch.rand(2, 7, 2) * 40], dim=-1)
+    student, teachers, logits = boxes[:, :3], boxes[:, 3:] + 1, torch.randn(2, 4, 2)
+    scale = torch.tensor([[100.0, 80, 100, 80], [90, 100, 90, 100]])
+    matcher = ProposalMatcher()
+    places = matcher(student, logits, teachers, scale)
+    for item in range(2):
+
+        def cost(own: int, other: int, item: int = item) -> float:
+            one, two = student[item, own], teachers[item, other]
+            person = logits[item, other].softmax(-1)[0]
+            l1 = ((one - two) / scale[item]).abs().sum()
+            return float(person * (5 * l1 + 2 * (1 - paired_giou(one, two)) - matcher.reward))
+
+        best = min(permutations(range(4), 3), key=lambda order: sum(cost(*pair) for pair in enumerate(order)))
+        assert places[item].tolist() == list(best)
+
+
+def test_a_student_with_more_proposals_than_its_teacher_is_refused():
+    with pytest.raises(ValueError, match="2 proposals but its teacher only 1"):
+        ProposalMatcher()(torch.zeros(1, 2, 4), torch.zeros(1, 1, 2), torch.zeros(1, 1, 4), torch.ones(1, 4))

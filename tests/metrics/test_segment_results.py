@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_modules.metrics.segment_map import SegmentMeanAveragePrecision
-from lightning_modules.metrics.segment_results import read_results, write_results
+from lightning_modules.metrics.segment_results import read_results, score_results, write_results
 
 NAMES = ("jump", "throw")
 
@@ -43,16 +43,32 @@ def test_the_file_has_the_form_of_the_challenge(tmp_path):
     }
 
 
-def test_saved_detections_score_as_they_did(tmp_path):
+def test_saved_detections_score_as_they_did_whatever_their_order_and_prefix(tmp_path):
     results = some_results()
-    targets = [{"segments": video["segments"][:2] + 0.5, "labels": video["labels"][:2]} for video in results.values()]
-    write_results(tmp_path / "found.json", results, NAMES)
-    values = []
-    for detections in (results, read_results(tmp_path / "found.json", NAMES)):
-        metric = SegmentMeanAveragePrecision(2)
-        metric.update(list(detections.values()), targets)
-        values.append(metric.compute()["map"].item())
-    assert values[0] == values[1] > 0
+    truth = {
+        name: {"segments": video["segments"][:2] + 0.5, "labels": video["labels"][:2]}
+        for name, video in results.items()
+    }
+    metric = SegmentMeanAveragePrecision(2)
+    metric.update(list(results.values()), list(truth.values()))
+    before = metric.compute()
+    write_results(tmp_path / "found.json", {f"v_{name}": results[name] for name in reversed(results)}, NAMES)
+    after = score_results(read_results(tmp_path / "found.json", NAMES), truth, SegmentMeanAveragePrecision(2))
+    assert after["map"] == before["map"] > 0
+    assert after["num_other_videos"] == 0 and after["protocol"] == metric.protocol
+
+
+def test_the_ground_truth_chooses_the_videos():
+    results = some_results()
+    truth = {
+        name: {key: results["first"][key] for key in ("segments", "labels")} for name in ("first", "not in the file")
+    }
+    scored = score_results(results, truth, SegmentMeanAveragePrecision(2))
+    assert scored["num_videos"] == 2 and scored["num_other_videos"] == 2
+    # All of the first video is found and none of the other: half of each class, at precision 1.
+    assert scored["map"].item() == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="none of the 1 videos to evaluate .* called third there and first here"):
+        score_results(results, {"third": truth["first"]}, SegmentMeanAveragePrecision(2))
 
 
 def test_detections_of_other_programs_are_read(tmp_path):

@@ -382,11 +382,11 @@ def test_two_processes_compute_what_one_does(tmp_path):
             assert torch.load(tmp_path / f"{rank}.{number}") == (pytest.approx(expected, abs=1e-12), 10)
 
 
-def test_the_size_of_ucf101_24_takes_seconds():
-    """914 videos of 180 frames, 24 classes, 5 tubes a class and video."""
+def test_a_fifth_of_ucf101_24_takes_seconds():
+    """183 videos of 180 frames, 24 classes, 5 tubes a class and video."""
     rng = np.random.default_rng(0)
     preds, targets = [], []
-    for video in range(914):
+    for video in range(183):
         truth = tube(video % 24, 1, range(20, 170), rng.uniform(0, 100, 4) + [0, 0, 150, 150])
         found = [
             tube(label, rng.random(), range(rng.integers(0, 60), 180), truth["boxes"][0] + rng.normal(0, 20, 4))
@@ -396,7 +396,7 @@ def test_the_size_of_ucf101_24_takes_seconds():
         preds.append({"tubes": found})
         targets.append({"tubes": [truth]})
     metric = VideoMeanAveragePrecision(24)
-    begin = time.perf_counter()
+    begin = time.process_time()
     metric.update(preds, targets)
     assert 0 < metric.compute()["map_20"] < 1
-    assert time.perf_counter() - begin < 60
+    assert time.process_time() - begin < 10
