@@ -119,9 +119,7 @@ class OnlookerTrainer(Trainer):
             ckpt_path, weights_only: not used; a run's ``config.yaml``, which has them, can be given as it is.
         """
         keyframes, names = datamodule.true_keyframes(split), datamodule.class_names
-        score = score_file(
-            predictions, keyframes, len(names), datamodule.evaluated_classes, metric, tolerance_seconds
-        )
+        score = score_file(predictions, keyframes, len(names), datamodule.evaluated_classes, metric, tolerance_seconds)
         print(score.text(names, every_class=verbose))
 
     def export(
@@ -237,6 +235,12 @@ class OnlookerCLI(LightningCLI):
             default=None,
             help="name of the run and of its row in the table; the config's by default",
         )
+        parser.add_argument(
+            "--count_classes",
+            type=bool,
+            default=False,
+            help="let networks have as many classes as the data, whatever their num_classes says",
+        )
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -249,18 +253,17 @@ class OnlookerCLI(LightningCLI):
             files = config.get("config") or []
             config.name = Path(str(files[0])).stem if files else "unnamed"
 
-        self._count_classes(config)
+        if config.count_classes:
+            self._count_classes(config)
 
     def _count_classes(self, config: Namespace) -> None:
-        """Let networks whose ``num_classes`` is 0 have as many as the data has."""
+        """Let networks have as many classes as the data has."""
         init_args = config.model.get("init_args") or Namespace()
         classes = [value for value in vars(init_args).values() if isinstance(value, Namespace) and "init_args" in value]
-        networks = [value["init_args"] for value in classes]
-        uncounted = [network for network in networks if network.get("num_classes") == 0]
-        if uncounted and config.get("data") is not None:
-            data = self._parser(self.subcommand).instantiate_classes(Namespace(data=config.data)).data
-            for network in uncounted:
-                network.num_classes = data.num_classes
+        networks = [value["init_args"] for value in classes if "num_classes" in value["init_args"]]
+        data = self._parser(self.subcommand).instantiate_classes(Namespace(data=config.data)).data
+        for network in networks:
+            network.num_classes = data.num_classes
 
     def instantiate_classes(self) -> None:
         try:

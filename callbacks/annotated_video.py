@@ -36,8 +36,9 @@ class AnnotatedVideo:
         self.path = path
         self.picture_size = picture_size
         shorter, longer = sorted(picture_size)
-        # Small frames are enlarged by a whole factor, so that text fits.
-        self.scale = math.ceil(READABLE_SIDE / shorter) if shorter < READABLE_SIDE else min(1, LONGEST_SIDE / longer)
+        fits = LONGEST_SIDE / longer
+        # Small frames are enlarged by a whole factor, so that text can be read.
+        self.scale = min(math.ceil(READABLE_SIDE / shorter), int(fits)) if fits >= 1 else fits
         height, width = (max(2, round(self.scale * side) // 2 * 2) for side in picture_size)
         self._size = (width, height)
         self._container: Any = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})

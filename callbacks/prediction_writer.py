@@ -15,6 +15,8 @@ from callbacks.annotated_video import AnnotatedVideo
 Format = Literal["jsonl", "csv", "mp4"]
 Frame = tuple[dict[str, Any], list[dict[str, Any]]]
 """What ``predict_step`` says of a frame, and of that what is written."""
+NAMED_FILES = 10
+"""As many files are named when they are done; of more the number is told."""
 
 
 class PredictionWriter(Callback):
@@ -164,6 +166,9 @@ class PredictionWriter(Callback):
         for video in self._videos.values():
             video.close()
         self._videos.clear()
-        for path in sorted(self._started):
-            print(f"wrote {path}")
+        if len(self._started) <= NAMED_FILES:
+            for path in sorted(self._started):
+                print(f"wrote {path}")
+        else:
+            print(f"wrote {len(self._started)} files into {self.folder}")
         self._started.clear()

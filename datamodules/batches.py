@@ -97,6 +97,26 @@ class TrueKeyframe(NamedTuple):
     """Height and width of the original video."""
 
 
+class TrueTube(NamedTuple):
+    """One person doing one thing without a break, in the sampled frames of a video."""
+
+    label: int
+    frames: np.ndarray
+    """(T,) int64, consecutive numbers of sampled frames."""
+    boxes: np.ndarray
+    """(T, 4) float32 xyxy in pixels of the original video."""
+
+
+class TrueTubes(NamedTuple):
+    """The ground truth of one video that tubes are scored on."""
+
+    num_slots: int
+    """How many frames a stream takes of the video."""
+    annotated: dict[float, int]
+    """Time stamps, as batches have them, of the annotated ones among the sampled frames, and the number of each."""
+    tubes: tuple[TrueTube, ...]
+
+
 class SegmentBatch(NamedTuple):
     """B windows of T steps of untrimmed videos; a step is a sampled frame or a stored feature.
 
@@ -114,7 +134,7 @@ class SegmentBatch(NamedTuple):
     mask: Tensor
     """(B, T) bool: False after the end of the video."""
     is_new: Tensor
-    """(B, T) bool: False after the end of the video, and for steps that an earlier window of an evaluation has shown."""
+    """(B, T) bool: False after the end of the video, and in evaluation for steps that an earlier window has shown."""
     image_sizes: Tensor | None
     """(B, 2) int64, height and width of the frames before padding."""
     times: Tensor

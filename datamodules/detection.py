@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
-from datamodules.batches import TrueKeyframe
+from datamodules.batches import TrueKeyframe, TrueTubes
 from datamodules.broken_videos import BrokenVideos, OnError, ReportBrokenVideos
 from datamodules.frame_cache import FrameCache
 from datamodules.frames import DecodedFrames, FrameScale, FrameStore, Interpolation
 from datamodules.video_listing import VideoError
-from datamodules.windows import TimedVideo, time_video, true_keyframes
+from datamodules.windows import TimedVideo, time_video, true_keyframes, true_tubes
 
 BatchT = TypeVar("BatchT")
 STAGE_SPLITS: dict[str, tuple[Split, ...]] = {
@@ -55,7 +56,10 @@ class DetectionDataModule(LightningDataModule):
         super().__init__()
         require_at_least(0, num_workers=num_workers, cache_max_gib=cache_max_gib)
         require_at_least(1, short_side=scale.short_side, max_long_side=scale.max_long_side)
-        for name, value, known in (("interpolation", scale.interpolation, Interpolation), ("on_error", on_error, OnError)):
+        for name, value, known in (
+            ("interpolation", scale.interpolation, Interpolation),
+            ("on_error", on_error, OnError),
+        ):
             if value not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
         self.source = source
@@ -124,8 +128,7 @@ class DetectionDataModule(LightningDataModule):
         raise NotImplementedError
 
     def true_keyframes(self, split: Split) -> list[TrueKeyframe]:
-        """What detectors are scored on in a split. Nothing is decoded for it, and ``setup`` need not have been called.
-        """
+        """What detectors are scored on in a split; nothing is decoded for it, and ``setup`` is not needed."""
         self.source.prepare()
         store = DecodedFrames(self.store.scale)  # a cache would be filled first
         videos = self._timed(self.source.videos(split), store)
@@ -153,6 +156,18 @@ class DetectionDataModule(LightningDataModule):
             callbacks = self.trainer.callbacks
             if not any(getattr(callback, "broken", None) is broken for callback in callbacks):
                 callbacks.insert(0, ReportBrokenVideos(broken))
+
+    def true_tubes(self, split: Split) -> dict[str, TrueTubes]:
+        """The tubes that detectors are scored on in each video of a split, by video id; see ``windows.true_tubes``."""
+        tubes = {video.video_id: true_tubes(video, self.evaluation_grid) for video in self.videos(split)}
+        steps = [step for video in tubes.values() for step in np.diff(list(video.annotated.values())).tolist()]
+        if steps and np.median(steps) > 1:
+            raise ValueError(
+                f"the {split} split is annotated at one in {np.median(steps):g} of the frames that a stream of stride "
+                f"{self.evaluation_grid} takes, too seldom to say where its tubes begin and end; choose a stride at "
+                "least as large as the spacing of the annotation, or leave model.init_args.video_map out"
+            )
+        return tubes
 
     @property
     def rank(self) -> int:

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -30,7 +31,8 @@ from datamodules.video_listing import VideoError
 
 CHUNK_FRAMES = 64
 """How many frames are decoded at a time, so that memory does not grow with the length of a video."""
-OPEN_MAPS = 1024
+OPEN_MAPS = 128
+"""Memory maps at a time: Python keeps a file open for each, and many systems allow a process 1,024."""
 PARALLEL_FROM = 16
 """Videos worth starting processes for: each of them imports for a second or more first."""
 
@@ -50,21 +52,17 @@ class FrameCache(FrameStore):
         self.max_gib = max_gib
         self._facts: dict[Video, FrameFacts] = {}
         self._maps: OrderedDict[Video, np.memmap] = OrderedDict()
-        self._broken: dict[Video, VideoError] = {}
+        self._broken: dict[Video, str] = {}
 
-    def build(
-        self, videos: Sequence[Video], workers: int | None = None, skip_broken: bool = False
-    ) -> dict[Video, VideoError]:
+    def build(self, videos: Sequence[Video], workers: int | None = None, skip_broken: bool = False) -> None:
         """Decode what is missing, with all cores if there is much of it.
 
         Args:
             videos: files; repeated ones count once.
             workers: number of processes; 1 decodes in this one. By default as many as cores once there are enough
                 videos to repay their start.
-            skip_broken: go on behind videos that cannot be decoded. They are not tried again.
-
-        Returns:
-            the broken ones among the videos, with the reasons.
+            skip_broken: go on behind videos that cannot be decoded. They are not tried again: who asks for one is told
+                the reason at once.
         """
         from tqdm import tqdm
 
@@ -78,10 +76,9 @@ class FrameCache(FrameStore):
             except VideoError as error:
                 if not skip_broken:
                     raise
-                self._broken[video] = error
-        broken = {video: self._broken[video] for video in videos if video in self._broken}
+                self._broken[video] = str(error)
         if not missing:
-            return broken
+            return
         self._check_size(videos, missing)
         self.folder.mkdir(parents=True, exist_ok=True)
         if workers is None:
@@ -100,16 +97,17 @@ class FrameCache(FrameStore):
             else:
                 # Spawned, since a forked copy of a process that has decoded or computed may hang.
                 context = multiprocessing.get_context("spawn")
-                pool = stack.enter_context(ProcessPoolExecutor(min(workers, len(missing)), mp_context=context))
+                pool = stack.enter_context(
+                    ProcessPoolExecutor(min(workers, len(missing)), context, initializer=_say_no_missing_pictures)
+                )
                 written = pool.map(write, missing)
-            for video, error in zip(missing, tqdm(written, **progress), strict=True):
-                if error is not None:
-                    broken[video] = self._broken[video] = error
-        return broken
+            for video, reason in zip(missing, tqdm(written, **progress), strict=True):
+                if reason is not None:
+                    self._broken[video] = reason
 
     def facts(self, video: Video) -> FrameFacts:
         if video in self._broken:
-            raise self._broken[video]
+            raise VideoError(self._broken[video])
         if video not in self._facts:
             facts = self._load_facts(video)
             if facts is None:
@@ -154,12 +152,12 @@ class FrameCache(FrameStore):
             return None
         return FrameFacts(np.asarray(record["times"]), tuple(record["original_size"]), tuple(record["size"]))
 
-    def _write_or_say(self, video: Video) -> VideoError | None:
+    def _write_or_say(self, video: Video) -> str | None:
         """Decode a video into its entry; the reason where that cannot be done."""
         try:
             self._write(video)
         except VideoError as error:
-            return error
+            return str(error)
         return None
 
     def _write(self, video: Video) -> None:
@@ -219,6 +217,11 @@ class FrameCache(FrameStore):
     def __getstate__(self) -> dict[str, object]:
         # A pickled memory map would carry its pixels along.
         return {**self.__dict__, "_maps": OrderedDict()}
+
+
+def _say_no_missing_pictures() -> None:
+    """They have been named where the videos were listed first."""
+    warnings.filterwarnings("ignore", message=".* pictures are missing")
 
 
 def _path(video: Video) -> Path:

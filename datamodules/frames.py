@@ -95,7 +95,6 @@ class DecodedFrames(FrameStore):
         self._readers: OrderedDict[Video, VideoReader] = OrderedDict()
         self._facts: dict[Video, FrameFacts] = {}
         self._process = os.getpid()
-        self._inherited: list[OrderedDict[Video, VideoReader]] = []
 
     def facts(self, video: Video) -> FrameFacts:
         if video not in self._facts:
@@ -109,8 +108,7 @@ class DecodedFrames(FrameStore):
 
     def _reader(self, video: Video) -> VideoReader:
         if self._process != os.getpid():
-            # Readers opened before a fork neither work nor close in the child: their threads stayed behind.
-            self._inherited.append(self._readers)
+            # Readers opened before a fork do not work in the child: their threads stayed behind.
             self._readers, self._process = OrderedDict(), os.getpid()
         if video in self._readers:
             self._readers.move_to_end(video)
@@ -121,4 +119,4 @@ class DecodedFrames(FrameStore):
         return self._readers[video]
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_readers": OrderedDict(), "_inherited": []}
+        return {**self.__dict__, "_readers": OrderedDict()}

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 
 EARLY = 0.09
-"""How far before its moment a frame may be shown and still be taken, in periods: cameras and time stamps jitter. No
-whole part of a period, or rounding would decide between the frames of a video whose rate is a multiple of the grid's."""
+"""How far before its moment a frame may be shown and still be taken, in periods: cameras and time stamps jitter. Not
+one over a whole number: there rounding would decide between the frames of videos that divide a period evenly."""
 
 
 class TimeGrid:

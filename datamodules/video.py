@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -24,6 +25,18 @@ TIMESTAMP_TOLERANCE = 2e-3
 """Seconds. decord returns float32 times, which are a millisecond apart four hours into a file."""
 BUFFER_BYTES = 64 * 2**20
 """What a PyAV reader keeps of the frames it has returned, so that overlapping windows are decoded once."""
+
+
+_decord_readers: weakref.WeakSet[Any] = weakref.WeakSet()
+_left_behind: list[Any] = []
+
+
+def _keep_decord_readers() -> None:
+    """In a forked process: never end the decord readers of its parent, for their threads are not here to be joined."""
+    _left_behind.extend(_decord_readers)
+
+
+os.register_at_fork(after_in_child=_keep_decord_readers)
 
 
 class VideoReader:
@@ -130,11 +143,14 @@ class _DecordReader(VideoReader):
         self.path, self.times, self.num_frames = path, listing.times, len(listing.times)
         self.height, self.width = listing.height, listing.width
         self._decoder = decoder
+        _decord_readers.add(decoder)
         self._fallback = _AvReader(path, listing, num_threads)
 
     @classmethod
     def open(cls, path: Path, listing: FrameListing, num_threads: int) -> _DecordReader | None:
         """None where decord refuses the file or lists other frames than the packets do."""
+        # The order matters: decord shows its zlib to what is loaded after it, and cv2 cannot read PNG with that one.
+        import cv2  # noqa: F401
         import decord
 
         try:
@@ -238,7 +254,8 @@ class _AvReader(VideoReader):
         return position if position < self.num_frames and self._listing.pts[position] == frame.pts else None
 
     def _keep(self, index: int, frame: Any) -> np.ndarray:
-        pixels = frame.to_ndarray(format="rgb24")
+        # One thread: a forked process that drops a frame of its parent would wait for its other threads for ever.
+        pixels = frame.to_ndarray(format="rgb24", threads=1)
         if frame.rotation:
             pixels = np.rot90(pixels, frame.rotation // 90)
         if pixels.shape[:2] != (self.height, self.width):

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from datamodules.annotations.source import AnnotatedVideo
-from datamodules.batches import ClipBatch, TrueKeyframe
+from datamodules.batches import ClipBatch, TrueKeyframe, TrueTube, TrueTubes
 from datamodules.broken_videos import BrokenVideos
 from datamodules.collate import ClipSample, collate_clips
 from datamodules.frames import FrameFacts, FrameStore
@@ -57,6 +57,8 @@ class TimedVideo(NamedTuple):
     """n arrays (M, 4), xyxy as fractions."""
     labels: tuple[np.ndarray, ...]
     """n arrays (M, K) multi-hot."""
+    tracks: tuple[np.ndarray | None, ...]
+    """n arrays (M,) int64, whose boxes they are; None where nobody says."""
 
     def boxes_in_pixels(self, keyframe: int) -> np.ndarray:
         """(M, 4) float32 in pixels of the frames that the store gives."""
@@ -86,6 +88,7 @@ def time_video(video: AnnotatedVideo, store: FrameStore) -> TimedVideo:
         timestamps=timestamps,
         boxes=tuple(np.asarray(keyframe.boxes, np.float32).reshape(-1, 4) for keyframe in video.keyframes),
         labels=tuple(keyframe.labels for keyframe in video.keyframes),
+        tracks=tuple(keyframe.tracks for keyframe in video.keyframes),
     )
 
 
@@ -211,7 +214,7 @@ def true_keyframes(videos: Sequence[TimedVideo], grid: int, start_seconds: float
     """The ground truth of ``grid_samples``, in the same order, bit for bit as a batch's boxes in the original video."""
     keyframes = []
     for video in videos:
-        scale = np.tile(np.divide(video.facts.original_size, video.facts.size, dtype=np.float32)[::-1], 2)
+        scale = _to_original(video)
         for _, position in keyframes_on_grid(video.frames, grid, len(video.facts.times)):
             keyframes.append(
                 TrueKeyframe(
@@ -223,6 +226,43 @@ def true_keyframes(videos: Sequence[TimedVideo], grid: int, start_seconds: float
                 )
             )
     return keyframes
+
+
+def true_tubes(video: TimedVideo, grid: int) -> TrueTubes:
+    """The ground truth of a video's tubes, in the frames that a stream of stride ``grid`` takes.
+
+    A tube is one person (track) doing one action. It ends where the person is absent or does something else, and
+    equally where no annotation belongs to a sampled frame; what comes after is another tube. Of several boxes of a
+    person in a frame the first counts.
+    """
+    length, scale = len(video.facts.times), _to_original(video)
+    annotated, columns, boxes = {}, [np.empty((0, 3), np.int64)], [np.empty((0, 4), np.float32)]
+    for slot, position in keyframes_on_grid(video.frames, grid, length).tolist():
+        annotated[float(video.timestamps[position])] = slot
+        person, label = np.nonzero(video.labels[position])
+        tracks = video.tracks[position]
+        if tracks is None:
+            raise ValueError(
+                f"{video.path} has boxes at {video.timestamps[position]:g} s of which the annotation does not say "
+                "whose they are (a person id, or tubes), without which there is no video mAP; leave "
+                "model.init_args.video_map out"
+            )
+        columns.append(np.stack([tracks[person], label, np.full(len(person), slot)], axis=1))
+        boxes.append(video.boxes_in_pixels(position)[person] * scale)
+    rows, first = np.unique(np.concatenate(columns), axis=0, return_index=True)  # in order of person, label, slot
+    cuts = np.flatnonzero((np.diff(rows, axis=0) != [0, 0, 1]).any(axis=1)) + 1
+    corners = np.concatenate(boxes)[first]
+    tubes = tuple(
+        TrueTube(int(part[0, 1]), part[:, 2], corner)
+        for part, corner in zip(np.split(rows, cuts), np.split(corners, cuts), strict=True)
+        if len(part)
+    )
+    return TrueTubes(num_slots(length, grid), annotated, tubes)
+
+
+def _to_original(video: TimedVideo) -> np.ndarray:
+    """(4,) factors from pixels of the store's frames to pixels of the original video."""
+    return np.tile(np.divide(video.facts.original_size, video.facts.size, dtype=np.float32)[::-1], 2)
 
 
 def slot_samples(videos: Sequence[TimedVideo], stride: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from .networks.frames import normalise_frames
 from .networks.prepared import prepare_for_inference
 from .networks.published_cost import published_gflops
 from .networks.vit import TUBELET
+from .video_evaluation import VideoEvaluation
 
 
 class ClipDetectionModule(DetectionModule):
@@ -67,6 +68,24 @@ class ClipDetectionModule(DetectionModule):
         detections = self.network(self._clips(batch.frames, batch.image_sizes), batch.image_sizes)
         return self.decode(detections, batch.image_sizes, batch.original_sizes)
 
+    def _video_evaluation(self, split: Literal["val", "test"]) -> VideoEvaluation:
+        """Of a clip detector annotated frames alone are evaluated: they must be all that there are."""
+        evaluation = super()._video_evaluation(split)
+        sparse = [name for name, video in evaluation.truth.items() if len(video.annotated) < video.num_slots]
+        if sparse:
+            video = evaluation.truth[sparse[0]]
+            raise ValueError(
+                f"video mAP links every sampled frame of a video, but a clip detector is evaluated on annotated ones: "
+                f"{len(video.annotated)} of {video.num_slots} in {sparse[0]}, one of {len(sparse)} such videos; set "
+                "every_frame=true where the source has it (UCF101-24, JHMDB), or data.init_args.keyframe_grid to the "
+                "spacing of the annotation, or leave model.init_args.video_map out"
+            )
+        if self.trainer.world_size > 1:
+            raise ValueError(
+                "video mAP of a clip detector needs all clips of a video on one process; set trainer.devices=1"
+            )
+        return evaluation
+
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> dict[str, Any]:
         scored = self.detect(batch)
         counted = [index for index, video in enumerate(batch.video_ids) if video]  # the others stand in
@@ -75,6 +94,10 @@ class ClipDetectionModule(DetectionModule):
         )
         image_sizes, original_sizes = batch.image_sizes[counted], batch.original_sizes[counted]
         self.score_keyframes(scored, boxes, labels, image_sizes, original_sizes)
+        if self.video_evaluation is not None:
+            truth, times = self.video_evaluation.truth, batch.timestamps[counted, 0].tolist()
+            slots = [truth[video].annotated[time] for video, time in zip(videos, times, strict=True)]
+            self.video_evaluation.add(list(zip(videos, slots, strict=True)), scored)
         shown = batch.frames[counted, batch.keyframes[0]]
         pictures = self.pictures(shown, scored, boxes, labels, image_sizes, original_sizes)
         return pictures | self.keyframes(scored, videos, batch.timestamps[counted, 0], original_sizes)

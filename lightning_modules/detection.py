@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -15,11 +16,15 @@ from torch import Tensor, nn
 
 from .metrics.frame_ap import FrameMapSettings
 from .metrics.frame_map import FrameMeanAveragePrecision
+from .metrics.video_map import VideoMeanAveragePrecision
 from .networks.detections import Detections, ScoredBoxes, ScoreRule, decode_detections
 from .networks.prepared import prepare_for_inference
 from .networks.pretraining import load_videomae
 from .networks.weights import load_exactly, read_state_dict
 from .optimisation import Schedule, WarmupCosine, parameter_groups, scheduled
+from .video_evaluation import VideoEvaluation, VideoMapSettings
+
+NAMES_SHOWN = 5
 
 
 class DetectionModule(L.LightningModule):
@@ -37,6 +42,8 @@ class DetectionModule(L.LightningModule):
         person_threshold, score: how detections are decoded, see ``decode_detections``.
         metric: the protocol of ``val/map`` and ``test/map``, see ``FrameMapSettings``; boxes are scored in pixels of
             the original video.
+        video_map: linker and protocol of ``val/video_map_50`` and the like, see ``VideoMapSettings``; None does
+            without, as data must that do not say which boxes are one person's.
     """
 
     head: Sequence[str] = ("network.localizer.stages.*", "network.decoder.*")
@@ -53,6 +60,7 @@ class DetectionModule(L.LightningModule):
         person_threshold: float = 0.0,
         score: ScoreRule = "person_x_action",
         metric: FrameMapSettings | None = None,
+        video_map: VideoMapSettings | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -74,7 +82,11 @@ class DetectionModule(L.LightningModule):
             )
         self.metric_settings = metric or FrameMapSettings()
         self.metric = FrameMeanAveragePrecision(network.num_classes, **asdict(self.metric_settings))
-        self._zero_explained = False
+        self.video_map = video_map
+        if video_map is not None:
+            self.video_metric = VideoMeanAveragePrecision(network.num_classes, protocol=video_map.protocol)
+        self.video_evaluation: VideoEvaluation | None = None
+        self._zeros_explained: set[str] = set()
 
     def setup(self, stage: str) -> None:
         """Compare the classes of the network with those of the data before anything runs; learn which are scored."""
@@ -88,7 +100,13 @@ class DetectionModule(L.LightningModule):
         scored = getattr(self.trainer.datamodule, "evaluated_classes", None)
         if scored is not None:
             self.metric = FrameMeanAveragePrecision(in_network, class_ids=scored, **asdict(self.metric_settings))
-        self._zero_explained = False
+        self._zeros_explained.clear()
+        if self.video_map is not None and stage != "predict":
+            self.video_evaluation = self._video_evaluation("test" if stage == "test" else "val")
+
+    def _video_evaluation(self, split: Literal["val", "test"]) -> VideoEvaluation:
+        data = self.trainer.datamodule
+        return VideoEvaluation(self.video_map, self.video_metric, data.true_tubes(split), data.evaluation_grid)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer([nn.Parameter(torch.zeros(()))])  # only to learn the configured learning rate
@@ -178,7 +196,7 @@ class DetectionModule(L.LightningModule):
     def log_metric(self, stage: str) -> None:
         """``val/map`` and the AP of every class, then start over."""
         result = self.metric.compute()
-        self._say(stage, result)
+        self._say(stage, result, "map", self.benchmark_protocol, ("frames", "boxes", "classes"))
         names = self.trainer.datamodule.class_names
         # The metric has already been synchronised over processes: every one logs the same numbers.
         self.log(f"{stage}/map", float(result["map"]), prog_bar=True, rank_zero_only=True)
@@ -187,27 +205,52 @@ class DetectionModule(L.LightningModule):
             self.log(f"{stage}/ap/{names[int(index)]}", float(value), rank_zero_only=True)
         self.metric.reset()
 
-    def _say(self, stage: str, result: dict[str, Any]) -> None:
+    def log_video_metric(self, stage: str) -> None:
+        """``val/video_map_20``, ``_50``, ``_75`` and ``_50_95``, where video mAP is wanted; then start over."""
+        if self.video_evaluation is None:
+            return
+        cut, result = self.video_evaluation.cut, self.video_evaluation.finish()
+        if cut and not self.trainer.sanity_checking:
+            warnings.warn(
+                f"{len(cut)} videos were not seen from their first frame to their last and are left out of video mAP: "
+                f"{', '.join(cut[:NAMES_SHOWN])}{' ...' if len(cut) > NAMES_SHOWN else ''}",
+                stacklevel=2,
+            )
+        self._say(stage, result, "video_map_20", self.benchmark_video_protocol, ("videos", "tubes", "classes"))
+        for name in ("map_20", "map_50", "map_75", "map_50_95"):
+            self.log(f"{stage}/video_{name}", float(result[name]), rank_zero_only=True)
+
+    def _say(
+        self, stage: str, result: dict[str, Any], key: str, protocol: str | None, counted: Sequence[str]
+    ) -> None:
         """What was evaluated, once it is the run's purpose; and once a run why nothing was found, if so."""
         if self.trainer.sanity_checking:
             return
         if self.trainer.state.fn != "fit":
-            counts = " ".join(f"{int(result[f'num_{what}'])} {what}" for what in ("frames", "boxes", "classes"))
-            rank_zero_info(f"{stage}: {self.benchmark_protocol}; ground truth of {counts}")
-        if result["explanation"] and not self._zero_explained:
-            self._zero_explained = True
-            rank_zero_warn(f"{stage}/map is {float(result['map']):g}: {result['explanation']}")
+            counts = " ".join(f"{int(result[f'num_{what}'])} {what}" for what in counted)
+            rank_zero_info(f"{stage}: {protocol}; ground truth of {counts}")
+        if result["explanation"] and key not in self._zeros_explained:
+            self._zeros_explained.add(key)
+            value = float(result[key.removeprefix("video_")])
+            rank_zero_warn(f"{stage}/{key} is {value:g}: {result['explanation']}")
 
     @property
     def benchmark_protocol(self) -> str:
         """Protocol and stride of ``test/map``, for the benchmark table."""
         return f"{self.metric.description}, stride {self.trainer.datamodule.frame_stride}"
 
+    @property
+    def benchmark_video_protocol(self) -> str | None:
+        """Protocol, linker and stride of ``test/video_map_50``; None without."""
+        return None if self.video_map is None else f"{self.video_map}, stride {self.trainer.datamodule.evaluation_grid}"
+
     def on_predict_start(self) -> None:
         prepare_for_inference(self.network)
 
     def on_validation_epoch_end(self) -> None:
         self.log_metric("val")
+        self.log_video_metric("val")
 
     def on_test_epoch_end(self) -> None:
         self.log_metric("test")
+        self.log_video_metric("test")

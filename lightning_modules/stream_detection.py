@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -121,6 +121,7 @@ class StreamDetectionModule(DetectionModule):
 
     def validation_step(self, batch: StreamBatch, batch_idx: int) -> dict[str, Any]:
         scored, frames = self.detect(batch), batch.frames.shape[1]
+        self.link(batch, scored)
         keyframes = (batch.annotated & batch.is_valid).flatten().nonzero()[:, 0]
         lanes = (keyframes // frames).tolist()
         image_sizes, original_sizes = batch.image_sizes[lanes], batch.original_sizes[lanes]
@@ -133,6 +134,16 @@ class StreamDetectionModule(DetectionModule):
         return pictures | self.keyframes(scored, [batch.video_ids[lane] for lane in lanes], times, original_sizes)
 
     test_step = validation_step
+
+    def link(self, batch: StreamBatch, scored: Sequence[ScoredBoxes]) -> None:
+        """Hand the B T frames, annotated or not, on to video mAP."""
+        if self.video_evaluation is None:
+            return
+        lanes, times = batch.is_valid.nonzero(as_tuple=True)
+        slots = batch.frame_indices[lanes, times] // self.video_evaluation.stride
+        frames = [(batch.video_ids[lane], slot) for lane, slot in zip(lanes.tolist(), slots.tolist(), strict=True)]
+        places = (lanes * batch.is_valid.shape[1] + times).tolist()
+        self.video_evaluation.add(frames, [scored[place] for place in places])
 
     def predict_step(self, batch: StreamBatch, batch_idx: int) -> list[dict[str, Any]]:
         """One entry a frame: video id, time stamp in seconds, number of the frame, and the people with their tracks."""

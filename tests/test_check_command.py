@@ -1,4 +1,4 @@
-"""``python main.py check``: its report, its page, its exit status; and own videos that bring their number of classes."""
+"""``python main.py check``: report, page, exit status; and own videos, which bring their number of classes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.datamodules.miniature import numbered_frames
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # where pytest has arguments itself
 NUM_CLASSES = 24
-SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=0"]
+SHORT = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.enable_checkpointing=false"]
 
 
 @pytest.fixture
@@ -79,7 +79,8 @@ def test_a_mistake_is_told_and_the_command_fails(own, capsys):
 
 
 def test_networks_for_own_videos_have_as_many_classes_as_those(own):
-    cli = main([*arguments("fit", "evad_own_videos", own), "--model.init_args.weights=null", *SHORT])
+    shipped = f"--model.init_args.weights={ROOT / 'results' / 'weights' / 'evad.pt'}"
+    cli = main([*arguments("fit", "evad_own_videos", own), shipped, *SHORT])
     assert cli.model.network.num_classes == NUM_CLASSES
     save_weights(cli.model.network.state_dict(), own / "teacher.pt")
     teacher = f"--model.init_args.teacher_weights={own / 'teacher.pt'}"

@@ -99,6 +99,8 @@ class Ava(DetectionSource):
         return self._scored
 
     def _read(self, split: str) -> tuple[AnnotatedVideo, ...]:
+        from tqdm import tqdm
+
         file = self.boxes[split]
         if file is None:
             raise ValueError(f"Ava has no {split} boxes; set data.init_args.source.init_args.{split} to their csv")
@@ -113,7 +115,7 @@ class Ava(DetectionSource):
                 f"nor a file {name}.mp4, for instance"
             )
         videos, unreadable, uncovered = [], [], []
-        for name in present:
+        for name in tqdm(present, desc=f"{split} videos", unit="video", leave=False, disable=len(present) == 1):
             try:
                 times = self._times_of_frames(places[name])
             except VideoError as error:

@@ -24,6 +24,8 @@ from datamodules.annotations.source import Keyframe
 BoxUnits = Literal["relative", "absolute"]
 LARGEST_FRACTION = 1.5
 """Boxes may stick out of the frame a little; beyond this they must be pixels."""
+LONGEST_NUMBER = 18
+"""Digits that surely fit into 64 bits."""
 
 
 def read_ava_csv(
@@ -36,7 +38,8 @@ def read_ava_csv(
     """Read the keyframes of every video named in a csv, in order of time.
 
     A row has 8 columns, or 7 without the person id. Rows with the same video, time, box and person are one box with
-    several actions. An empty action id is a box without action. A row of two columns (video, seconds) is an annotated
+    several actions. Person ids become tracks, where every box of a moment has one. An empty action id is a box without
+    action. A row of two columns (video, seconds) is an annotated
     moment without boxes. The first row may be a header.
 
     Args:
@@ -79,12 +82,7 @@ def read_ava_csv(
                     boxes[person].add(_class_index(path, line, row[6], len(class_names)))
             except Mistake as mistake:
                 keep(mistake, mistakes)
-    return {
-        video: tuple(
-            Keyframe(seconds, *_box_arrays(boxes, len(class_names))) for seconds, boxes in sorted(times.items())
-        )
-        for video, times in moments.items()
-    }
+    return {video: _keyframes(times, len(class_names)) for video, times in moments.items()}
 
 
 def _is_header(row: Sequence[str]) -> bool:
@@ -137,6 +135,24 @@ def _class_index(path: Path, line: int, text: str, num_classes: int) -> int:
             "ids count from 1, these seem to count from 0" if action == 0 else "line n of the classes names id n",
         )
     return int(action) - 1
+
+
+def _keyframes(times: dict[float, dict[tuple[str, ...], set[int]]], num_classes: int) -> tuple[Keyframe, ...]:
+    """The moments of one video in order of time; a person is (x1, y1, x2, y2[, id])."""
+    numbers = _numbers({person[4] for people in times.values() for person in people if len(person) == 5} - {""})
+    keyframes = []
+    for seconds, people in sorted(times.items()):
+        tracks = [numbers.get("".join(person[4:])) for person in people]
+        known = None if None in tracks else np.asarray(tracks, np.int64)
+        keyframes.append(Keyframe(seconds, *_box_arrays(people, num_classes), known))
+    return tuple(keyframes)
+
+
+def _numbers(ids: set[str]) -> dict[str, int]:
+    """A number for every person id of a video: the id itself if all are whole numbers."""
+    if all(text.removeprefix("-").isdecimal() and len(text) <= LONGEST_NUMBER for text in ids):
+        return {text: int(text) for text in ids}
+    return {text: number for number, text in enumerate(sorted(ids))}
 
 
 def _box_arrays(people: dict[tuple[str, ...], set[int]], num_classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -125,10 +125,10 @@ class OwnVideos(DetectionSource):
                 keep(mistake, self.mistakes)
                 continue
             except VideoError as error:
-                if self.mistakes is None:
-                    raise
-                self.mistakes.append(Mistake(UNREADABLE, str(error)))
-                continue
+                if self.mistakes is not None:
+                    self.mistakes.append(Mistake(UNREADABLE, str(error)))
+                    continue
+                scale = np.ones(4, np.float32)  # its boxes are of no use: who opens it finds the same, and decides
             videos[name] = AnnotatedVideo(
                 name,
                 path,

@@ -70,7 +70,7 @@ def draw_contact_sheet(
 
 
 def choose_keyframes(videos: Sequence[TimedVideo], num_classes: int) -> Iterator[tuple[int, int]]:
-    """Keyframes with boxes as (video, raw frame), those that show most new classes first, each video once.
+    """Keyframes with boxes as (video, raw frame), those that show most new and rare classes first, each video once.
 
     Then all videos once more, until every keyframe has been named; always in the same order.
     """
@@ -80,11 +80,13 @@ def choose_keyframes(videos: Sequence[TimedVideo], num_classes: int) -> Iterator
         for number in generator.permutation(len(videos))
     }
     shown = {number: _classes(videos[number], positions, num_classes) for number, positions in left.items()}
+    # A new class counts more than none; of two, the rarer.
+    worth = 1 + 1 / np.maximum(sum((rows.sum(axis=0) for rows in shown.values()), np.zeros(num_classes)), 1)
     while any(left.values()):
         seen = np.zeros(num_classes, bool)
         waiting = [number for number, positions in left.items() if positions]
         while waiting:
-            gains = [(shown[number] & ~seen).sum(axis=1) for number in waiting]
+            gains = [(shown[number] & ~seen) @ worth for number in waiting]
             best = int(np.argmax([gain.max() for gain in gains]))
             number = waiting.pop(best)
             row = int(generator.choice(np.flatnonzero(gains[best] == gains[best].max())))

@@ -36,7 +36,7 @@ class FrameMapSettings:
     """What a frame mAP must say of itself.
 
     Args:
-        protocol: ``ava``, ``pascal`` or ``act``; the last counts pixels and needs boxes in pixels of the original video.
+        protocol: ``ava``, ``pascal`` or ``act``; the last counts pixels and needs boxes in those of the original video.
         iou_threshold: overlap from which on a detection is a hit.
         unlabelled_frames: what detections on frames without ground truth are: ``false_positives`` (EVAD, PySlowFast,
             ACT), or ``ignore``, as in the ActivityNet challenge script: only annotated frames count.
@@ -213,9 +213,10 @@ def _explain_zero(preds: FrameRows, targets: FrameRows, ids: np.ndarray, setting
         preds.frames[best], preds.boxes[best], targets.frames[there], targets.boxes[there], settings.protocol
     )
     largest, threshold = iou.max(initial=0.0), settings.iou_threshold
+    reach, true_reach = preds.boxes[best].max(), targets.boxes[there].max()
     if largest >= threshold:
         return f"no overlap >= {threshold} within a class: boxes overlap by up to {largest:.3f}, with other labels"
     return (
-        f"no overlap >= {threshold}: the largest is {largest:.3f}; detections reach up to "
-        f"{preds.boxes[best].max():.4g}, ground truth up to {targets.boxes[there].max():.4g}; check the unit of the boxes"
+        f"no overlap >= {threshold}: the largest is {largest:.3f}; detections reach up to {reach:.4g}, ground truth up "
+        f"to {true_reach:.4g}; check the unit of the boxes"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
@@ -53,10 +53,8 @@ def network_camera(*connections: Connection, refuse_afterwards: bool = True, tim
             self.send_header("Content-Type", kind)
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            try:
+            with suppress(OSError):  # the reader has gone
                 self._send(connections[min(number, len(connections) - 1)])
-            except OSError:
-                pass  # the reader has gone
             self.close_connection = True
 
         def _send(self, connection: Connection) -> None:
@@ -71,7 +69,9 @@ def network_camera(*connections: Connection, refuse_afterwards: bool = True, tim
             import cv2
 
             data = cv2.imencode(".jpg", frame[..., ::-1])[1].tobytes()
-            self._chunk(b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(data) + data + b"\r\n")
+            self._chunk(
+                b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(data) + data + b"\r\n"
+            )
 
         def _chunk(self, data: bytes) -> None:
             self.wfile.write(b"%x\r\n" % len(data) + data + b"\r\n")

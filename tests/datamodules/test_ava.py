@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import warnings
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from datamodules.annotations.ava import Ava, read_label_map, read_moments
 from datamodules.clip import ClipDataModule
 from datamodules.picture_folder import PictureFolder
 from datamodules.video import write_video
-from tests.datamodules.miniature import numbered_frames, read_numbers, write_pictures
+from tests.datamodules.miniature import encode, numbered_frames, read_numbers, write_pictures
 from tests.datamodules.miniature_ava import SCORED, arguments, write_ava
 
 DATA = Path(__file__).parents[3] / "shared/data"
 REAL = DATA / "ava/annotations"
+EXCLUDED = "ava_val_excluded_timestamps_v2.1.csv"
 needs_data = pytest.mark.skipif(not REAL.exists(), reason="real annotations are not on this machine")
 
 
@@ -218,7 +220,7 @@ def test_the_real_label_map_has_60_of_80_actions():
 
 @needs_data
 def test_the_real_exclusions_are_read():
-    moments = read_moments(REAL / "ava_val_excluded_timestamps_v2.1.csv")
+    moments = read_moments(REAL / EXCLUDED)
     assert len(moments) == 37
     assert ("5BDj0ow5hnA", 1038.0) in moments
 
@@ -258,3 +260,73 @@ def test_the_fixture_of_mmaction2_is_read_as_it_is(tmp_path):
     assert seconds(source, "val") == {"0f39OWEqJ24": [2.0]}  # 0903 of one and 0902 of the other are excluded
     (keyframe,) = source.videos("val")[0].keyframes
     assert (np.flatnonzero(keyframe.labels[0]) + 1).tolist() == [12, 17, 79]
+
+
+@needs_data
+def test_all_real_rows_are_there_but_those_of_excluded_seconds(tmp_path):
+    file = REAL / "ava_val_v2.1_head27163.csv"
+    rows = [row for row in csv.reader(file.open()) if row]
+    names = sorted({row[0] for row in rows})
+    picture = next(write_pictures(tmp_path / "one", 1, "{}.jpg", size=(24, 32)).iterdir())
+    for name in names:  # one picture a second, as PySlowFast and as mmaction2 name them in turn
+        pattern = f"{name}_{{:06d}}.jpg" if len(list(tmp_path.iterdir())) % 2 else "img_{:05d}.jpg"
+        (tmp_path / "frames" / name).mkdir(parents=True)
+        for number in range(1, 903):
+            os.link(picture, tmp_path / "frames" / name / pattern.format(number))
+    excluded = {(video, int(time)) for video, time in csv.reader((REAL / EXCLUDED).open())}
+    source = Ava(
+        tmp_path / "frames",
+        REAL / "ava_action_list_v2.1_for_activitynet_2018.pbtxt",
+        val=file,
+        excluded=REAL / EXCLUDED,
+        frame_rate=1.0,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # everything is there
+        videos = source.videos("val")
+    found = {
+        (video.video_id, keyframe.timestamp + 900, *np.round(box.astype(float), 3).tolist(), action + 1)
+        for video in videos
+        for keyframe in video.keyframes
+        for box, label in zip(keyframe.boxes, keyframe.labels, strict=True)
+        for action in np.flatnonzero(label).tolist()
+    }
+    expected = {
+        (row[0], int(row[1]), *map(float, row[2:6]), int(row[6]))
+        for row in rows
+        if (row[0], int(row[1])) not in excluded and float(row[4]) > float(row[2]) and float(row[5]) > float(row[3])
+    }
+    assert found == expected and len(rows) == 27_163
+    assert [video.video_id for video in videos] == names
+
+
+def test_videos_are_found_under_any_ending(root):
+    rows = []
+    for ending in ("mkv", "webm", "mp4"):
+        codec = {"codec": "libvpx", "cpu-used": "8", "deadline": "realtime"} if ending == "webm" else {}
+        encode(root / "frames" / f"a_{ending}.{ending}", 96, g="10", **codec)
+        rows.append(f"a_{ending},0902,0.125,0.25,0.375,0.75,12,0\n")
+    (root / "annotations/train.csv").write_text("".join(rows))
+    data = ClipDataModule(ava(root), num_frames=2, frame_stride=1, batch_size=1, cache=None, horizontal_flip=0)
+    data.setup("fit")
+    shown = {b.video_ids[0]: read_numbers(b.frames[0].permute(0, 2, 3, 1).numpy()) for b in data.train_dataloader()}
+    assert shown == {f"a_{ending}": [59, 60] for ending in ("mkv", "webm", "mp4")}  # 2 s at 30 frames a second
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_picture_missing_in_the_middle_is_named_once_and_the_run_goes_on(root, tmp_path, cached, capfd):
+    (root / "frames/one/one_000021.jpg").unlink()  # the keyframe at second 902
+    cache = tmp_path / "cache" if cached else None
+    data = ClipDataModule(
+        ava(root), num_frames=2, frame_stride=1, batch_size=1, num_workers=2, cache=cache, horizontal_flip=0
+    )
+    with pytest.warns(UserWarning) as warned:
+        data.setup("fit")
+        loader = data.train_dataloader()
+        batches = [*loader, *loader]
+    told = [str(warning.message) for warning in warned]
+    assert sum("1 of 40 pictures are missing" in text and "one_000021.jpg" in text for text in told) == len(told) == 1
+    assert "pictures are missing" not in capfd.readouterr().err  # of the workers
+    # The picture before is shown instead: it carries 19.
+    shown = {float(b.timestamps[0, 0]): read_numbers(b.frames[0].permute(0, 2, 3, 1).numpy()) for b in batches}
+    assert shown == {2.0: [19, 19], 3.0: [29, 30]}

@@ -68,6 +68,21 @@ def test_boxes_without_area_may_be_left_out(tmp_path):
     assert read["b"][0].boxes.shape == (0, 4)
 
 
+def test_person_ids_become_tracks(tmp_path):
+    text = "a,2,0,0,1,1,1,7\na,2,0,0,0.5,1,2,-3\na,3,0,0,1,1,1,7\na,4\n"
+    path = written(tmp_path, text + "b,1,0,0,1,1,1,tom\nb,1,0,0,0.5,1,1,ann\nb,2,0,0,1,1,1,tom\n")
+    read = read_ava_csv(path, CLASSES)
+    assert [keyframe.tracks.tolist() for keyframe in read["a"]] == [[7, -3], [7], []]
+    assert [keyframe.tracks.tolist() for keyframe in read["b"]] == [[1, 0], [1]]  # names in order
+    assert all(keyframe.tracks.dtype == np.int64 for keyframes in read.values() for keyframe in keyframes)
+
+
+def test_a_moment_with_a_box_of_nobody_has_no_tracks(tmp_path):
+    path = written(tmp_path, "a,1,0,0,1,1,1\na,2,0,0,1,1,1,\na,3,0,0,1,1,1,5\na,3,0,0,0.5,1,1,\na,4,0,0,1,1,1,5\n")
+    tracks = [keyframe.tracks for keyframe in read_ava_csv(path, CLASSES)["a"]]
+    assert tracks[:3] == [None, None, None] and tracks[3].tolist() == [5]
+
+
 @needs_data
 def test_real_ava_rows_are_all_read():
     path = DATA / "ava/annotations/ava_val_v2.1_head27163.csv"
@@ -77,3 +92,4 @@ def test_real_ava_rows_are_all_read():
         {(video, float(second), *rest) for video, second, *rest in rows}
     )
     assert all(frame.timestamp in range(902, 1799) for frames in read.values() for frame in frames)
+    assert all(len(frame.tracks) == len(frame.boxes) for frames in read.values() for frame in frames)

@@ -112,7 +112,7 @@ def test_evaluation_takes_the_keyframes_that_a_stream_is_scored_on(source, tmp_p
     by_stream = [
         (batch.video_ids[lane], float(batch.timestamps[lane, at]), batch.boxes[lane * 3 + at].tolist())
         for batch in stream.val_dataloader()
-        for lane in range(2)
+        for lane in range(len(batch.video_ids))
         for at in range(3)
         if batch.annotated[lane, at]
     ]

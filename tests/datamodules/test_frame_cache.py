@@ -3,14 +3,16 @@ import os
 import pickle
 from fractions import Fraction
 from math import floor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from datamodules.frame_cache import FrameCache
+from datamodules.frame_cache import OPEN_MAPS, FrameCache
 from datamodules.frames import DecodedFrames, FrameScale
+from datamodules.picture_folder import PictureFolder
 from datamodules.video import VideoError, write_video
-from tests.datamodules.miniature import numbered_frames, read_numbers
+from tests.datamodules.miniature import encode, numbered_frames, read_numbers, write_pictures
 
 
 @pytest.fixture
@@ -160,3 +162,48 @@ def test_scales_do_not_share_frames(tmp_path, video):
     stores = [FrameCache(tmp_path / "cache", scale) for scale in scales]
     assert [store.frames(video).shape[1:3] for store in stores] == [(48, 64), (45, 60), (48, 64)]
     assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_missing_pictures_are_not_told_again_by_the_processes_that_decode(tmp_path, capfd):
+    folders = [PictureFolder(write_pictures(tmp_path / name, 4, "img_{:05d}.png")) for name in ("one", "two")]
+    (folders[0].path / "img_00002.png").unlink()
+    cache = FrameCache(tmp_path / "cache", FrameScale(None))
+    with pytest.warns(UserWarning, match=r"1 of 4 pictures are missing.*img_00002\.png") as warned:
+        cache.build(folders, workers=2)
+    assert len(warned) == 1 and "pictures are missing" not in capfd.readouterr().err
+    assert read_numbers(cache.frames(folders[0])) == [0, 0, 2, 3]
+
+
+def resident_mib() -> float:
+    """Memory of this process that is no file's."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["RssAnon"].split()[0]) / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("decord.mp4", {"preset": "ultrafast", "threads": "1"}),
+        ("pyav.avi", {"codec": "mpeg4", "bf": "2"}),
+        ("cached", {}),
+    ],
+)
+def test_reading_2000_videos_leaves_memory_flat(tmp_path, name, codec):
+    videos = [tmp_path / str(number) / name.replace("cached", "cached.mp4") for number in range(2000)]
+    first = videos[0]
+    for video in videos:
+        video.parent.mkdir()
+    encode(first, 20, **codec)
+    for video in videos[1:]:
+        os.link(first, video)
+    store = FrameCache(tmp_path / "cache", FrameScale(48)) if name == "cached" else DecodedFrames(FrameScale(48))
+    memory = []
+    for number, video in enumerate(videos):
+        assert read_numbers(store.get(video, [3, 17])) == [3, 17]
+        if number % 400 == 399:
+            memory.append(resident_mib())
+    # The first 400 bring the libraries and fill what is bounded; a decord reader that stayed would be several MiB each.
+    assert memory[-1] - memory[0] < 16, memory
+    assert len(os.listdir("/proc/self/fd")) < 100 + OPEN_MAPS and len(os.listdir("/proc/self/task")) < 100

@@ -30,7 +30,13 @@ def film(tmp_path_factory):
 
 
 def capture(source, period: float = 1e-6, **settings) -> LiveCapture:
-    return LiveCapture(source, TimeGrid(period), threading.Event(), **{"first_wait_seconds": 0.02, "reconnect_attempts": 4, **settings})
+    settings = {"first_wait_seconds": 0.02, "reconnect_attempts": 4, **settings}
+    return LiveCapture(source, TimeGrid(period), threading.Event(), **settings)
+
+
+def received(frames: LiveCapture, count: int | None = None) -> list:
+    with frames:
+        return list(islice(frames, count))
 
 
 def numbers(frames) -> list[int]:
@@ -109,8 +115,8 @@ def test_a_longer_queue_holds_a_burst():
 
 def test_frames_come_over_http_with_their_own_time_stamps(film):
     with network_camera(Connection(film), timed=True) as address:
-        with capture(NetworkStream(address, stall_seconds=2), period=0.1, queue_frames=60) as frames:
-            taken = list(islice(frames, 15))
+        frames = capture(NetworkStream(address, stall_seconds=2), period=0.1, queue_frames=60)
+        taken = received(frames, 15)
     carried, seconds = numbers(taken), [frame.seconds for frame in taken]
     assert carried == list(range(carried[0], carried[0] + 30, 2))
     assert seconds == pytest.approx(np.arange(15) * 0.1, abs=1e-3)
@@ -119,8 +125,8 @@ def test_frames_come_over_http_with_their_own_time_stamps(film):
 def test_a_lost_camera_is_found_again_and_time_goes_on(film):
     connections = Connection(film, 0, 10), Connection(film, 20, 10), Connection(film, 40, 10, stalls=True)
     with network_camera(*connections) as address:
-        with capture(NetworkStream(address, stall_seconds=1), queue_frames=60) as frames:
-            taken = list(islice(frames, 28))
+        frames = capture(NetworkStream(address, stall_seconds=1), queue_frames=60)
+        taken = received(frames, 28)
     carried, seconds = numbers(taken), np.array([frame.seconds for frame in taken])
     expected = {*range(10), *range(20, 30), *range(40, 50)}
     assert carried == sorted(carried) and set(carried) < expected
@@ -131,8 +137,8 @@ def test_a_lost_camera_is_found_again_and_time_goes_on(film):
 
 def test_a_camera_that_stalls_is_left_and_found_again(film):
     with network_camera(Connection(film, 0, 8, stalls=True), Connection(film, 30, 20)) as address:
-        with capture(NetworkStream(address, stall_seconds=0.5), queue_frames=60) as frames:
-            taken = list(islice(frames, 20))
+        frames = capture(NetworkStream(address, stall_seconds=0.5), queue_frames=60)
+        taken = received(frames, 20)
     carried = numbers(taken)
     jump = next(at for at, number in enumerate(carried) if number >= 30)
     assert carried[:jump] == list(range(carried[0], carried[0] + jump))
@@ -166,9 +172,8 @@ def test_a_source_that_was_never_there_is_an_error_at_once(source):
 
 
 def test_what_is_wrong_inside_the_thread_is_raised_outside():
-    with capture(ScriptedSource([RuntimeError("a fault of ours")])) as frames:
-        with pytest.raises(RuntimeError, match="a fault of ours"):
-            list(frames)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        received(capture(ScriptedSource([RuntimeError("a fault of ours")])))
 
 
 @pytest.mark.parametrize("how", ["stop", "time"])

@@ -108,7 +108,7 @@ def test_videos_of_one_name_keep_their_endings(tmp_path):
 
 
 def test_what_is_no_source_is_told_with_the_way_out(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no source at nowhere.mp4; name a video file"):
+    with pytest.raises(FileNotFoundError, match=r"no source at nowhere\.mp4; name a video file"):
         opened("nowhere.mp4")
     with pytest.raises(ValueError, match="holds neither videos nor numbered pictures"):
         opened(tmp_path)

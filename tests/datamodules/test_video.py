@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import struct
 import subprocess
 import sys
@@ -253,6 +254,44 @@ def test_an_mp4_cut_short_behind_its_index_is_called_truncated(tmp_path):
         front.write_bytes(content[:end])
         with pytest.raises(VideoError, match=r"front\.mp4: truncated"):
             open_video(front)
+
+
+def test_pictures_can_be_read_after_decord_has_been_used(tmp_path):
+    # In another process: here cv2 has long been loaded.
+    path = write_numbered(tmp_path, 10)
+    code = (
+        "import sys; sys.path.insert(0, '.')\n"
+        "from pathlib import Path\n"
+        "from datamodules.video import open_video\n"
+        "from datamodules.picture_folder import PictureFolder\n"
+        "from tests.datamodules.miniature import read_numbers, write_pictures\n"
+        f"print(read_numbers(open_video({str(path)!r}).get([7])))\n"
+        f"folder = write_pictures(Path({str(tmp_path)!r}) / 'film', 5, '{{:05d}}.png')\n"
+        "print(read_numbers(open_video(PictureFolder(folder)).get([3])))"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["[7]", "[3]"], done.stderr
+
+
+def test_a_forked_process_may_drop_the_readers_of_its_parent(tmp_path):
+    path = write_numbered(tmp_path, 10)
+    reader = open_video(path)
+    assert type(reader).__name__ == "_DecordReader" and read_numbers(reader.get([3])) == [3]
+    by_av = video_module._AvReader(path, list_frames(path), num_threads=1)
+    assert read_numbers(by_av.get([3])) == [3]
+
+    def drop():
+        nonlocal reader, by_av
+        reader.close()
+        by_av.close()
+        del reader, by_av
+
+    process = multiprocessing.get_context("fork").Process(target=drop)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0  # else decord ends it: "terminate called after throwing std::system_error"
+    assert read_numbers(reader.get([4])) == [4]
 
 
 def test_frames_that_do_not_exist_are_refused(tmp_path):

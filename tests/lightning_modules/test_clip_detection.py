@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from callbacks.benchmark import BenchmarkTable, read_rows
+from datamodules.samplers import STAND_IN, Request
 from lightning_modules.clip_detection import ClipDetectionModule
 from lightning_modules.networks.published_cost import published_gflops
 from lightning_modules.networks.weights import read_state_dict, save_weights
-from tests.datamodules.miniature import NumberedVideos
 from tests.lightning_modules import tiny
 
 
@@ -88,15 +88,12 @@ def test_classes_that_the_data_do_not_score_count_neither_for_nor_against(data, 
     assert int(results.result["num_boxes"]) == int(results.result["num_frames"])  # one of two persons waves
 
 
-def test_accuracy_does_not_depend_on_the_batch_size_where_videos_have_one_shape(data, folder, tmp_path):
-    """Where they have several, clips are padded to the largest of their batch, and padding is not without effect."""
+def test_accuracy_does_not_depend_on_the_batch_size(data, folder, tmp_path):
     network = tiny.teacher()
     tiny.place_proposals(network)
     module, maps = ClipDetectionModule(network), []
-    wide = NumberedVideos(folder / "wide", lengths=(20, 17, 30, 9), training=1)
-    (folder / "wide").mkdir()
     for size in (1, 7):
-        data = tiny.clips(wide, folder / "cache", eval_batch_size=size)
+        data = tiny.clips(data.source, folder / "cache", eval_batch_size=size)
         maps.append(tiny.trainer(tmp_path).test(module, datamodule=data, verbose=False)[0]["test/map"])
     assert maps[0] == pytest.approx(maps[1], abs=1e-6)
 
@@ -177,3 +174,46 @@ def test_a_checkpoint_gives_back_the_same_accuracy(data, tmp_path):
     fresh = ClipDetectionModule(tiny.teacher())
     (after,) = tiny.trainer(tmp_path).test(fresh, datamodule=data, ckpt_path=tmp_path / "last.ckpt", verbose=False)
     assert after == before
+
+
+def detections_of(module, batches) -> dict[tuple[str, float], tuple[torch.Tensor, torch.Tensor]]:
+    """Boxes and scores of each keyframe."""
+    with torch.no_grad():
+        entries = [entry for batch in batches for entry in module.predict_step(batch, 0)]
+    return {(entry["video_id"], entry["timestamp"]): (entry["boxes"], entry["scores"]) for entry in entries}
+
+
+def test_detections_do_not_depend_on_what_shares_their_batch(data, folder):
+    module = ClipDetectionModule(tiny.teacher()).eval()
+    alone, together = (
+        tiny.clips(data.source, folder / "cache", eval_batch_size=size, keyframe_grid=4) for size in (1, 4)
+    )
+    for one in (alone, together):
+        one.setup("validate")
+    single = detections_of(module, alone.val_dataloader())
+    batched = detections_of(module, together.val_dataloader())
+    assert single.keys() == batched.keys() and len(single) > 16
+    for keyframe, found in single.items():
+        torch.testing.assert_close(batched[keyframe], found, rtol=1e-4, atol=1e-4)
+    # Detectors do see padding: videos of two shapes in one batch would be detected differently.
+    dataset = together.val_dataloader().dataset
+    last = [int((dataset.samples[:, 0] == video).argmax()) for video in range(2)]
+    mixed = detections_of(module, [dataset[[Request(index, None) for index in last]]])
+    assert max(float((mixed[k][1] - single[k][1]).abs().max()) for k in mixed) > 1e-3
+
+
+def test_clips_that_stand_in_count_neither_in_the_score_nor_in_predictions(data, folder):
+    module = ClipDetectionModule(tiny.teacher()).eval()
+    evaluated = tiny.clips(data.source, folder / "cache", eval_batch_size=3)
+    evaluated.setup("validate")
+    dataset = evaluated.val_dataloader().dataset
+    with torch.no_grad():
+        whole = module.validation_step(dataset[[Request(0, None), Request(1, None)]], 0)
+        one = module.validation_step(dataset[[Request(STAND_IN, None), Request(1, None)]], 1)
+        none = module.validation_step(dataset[[Request(STAND_IN, None)]], 2)
+        assert module.predict_step(dataset[[Request(STAND_IN, None)]], 0) == []
+    assert int(module.metric.compute()["num_frames"]) == 3
+    assert [len(step["scored"]) for step in (whole, one, none)] == [2, 1, 0]
+    assert one["video_ids"] == whole["video_ids"][1:] and one["timestamps"] == whole["timestamps"][1:]
+    torch.testing.assert_close(one["scored"][0].scores, whole["scored"][1].scores, rtol=1e-4, atol=1e-4)
+    assert [len(step["frames"]) for step in (whole, one, none)] == [2, 1, 0]

@@ -17,7 +17,6 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from lightning_modules.metrics.frame_ap import FrameMapSettings
 from lightning_modules.metrics.frame_map import FrameMeanAveragePrecision
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -224,7 +223,8 @@ def test_scores_of_all_classes_are_the_same_as_a_row_for_each(class_ids, cap):
     _, targets = random_problem(4)
     whole, rows = [], []
     for target in targets:
-        boxes = target["boxes"].repeat(2, 1) + 3 * torch.randn(2 * len(target["boxes"]), 4, generator=generator).double()
+        boxes = target["boxes"].repeat(2, 1)
+        boxes = boxes + 3 * torch.randn(len(boxes), 4, generator=generator).double()
         scores = torch.rand(len(boxes), 4, generator=generator)
         whole.append({"boxes": boxes, "scores": scores})
         rows.append(
@@ -350,11 +350,11 @@ def test_tied_detections_of_a_frame_come_in_the_order_of_their_corners():
 
 def test_frames_of_tied_detections_take_turns_and_misses_come_first():
     targets = [as_target([SQUARE], [0]), as_target([FAR], [0])]
-    hit_then_miss, miss_then_hit = as_pred([SQUARE, FAR], [0.5, 0.5], [0, 0]), as_pred([SQUARE, FAR], [0.5, 0.5], [0, 0])
+    preds = [as_pred([SQUARE, FAR], [0.5, 0.5], [0, 0])] * 2
     # First turn: the second frame misses, the first hits (1/2). Second turn: the first misses, the second hits (2/4).
-    assert value([hit_then_miss, miss_then_hit], targets) == 0.5
+    assert value(preds, targets) == 0.5
     trapezoids = ((0 + 1 / 2) / 2 + (1 / 3 + 2 / 4) / 2) / 2
-    assert value([hit_then_miss, miss_then_hit], targets, protocol="act") == pytest.approx(trapezoids)
+    assert value(preds, targets, protocol="act") == pytest.approx(trapezoids)
 
 
 def test_a_detector_that_always_says_the_same_is_not_credited_with_luck():
@@ -520,9 +520,9 @@ def test_a_million_rows_take_seconds(protocol):
     ]
     metric = FrameMeanAveragePrecision(60, protocol=protocol)
     metric.update(preds, targets)
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert 0 < metric.compute()["map"] < 1
-    assert time.perf_counter() - begin < 10
+    assert time.process_time() - begin < 10
 
 
 def test_rows_of_ava_size_stay_small_in_memory():
@@ -533,7 +533,7 @@ def test_rows_of_ava_size_stay_small_in_memory():
     found = json.loads(done.stdout)
     assert found["rows"] == 2850 * 5 * 60 and 0 < found["map"] < 1
     assert 17.1e6 * found["bytes_a_row"] < 3 * 2**30
-    assert 20 * (found["update_seconds"] + found["compute_seconds"]) < 120
+    assert 20 * found["cpu_seconds"] < 120
 
 
 def test_what_a_number_is_called_names_all_that_is_not_default():

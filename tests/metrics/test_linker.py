@@ -93,12 +93,12 @@ def test_overlap_of_exactly_the_threshold_links():
 
 
 def test_matching_is_the_best_of_all_and_not_the_first_that_comes():
-    linker = OnlineLinker(1, iou_threshold=0.2, nms_threshold=0.9)
+    linker = OnlineLinker(1)
     linker.update(*frame((0, 0.5, 0.9), (60, 0.5, 0.8)))
-    # The box at 30 overlaps with both alike, that at 66 nearly equals the second's: a greedy choice for the track at 0
-    # could leave nothing for it.
-    linked = linker.update(*frame((66, 0.5, 0.7), (30, 0.5, 0.9)))
-    assert dict(zip(linked.track_ids.tolist(), linked.boxes[:, 0].tolist(), strict=True)) == {0: 30, 1: 66}
+    # The largest overlap is that of the box at 35 with the track at 60 (75 of 125), which would leave nothing for the
+    # other: the box at 90 overlaps with the track at 0 by 10 of 190.
+    linked = linker.update(*frame((35, 0.5, 0.9), (90, 0.5, 0.7)))
+    assert dict(zip(linked.track_ids.tolist(), linked.boxes[:, 0].tolist(), strict=True)) == {0: 35, 1: 90}
 
 
 def test_detections_below_the_person_score_neither_start_nor_continue_a_track():

@@ -67,7 +67,7 @@ def test_the_ground_truth_chooses_the_videos():
     assert scored["num_videos"] == 2 and scored["num_other_videos"] == 2
     # All of the first video is found and none of the other: half of each class, at precision 1.
     assert scored["map"].item() == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="none of the 1 videos to evaluate .* called third there and first here"):
+    with pytest.raises(ValueError, match=r"none of the 1 videos to evaluate .* called third there and first here"):
         score_results(results, {"third": truth["first"]}, SegmentMeanAveragePrecision(2))
 
 

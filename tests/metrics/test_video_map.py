@@ -382,11 +382,11 @@ def test_two_processes_compute_what_one_does(tmp_path):
             assert torch.load(tmp_path / f"{rank}.{number}") == (pytest.approx(expected, abs=1e-12), 10)
 
 
-def test_a_fifth_of_ucf101_24_takes_seconds():
-    """183 videos of 180 frames, 24 classes, 5 tubes a class and video."""
+def test_a_twentieth_of_ucf101_24_takes_a_second():
+    """46 videos of 180 frames, 24 classes, 5 tubes a class and video."""
     rng = np.random.default_rng(0)
     preds, targets = [], []
-    for video in range(183):
+    for video in range(46):
         truth = tube(video % 24, 1, range(20, 170), rng.uniform(0, 100, 4) + [0, 0, 150, 150])
         found = [
             tube(label, rng.random(), range(rng.integers(0, 60), 180), truth["boxes"][0] + rng.normal(0, 20, 4))
@@ -399,4 +399,4 @@ def test_a_fifth_of_ucf101_24_takes_seconds():
     begin = time.process_time()
     metric.update(preds, targets)
     assert 0 < metric.compute()["map_20"] < 1
-    assert time.process_time() - begin < 10
+    assert time.process_time() - begin < 3

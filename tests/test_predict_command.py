@@ -1,0 +1,79 @@
+"""``predict --config configs/predict.yaml --data.source X``: a file to its end, a camera until Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import pytest
+import torch
+
+from datamodules.video import write_video
+from main import main
+from tests.datamodules.miniature import numbered_frames
+from tests.datamodules.network_camera import Connection, network_camera
+
+ROOT = Path(__file__).resolve().parent.parent
+ARGUMENTS = ("predict", f"--config={ROOT / 'configs' / 'predict.yaml'}", "--trainer.accelerator=cpu")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Results go to an empty folder in which the shipped weights are found."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    precision = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(precision)
+
+
+def lines(name: str) -> list[dict]:
+    return [json.loads(line) for line in Path(f"runs/predictions/{name}.jsonl").read_text().splitlines()]
+
+
+def mp4_times(name: str) -> list[float]:
+    with av.open(f"runs/predictions/{name}.detections.mp4") as container:
+        return [frame.time for frame in container.decode(video=0)]
+
+
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+def test_a_file_becomes_json_lines_and_a_video_without_another_argument(capsys):
+    write_video("film.mp4", numbered_frames(20, 128, 160), 16)
+    main([*ARGUMENTS, "--data.source=film.mp4"])
+    found = lines("film")
+    assert [line["frame"] for line in found] == list(range(0, 20, 2))
+    assert [line["timestamp"] for line in found] == pytest.approx([frame / 16 for frame in range(0, 20, 2)], abs=1e-4)
+    assert mp4_times("film") == pytest.approx([frame / 16 for frame in range(0, 20, 2)], abs=1e-3)
+    assert "10 frames in" in capsys.readouterr().out
+
+
+def test_ctrl_c_on_a_camera_leaves_whole_files_and_no_error(tmp_path):
+    write_video("film.mp4", numbered_frames(400, 128, 160), 16)
+    with network_camera(Connection(tmp_path / "film.mp4")) as address:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "main.py"), *ARGUMENTS, f"--data.source={address}"],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        written = Path("runs/predictions/127.0.0.1_live.jsonl")
+        until = time.monotonic() + 240
+        while process.poll() is None and time.monotonic() < until:
+            if written.is_file() and len(written.read_text().splitlines()) >= 3:
+                process.send_signal(signal.SIGINT)
+                break
+            time.sleep(0.1)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    found = lines("127.0.0.1_live")
+    assert len(found) >= 3
+    assert len(mp4_times("127.0.0.1_live")) == len(found)
+    assert "frames dropped, 0 reconnections" in out
+    assert f"wrote {written}" in out
