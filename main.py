@@ -55,7 +55,7 @@ from lightning_modules.export import export_graph, first_inputs, graph_of, load,
 from lightning_modules.metrics.frame_ap import FrameMapSettings
 from lightning_modules.networks.export_graphs import ExportGraph
 from lightning_modules.networks.weights import load_exactly, read_state_dict
-from lightning_modules.scoring import score_file
+from lightning_modules.scoring import score_file, segment_score_text
 
 DEFAULTS = Path(__file__).parent / "configs" / "trainer" / "defaults.yaml"
 """Read before any ``--config``."""
@@ -103,6 +103,7 @@ class OnlookerTrainer(Trainer):
         split: Literal["val", "test"] = "test",
         metric: FrameMapSettings | None = None,
         tolerance_seconds: float = 0.01,
+        tiou_thresholds: list[float] | None = None,
         verbose: bool = True,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
@@ -111,14 +112,22 @@ class OnlookerTrainer(Trainer):
 
         Args:
             predictions: what ``test`` saved with ``callbacks.detection_file.DetectionFile``, or another program in the
-                same form: a csv of ``video,seconds,x1,y1,x2,y2,action_id,score``.
+                same form: a csv of ``video,seconds,x1,y1,x2,y2,action_id,score``. Of segments a json in the form of
+                the ActivityNet challenge.
             split: whose ground truth; ``val`` for what ``validate`` saved.
-            metric: the protocol; that of the config's model by default.
-            tolerance_seconds: how far a time stamp may be from that of its keyframe.
+            metric: the protocol for boxes; that of the config's model by default.
+            tolerance_seconds: how far a time stamp of a box may be from that of its keyframe.
+            tiou_thresholds: overlaps of segments to average over; 0.3 to 0.7 by default.
             verbose: also print the AP of every class.
             ckpt_path, weights_only: not used; a run's ``config.yaml``, which has them, can be given as it is.
         """
-        keyframes, names = datamodule.true_keyframes(split), datamodule.class_names
+        names = datamodule.class_names
+        if isinstance(datamodule, datamodules.segments.SegmentDataModule):
+            truth = datamodule.true_segments(split)
+            on = datamodule.evaluated_on
+            print(segment_score_text(predictions, truth, names, on, tiou_thresholds, every_class=verbose))
+            return
+        keyframes = datamodule.true_keyframes(split)
         score = score_file(predictions, keyframes, len(names), datamodule.evaluated_classes, metric, tolerance_seconds)
         print(score.text(names, every_class=verbose))
 

@@ -1,1 +1,1 @@
-"""Measurements around a run: operations, latency, the benchmark table, and pictures of detections."""
+"""Around a run: operations, latency, the benchmark table, pictures of detections, and what prediction finds."""

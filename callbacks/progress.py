@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from typing import Any
@@ -24,6 +25,11 @@ class PredictionProgress(TQDMProgressBar):
     """
 
     _started: float | None = None
+    _live = False
+
+    @property
+    def total_predict_batches_current_dataloader(self) -> float:
+        return math.inf if self._live else super().total_predict_batches_current_dataloader
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_predict_start(trainer, pl_module)
@@ -36,9 +42,8 @@ class PredictionProgress(TQDMProgressBar):
     def on_predict_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        self._live = getattr(batch, "capture", None) is not None
         super().on_predict_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
-        if getattr(batch, "capture", None) is not None:
-            self.predict_progress_bar.total = None  # nobody knows
 
     def on_predict_batch_end(
         self,
@@ -52,10 +57,9 @@ class PredictionProgress(TQDMProgressBar):
         now = time.monotonic()
         self._frames += len(outputs)
         self._moments.append(now)
-        capture = getattr(batch, "capture", None)
-        if capture is not None:
-            self._capture = capture
-            self._delays_ms.extend((1000 * (now - capture.received)).flatten().tolist())
+        if self._live:
+            self._capture = batch.capture
+            self._delays_ms.extend((1000 * (now - batch.capture.received)).flatten().tolist())
             self.predict_progress_bar.set_postfix_str(self._live_state(), refresh=False)
         super().on_predict_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
 
@@ -64,7 +68,7 @@ class PredictionProgress(TQDMProgressBar):
         self._summarise(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._started is not None:
+        if self._started is not None and self._frames > 0:
             self._summarise(trainer)
 
     def _live_state(self) -> str:

@@ -128,10 +128,15 @@ class DetectionDataModule(LightningDataModule):
         raise NotImplementedError
 
     def true_keyframes(self, split: Split) -> list[TrueKeyframe]:
-        """What detectors are scored on in a split; nothing is decoded for it, and ``setup`` is not needed."""
+        """What detectors are scored on in a split; nothing is decoded for it, and ``setup`` is not needed.
+
+        Videos that do not open are left out and told where ``on_error`` is ``skip``.
+        """
         self.source.prepare()
         store = DecodedFrames(self.store.scale)  # a cache would be filled first
         videos = self._timed(self.source.videos(split), store)
+        if self._broken is not None:
+            self._broken.report(self.rank)
         return true_keyframes(videos, self.evaluation_grid, self.source.start_seconds)
 
     def _timed(self, videos: Sequence[AnnotatedVideo], store: FrameStore) -> tuple[TimedVideo, ...]:

@@ -20,7 +20,7 @@ from datamodules.frames import FrameScale, Interpolation
 from datamodules.live import LiveCapture
 from datamodules.live_source import LiveSource, live_source
 from datamodules.picture_folder import Video
-from datamodules.source_files import files_of
+from datamodules.source_files import SOURCES, files_of
 from datamodules.stopping import stopped_by_signals
 from datamodules.time_grid import TimeGrid, frames_on_grid
 from datamodules.video import list_video, open_video
@@ -77,7 +77,7 @@ class PredictDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: str,
+        source: str | None,
         classes: list[str] | str,
         frame_stride: int = 4,
         frame_rate: float = 30.0,
@@ -94,12 +94,16 @@ class PredictDataModule(LightningDataModule):
         reconnect_attempts: int = 10,
     ) -> None:
         super().__init__()
+        if not source:
+            raise ValueError(f"nothing to predict on; {SOURCES}")
         positive = {"frame_stride": frame_stride, "frame_rate": frame_rate, "chunk_frames": chunk_frames}
         positive |= {"picture_rate": picture_rate, "queue_frames": queue_frames, "stall_seconds": stall_seconds}
         positive |= {"max_frames": max_frames, "max_seconds": max_seconds, "max_gap_seconds": max_gap_seconds}
         for name, value in positive.items():
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
+        if reconnect_attempts < 0:
+            raise ValueError(f"reconnect_attempts must not be negative, got {reconnect_attempts}")
         self.source = source
         self.class_names = _class_names(classes)
         self.frame_stride = frame_stride
@@ -182,7 +186,7 @@ class PredictDataModule(LightningDataModule):
                             video.video_id, pictures, video.times[chunk], video.frames[chunk], is_first=start == 0
                         )
             except VideoError as error:
-                rank_zero_warn(f"went on behind it: {error}")
+                rank_zero_warn(f"read only in part: {error}")
 
     def _of_live(self, source: LiveSource) -> Iterator[StreamBatch]:
         grid = TimeGrid(self.period_seconds)

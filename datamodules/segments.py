@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.annotations.features import FeatureArray
@@ -145,6 +147,17 @@ class SegmentDataModule(LightningDataModule):
     def evaluated_on(self) -> str:
         """What the test videos are to be called beside a result."""
         return self.source.evaluated_on()
+
+    def true_segments(self, split: Split) -> dict[str, dict[str, Tensor]]:
+        """What detectors are scored on in a split: for each video ``segments`` (n, 2) seconds and ``labels`` (n,).
+
+        ``setup`` is not needed.
+        """
+        self.source.prepare()
+        return {
+            video.video_id: {"segments": torch.from_numpy(video.segments), "labels": torch.from_numpy(video.labels)}
+            for video in self.source.videos(split)
+        }
 
     def prepare_data(self) -> None:
         """Make the data and fill the cache with what the stage at hand needs; both do nothing the second time."""

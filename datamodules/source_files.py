@@ -9,16 +9,17 @@ from datamodules.picture_folder import NUMBERED, PictureFolder, Video
 VIDEO_ENDINGS = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905
 )
+SOURCES = (
+    "name a video file, a folder of videos or of numbered pictures, the number of a camera, or an address such as "
+    "rtsp://... (--data.source X)"
+)
 
 
 def files_of(source: str, picture_rate: float) -> list[tuple[str, Video]]:
     """Names and files that a path stands for: itself, or what its folder holds; videos come before pictures."""
     path = Path(source)
     if not path.exists():
-        raise FileNotFoundError(
-            f"no source at {source}; name a video file, a folder of videos or of numbered pictures, the number of a "
-            "camera, or an address such as rtsp://..."
-        )
+        raise FileNotFoundError(f"no source at {source}; {SOURCES}")
     if not path.is_dir():
         return [(path.stem, path)]
     videos = sorted(file for file in path.rglob("*") if file.suffix.lower() in VIDEO_ENDINGS and file.is_file())

@@ -126,7 +126,8 @@ class WindowDataset(Dataset):
         self.store = store
         self.transform = transform
         self.broken = broken
-        self._unreadable: set[int] = set()
+        self._unreadable: dict[int, str] = {}
+        """Samples that cannot be read, and why."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -142,20 +143,20 @@ class WindowDataset(Dataset):
             return self._stand_in(0)
         if self.broken is None:
             return self._sample(request)
-        index, reason = request.index, ""
+        index = request.index
         rng = None if request.seed is None else np.random.default_rng([request.seed, 1])  # 1: not the augmentation's
         for _ in range(REPLACEMENTS):
             if index not in self._unreadable:
                 try:
                     return self._sample(request._replace(index=index))
                 except VideoError as error:
-                    reason = str(error)
-                    self._unreadable.add(index)
+                    self._unreadable[index] = str(error)
                     self.broken.add(self.videos[self.samples[index, 0]].path, error)
             if rng is None:
                 return self._stand_in(index)
+            reason = self._unreadable[index]
             index = int(rng.integers(len(self)))
-        raise VideoError(f"{REPLACEMENTS} samples in a row cannot be read; {reason or self.broken.found()}")
+        raise VideoError(f"{REPLACEMENTS} samples in a row cannot be read; the last: {reason}")
 
     def _stand_in(self, index: int) -> ClipSample:
         """A black window of the size of a sample, without a name."""

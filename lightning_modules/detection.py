@@ -94,7 +94,7 @@ class DetectionModule(L.LightningModule):
         if in_network != in_data:
             raise ValueError(
                 f"network has {in_network} classes but the data has {in_data}; set "
-                f"model.init_args.network.init_args.num_classes={in_data}"
+                f"model.init_args.network.init_args.num_classes={in_data}, or --count_classes true"
             )
         # AVA trains 80 classes and scores 60 of them; a DataModule that says nothing has all of its classes scored.
         scored = getattr(self.trainer.datamodule, "evaluated_classes", None)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from datamodules.batches import TrueKeyframe
 
 from .metrics.frame_ap import FrameMap, FrameMapSettings, FrameRows, frame_mean_average_precision
 from .metrics.frame_results import FrameDetections, read_frame_detections
+from .metrics.segment_map import SegmentMeanAveragePrecision
+from .metrics.segment_results import read_results, score_results
 
 NAMES_SHOWN = 5
 
@@ -41,10 +44,17 @@ class Score(NamedTuple):
         if result.explanation:
             lines.append(result.explanation)
         if every_class:
-            lines += ["", "   AP %   boxes  class"]
-            for index, ap, boxes in zip(self.class_ids, result.per_class, self.boxes_per_class, strict=True):
-                lines.append(f"{'-' if np.isnan(ap) else f'{100 * ap:.2f}':>7} {boxes:>7}  {class_names[index]}")
+            names = [class_names[index] for index in self.class_ids]
+            lines += _table("boxes", names, result.per_class, self.boxes_per_class)
         return "\n".join(lines)
+
+
+def _table(counted: str, names: Sequence[str], aps: np.ndarray, counts: np.ndarray) -> list[str]:
+    """AP and ground truth of every class, a line each."""
+    lines = ["", f"   AP % {counted:>9}  class"]
+    for name, ap, count in zip(names, aps, counts, strict=True):
+        lines.append(f"{'-' if np.isnan(ap) else f'{100 * ap:.2f}':>7} {count:>9}  {name}")
+    return lines
 
 
 def score_file(
@@ -90,6 +100,44 @@ def score_file(
         int(kept.sum()),
         len(np.unique(preds.frames)),
     )
+
+
+def segment_score_text(
+    path: str | Path,
+    truth: Mapping[str, Mapping[str, Tensor]],
+    class_names: Sequence[str],
+    evaluated_on: str,
+    tiou_thresholds: Sequence[float] | None = None,
+    *,
+    every_class: bool = True,
+) -> str:
+    """Score a json as ``read_results`` takes it, in several lines for people.
+
+    Args:
+        path: the json file.
+        truth: for each video that is evaluated ``segments`` (M, 2) seconds and ``labels`` (M,) int.
+        class_names: of all classes.
+        evaluated_on: what the list of videos is called.
+        tiou_thresholds: overlaps to average over; None means THUMOS14's, 0.3 to 0.7.
+        every_class: add the AP of every class, a mean over the thresholds.
+    """
+    options = {} if tiou_thresholds is None else {"tiou_thresholds": tiou_thresholds}
+    metric = SegmentMeanAveragePrecision(len(class_names), **options)
+    result = score_results(read_results(path, class_names), truth, metric)
+    each = zip(metric.tiou_thresholds, result["map_per_threshold"].flatten().tolist(), strict=True)
+    lines = [
+        f"{result['protocol']} on {evaluated_on}: {100 * float(result['map']):.2f} %",
+        ", ".join(f"{100 * value:.2f} at {threshold:g}" for threshold, value in each),
+        f"ground truth: {int(result['num_videos'])} videos, {int(result['num_segments'])} segments; "
+        f"{int(result['num_other_videos'])} other videos of the file are left out",
+    ]
+    if result["explanation"]:
+        lines.append(result["explanation"])
+    if every_class:
+        labels = np.concatenate([np.zeros(0, np.int64), *(video["labels"].numpy() for video in truth.values())])
+        counts = np.bincount(labels, minlength=len(class_names))
+        lines += _table("segments", class_names, result["map_per_class"].flatten().numpy(), counts)
+    return "\n".join(lines)
 
 
 def _keyframes_of(found: FrameDetections, keyframes: Sequence[TrueKeyframe], tolerance: float) -> np.ndarray:

@@ -47,24 +47,27 @@ def read_frame_detections(path: str | Path) -> FrameDetections:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of detections")
     names: dict[str, int] = {}
-    parts = [(np.empty(0, np.int32), np.empty((0, 6)), np.empty(0, np.int32))]
+    parts = [(np.empty(0, np.int32), np.empty((0, len(COLUMNS) - 1)))]
     progress = tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, leave=False)
     with path.open(newline="", encoding="utf-8-sig") as file, progress:
-        reader, first = csv.reader(file), 1
-        while lines := list(islice(reader, ROWS_AT_A_TIME)):
-            if first == 1 and _is_header(lines[0]):
-                lines[0] = []
-            parts.append(_columns(lines, names, path, first))
+        first = 1
+        while lines := list(islice(file, ROWS_AT_A_TIME)):
+            if first == 1 and _is_header(next(csv.reader(lines[:1]), [])):
+                lines[0] = "\n"
+            plain = all(line.count(",") == len(COLUMNS) - 1 and '"' not in line for line in lines)
+            videos, columns = (_plain_rows if plain else _rows)(lines, path, first)
+            known = [names.setdefault(video.strip(), len(names)) for video in videos]
+            parts.append((np.asarray(known, np.int32), columns))
             first += len(lines)
             progress.update(file.buffer.tell() - progress.n)
-    videos, numbers, actions = (np.concatenate(column) for column in zip(*parts, strict=True))
+    videos, numbers = (np.concatenate(column) for column in zip(*parts, strict=True))
     boxes = numbers[:, 1:5]
     if len(boxes) and boxes.max() > LARGEST_FRACTION:
         raise ValueError(
             f"{path}: corners reach up to {boxes.max():g} and look like pixels; divide x by the width and y by the "
             "height of the frame"
         )
-    return FrameDetections(tuple(names), videos, numbers[:, 0], boxes, actions, numbers[:, 5])
+    return FrameDetections(tuple(names), videos, numbers[:, 0], boxes, numbers[:, 5].astype(np.int32), numbers[:, 6])
 
 
 def _is_header(line: Sequence[str]) -> bool:
@@ -75,38 +78,36 @@ def _is_header(line: Sequence[str]) -> bool:
     return False
 
 
-def _columns(
-    lines: list[list[str]], names: dict[str, int], path: Path, first: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Videos (n,), seconds with corners and score (n, 6), action ids (n,) of some lines; new names are entered."""
-    kept = [line for line in lines if len(line) > 2]
-    if not kept:
-        return np.empty(0, np.int32), np.empty((0, 6)), np.empty(0, np.int32)
+def _plain_rows(lines: list[str], path: Path, first: int) -> tuple[list[str], np.ndarray]:
+    """What ``_rows`` gives, ten times as fast, for lines of eight columns without quotation marks."""
     try:
-        videos, *corners, actions, scores = zip(*kept, strict=True)
-        if len(corners) != 5:
-            raise ValueError
-        numbers = np.array([*corners, scores], dtype=np.float64).T
-        ids = np.array(actions, dtype=np.float64)
-        if not np.isfinite(numbers).all() or (ids != ids.astype(np.int32)).any():
-            raise ValueError
+        numbers = np.loadtxt(lines, delimiter=",", usecols=range(1, len(COLUMNS)), comments=None, ndmin=2)
     except ValueError:
-        raise ValueError(_complaint(lines, path, first)) from None
-    known = [names.setdefault(video.strip(), len(names)) for video in videos]
-    return np.asarray(known, np.int32), numbers, ids.astype(np.int32)
+        return _rows(lines, path, first)  # which says what is wrong
+    if not np.isfinite(numbers).all() or (numbers[:, 5] != np.rint(numbers[:, 5])).any():
+        return _rows(lines, path, first)
+    return [line.partition(",")[0] for line in lines], numbers
 
 
-def _complaint(lines: list[list[str]], path: Path, first: int) -> str:
-    """Which line is wrong, and how."""
-    for number, line in enumerate(lines, start=first):
-        if len(line) > 2 and len(line) != len(COLUMNS):
-            return f"{path}, line {number}: {len(line)} columns, expected {','.join(COLUMNS)}"
-        for name, text in list(zip(COLUMNS, line, strict=False))[1:]:
-            try:
-                value = float(text)
-            except ValueError:
-                value = np.nan
-            if not np.isfinite(value) or (name == "action_id" and value != int(value)):
-                kind = "a whole number" if name == "action_id" else "a number"
-                return f"{path}, line {number}: {name} must be {kind}, got {text!r}"
-    return f"{path}, from line {first} on: not rows of {','.join(COLUMNS)}"
+def _rows(lines: list[str], path: Path, first: int) -> tuple[list[str], np.ndarray]:
+    """Videos, and the other columns (n, 7), of some lines; ``first`` is the number of the first of them."""
+    videos, numbers = [], []
+    for line, cells in enumerate(csv.reader(lines), start=first):
+        if len(cells) <= 2:
+            continue
+        if len(cells) != len(COLUMNS):
+            raise ValueError(f"{path}, line {line}: {len(cells)} columns, expected {','.join(COLUMNS)}")
+        videos.append(cells[0])
+        numbers.append([_number(path, line, *cell) for cell in zip(COLUMNS[1:], cells[1:], strict=True)])
+    return videos, np.asarray(numbers, np.float64).reshape(-1, len(COLUMNS) - 1)
+
+
+def _number(path: Path, line: int, name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = np.nan
+    if not np.isfinite(value) or (name == "action_id" and value != int(value)):
+        kind = "a whole number" if name == "action_id" else "a number"
+        raise ValueError(f"{path}, line {line}: {name} must be {kind}, got {text!r}")
+    return value

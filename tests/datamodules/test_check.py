@@ -187,6 +187,15 @@ def test_a_video_in_both_splits_and_a_split_without_boxes_are_found(videos, tmp_
     assert "names no annotated video" in kinds(report)["splits that cannot be read"][0]
 
 
+def test_boxes_that_fall_beside_the_stride_are_found(videos, tmp_path):
+    # At stride 2 frame 2 stands for frame 3, and of the two annotations the nearer one, which is empty, is scored.
+    rows = "one,0.5,0.1,0.1,0.5,0.9,1\ntwo,0.5,0.1,0.1,0.5,0.9,2\nthree,0.5\nthree,0.75,0.1,0.1,0.5,0.9,3\n"
+    assert check_own(videos, tmp_path, rows).mistakes == []
+    source = OwnVideos(videos, tmp_path / "classes.txt", tmp_path / "boxes.csv", val=["three"])
+    report = check_data(StreamDataModule(source, frame_stride=2, cache=None))
+    assert kinds(report) == {"splits without a box on the stride's grid": ["val: 1 boxes, none of them scored"]}
+
+
 def test_classes_are_compared_with_those_that_are_used(videos, tmp_path):
     report = check_own(videos, tmp_path, GOOD.replace(",3,0", ",2,0"))
     (remark,) = report.remarks
@@ -227,6 +236,17 @@ def test_missing_and_unreadable_pictures_and_absent_films_of_ava_are_found(tmp_p
     assert "img_00040.jpg" in unreadable
     ((kind, lines),) = found.items()
     assert "videos are not in" in kind and [line[-6:].strip(": ") for line in lines] == ["four", "three"]
+
+
+def test_a_picture_in_the_middle_that_cannot_be_read_is_found_where_every_frame_is_decoded(tmp_path):
+    root = write_ava(tmp_path / "ava")
+    (root / "frames" / "two" / "img_00020.jpg").write_bytes(b"no picture")
+    found = [
+        kinds(check_data(ClipDataModule(Ava(**arguments(root)), cache=None), every_frame=every_frame))
+        for every_frame in (False, True)
+    ]
+    assert found[0] == {}
+    assert list(found[1]) == ["pictures that cannot be read"]
 
 
 def test_labels_in_another_class_than_their_folder_are_found(tmp_path):
@@ -270,7 +290,7 @@ def video_of(name: str, labels: list[list[int]]) -> TimedVideo:
     facts = FrameFacts(np.arange(count) / 4, (48, 64), (48, 64))
     boxes = tuple(np.asarray([[0, 0, 1, 1]], np.float32) for _ in labels)
     rows = tuple(np.asarray([row], np.uint8) for row in labels)
-    return TimedVideo(name, Path(name), facts, np.arange(count), np.arange(count) / 4, boxes, rows)
+    return TimedVideo(name, Path(name), facts, np.arange(count), np.arange(count) / 4, boxes, rows, (None,) * count)
 
 
 def test_a_page_shows_every_video_once_and_then_again_and_new_classes_first():
@@ -330,10 +350,13 @@ def test_nothing_is_wrong_with_the_puppets(tmp_path):
 
 
 @pytest.mark.skipif(not UCF.is_dir(), reason="real clips are not on this machine")
-def test_nothing_is_wrong_with_the_real_clips(tmp_path):
-    source = OwnVideos(
-        UCF / "videos", UCF / "classes.txt", UCF / "own_videos.csv", UCF / "trainlist.txt", UCF / "testlist.txt"
-    )
+@pytest.mark.parametrize("form", ["own videos", "pyannot"])
+def test_nothing_is_wrong_with_the_real_clips(form, tmp_path):
+    lists = (UCF / "trainlist.txt", UCF / "testlist.txt")
+    if form == "own videos":
+        source = OwnVideos(UCF / "videos", UCF / "classes.txt", UCF / "own_videos.csv", *lists)
+    else:
+        source = UCF101_24(UCF / "videos", UCF / "pyannot.mini.pkl", *lists)
     report = check_data(ClipDataModule(source, short_side=64, cache=None), tmp_path / "page.png")
     assert report.mistakes == []
     rows = (UCF / "own_videos.csv").read_text().splitlines()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from datamodules.annotations.own_videos import OwnVideos
 from datamodules.broken_videos import BrokenVideos
 from datamodules.clip import ClipDataModule
 from datamodules.frame_cache import FrameCache
@@ -175,13 +176,14 @@ def test_a_video_that_does_not_open_is_left_out_from_the_start(tmp_path, cache):
     (tmp_path / "video_1.mp4").write_text("no video")
     (tmp_path / "video_2.mp4").unlink()
     (tmp_path / "video_2.mp4").symlink_to(tmp_path / "nowhere.mp4")
-    source.lengths = (9, 9, 9, 9)
     folder = tmp_path / "cache" if cache else None
-    source.prepare = lambda: None
+    source.prepare = lambda: None  # nor write it again
     data = clips(source, cache=folder)
     assert [video.video_id for video in data.videos("train")] == ["video_0"]
     assert [video.video_id for video in data.videos("val")] == ["video_3"]
     assert list(data.broken) == [str(tmp_path / "video_1.mp4"), str(tmp_path / "video_2.mp4")]
+    with pytest.warns(UserWarning, match="2 broken videos were skipped: .*video_1.mp4: .*video_2.mp4: no such video"):
+        assert {keyframe.video_id for keyframe in data.true_keyframes("val")} == {"video_3"}
     with pytest.raises(VideoError, match=r"video_1\.mp4: not a readable video"):
         clips(source, cache=folder, on_error="raise")
 
@@ -199,6 +201,22 @@ def test_a_video_that_cannot_be_decoded_into_the_cache_is_tried_once(source, tmp
     assert [video.video_id for video in data.videos("val")] == ["video_2", "video_4"]
     assert list(data.broken) == [str(path(source, number)) for number in DAMAGED]
     assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_own_videos_with_boxes_in_pixels_are_left_out_alike(tmp_path):
+    for name in ("good", "bad", "other"):
+        encode(tmp_path / f"{name}.mp4", 30, preset="ultrafast", threads="1")
+    (tmp_path / "bad.mp4").write_text("no video")
+    (tmp_path / "boxes.csv").write_text("".join(f"{name},0.5,16,24,48,72,1,0\n" for name in ("good", "bad", "other")))
+    (tmp_path / "classes.txt").write_text("walk\n")
+    files = {"videos": tmp_path, "annotations": tmp_path / "boxes.csv", "classes": tmp_path / "classes.txt"}
+    both = {"train": ["good", "bad"], "val": ["other"], "box_units": "absolute"}
+    data = clips(OwnVideos(**files, **both))
+    (video,) = data.videos("train")
+    np.testing.assert_allclose(video.boxes[0], [[0.125, 0.25, 0.375, 0.75]])
+    assert list(data.broken) == [str(tmp_path / "bad.mp4")]
+    with pytest.raises(VideoError, match=r"bad\.mp4: not a readable video"):
+        clips(OwnVideos(**files, **both), on_error="raise")
 
 
 def test_a_video_shorter_than_its_annotation_is_broken(tmp_path):
@@ -227,7 +245,9 @@ def test_training_on_nothing_that_can_be_decoded_is_an_error(source):
         def videos(self, split):
             return super().videos(split)[1:2]
 
-    with pytest.raises(VideoError, match=r"100 samples in a row cannot be read; .*video_1\.mp4: corrupt at frame 12"):
+    with pytest.raises(
+        VideoError, match=r"100 samples in a row cannot be read; the last: .*video_1\.mp4: corrupt at frame 12"
+    ):
         next(iter(clips(Damaged(source.folder, LENGTHS, every=1)).train_dataloader()))
 
 

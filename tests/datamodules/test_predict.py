@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -110,6 +111,8 @@ def test_videos_of_one_name_keep_their_endings(tmp_path):
 def test_what_is_no_source_is_told_with_the_way_out(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no source at nowhere\.mp4; name a video file"):
         opened("nowhere.mp4")
+    with pytest.raises(ValueError, match=r"nothing to predict on; name a video file.*--data\.source X"):
+        PredictDataModule(None, ["walk"])
     with pytest.raises(ValueError, match="holds neither videos nor numbered pictures"):
         opened(tmp_path)
 
@@ -138,6 +141,24 @@ def test_class_names_come_from_a_list_or_a_file(tmp_path):
 def test_there_is_nothing_to_train_on(folder):
     with pytest.raises(ValueError, match="nothing to fit; use predict"):
         PredictDataModule(str(folder), ["walk"]).setup("fit")
+
+
+def of_rank(source, rank: int) -> PredictDataModule:
+    """As one process of two has it."""
+    data = PredictDataModule(str(source), ["walk", "wave"], frame_stride=2, frame_rate=8.0)
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=2)
+    data.setup("predict")
+    return data
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+def test_processes_share_the_files_of_a_folder(folder):
+    assert [list(read(of_rank(folder, rank))) for rank in range(2)] == [["long"], ["sub/short.mkv"]]
+
+
+def test_a_camera_is_read_by_one_process():
+    with pytest.raises(ValueError, match=r"camera_0 can be read by one process, not 2; set --trainer\.devices 1"):
+        of_rank("0", 0)
 
 
 def test_ctrl_c_ends_a_file_as_if_it_had_ended(folder):

@@ -115,7 +115,7 @@ def test_puppets_agree_with_their_file_of_tubes(tmp_path_factory, stride):
                 boxes = np.asarray(tube["boxes"])[taken]
                 spans.append((CLASS_NAMES.index(tube["label"]), (frames[taken] // stride).tolist(), boxes))
         mine = [(tube.label, tube.frames.tolist(), tube.boxes) for tube in found[name].tubes]
-        assert len(mine) > 3
+        assert len(mine) >= 3
         for ours, theirs in zip(sorted(mine, key=key), sorted(spans, key=key), strict=True):
             assert ours[:2] == theirs[:2]
             np.testing.assert_allclose(ours[2], theirs[2], atol=0.03)  # the csv has four digits
