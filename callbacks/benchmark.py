@@ -47,7 +47,8 @@ class Benchmarkable(Protocol):
     """What a LightningModule offers to be measured. Only the first process of a run is asked: no collectives here."""
 
     benchmark_protocol: str
-    """Protocol of ``test/map`` with its stride, such as ``"ava frame mAP@0.5, frame_stride 2"``."""
+    """Protocol of ``test/map`` with its stride, such as ``"ava frame mAP@0.5, frame_stride 2"``. Where there is a
+    ``benchmark_video_protocol`` beside it, that of ``test/video_map_50`` with its linker."""
 
     def benchmark_step(self) -> tuple[nn.Module, tuple[Any, ...], str, Callable[[], object]]:
         """What to measure, at batch 1, on the module's device and in the run's precision.

@@ -140,7 +140,7 @@ class OnlineTubes:
     def __init__(
         self,
         linker: OnlineLinker,
-        score_threshold: float = 0.1,
+        score_threshold: float = 0.15,
         min_frames: int = 2,
         interpolate_gaps: bool = True,
     ) -> None:
