@@ -33,7 +33,6 @@ class AnnotatedVideo:
     def __init__(self, path: Path, picture_size: tuple[int, int], crf: int = 23) -> None:
         import av
 
-        self.path = path
         self.picture_size = picture_size
         shorter, longer = sorted(picture_size)
         fits = LONGEST_SIDE / longer

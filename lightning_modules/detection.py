@@ -220,9 +220,7 @@ class DetectionModule(L.LightningModule):
         for name in ("map_20", "map_50", "map_75", "map_50_95"):
             self.log(f"{stage}/video_{name}", float(result[name]), rank_zero_only=True)
 
-    def _say(
-        self, stage: str, result: dict[str, Any], key: str, protocol: str | None, counted: Sequence[str]
-    ) -> None:
+    def _say(self, stage: str, result: dict[str, Any], key: str, protocol: str | None, counted: Sequence[str]) -> None:
         """What was evaluated, once it is the run's purpose; and once a run why nothing was found, if so."""
         if self.trainer.sanity_checking:
             return

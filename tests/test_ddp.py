@@ -71,7 +71,7 @@ def command(action: str, folder: Path, name: str, *more: str) -> list[str]:
 def evaluation(folder: Path, name: str) -> list[str]:
     weights = f"--model.init_args.weights={folder / name}.pt"
     # Random weights score everybody low, and a clip detector would need all clips of a video on one process.
-    linking = [f"--model.init_args.video_map.{name}=0" for name in ("min_score", "score_threshold")]
+    linking = [f"--model.init_args.video_map.{threshold}=0" for threshold in ("min_score", "score_threshold")]
     callbacks = "--trainer.callbacks+=tests.lightning_modules.tiny.Results"
     return command("test", folder, name, weights, callbacks, *(linking if name == "stream" else ()))
 

@@ -161,9 +161,7 @@ class OnlineTubes:
             return []
         counts = [len(linked.track_ids) for linked in self._linked]
         frames = np.repeat(np.arange(len(counts)), counts)
-        ids, boxes, scores = (
-            torch.cat(column).cpu().numpy() for column in list(zip(*self._linked, strict=True))[:3]
-        )
+        ids, boxes, scores = (torch.cat(column).cpu().numpy() for column in list(zip(*self._linked, strict=True))[:3])
         order = np.argsort(ids, kind="stable")  # frames stay in order of time
         frames, boxes, scores = frames[order], boxes[order].astype(np.float64), scores[order].astype(np.float64)
         tubes = []

@@ -1,9 +1,9 @@
 """How well tubes are detected, under the two protocols of the field, on plain arrays.
 
-| protocol | overlap of two tubes | before | a taken tube | average precision | used for |
+| protocol | overlap | before matching | a taken tube | AP | used for |
 |---|---|---|---|---|---|
-| ``act`` | frames and pixels count (+1) | suppression of tubes at 0.3 | try the next-best free one | trapezoids | UCF101-24, JHMDB-21 (ACT, MOC) |
-| ``multisports`` | continuous times and boxes | nothing | false positive | precision envelope | MultiSports, HIT |
+| ``act`` | counts frames and pixels (+1) | tube NMS 0.3 | try the next-best | trapezoids | UCF101-24, JHMDB (ACT) |
+| ``multisports`` | continuous | nothing | false positive | envelope | MultiSports, HIT |
 
 The overlap of two tubes is temporal IoU times the mean IoU of their boxes over the frames they share. For frames
 [a, b] in common, temporal IoU is (b - a + 1) / (frames from the first start to the last end) in ``act``;

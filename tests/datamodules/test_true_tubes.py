@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from datamodules.annotations.safe_pickle import load_pickle
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Keyframe
+from datamodules.annotations.ucf101_24 import UCF101_24
 from datamodules.clip import ClipDataModule
 from datamodules.puppets import Puppets
 from datamodules.puppets.actions import CLASS_NAMES
 from datamodules.stream import StreamDataModule
 from tests.datamodules.miniature import FPS, numbered_frames, write_video
 
+REAL = Path(__file__).parents[3] / "shared/data/ucf101_24"
 LEFT, RIGHT = [0.0, 0.25, 0.25, 0.75], [0.5, 0.25, 1.0, 1.0]
 NOTHING, WALK, WAVE, BOTH = [0, 0], [1, 0], [0, 1], [1, 1]
 
@@ -79,7 +82,7 @@ def test_sampled_frames_count_and_not_those_of_the_file(tmp_path):
 
 
 def test_the_first_of_several_boxes_of_a_person_counts(tmp_path):
-    video = tubes_of(tmp_path, dict.fromkeys(range(2), [(1, RIGHT, WALK), (1, LEFT, WALK)]))
+    video = tubes_of(tmp_path, {frame: [(1, RIGHT, WALK), (1, LEFT, WALK)] for frame in range(2)})
     (tube,) = video.tubes
     assert tube.boxes[:, 0].tolist() == [64, 64]
 
@@ -121,6 +124,29 @@ def test_puppets_agree_with_their_file_of_tubes(tmp_path_factory, stride):
             np.testing.assert_allclose(ours[2], theirs[2], atol=0.03)  # the csv has four digits
         of_clips = [(tube.label, tube.frames.tolist(), tube.boxes) for tube in clips.true_tubes("val")[name].tubes]
         assert [tube[:2] for tube in of_clips] == [tube[:2] for tube in mine]
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="real annotations are not on this machine")
+def test_real_tubes_are_those_of_their_file():
+    truth = load_pickle(REAL / "UCF101v2-GT.mini.pkl")
+    data = StreamDataModule(UCF101_24(REAL / "videos", REAL / "UCF101v2-GT.mini.pkl"), frame_stride=1, cache=None)
+    data.prepare_data()
+    data.setup("validate")
+    found = data.true_tubes("val")
+    assert found.keys() == {opened.video_id for opened in data.videos("val")}
+    for opened in data.videos("val"):
+        (name,) = (name for name in truth["gttubes"] if name.endswith(f"/{opened.video_id}"))
+        # The file is about frames of 320 x 240 pixels, the videos are a little larger.
+        scale = np.tile(np.divide(opened.facts.original_size, truth["resolution"][name])[::-1], 2)
+        expected = [
+            (label, (tube[:, 0] - 1).astype(int).tolist(), tube[:, 1:] * scale)
+            for label, tubes in truth["gttubes"][name].items()
+            for tube in tubes
+        ]
+        mine = [(tube.label, tube.frames.tolist(), tube.boxes) for tube in found[opened.video_id].tubes]
+        for ours, theirs in zip(sorted(mine, key=key), sorted(expected, key=key), strict=True):
+            assert ours[:2] == theirs[:2]
+            np.testing.assert_allclose(ours[2], theirs[2], atol=1e-3)
 
 
 def key(tube):

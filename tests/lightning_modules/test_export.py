@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.puppets import Puppets
 from lightning_modules import export
 from lightning_modules.clip_detection import ClipDetectionModule
 from lightning_modules.export import Exported, export_graph, graph_of, moving_blobs
 from lightning_modules.networks.detections import Detections, decode_detections
 from lightning_modules.networks.student import StreamingDetector
 from lightning_modules.stream_detection import StreamDetectionModule
+from main import main
 from tests.lightning_modules import tiny
 from tests.networks.tiny import randomise
 
@@ -292,6 +294,7 @@ def write_video(path: Path, frames: np.ndarray) -> None:
         container.mux(stream.encode())
 
 
+@pytest.mark.slow
 def test_a_teachers_pt2_computes_its_clip(tmp_path):
     module = teacher()
     model = exported(module, tmp_path, "torch_export", batch_size=None)
@@ -350,6 +353,32 @@ def test_what_has_no_detector_is_refused():
         graph_of(L.LightningModule(), None, None)
     with pytest.raises(ValueError, match=r"image_size is a height and a width of at least 1 pixel, got \[0, 60\]"):
         graph_of(student("tsa"), (0, 60), None)
+
+
+@needs_onnx
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+@pytest.mark.parametrize(("config", "weights"), [("distill_tsa", "tsa"), ("distill_dsta", "dsta"), ("evad", "evad")])
+def test_shipped_weights_agree_over_200_frames_and_enter_the_table(config, weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Puppets(root=tmp_path / "puppets", size="tiny").prepare()
+    video = next((tmp_path / "puppets").rglob("val_*.mp4"))
+    folder = ROOT / "results" / "weights"
+    arguments = [f"--config={ROOT / 'configs' / config}.yaml", f"--ckpt_path={folder / weights}.pt", f"--video={video}"]
+    if "distill" in config:
+        arguments.append(f"--model.init_args.teacher_weights={folder / 'evad.pt'}")
+    main(["export", *arguments, "--benchmark=true", "--trainer.enable_progress_bar=false"])
+    about = session(Path(f"runs/export/{config}.onnx")).get_modelmeta().custom_metadata_map
+    assert about["weights"] == str(folder / f"{weights}.pt")
+    assert json.loads(about["class_names"])[:2] == ["sit_down", "stand_up"]
+    parity = json.loads(about["parity"])
+    assert parity["steps"] == 200
+    assert max(parity[part] for part in ("boxes_pixels", "person_scores", "action_scores")) < 1e-3
+    rows = [json.loads(line) for line in Path("results/benchmark.jsonl").read_text().splitlines()]
+    assert [row["experiment"] for row in rows] == [f"{config} (onnxruntime)", f"{config} (PyTorch, same inputs)"]
+    assert all(0 < row["latency_p50_ms"] <= row["latency_p95_ms"] <= row["latency_p99_ms"] for row in rows)
+    assert all((row["speedup"] is None) == (config == "evad") for row in rows)
+    assert f"| {config} (onnxruntime) | weights/{weights}.pt | - | - |" in Path("results/benchmark.md").read_text()
 
 
 def test_moving_blobs_move_and_are_the_same_for_the_same_seed():

@@ -227,7 +227,7 @@ def test_act_suppresses_tubes_that_overlap_by_more_than_three_tenths():
     assert value(apart, truth) == 1
     double = [tube(0, 0.9, range(10), SQUARE), tube(0, 0.8, range(10), SQUARE), tube(0, 0.7, range(7, 20), SQUARE)]
     assert value(double, truth) == 1  # without suppression the second would be a false positive
-    # (10 + 10 - 3) / ... exactly 0.3 stays: 3 of 10 frames.
+    # Exactly 0.3 stays: 3 of 10 frames.
     truth = [tube(0, 1, range(6), SQUARE), tube(0, 1, range(3, 10), SQUARE)]
     assert value([tube(0, 0.9, range(6), SQUARE), tube(0, 0.8, range(3, 10), SQUARE)], truth) == 1
     other = [tube(0, 0.9, range(5), SQUARE), tube(1, 0.8, range(5), SQUARE)]
@@ -387,7 +387,7 @@ def test_a_twentieth_of_ucf101_24_takes_a_second():
     rng = np.random.default_rng(0)
     preds, targets = [], []
     for video in range(46):
-        truth = tube(video % 24, 1, range(20, 170), rng.uniform(0, 100, 4) + [0, 0, 150, 150])
+        truth = tube(video % 24, 1, range(20, 170), np.add(rng.uniform(0, 100, 4), [0, 0, 150, 150]))
         found = [
             tube(label, rng.random(), range(rng.integers(0, 60), 180), truth["boxes"][0] + rng.normal(0, 20, 4))
             for label in range(24)
