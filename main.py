@@ -54,6 +54,7 @@ from datamodules.frames import DecodedFrames
 from lightning_modules.export import export_graph, first_inputs, graph_of, load, moving_blobs, run_torch
 from lightning_modules.metrics.frame_ap import FrameMapSettings
 from lightning_modules.networks.export_graphs import ExportGraph
+from lightning_modules.networks.prepared import prepare_for_inference
 from lightning_modules.networks.weights import load_exactly, read_state_dict
 from lightning_modules.scoring import score_file, segment_score_text
 
@@ -215,6 +216,7 @@ def benchmark_exported(path: Path, graph: ExportGraph, model: LightningModule, n
 
     The teacher's clip is timed at the size it was made for, so frames of another size have no speed-up.
     """
+    prepare_for_inference(model.network)
     inputs, own, exported = first_inputs(graph), run_torch(graph), load(path, graph)
     runtime = "onnxruntime" if path.suffix == ".onnx" else "torch.export"
     is_teachers_size = graph.image_size == (model.network.frame_size,) * 2

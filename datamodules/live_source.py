@@ -115,7 +115,7 @@ def _arrivals(container: Any, stream: Any, timed: bool) -> Iterator[Arrival]:
 
 
 def _pixels(frame: Any) -> np.ndarray:
-    pixels = frame.to_ndarray(format="rgb24")
+    pixels = frame.to_ndarray(format="rgb24", threads=1)
     return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90)) if frame.rotation else pixels
 
 

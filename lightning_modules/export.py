@@ -253,14 +253,14 @@ def _plain_attention(
     return scores.softmax(-1) @ value
 
 
-def load(path: Path, graph: ExportGraph, threads: int | None = None) -> Run:
-    """An exported file, ready to run. ``threads`` are those of onnxruntime; as many as PyTorch has by default."""
+def load(path: Path, graph: ExportGraph) -> Run:
+    """An exported file, ready to run on as many threads as PyTorch has."""
     if path.suffix == ".pt2":
         return run_torch(torch.export.load(path).module())
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()
     # Waiting threads would burn the cores that PyTorch computes on in between.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -316,10 +316,10 @@ def moving_blobs(num_frames: int, image_size: tuple[int, int], seed: int = 0) ->
     background = torch.nn.functional.interpolate(coarse, image_size, mode="bilinear")[0].permute(1, 2, 0)
     rows, columns = (torch.arange(side)[:, None] / side for side in (height, width))
     colours = torch.rand(4, 3, generator=generator) * 255
-    speeds, phases = torch.rand(2, 4, 2, generator=generator) * 0.2, torch.rand(4, 2, generator=generator) * 6
+    speeds, phases = (torch.rand(4, 2, generator=generator) * most for most in (0.2, 6.0))
     frames = np.empty((num_frames, height, width, 3), np.uint8)
     for number in range(num_frames):
-        centres = 0.5 + 0.4 * torch.sin(number * speeds[0] + phases)
+        centres = 0.5 + 0.4 * torch.sin(number * speeds + phases)
         frame = background.clone()
         for (y, x), colour in zip(centres, colours, strict=True):
             frame[((rows - y) / 0.25) ** 2 + ((columns.T - x) / 0.1) ** 2 < 1] = colour

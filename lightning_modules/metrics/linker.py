@@ -49,7 +49,7 @@ class OnlineLinker:
         iou_threshold: float = 0.3,
         min_score: float = 0.3,
         max_gap: int = 5,
-        smoothing: float = 0.5,
+        smoothing: float = 0.2,
         nms_threshold: float = 0.6,
     ) -> None:
         if num_classes < 1:
