@@ -367,7 +367,7 @@ def test_shipped_weights_agree_over_200_frames_and_enter_the_table(config, weigh
     arguments = [f"--config={ROOT / 'configs' / config}.yaml", f"--ckpt_path={folder / weights}.pt", f"--video={video}"]
     if "distill" in config:
         arguments.append(f"--model.init_args.teacher_weights={folder / 'evad.pt'}")
-    main(["export", *arguments, "--benchmark=true", "--trainer.enable_progress_bar=false"])
+    main(["export", *arguments, "--benchmark=true"])
     about = session(Path(f"runs/export/{config}.onnx")).get_modelmeta().custom_metadata_map
     assert about["weights"] == str(folder / f"{weights}.pt")
     assert json.loads(about["class_names"])[:2] == ["sit_down", "stand_up"]
