@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .localizer import LocalizedActors
+from .localizer import LocalizedActors, person_like
 
 
 class ProposalState(NamedTuple):
@@ -61,7 +61,7 @@ class CarriedProposals:
 
     def select(self, actors: LocalizedActors, state: ProposalState) -> ProposalState:
         """What the frame leaves to the next, in the types of the state before it."""
-        score = actors.person_logits[-1].softmax(-1)[..., 0]  # (B, P)
+        score = person_like(actors.person_logits[-1])  # (B, P)
         # In the order of their places: an order by score could turn around for nothing but rounding.
         chosen = score.topk(self.count, dim=1).indices.sort(dim=1).values[..., None]
         features, boxes = actors.features.detach(), actors.boxes[-1].detach()

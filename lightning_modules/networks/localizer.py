@@ -47,6 +47,11 @@ def apply_deltas(boxes: Tensor, deltas: Tensor) -> Tensor:
     return box_convert(moved, "cxcywh", "xyxy")
 
 
+def person_like(logits: Tensor) -> Tensor:
+    """Person logits (..., 2) -> (...): ranks proposals as their probability does, without its ties at 0 and 1."""
+    return logits[..., 0] - logits[..., 1]
+
+
 class DynamicInteraction(nn.Module):
     """Two matrices made from a proposal's feature filter its RoI: (B, P, D), (B, P, D, r, r) -> (B, P, D)."""
 

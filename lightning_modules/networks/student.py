@@ -16,7 +16,7 @@ from .decomposed_attention import DecomposedAttention
 from .detections import Detections, DetectorOutputs
 from .frame_embedding import EmbeddingState, FramePairEmbedding
 from .linear import Mlp
-from .localizer import LocalizedActors, Localizer
+from .localizer import LocalizedActors, Localizer, person_like
 from .positions import SpaceTimePositions
 from .pyramid import KeyframePyramid
 from .roi_align import RoiKernel
@@ -45,8 +45,7 @@ class StreamingBlock(StreamingModule):
 
 def most_person_like(actors: LocalizedActors, count: int) -> LocalizedActors:
     """The ``count`` proposals with the highest person score after the last stage, in the order of their places."""
-    score = actors.person_logits[-1].softmax(-1)[..., 0]
-    chosen = score.topk(count, dim=1).indices.sort(dim=1).values  # (B, count)
+    chosen = person_like(actors.person_logits[-1]).topk(count, dim=1).indices.sort(dim=1).values  # (B, count)
 
     def take(values: Tensor) -> Tensor:
         index = chosen[..., None].expand(*values.shape[:-3], -1, -1, values.shape[-1])

@@ -41,7 +41,7 @@ needs_onnx = pytest.mark.skipif(
 def exported(module: L.LightningModule, folder: Path, format: export.Format, batch_size: int | None) -> Exported:
     graph = graph_of(module, SIZE, num_frames=None)
     frames = moving_blobs(12, SIZE)
-    return export_graph(graph, folder / "model", frames, NAMES, format, batch_size, steps=4)
+    return export_graph(graph, folder / "model", frames, NAMES, format, batch_size, steps=4, facts={"frame_stride": 2})
 
 
 def student(temporal: str, **changes) -> StreamDetectionModule:
@@ -275,8 +275,7 @@ def run_as_stranger(script: str, folder: Path, *arguments: str) -> str:
 def test_the_readmes_example_runs_on_a_video_without_this_repository(dsta, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     examples = [block for block in blocks if "onnxruntime" in block]
-    if not examples:
-        pytest.skip("the README has no example for onnxruntime")
+    assert len(examples) == 1
     _, model = dsta
     write_video(tmp_path / "video.mp4", moving_blobs(6, (96, 120)))
     said = run_as_stranger(examples[0], tmp_path, str(model.path), "video.mp4")
