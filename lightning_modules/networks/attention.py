@@ -70,12 +70,14 @@ def _better_in_pieces(query: Tensor) -> bool:
     return query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[-2] >= FEWEST_ROWS
 
 
-def fused_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """torch's fused attention, (..., H, N, D): more leading axes than one would send it a slow way round."""
-    if query.dim() == 4:
-        return F.scaled_dot_product_attention(query, key, value)
-    folded = (part.flatten(0, -4) for part in (query, key, value))
-    return F.scaled_dot_product_attention(*folded).unflatten(0, query.shape[:-3])
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Softmax attention, (..., H, N, D), the quickest way there is."""
+    if query.dim() > 4:  # more leading axes than one would send torch's fused attention a slow way round
+        folded = (part.flatten(0, -4) for part in (query, key, value))
+        return attend(*folded).unflatten(0, query.shape[:-3])
+    if _better_in_pieces(query):
+        return attention_and_received(query, key, value, None)[0]
+    return F.scaled_dot_product_attention(query, key, value)
 
 
 class SelfAttention(nn.Module):
@@ -117,10 +119,8 @@ class SelfAttention(nn.Module):
             query, key, value = self.project(tokens)
         else:
             query, key, value = self._project_last(tokens, num_queries)
-        if mask is None and _better_in_pieces(query):
-            return self.merge(attention_and_received(query, key, value, None)[0])
         if mask is None:
-            return self.merge(fused_attention(query, key, value))
+            return self.merge(attend(query, key, value))
         return self.merge(F.scaled_dot_product_attention(query, key, value, attn_mask=mask))
 
     def _project_last(self, tokens: Tensor, num_queries: int) -> tuple[Tensor, Tensor, Tensor]:

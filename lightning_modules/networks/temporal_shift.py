@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .attention import SelfAttention, fused_attention
+from .attention import SelfAttention, attend
 from .streaming import StreamingModule, compact_copy
 from .vit import NORM_EPS
 
@@ -74,7 +74,7 @@ class TemporalShiftAttention(StreamingModule[ShiftState]):
         if self.mode == "channel":
             moving, staying = normed.tensor_split([self.shifted], dim=-1)
             earlier = self._delay(moving, state.past)
-            heads = fused_attention(*self.attn.project(torch.cat([earlier, staying], dim=-1)))
+            heads = attend(*self.attn.project(torch.cat([earlier, staying], dim=-1)))
             newest = moving[:, -1]
         else:
             heads, newest = self._attend_back(normed, state)
@@ -96,7 +96,7 @@ class TemporalShiftAttention(StreamingModule[ShiftState]):
         else:
             # Reading the same keys and values twice is the same as reading them once.
             key, value = torch.cat([past_key, key], dim=3), torch.cat([past_value, value], dim=3)
-        return fused_attention(query, key, value), moving[:, -1]
+        return attend(query, key, value), moving[:, -1]
 
     @staticmethod
     def _delay(chunk: Tensor, past: Tensor) -> Tensor:

@@ -2,10 +2,17 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from lightning_modules.networks import attention as module
-from lightning_modules.networks.attention import FEWEST_ROWS, ROWS_AT_ONCE, SelfAttention, attention_and_received
+from lightning_modules.networks.attention import (
+    FEWEST_ROWS,
+    ROWS_AT_ONCE,
+    SelfAttention,
+    attend,
+    attention_and_received,
+)
 from tests.networks import slow_evad
 from tests.networks.tiny import randomise
 
@@ -95,3 +102,15 @@ def test_pieces_of_one_map_and_of_many_give_the_same(monkeypatch):
     monkeypatch.setattr(module, "CPU_PIECE", 1)
     monkeypatch.setattr(module, "ROWS_AT_ONCE", 7)
     torch.testing.assert_close(attention_and_received(query, key, value, torch.ones(40)), many)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_frames_of_several_streams_attend_each_by_itself(dtype):
+    """(B, T, H, N, D), with enough queries to be cut into pieces in bfloat16."""
+    query, key, value = (torch.randn(2, 3, 2, FEWEST_ROWS, 8, dtype=dtype) for _ in range(3))
+    together = attend(query, key, value)
+    assert together.shape == query.shape
+    for stream in range(2):
+        alone = F.scaled_dot_product_attention(query[stream], key[stream], value[stream])
+        torch.testing.assert_close(together[stream], alone, rtol=0.02, atol=0.02)
