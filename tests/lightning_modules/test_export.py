@@ -277,10 +277,10 @@ def test_the_readmes_example_runs_on_a_video_without_this_repository(dsta, tmp_p
     examples = [block for block in blocks if "onnxruntime" in block]
     assert len(examples) == 1 and "person >= 0.5" in examples[0]
     everybody = examples[0].replace("person >= 0.5", "person >= 0")  # random weights may take nobody for a person
-    module, model = dsta
+    network, model = dsta
     write_video(tmp_path / "video.mp4", moving_blobs(6, (96, 120)))
     said = run_as_stranger(everybody, tmp_path, str(model.path), "video.mp4").splitlines()
-    frames, actors = 3, module.network.num_actors or module.network.num_proposals
+    frames, actors = 3, network.num_actors or network.num_proposals
     assert len(said) == frames * actors
     assert all(any(name in line for name in NAMES) for line in said)
 
