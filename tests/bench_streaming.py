@@ -51,8 +51,8 @@ SAVINGS: dict[str, dict[str, Any]] = {
     "num_proposals 40": {"num_proposals": 40},
 }
 """What each saving changes of EVAD's head."""
-STEADY = ((100, 1_100), (9_000, 10_000))
-"""The frames whose latency is compared, from and to."""
+YOUNG, OLD, COMPARED = 100, 9_000, 1_000
+"""Ages in frames of the two streams whose latency is compared, over how many frames."""
 PARTS_OF_A_STEP = ("embedding", "attention", "LSTM", "MLP", "pyramid", "localizer", "decoder", "decoding")
 
 HEADER = """# The students' speed
@@ -82,8 +82,9 @@ none): random weights score them so nearly alike that rounding would decide whic
 after the second step.
 """
 STEADY_NOTE = """
-The shipped students of the demo on 10,000 frames of noise: median latency of frames {first_from} to {first_to} and of
-frames {last_from} to {last_to}, state before and after, memory of the process at frame {first_from} and at the end.
+The shipped students of the demo on noise: median latency of frames {young} to {young_to} of one stream and of frames
+{old} to {old_to} of another, frame by frame in turn; state and memory of the process after {young} frames of the latter
+and at the end.
 """
 
 
@@ -379,43 +380,54 @@ def largest_errors(found: list[Detections], expected: list[Detections]) -> tuple
 
 @torch.inference_mode()
 def measure_steadiness(device: torch.device, side: int, rounds: int) -> list[Row]:
-    """Latency and memory of the demo's students over 10,000 frames."""
-    (first_from, first_to), (last_from, last_to) = STEADY
+    """Latency and memory of the demo's students after 10,000 frames, against those of a young stream."""
     rows = []
     for temporal in ("tsa", "dsta"):
         network = StreamingDetector(**configured(f"{temporal}_tiny")).eval().to(device)
         load_exactly(network, read_state_dict(ROOT / "results" / "weights" / f"{temporal}.pt"))
         prepare_for_inference(network)
-        frames, state = normalised_frames(64, network.frame_size, device), network.initial_state(1, device=device)
-        sizes = torch.tensor([[network.frame_size] * 2], device=device)
-        before, synchronize, seconds, memory = state_bytes(state), synchronizer(device), [], {}
-        for number in range(last_to):
-            if number in (first_from, last_to - 1):
-                memory[number] = memory_mib(device)
-            frame = frames[:, number % 64 : number % 64 + 1]
-            synchronize()
-            began = time.perf_counter()
-            detections, state = network(frame, state, sizes)
-            decode_detections(Detections(*(part[:, 0] for part in detections)), sizes, sizes)
-            synchronize()
-            seconds.append(time.perf_counter() - began)
-        first = Latency.from_seconds(seconds[first_from:first_to]).p50_ms
-        last = Latency.from_seconds(seconds[last_from:last_to]).p50_ms
+        young, old = Stream(network, device), Stream(network, device)
+        for _ in range(YOUNG):
+            old.step()
+        first_state, first_memory = state_bytes(old.state), memory_mib(device)
+        for _ in range(OLD - YOUNG):
+            old.step()
+        for _ in range(YOUNG):
+            young.step()
+        steps = {"young": young.step, "old": old.step}
+        timed = interleave(steps, rounds=COMPARED, warmup=0, synchronize=synchronizer(device))
         rows.append(
             {
                 "student": temporal,
-                "first_ms": first,
-                "last_ms": last,
-                "ratio": last / first,
-                "state_bytes": (before, state_bytes(state)),
-                "memory_mib": tuple(memory.values()),
-                "first_from": first_from,
-                "first_to": first_to,
-                "last_from": last_from,
-                "last_to": last_to,
+                "young_ms": timed.latencies["young"].p50_ms,
+                "old_ms": timed.latencies["old"].p50_ms,
+                "ratio": timed.latencies["old"].p50_ms / timed.latencies["young"].p50_ms,
+                "state_bytes": (first_state, state_bytes(old.state)),
+                "memory_mib": (first_memory, memory_mib(device)),
+                "young": YOUNG,
+                "young_to": YOUNG + COMPARED,
+                "old": OLD,
+                "old_to": OLD + COMPARED,
             }
         )
     return rows
+
+
+class Stream:
+    """A stream of noise, 64 frames over and over."""
+
+    def __init__(self, network: StreamingDetector, device: torch.device) -> None:
+        self.network, self.number = network, 0
+        self.frames = normalised_frames(64, network.frame_size, device)
+        self.sizes = torch.tensor([[network.frame_size] * 2], device=device)
+        self.state = network.initial_state(1, device=device)
+
+    def step(self) -> None:
+        """The next frame to decoded detections."""
+        frame = self.frames[:, self.number % 64][:, None]
+        detections, self.state = self.network(frame, self.state, self.sizes)
+        decode_detections(Detections(*(part[:, 0] for part in detections)), self.sizes, self.sizes)
+        self.number += 1
 
 
 def memory_mib(device: torch.device) -> float:
@@ -485,9 +497,9 @@ PARTS = {
         STEADY_NOTE,
         {
             "student": lambda row: row["student"],
-            "first, ms": lambda row: f"{row['first_ms']:.2f}",
-            "last, ms": lambda row: f"{row['last_ms']:.2f}",
-            "last / first": lambda row: f"{row['ratio']:.3f}",
+            "young, ms": lambda row: f"{row['young_ms']:.2f}",
+            "old, ms": lambda row: f"{row['old_ms']:.2f}",
+            "old / young": lambda row: f"{row['ratio']:.3f}",
             "state, bytes": lambda row: " -> ".join(f"{count:,}" for count in row["state_bytes"]),
             "memory, MiB": lambda row: " -> ".join(f"{mib:.0f}" for mib in row["memory_mib"]),
         },

@@ -76,3 +76,15 @@ def test_errors_are_relative_to_boxes_and_absolute_in_probabilities():
     assert bench_streaming.largest_errors([other], [one]) == (pytest.approx(1 / 8), 0)
     other = one._replace(person_logits=one.person_logits + torch.tensor([0, 100.0]))
     assert bench_streaming.largest_errors([one, other], [one, one]) == (0, pytest.approx(0.5))
+
+
+def test_an_old_stream_is_compared_with_a_young_one(monkeypatch):
+    for name, value in (("YOUNG", 2), ("OLD", 12), ("COMPARED", 4)):
+        monkeypatch.setattr(bench_streaming, name, value)
+    monkeypatch.setattr(bench_streaming, "load_exactly", lambda network, weights: None)
+    monkeypatch.setattr(bench_streaming, "read_state_dict", lambda path: {})
+    rows = bench_streaming.measure_steadiness(CPU, 64, 1)
+    assert [row["student"] for row in rows] == ["tsa", "dsta"]
+    assert all(row["state_bytes"][0] == row["state_bytes"][1] > 0 for row in rows)
+    assert all(row["ratio"] == row["old_ms"] / row["young_ms"] for row in rows)
+    assert "frames 2 to 6 of one stream and of frames 12" in page("steady", rows)
