@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from .frame_ap import FrameMapSettings, FrameRows, Protocol, UnlabelledFrames, frame_mean_average_precision
+from .row_metric import RowMetric, check_columns, concatenate
 
 
-class FrameMeanAveragePrecision(Metric):
+class FrameMeanAveragePrecision(RowMetric):
     """Frame mAP over everything that ``update`` has seen.
 
     Args:
@@ -29,10 +28,6 @@ class FrameMeanAveragePrecision(Metric):
 
     A box with K scores is kept once: 12 bytes a score, about 75 while computing (tests/bench_frame_map.py).
     """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
 
     pred_counts: list[Tensor]
     pred_boxes: list[Tensor]
@@ -62,11 +57,7 @@ class FrameMeanAveragePrecision(Metric):
         self.settings = FrameMapSettings(protocol, iou_threshold, unlabelled_frames, max_rows_per_frame)
         self.num_classes = num_classes
         self.class_ids = None if class_ids is None else tuple(class_ids)
-        # A frame is a count of consecutive boxes, not a number that two ranks could both use: gathering concatenates
-        # counts and boxes alike, rank after rank, and so keeps frames whole and apart. Boxes count their rows likewise.
-        for name in self._empty_states():
-            self.add_state(name, default=[], dist_reduce_fx="cat")
-        self.reset()
+        self._start()
 
     @property
     def description(self) -> str:
@@ -75,18 +66,13 @@ class FrameMeanAveragePrecision(Metric):
         return f"{self.settings}{some}"
 
     def _empty_states(self) -> dict[str, Tensor]:
+        """Frames count their boxes, and boxes their rows, one a class."""
         whole = torch.zeros(0, dtype=torch.int64, device=self.device)
         # In float32 an IoU of exactly 0.5 may come out as 0.49999997, a miss.
         boxes = torch.zeros(0, 4, dtype=torch.float64, device=self.device)
         shared = {"counts": whole, "boxes": boxes, "row_counts": whole, "labels": whole.int()}
         preds = {f"pred_{name}": empty for name, empty in shared.items()}
         return preds | {"pred_scores": boxes[:, 0]} | {f"target_{name}": empty for name, empty in shared.items()}
-
-    def reset(self) -> None:
-        """Forget all frames. Each state starts with an empty tensor: a rank without a frame gathers the right dtype."""
-        super().reset()
-        for name, empty in self._empty_states().items():
-            getattr(self, name).append(empty)
 
     def update(self, preds: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]) -> None:
         """Add frames; entry i of both sequences belongs to the same frame.
@@ -103,16 +89,16 @@ class FrameMeanAveragePrecision(Metric):
         for side, frames in (("pred", preds), ("target", targets)):
             rows = [self._frame(frame, f"{side}s[{index}]", side) for index, frame in enumerate(frames)]
             new |= {f"{side}_{name}": column for name, column in self._columns(rows, side).items()}
-        for name, column in new.items():
-            getattr(self, name).append(column)
+        self._append(new)
 
     def _frame(self, frame: Mapping[str, Tensor], where: str, side: str) -> dict[str, Tensor]:
         """One frame as rows; scores of all classes become a row each."""
         all_classes = side == "pred" and "labels" not in frame and "scores" in frame and frame["scores"].ndim == 2
         if not all_classes:
-            _check_shapes(frame, where, ("boxes", "scores", "labels") if side == "pred" else ("boxes", "labels"))
-            return {**frame, "row_counts": torch.ones(len(frame["boxes"]), dtype=torch.int64, device=self.device)}
-        _check_shapes(frame, where, ("boxes", "scores"))
+            columns = ("boxes", "scores", "labels") if side == "pred" else ("boxes", "labels")
+            num_boxes = check_columns(frame, where, columns, 4, "xyxy")
+            return {**frame, "row_counts": torch.ones(num_boxes, dtype=torch.int64, device=self.device)}
+        check_columns(frame, where, ("boxes", "scores"), 4, "xyxy")
         count, num_classes = frame["scores"].shape
         if num_classes != self.num_classes:
             raise ValueError(f"{where}['scores'] has {num_classes} columns but num_classes={self.num_classes}")
@@ -133,7 +119,7 @@ class FrameMeanAveragePrecision(Metric):
         empty = {name.removeprefix(f"{side}_"): column for name, column in self._empty_states().items()}
         counts = torch.tensor([len(frame["boxes"]) for frame in frames], dtype=torch.int64, device=self.device)
         names = ("boxes", "row_counts", "labels", *(("scores",) if side == "pred" else ()))
-        columns = {name: _concatenate((frame[name] for frame in frames), empty[name]) for name in names}
+        columns = {name: concatenate((frame[name] for frame in frames), empty[name]) for name in names}
         for name, column in columns.items():
             self._check(column, name, side)
         if self.class_ids is not None:
@@ -187,35 +173,9 @@ class FrameMeanAveragePrecision(Metric):
     def _rows(self, side: str) -> tuple[FrameRows, int]:
         """All rows of a side, and the number of frames."""
         names = ("counts", "boxes", "row_counts", "labels", *(("scores",) if side == "pred" else ()))
-        columns = {name: dim_zero_cat(getattr(self, f"{side}_{name}")).cpu() for name in names}
+        columns = self._gathered(side, names)
         counts, row_counts, classes = (columns[name].numpy() for name in ("counts", "row_counts", "labels"))
         scores = columns["scores"].double().numpy() if side == "pred" else np.ones(len(classes))
         frames = np.repeat(np.arange(len(counts)), counts)
         owners = np.repeat(np.arange(len(frames)), row_counts)
         return FrameRows(frames, columns["boxes"].double().numpy(), owners, classes, scores), len(counts)
-
-
-def _concatenate(parts: Iterable[Tensor], empty: Tensor) -> Tensor:
-    """Rows of all frames, of the dtype and on the device of ``empty``, which stands in where there is no row."""
-    rows = [part.detach().to(device=empty.device, dtype=empty.dtype) for part in parts if part.numel()]
-    return torch.cat([empty, *rows])
-
-
-def _check_shapes(frame: Mapping[str, Tensor], where: str, columns: Sequence[str]) -> None:
-    missing = [column for column in columns if column not in frame]
-    if missing:
-        raise ValueError(f"{where} has no {missing}; it has {sorted(frame)}")
-    lengths = {column: len(frame[column]) for column in columns}
-    if len(set(lengths.values())) != 1:
-        raise ValueError(f"{where} has columns of different lengths: {lengths}")
-    boxes = frame["boxes"]
-    if lengths["boxes"] and (boxes.ndim != 2 or boxes.shape[1] != 4):
-        raise ValueError(f"{where}['boxes'] must be (N, 4) xyxy, got {tuple(boxes.shape)}")
-    if "labels" not in columns:
-        return
-    for column in columns[1:]:
-        if frame[column].ndim != 1:
-            raise ValueError(f"{where}[{column!r}] must be (N,), got {tuple(frame[column].shape)}")
-    labels = frame["labels"]
-    if len(labels) and (labels.is_floating_point() or labels.dtype == torch.bool):
-        raise TypeError(f"{where}['labels'] must be integers, one row an action, got {labels.dtype}")

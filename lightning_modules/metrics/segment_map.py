@@ -18,16 +18,15 @@ allow, and the same however videos and rows are ordered.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from .average_precision import envelope_area, match, settle_ties
+from .row_metric import RowMetric, check_columns, concatenate
 
 SAME_SECONDS = 1e-3
 """Ends of ground-truth segments that are no further apart are the same."""
@@ -132,7 +131,7 @@ def _explain_zero(preds: SegmentRows, targets: SegmentRows, threshold: float) ->
     )
 
 
-class SegmentMeanAveragePrecision(Metric):
+class SegmentMeanAveragePrecision(RowMetric):
     """Segment mAP over all videos that ``update`` has seen; see the module's docstring for the rules.
 
     Args:
@@ -143,10 +142,6 @@ class SegmentMeanAveragePrecision(Metric):
     Videos are told apart by position, so every video is passed exactly once: leave out what a distributed sampler
     repeats to even out its ranks. A video without ground truth counts; all its detections are false positives.
     """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
 
     pred_counts: list[Tensor]
     pred_segments: list[Tensor]
@@ -166,11 +161,7 @@ class SegmentMeanAveragePrecision(Metric):
             raise ValueError(f"tiou_thresholds must be one or more numbers in (0, 1], got {tiou_thresholds}")
         self.num_classes = num_classes
         self.tiou_thresholds = tuple(float(threshold) for threshold in tiou_thresholds)
-        # A video is a count of consecutive rows, not a number that two ranks could both use: gathering concatenates
-        # counts and rows alike, rank after rank, and so keeps videos whole and apart.
-        for name in self._empty_states():
-            self.add_state(name, default=[], dist_reduce_fx="cat")
-        self.reset()
+        self._start()
 
     @property
     def protocol(self) -> str:
@@ -192,12 +183,6 @@ class SegmentMeanAveragePrecision(Metric):
             "target_labels": whole,
         }
 
-    def reset(self) -> None:
-        """Forget all videos. Each state starts with an empty tensor: a rank without a video gathers the right dtype."""
-        super().reset()
-        for name, empty in self._empty_states().items():
-            getattr(self, name).append(empty)
-
     def update(self, preds: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]) -> None:
         """Add whole videos; entry i of both sequences belongs to the same video.
 
@@ -210,14 +195,16 @@ class SegmentMeanAveragePrecision(Metric):
         sides = ("pred", ("segments", "scores", "labels"), preds), ("target", ("segments", "labels"), targets)
         empty, new = self._empty_states(), {}
         for side, columns, videos in sides:
-            counts = [_num_rows(video, f"{side}s[{index}]", columns) for index, video in enumerate(videos)]
+            counts = [
+                check_columns(video, f"{side}s[{index}]", columns, 2, "start and end")
+                for index, video in enumerate(videos)
+            ]
             new[f"{side}_counts"] = torch.tensor(counts, dtype=torch.int64, device=self.device)
             for column in columns:
-                rows = _concatenate((video[column] for video in videos), empty[f"{side}_{column}"])
+                rows = concatenate((video[column] for video in videos), empty[f"{side}_{column}"])
                 new[f"{side}_{column}"] = rows
                 self._check(rows, column, side)
-        for name, rows in new.items():
-            getattr(self, name).append(rows)
+        self._append(new)
 
     def _check(self, rows: Tensor, column: str, side: str) -> None:
         if not rows.numel():
@@ -253,7 +240,7 @@ class SegmentMeanAveragePrecision(Metric):
             "map_per_threshold": torch.tensor(per_threshold, device=self.device),
             "map_per_class": torch.tensor(ap.mean(axis=0), device=self.device),
             "classes": torch.arange(self.num_classes, device=self.device),
-            "num_videos": torch.tensor(len(dim_zero_cat(self.target_counts)), device=self.device),
+            "num_videos": torch.tensor(len(self._gathered("target", ["counts"])["counts"]), device=self.device),
             "num_segments": torch.tensor(len(unique_segments(targets).scores), device=self.device),
             "explanation": explanation,
         }
@@ -261,33 +248,8 @@ class SegmentMeanAveragePrecision(Metric):
     def _rows(self, side: str) -> SegmentRows:
         """All rows of a side."""
         names = ("counts", "segments", "labels", *(("scores",) if side == "pred" else ()))
-        columns = {name: dim_zero_cat(getattr(self, f"{side}_{name}")).cpu() for name in names}
+        columns = self._gathered(side, names)
         counts, labels = columns["counts"].numpy(), columns["labels"].numpy()
         scores = columns["scores"].double().numpy() if side == "pred" else np.ones(len(labels))
         videos = np.repeat(np.arange(len(counts)), counts)
         return SegmentRows(videos, labels, columns["segments"].double().numpy(), scores)
-
-
-def _concatenate(parts: Iterable[Tensor], empty: Tensor) -> Tensor:
-    """Rows of all videos, of the dtype and on the device of ``empty``, which stands in where there is no row."""
-    rows = [part.detach().to(device=empty.device, dtype=empty.dtype) for part in parts if part.numel()]
-    return torch.cat([empty, *rows])
-
-
-def _num_rows(video: Mapping[str, Tensor], where: str, columns: Sequence[str]) -> int:
-    """Number of rows of one video, after a look at shapes and types."""
-    missing = [column for column in columns if column not in video]
-    if missing:
-        raise ValueError(f"{where} has no {missing}; it has {sorted(video)}")
-    lengths = {column: len(video[column]) for column in columns}
-    if len(set(lengths.values())) != 1:
-        raise ValueError(f"{where} has columns of different lengths: {lengths}")
-    segments, labels = video["segments"], video["labels"]
-    if lengths["segments"] and (segments.ndim != 2 or segments.shape[1] != 2):
-        raise ValueError(f"{where}['segments'] must be (N, 2) start and end, got {tuple(segments.shape)}")
-    for column in columns[1:]:
-        if video[column].ndim != 1:
-            raise ValueError(f"{where}[{column!r}] must be (N,), got {tuple(video[column].shape)}")
-    if lengths["labels"] and (labels.is_floating_point() or labels.dtype == torch.bool):
-        raise TypeError(f"{where}['labels'] must be integers, got {labels.dtype}")
-    return lengths["segments"]

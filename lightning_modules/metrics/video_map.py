@@ -8,15 +8,14 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
+from .row_metric import RowMetric
 from .video_ap import TubeRows, VideoProtocol, average_precisions, explain_zero, tube_rows
 
 COCO_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 
-class VideoMeanAveragePrecision(Metric):
+class VideoMeanAveragePrecision(RowMetric):
     """Video mAP over all videos that ``update`` has seen: how well tubes are found in space and time.
 
     It scores tubes, whoever linked them: a number says which linker did.
@@ -31,10 +30,6 @@ class VideoMeanAveragePrecision(Metric):
     repeats to even out its ranks. A video without ground truth counts; all its tubes are false positives. The order of
     videos, and of the tubes of a video, changes nothing.
     """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
 
     pred_counts: list[Tensor]
     pred_labels: list[Tensor]
@@ -68,24 +63,15 @@ class VideoMeanAveragePrecision(Metric):
         self.iou_thresholds = tuple(float(threshold) for threshold in iou_thresholds)
         self.average_over = tuple(float(threshold) for threshold in average_over)
         self.protocol = protocol
-        # A video is a count of consecutive tubes, and a tube a length of consecutive boxes, not numbers that two ranks
-        # could both use: gathering concatenates all of them, rank after rank, and so keeps videos and tubes whole.
-        for name in self._empty_states():
-            self.add_state(name, default=[], dist_reduce_fx="cat")
-        self.reset()
+        self._start()
 
     def _empty_states(self) -> dict[str, Tensor]:
+        """Videos count their tubes, and tubes their boxes (``lengths``)."""
         whole = torch.zeros(0, dtype=torch.int64, device=self.device)
         boxes = torch.zeros(0, 4, dtype=torch.float64, device=self.device)
         shared = {"counts": whole, "labels": whole, "starts": whole, "lengths": whole, "boxes": boxes}
         preds = {f"pred_{name}": empty for name, empty in shared.items()}
         return preds | {"pred_scores": boxes[:, 0]} | {f"target_{name}": empty for name, empty in shared.items()}
-
-    def reset(self) -> None:
-        """Forget all videos. Each state starts with an empty tensor: a rank without a video gathers the right dtype."""
-        super().reset()
-        for name, empty in self._empty_states().items():
-            getattr(self, name).append(empty)
 
     def update(
         self,
@@ -115,8 +101,12 @@ class VideoMeanAveragePrecision(Metric):
             for name in ("labels", "starts", "lengths", *(("scores",) if side == "pred" else ())):
                 new[f"{side}_{name}"] = [tube[name] for tube in tubes]
             new[f"{side}_boxes"] = np.concatenate([np.empty((0, 4)), *(tube["boxes"] for tube in tubes)])
-        for name, empty in self._empty_states().items():
-            getattr(self, name).append(torch.as_tensor(new[name], dtype=empty.dtype, device=self.device))
+        self._append(
+            {
+                name: torch.as_tensor(new[name], dtype=empty.dtype, device=self.device)
+                for name, empty in self._empty_states().items()
+            }
+        )
 
     def _tube(self, tube: Mapping[str, Any], where: str, *, scored: bool) -> dict[str, Any]:
         """One tube as numbers and boxes, checked."""
@@ -176,7 +166,7 @@ class VideoMeanAveragePrecision(Metric):
     def _rows(self, side: str) -> tuple[TubeRows, int]:
         """All tubes of a side, and the number of videos."""
         names = ("counts", "labels", "starts", "lengths", "boxes", *(("scores",) if side == "pred" else ()))
-        columns = {name: dim_zero_cat(getattr(self, f"{side}_{name}")).cpu().numpy() for name in names}
+        columns = {name: column.numpy() for name, column in self._gathered(side, names).items()}
         labels, counts = columns["labels"], columns["counts"]
         rows = tube_rows(
             videos=np.repeat(np.arange(len(counts)), counts),
