@@ -1,42 +1,28 @@
-"""What the clip and the stream DataModule share: source, frame store, splits, ranks, loaders."""
+"""What the clip and the stream DataModule share: timed videos, what is broken of them, ground truth."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import get_args
 
 import numpy as np
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
 from datamodules.batches import TrueKeyframe, TrueTubes
 from datamodules.broken_videos import BrokenVideos, OnError, ReportBrokenVideos
-from datamodules.frame_cache import FrameCache
 from datamodules.frames import DecodedFrames, FrameScale, FrameStore, Interpolation
+from datamodules.picture_folder import Video
+from datamodules.source_data import SourceDataModule
 from datamodules.video_listing import VideoError
 from datamodules.windows import TimedVideo, time_video, true_keyframes, true_tubes
 
-BatchT = TypeVar("BatchT")
-STAGE_SPLITS: dict[str, tuple[Split, ...]] = {
-    "fit": ("train", "val"),
-    "validate": ("val",),
-    "test": ("test",),
-    "predict": ("test",),
-}
 
-
-class DetectionDataModule(LightningDataModule):
+class DetectionDataModule(SourceDataModule[TimedVideo]):
     """Base of the DataModules for spatio-temporal detection.
 
     Args:
-        source: the data set.
-        num_workers: worker processes of a training loader; 0 loads in the training process.
-        scale: the size of the frames.
-        cache: folder of decoded frames; None decodes every clip anew.
-        cache_max_gib: what the cache may take.
-        predict_videos: files to predict on; None predicts on the videos of the test split.
+        source, num_workers, scale, cache, cache_max_gib, predict_videos: see ``SourceDataModule``.
         on_error: ``raise`` stops at a video that cannot be read. ``skip`` leaves it out: ``broken`` has it, and the end
             of the epoch tells it. Of a video that turns out damaged only when it is decoded, what can be read is used;
             in training another sample takes the place of one that cannot, in evaluation clips that cannot be read do
@@ -53,7 +39,6 @@ class DetectionDataModule(LightningDataModule):
         predict_videos: Sequence[str | Path] | None,
         on_error: OnError,
     ) -> None:
-        super().__init__()
         require_at_least(0, num_workers=num_workers, cache_max_gib=cache_max_gib)
         require_at_least(1, short_side=scale.short_side, max_long_side=scale.max_long_side)
         for name, value, known in (
@@ -62,14 +47,9 @@ class DetectionDataModule(LightningDataModule):
         ):
             if value not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
-        self.source = source
-        self.num_workers = num_workers
-        self.store: FrameStore = DecodedFrames(scale) if cache is None else FrameCache(cache, scale, cache_max_gib)
-        self.predict_videos = predict_videos
-        # Files to predict on are passed over once: no use in keeping their frames.
-        self.predict_store = self.store if predict_videos is None else DecodedFrames(scale)
-        self._videos: dict[str, tuple[TimedVideo, ...]] = {}
-        self._broken = BrokenVideos() if on_error == "skip" else None
+        super().__init__(source, num_workers, scale, cache, cache_max_gib, predict_videos)
+        self.skips_broken = on_error == "skip"
+        self._broken = BrokenVideos() if self.skips_broken else None
 
     @property
     def broken(self) -> dict[str, str]:
@@ -77,50 +57,14 @@ class DetectionDataModule(LightningDataModule):
         return {} if self._broken is None else self._broken.found()
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.source.class_names()
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
     def evaluated_classes(self) -> tuple[int, ...] | None:
         """The class ids that are scored; None for all."""
         return self.source.evaluated_classes()
 
-    def prepare_data(self) -> None:
-        """Make the data and fill the cache with what the stage at hand needs; both do nothing the second time."""
-        stage = None if self.trainer is None else self.trainer.state.fn
-        if stage == "predict" and self.predict_videos is not None:
-            return
-        self.source.prepare()
-        if isinstance(self.store, FrameCache):
-            splits = STAGE_SPLITS.get(stage or "", ("train", "val", "test"))
-            videos = [video.path for split in splits for video in self.source.videos(split)]
-            self.store.build(videos, skip_broken=self._broken is not None)
-
     def setup(self, stage: str) -> None:
         if self._broken is not None:
             self._report_broken(self._broken)
-        if stage == "predict" and self.predict_videos is not None:
-            self._videos["predict"] = self._timed(_without_annotation(self.predict_videos), self.predict_store)
-            return
-        for split in STAGE_SPLITS[stage]:
-            if split not in self._videos:
-                self._videos[split] = self._timed(self.source.videos(split), self.store)
-        if stage == "predict":
-            self._videos["predict"] = self._videos["test"]
-
-    def videos(self, split: Split | Literal["predict"]) -> tuple[TimedVideo, ...]:
-        """The videos of a split, or those to predict on, once ``setup`` has opened them."""
-        if split not in self._videos:
-            raise ValueError(f"the {split} videos are not open; call setup first")
-        return self._videos[split]
-
-    def frames_of(self, split: Split | Literal["predict"]) -> FrameStore:
-        """Where the frames of these videos come from."""
-        return self.predict_store if split == "predict" else self.store
+        super().setup(stage)
 
     @property
     def evaluation_grid(self) -> int:
@@ -134,12 +78,12 @@ class DetectionDataModule(LightningDataModule):
         """
         self.source.prepare()
         store = DecodedFrames(self.store.scale)  # a cache would be filled first
-        videos = self._timed(self.source.videos(split), store)
+        videos = self._open(self.source.videos(split), store)
         if self._broken is not None:
             self._broken.report(self.rank)
         return true_keyframes(videos, self.evaluation_grid, self.source.start_seconds)
 
-    def _timed(self, videos: Sequence[AnnotatedVideo], store: FrameStore) -> tuple[TimedVideo, ...]:
+    def _open(self, videos: Sequence[AnnotatedVideo], store: FrameStore) -> tuple[TimedVideo, ...]:
         """Open the videos, and leave out those that cannot be read if that is wanted, unless none remains."""
         timed, first = [], None
         for video in videos:
@@ -153,6 +97,12 @@ class DetectionDataModule(LightningDataModule):
         if first is not None and not timed:
             raise VideoError(f"none of {len(videos)} videos can be read; the first: {first}") from first
         return tuple(timed)
+
+    def _cached(self, videos: Sequence[AnnotatedVideo]) -> list[Video]:
+        return [video.path for video in videos]
+
+    def _unannotated(self, video_id: str, path: Path) -> AnnotatedVideo:
+        return AnnotatedVideo(video_id, path, ())
 
     def _report_broken(self, broken: BrokenVideos) -> None:
         """Have the trainer say at the end of its epochs what was broken."""
@@ -174,54 +124,9 @@ class DetectionDataModule(LightningDataModule):
             )
         return tubes
 
-    @property
-    def rank(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_rank
-
-    @property
-    def world_size(self) -> int:
-        return 1 if self.trainer is None else self.trainer.world_size
-
-    def _loader(self, dataset: Dataset, sampler: Sampler, num_workers: int) -> DataLoader:
-        """A loader whose sampler yields whole batches and whose data set returns them collated."""
-        return whole_batches(dataset, sampler, num_workers)
-
 
 def require_at_least(least: float, **arguments: float | None) -> None:
     """Refuse numbers that make no sense; None means that there is no number."""
     for name, value in arguments.items():
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def whole_batches(dataset: Dataset, sampler: Sampler, num_workers: int) -> DataLoader:
-    """A loader whose sampler yields whole batches and whose data set returns them collated."""
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=sampler,
-        num_workers=num_workers,
-        # Left to itself, a loader that does not collate turns the tuples of a batch into lists.
-        collate_fn=_as_it_is,
-        persistent_workers=num_workers > 0,
-        worker_init_fn=_use_one_thread,
-    )
-
-
-def _as_it_is(batch: BatchT) -> BatchT:
-    return batch
-
-
-def _use_one_thread(worker: int) -> None:
-    """OpenCV starts a thread a core in every worker; the cores are taken."""
-    import cv2
-
-    cv2.setNumThreads(0)
-
-
-def _without_annotation(files: Sequence[str | Path]) -> tuple[AnnotatedVideo, ...]:
-    paths = [Path(file) for file in files]
-    stems = [path.stem for path in paths]
-    # Names as short as they can be told apart.
-    names = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
-    return tuple(AnnotatedVideo(name, path, ()) for name, path in zip(names, paths, strict=True))

@@ -8,16 +8,13 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.annotations.features import FeatureArray
 from datamodules.annotations.segment_source import NO_SPANS, AnnotatedSegments, SegmentSource, report_late
 from datamodules.annotations.source import Split
-from datamodules.detection import STAGE_SPLITS, whole_batches
-from datamodules.frame_cache import FrameCache
-from datamodules.frames import DecodedFrames, FrameScale, FrameStore, Interpolation
+from datamodules.frames import FrameScale, FrameStore, Interpolation
 from datamodules.picture_folder import Video
 from datamodules.samplers import ShuffledBatches, VideoWindows
 from datamodules.segment_windows import (
@@ -29,6 +26,7 @@ from datamodules.segment_windows import (
     step_frames,
     training_windows,
 )
+from datamodules.source_data import SourceDataModule
 from datamodules.transforms import ClipTransform
 
 TrainWindows = Literal["random", "sliding"]
@@ -37,7 +35,7 @@ PLAUSIBLE_COVERAGE = (0.8, 1.25)
 least; otherwise stride or frame rate are wrong, and so is every segment."""
 
 
-class SegmentDataModule(LightningDataModule):
+class SegmentDataModule(SourceDataModule[SteppedVideo]):
     """SegmentBatches of a data set's frames or stored features, whichever its source has.
 
     Training shows windows with at least one segment. Evaluation covers every video with windows, all those of a video
@@ -97,7 +95,6 @@ class SegmentDataModule(LightningDataModule):
         seed: int = 0,
         predict_videos: list[str | Path] | None = None,
     ) -> None:
-        super().__init__()
         if train_windows not in get_args(TrainWindows):
             raise ValueError(f"train_windows must be one of {get_args(TrainWindows)}, got {train_windows!r}")
         eval_window_steps = window_steps if eval_window_steps is None else eval_window_steps
@@ -109,7 +106,14 @@ class SegmentDataModule(LightningDataModule):
             raise ValueError(f"min_visibility must lie within 0..1, got {min_visibility}")
         if (frame_rate is not None and frame_rate <= 0) or (resize_steps is not None and resize_steps < 1):
             raise ValueError(f"frame_rate and resize_steps must be positive, got {frame_rate} and {resize_steps}")
-        self.source = source
+        super().__init__(
+            source,
+            num_workers,
+            FrameScale(short_side, interpolation=interpolation),
+            cache,
+            cache_max_gib,
+            predict_videos,
+        )
         self.window_steps, self.eval_window_steps = window_steps, eval_window_steps
         self.train_overlap = train_overlap if train_windows == "sliding" else None
         self.eval_overlap = eval_overlap
@@ -120,28 +124,13 @@ class SegmentDataModule(LightningDataModule):
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         if batch_size < 1 or self.eval_batch_size < 1:
             raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {self.eval_batch_size}")
-        self.num_workers = num_workers
         self.frame_rate = frame_rate
         self.crop_size = crop_size
-        scale = FrameScale(short_side, interpolation=interpolation)
-        self.store: FrameStore = DecodedFrames(scale) if cache is None else FrameCache(cache, scale, cache_max_gib)
         colour = ClipTransform(0.0, (1.0, 1.0), brightness, contrast, saturation)
         self.augmentation = Augmentation(
             crop_size, horizontal_flip, colour if max(brightness, contrast, saturation) > 0 else None
         )
         self.seed = seed
-        self.predict_videos = predict_videos
-        # Files to predict on are passed over once: no use in keeping their frames.
-        self.predict_store = self.store if predict_videos is None else DecodedFrames(scale)
-        self._videos: dict[str, tuple[SteppedVideo, ...]] = {}
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.source.class_names()
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
 
     @property
     def evaluated_on(self) -> str:
@@ -159,33 +148,6 @@ class SegmentDataModule(LightningDataModule):
             for video in self.source.videos(split)
         }
 
-    def prepare_data(self) -> None:
-        """Make the data and fill the cache with what the stage at hand needs; both do nothing the second time."""
-        stage = None if self.trainer is None else self.trainer.state.fn
-        if stage == "predict" and self.predict_videos is not None:
-            return
-        self.source.prepare()
-        if isinstance(self.store, FrameCache):
-            splits = STAGE_SPLITS.get(stage or "", ("train", "val", "test"))
-            media = [_media(video) for split in splits for video in self.source.videos(split)]
-            self.store.build([video for video in media if not isinstance(video, FeatureArray)])
-
-    def setup(self, stage: str) -> None:
-        if stage == "predict" and self.predict_videos is not None:
-            self._videos["predict"] = self._stepped(_without_annotation(self.predict_videos), self.predict_store)
-            return
-        for split in STAGE_SPLITS[stage]:
-            if split not in self._videos:
-                self._videos[split] = self._stepped(self.source.videos(split), self.store)
-        if stage == "predict":
-            self._videos["predict"] = self._videos["test"]
-
-    def videos(self, split: Split | Literal["predict"]) -> tuple[SteppedVideo, ...]:
-        """The videos of a split, or those to predict on, once ``setup`` has opened them."""
-        if split not in self._videos:
-            raise ValueError(f"the {split} videos are not open; call setup first")
-        return self._videos[split]
-
     def train_dataloader(self) -> DataLoader:
         videos = self.videos("train")
         windows = training_windows(videos, self.window_steps, self.train_overlap, self.min_visibility)
@@ -195,7 +157,7 @@ class SegmentDataModule(LightningDataModule):
         sampler = ShuffledBatches(
             len(windows), self.batch_size, self.windows_per_epoch, self.seed, self.rank, self.world_size
         )
-        return whole_batches(dataset, sampler, self.num_workers)
+        return self._loader(dataset, sampler, self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation_loader("val")
@@ -210,21 +172,20 @@ class SegmentDataModule(LightningDataModule):
         windows = evaluation_windows(self.videos(split), self.eval_window_steps, self.eval_overlap)
         dataset = self._dataset(split, [window for video in windows for window in video], Augmentation(self.crop_size))
         sampler = VideoWindows([len(video) for video in windows], self.eval_batch_size, self.rank, self.world_size)
-        return whole_batches(dataset, sampler, self.num_workers)
+        return self._loader(dataset, sampler, self.num_workers)
 
     def _dataset(self, split: str, windows: list, augmentation: Augmentation) -> SegmentWindows:
         videos = self.videos(split)
-        store = self.predict_store if split == "predict" else self.store
         return SegmentWindows(
             videos,
             windows,
-            store if videos[0].frames is not None else None,
+            self.frames_of(split) if videos[0].frames is not None else None,
             augmentation,
             self.min_visibility,
             self.resize_steps,
         )
 
-    def _stepped(self, videos: Sequence[AnnotatedSegments], store: FrameStore) -> tuple[SteppedVideo, ...]:
+    def _open(self, videos: Sequence[AnnotatedSegments], store: FrameStore) -> tuple[SteppedVideo, ...]:
         """Divide videos into steps and compare what was annotated with what is there."""
         if not videos:
             raise ValueError(f"{type(self.source).__name__} has no video")
@@ -251,13 +212,11 @@ class SegmentDataModule(LightningDataModule):
             _check_coverage(videos, stepped)
         return tuple(stepped)
 
-    @property
-    def rank(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_rank
+    def _cached(self, videos: Sequence[AnnotatedSegments]) -> list[Video]:
+        return [media for media in map(_media, videos) if not isinstance(media, FeatureArray)]
 
-    @property
-    def world_size(self) -> int:
-        return 1 if self.trainer is None else self.trainer.world_size
+    def _unannotated(self, video_id: str, path: Path) -> AnnotatedSegments:
+        return AnnotatedSegments(video_id, path, None, NO_SPANS, np.empty(0, np.int64))
 
 
 def _media(video: AnnotatedSegments) -> Video | FeatureArray:
@@ -280,12 +239,3 @@ def _check_coverage(videos: Sequence[AnnotatedSegments], stepped: Sequence[Stepp
             f"features stand for {np.median(covered):.2f} times the duration of their videos "
             f"({stepped[0].video.media}, for instance); stride_frames or frame_rate of features must be wrong"
         )
-
-
-def _without_annotation(files: Sequence[str | Path]) -> list[AnnotatedSegments]:
-    paths = [Path(file) for file in files]
-    stems = [path.stem for path in paths]
-    # Names as short as they can be told apart.
-    names = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
-    nothing = np.empty(0, np.int64)
-    return [AnnotatedSegments(name, path, None, NO_SPANS, nothing) for name, path in zip(names, paths, strict=True)]

@@ -7,6 +7,7 @@ everything else behind the same interface. A folder of pictures is a video too.
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 import weakref
@@ -31,12 +32,17 @@ _decord_readers: weakref.WeakSet[Any] = weakref.WeakSet()
 _left_behind: list[Any] = []
 
 
-def _keep_decord_readers() -> None:
-    """In a forked process: never end the decord readers of its parent, for their threads are not here to be joined."""
+def _keep_decoders_of_the_parent() -> None:
+    """In a forked process: never end a decoder of its parent, for its threads are not here to be joined.
+
+    That hangs or ends the process. Decoders in reach are held; those that the parent had dropped in a cycle, as the
+    traceback of an error is, are left to no garbage collection here.
+    """
     _left_behind.extend(_decord_readers)
+    gc.freeze()
 
 
-os.register_at_fork(after_in_child=_keep_decord_readers)
+os.register_at_fork(after_in_child=_keep_decoders_of_the_parent)
 
 
 class VideoReader:

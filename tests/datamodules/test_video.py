@@ -1,5 +1,7 @@
+import gc
 import json
 import multiprocessing
+import os
 import struct
 import subprocess
 import sys
@@ -292,6 +294,27 @@ def test_a_forked_process_may_drop_the_readers_of_its_parent(tmp_path):
     process.join(60)
     assert process.exitcode == 0  # else decord ends it: "terminate called after throwing std::system_error"
     assert read_numbers(reader.get([4])) == [4]
+
+
+def test_a_forked_process_does_not_collect_the_garbage_of_its_parent():
+    class Decoder:
+        def __del__(self):
+            if os.getpid() != parent:
+                os._exit(3)  # a real one would hang, or end the process by a signal
+
+    parent = os.getpid()
+    gc.collect()
+    gc.disable()
+    try:
+        decoder = Decoder()
+        decoder.cycle = decoder
+        del decoder
+        process = multiprocessing.get_context("fork").Process(target=gc.collect)
+        process.start()
+        process.join(60)
+    finally:
+        gc.enable()
+    assert process.exitcode == 0
 
 
 def test_frames_that_do_not_exist_are_refused(tmp_path):

@@ -1,0 +1,152 @@
+"""What every DataModule of a data set's videos shares: source, frame store, splits, ranks, loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datamodules.annotations.segment_source import SegmentSource
+from datamodules.annotations.source import DetectionSource, Split
+from datamodules.frame_cache import FrameCache
+from datamodules.frames import DecodedFrames, FrameScale, FrameStore
+from datamodules.picture_folder import Video
+
+BatchT = TypeVar("BatchT")
+Opened = TypeVar("Opened")
+STAGE_SPLITS: dict[str, tuple[Split, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("test",),
+}
+
+
+class SourceDataModule(LightningDataModule, Generic[Opened]):
+    """Base of the DataModules of a source's videos.
+
+    Subclasses say what opening videos means (``_open``), which of them have frames to cache (``_cached``), and what a
+    file without annotation is to them (``_unannotated``).
+
+    Args:
+        source: the data set.
+        num_workers: worker processes of a loader; 0 loads in the training process.
+        scale: the size of the frames.
+        cache: folder of decoded frames; None decodes every clip anew.
+        cache_max_gib: what the cache may take.
+        predict_videos: files to predict on; None predicts on the videos of the test split.
+    """
+
+    def __init__(
+        self,
+        source: DetectionSource | SegmentSource,
+        num_workers: int,
+        scale: FrameScale,
+        cache: str | Path | None,
+        cache_max_gib: float,
+        predict_videos: Sequence[str | Path] | None,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.num_workers = num_workers
+        self.store: FrameStore = DecodedFrames(scale) if cache is None else FrameCache(cache, scale, cache_max_gib)
+        self.predict_videos = predict_videos
+        # Files to predict on are passed over once: no use in keeping their frames.
+        self.predict_store = self.store if predict_videos is None else DecodedFrames(scale)
+        self.skips_broken = False
+        self._videos: dict[str, tuple[Opened, ...]] = {}
+
+    def _open(self, videos: Sequence[Any], store: FrameStore) -> tuple[Opened, ...]:
+        """Videos of the source, or without annotation, as the data sets take them."""
+        raise NotImplementedError
+
+    def _cached(self, videos: Sequence[Any]) -> list[Video]:
+        """Where the frames are that a cache is to hold."""
+        raise NotImplementedError
+
+    def _unannotated(self, video_id: str, path: Path) -> Any:
+        """A file to predict on as a video of the source."""
+        raise NotImplementedError
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.source.class_names()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def prepare_data(self) -> None:
+        """Make the data and fill the cache with what the stage at hand needs; both do nothing the second time."""
+        stage = None if self.trainer is None else self.trainer.state.fn
+        if stage == "predict" and self.predict_videos is not None:
+            return
+        self.source.prepare()
+        if isinstance(self.store, FrameCache):
+            splits = STAGE_SPLITS.get(stage or "", ("train", "val", "test"))
+            videos = [video for split in splits for video in self._cached(self.source.videos(split))]
+            self.store.build(videos, skip_broken=self.skips_broken)
+
+    def setup(self, stage: str) -> None:
+        if stage == "predict" and self.predict_videos is not None:
+            files = [self._unannotated(name, path) for name, path in _named(self.predict_videos)]
+            self._videos["predict"] = self._open(files, self.predict_store)
+            return
+        for split in STAGE_SPLITS[stage]:
+            if split not in self._videos:
+                self._videos[split] = self._open(self.source.videos(split), self.store)
+        if stage == "predict":
+            self._videos["predict"] = self._videos["test"]
+
+    def videos(self, split: Split | Literal["predict"]) -> tuple[Opened, ...]:
+        """The videos of a split, or those to predict on, once ``setup`` has opened them."""
+        if split not in self._videos:
+            raise ValueError(f"the {split} videos are not open; call setup first")
+        return self._videos[split]
+
+    def frames_of(self, split: Split | Literal["predict"]) -> FrameStore:
+        """Where the frames of these videos come from."""
+        return self.predict_store if split == "predict" else self.store
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    @property
+    def world_size(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    def _loader(self, dataset: Dataset, sampler: Sampler, num_workers: int) -> DataLoader:
+        """A loader whose sampler yields whole batches and whose data set returns them collated."""
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=num_workers,
+            # Left to itself, a loader that does not collate turns the tuples of a batch into lists.
+            collate_fn=_as_it_is,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=_use_one_thread,
+        )
+
+
+def _as_it_is(batch: BatchT) -> BatchT:
+    return batch
+
+
+def _use_one_thread(worker: int) -> None:
+    """OpenCV starts a thread a core in every worker; the cores are taken."""
+    import cv2
+
+    cv2.setNumThreads(0)
+
+
+def _named(files: Sequence[str | Path]) -> list[tuple[str, Path]]:
+    """Files with names as short as they can be told apart."""
+    paths = [Path(file) for file in files]
+    stems = [path.stem for path in paths]
+    names = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+    return list(zip(names, paths, strict=True))
