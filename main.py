@@ -32,6 +32,8 @@ import callbacks.benchmark
 import callbacks.detection_file
 import callbacks.prediction_writer
 import callbacks.progress
+import callbacks.segment_file
+import callbacks.segment_timelines
 import callbacks.visualisation
 import datamodules.annotations.activitynet
 import datamodules.annotations.ava
@@ -47,7 +49,10 @@ import datamodules.segments
 import datamodules.stream
 import lightning_modules.clip_detection
 import lightning_modules.distillation
+import lightning_modules.motion_distillation
+import lightning_modules.online_detection
 import lightning_modules.stream_detection
+import lightning_modules.temporal_detection
 from callbacks.exported_latency import runtime_rows
 from datamodules.check import check_data
 from datamodules.frames import DecodedFrames
@@ -247,6 +252,12 @@ class OnlookerCLI(LightningCLI):
             help="name of the run and of its row in the table; the config's by default",
         )
         parser.add_argument(
+            "--table_folder",
+            type=Path,
+            default=None,
+            help="where `test` keeps its table, benchmark.md and benchmark.jsonl; results by default",
+        )
+        parser.add_argument(
             "--count_classes",
             type=bool,
             default=False,
@@ -269,12 +280,9 @@ class OnlookerCLI(LightningCLI):
 
     def _count_classes(self, config: Namespace) -> None:
         """Let networks have as many classes as the data has."""
-        init_args = config.model.get("init_args") or Namespace()
-        classes = [value for value in vars(init_args).values() if isinstance(value, Namespace) and "init_args" in value]
-        networks = [value["init_args"] for value in classes if "num_classes" in value["init_args"]]
         data = self._parser(self.subcommand).instantiate_classes(Namespace(data=config.data)).data
-        for network in networks:
-            network.num_classes = data.num_classes
+        for arguments in arguments_with("num_classes", config.model):
+            arguments.num_classes = data.num_classes
 
     def instantiate_classes(self) -> None:
         try:
@@ -304,9 +312,18 @@ class OnlookerCLI(LightningCLI):
                 point_latest_at(Path(board.log_dir))
         trainer = super().instantiate_trainer(**kwargs)
         for callback in trainer.callbacks:
-            if isinstance(callback, callbacks.benchmark.BenchmarkTable) and callback.experiment is None:
-                callback.experiment = config.name
+            if isinstance(callback, callbacks.benchmark.BenchmarkTable):
+                callback.experiment = callback.experiment or config.name
+                callback.folder = config.table_folder or callback.folder
         return trainer
+
+
+def arguments_with(name: str, config: Namespace) -> list[Namespace]:
+    """Every group of arguments, however deep, that has one of this name."""
+    found = [config] if name in config else []
+    return found + [
+        deep for value in vars(config).values() if isinstance(value, Namespace) for deep in arguments_with(name, value)
+    ]
 
 
 def unwrapped(error: Exception) -> Exception:

@@ -130,7 +130,9 @@ class SegmentBatch(NamedTuple):
     """(B, T, 3, H, W) uint8, zeros where ``mask`` is False, padded with zeros at the right and at the bottom to
     multiples of 32; None where there are features."""
     flow: Tensor | None
-    """(B, T, 2, H, W) float32, optical flow in pixels; None where the data has none."""
+    """(B, T, 2, H, W) float32, how far what the frame before showed has moved to be where this one shows it: pixels of
+    these frames, x (to the right) then y (down). Zero at the first step of a video, where ``mask`` is False and in the
+    padding; cut and mirrored as the frames are. None where it was not asked for."""
     mask: Tensor
     """(B, T) bool: False after the end of the video."""
     is_new: Tensor

@@ -56,6 +56,14 @@ def stack_frames(clips: Sequence[np.ndarray], at_least: tuple[int, int] = (1, 1)
     return frames, sizes
 
 
+def stack_flow(flows: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
+    """B windows (T, 2, h, w) of any sizes -> (B, T, 2, H, W) float32 padded with zeros to ``size``, which is H, W."""
+    stacked = torch.zeros(len(flows), len(flows[0]), 2, *size)
+    for into, flow in zip(stacked, flows, strict=True):
+        into[..., : flow.shape[2], : flow.shape[3]] = torch.from_numpy(flow)
+    return stacked
+
+
 def collate_clips(samples: Sequence[ClipSample], keyframes: tuple[int, ...]) -> ClipBatch:
     """Samples of one shape of window to a batch; ``keyframes`` are the supervised positions in it."""
     frames, sizes = stack_frames([sample.frames for sample in samples])

@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 from datamodules.annotations.features import FeatureArray, num_features, read_features
 from datamodules.annotations.segment_source import AnnotatedSegments
 from datamodules.batches import SegmentBatch
-from datamodules.collate import stack_frames
+from datamodules.collate import stack_flow, stack_frames
+from datamodules.flow_store import FlowStore
 from datamodules.frames import FrameFacts, FrameStore
 from datamodules.indexing import sliding_windows
 from datamodules.samplers import STAND_IN, Request
@@ -163,17 +164,31 @@ class Augmentation(NamedTuple):
 
     def __call__(self, frames: np.ndarray, seed: int | None) -> np.ndarray:
         """(T, h, w, 3) uint8; without a seed the square comes from the middle, and nothing else happens."""
-        rng = None if seed is None else np.random.default_rng(seed)
-        if self.crop_size is not None:
-            room = np.asarray(frames.shape[1:3]) - self.crop_size
-            top, left = (room // 2 if rng is None else rng.integers(0, room + 1)).tolist()
-            frames = frames[:, top : top + self.crop_size, left : left + self.crop_size]
-        if rng is not None:
-            if rng.random() < self.horizontal_flip:
-                frames = frames[:, :, ::-1]
-            if self.colour is not None:
-                frames, *_ = self.colour(np.ascontiguousarray(frames), [], [], seed)
+        rows, columns, mirrored = self._place(frames.shape[1:3], seed)
+        frames = frames[:, rows, columns]
+        if mirrored:
+            frames = frames[:, :, ::-1]
+        if self.colour is not None and seed is not None:
+            frames, *_ = self.colour(np.ascontiguousarray(frames), [], [], seed)
         return np.ascontiguousarray(frames)
+
+    def of_flow(self, flow: np.ndarray, seed: int | None) -> np.ndarray:
+        """(T, 2, h, w), x then y: what happens to its frames; in a mirror what goes right goes left."""
+        rows, columns, mirrored = self._place(flow.shape[2:], seed)
+        flow = flow[:, :, rows, columns]
+        if mirrored:
+            flow = flow[..., ::-1] * np.asarray([-1, 1], flow.dtype)[:, None, None]
+        return np.ascontiguousarray(flow)
+
+    def _place(self, size: tuple[int, int], seed: int | None) -> tuple[slice, slice, bool]:
+        """Rows and columns that are kept, and whether they are mirrored."""
+        rng = None if seed is None else np.random.default_rng(seed)
+        rows = columns = slice(None)
+        if self.crop_size is not None:
+            room = np.asarray(size) - self.crop_size
+            top, left = (room // 2 if rng is None else rng.integers(0, room + 1)).tolist()
+            rows, columns = slice(top, top + self.crop_size), slice(left, left + self.crop_size)
+        return rows, columns, rng is not None and rng.random() < self.horizontal_flip
 
 
 class SegmentWindows(Dataset):
@@ -186,6 +201,7 @@ class SegmentWindows(Dataset):
         augmentation: of the frames.
         min_visibility: see ``visible``.
         resize_steps: features of a video are interpolated to so many.
+        flow: optical flow of the frames; None leaves it out.
     """
 
     def __init__(
@@ -196,11 +212,13 @@ class SegmentWindows(Dataset):
         augmentation: Augmentation,
         min_visibility: float,
         resize_steps: int | None = None,
+        flow: FlowStore | None = None,
     ) -> None:
         self.videos, self.windows, self.store = videos, windows, store
         self.augmentation = augmentation
         self.min_visibility = min_visibility
         self.resize_steps = resize_steps
+        self.flow = flow
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -216,7 +234,7 @@ class SegmentWindows(Dataset):
         is_new = mask & (steps >= np.asarray([window.seen for window in windows])[:, None])
         shown = [self._shown(video, window) for video, window in zip(stepped, windows, strict=True)]
 
-        features = frames = image_sizes = None
+        features = frames = flow = image_sizes = None
         if self.store is None:
             values = [
                 self._features(video, w.start, stop) for video, w, stop in zip(stepped, windows, stops, strict=True)
@@ -228,11 +246,19 @@ class SegmentWindows(Dataset):
                 for video, window, stop, request in zip(stepped, windows, stops, requests, strict=True)
             ]
             frames, image_sizes = stack_frames([_padded(value, length, axis=0) for value in values])
+        if self.flow is not None:
+            values = [
+                self.augmentation.of_flow(
+                    self.flow.get(video.video.media, video.frames, window.start, stop), request.seed
+                )
+                for video, window, stop, request in zip(stepped, windows, stops, requests, strict=True)
+            ]
+            flow = stack_flow([_padded(value, length, axis=0) for value in values], frames.shape[-2:])
 
         return SegmentBatch(
             features=features,
             frames=frames,
-            flow=None,
+            flow=flow,
             mask=torch.from_numpy(mask),
             is_new=torch.from_numpy(is_new),
             image_sizes=image_sizes,

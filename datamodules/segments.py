@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader
 from datamodules.annotations.features import FeatureArray
 from datamodules.annotations.segment_source import NO_SPANS, AnnotatedSegments, SegmentSource, report_late
 from datamodules.annotations.source import Split
+from datamodules.flow_cache import FlowCache, SteppedFrames
+from datamodules.flow_store import ComputedFlow, FlowSettings, FlowStore
 from datamodules.frames import FrameScale, FrameStore, Interpolation
 from datamodules.picture_folder import Video
 from datamodules.samplers import ShuffledBatches, VideoWindows
@@ -26,7 +28,7 @@ from datamodules.segment_windows import (
     step_frames,
     training_windows,
 )
-from datamodules.source_data import SourceDataModule
+from datamodules.source_data import STAGE_SPLITS, SourceDataModule
 from datamodules.transforms import ClipTransform
 
 TrainWindows = Literal["random", "sliding"]
@@ -66,6 +68,7 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
         saturation: largest random change, as a fraction.
         seed: of order, windows and augmentation.
         predict_videos: video files to predict on; None predicts on the videos of the test split.
+        flow: optical flow that goes with the frames; None leaves it out. Nothing to features.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
         saturation: float = 0.0,
         seed: int = 0,
         predict_videos: list[str | Path] | None = None,
+        flow: FlowSettings | None = None,
     ) -> None:
         if train_windows not in get_args(TrainWindows):
             raise ValueError(f"train_windows must be one of {get_args(TrainWindows)}, got {train_windows!r}")
@@ -131,6 +135,12 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
             crop_size, horizontal_flip, colour if max(brightness, contrast, saturation) > 0 else None
         )
         self.seed = seed
+        self.flow: FlowStore | None = None
+        self.predict_flow: FlowStore | None = None
+        if flow is not None:
+            self.flow = ComputedFlow(self.store, flow) if flow.cache is None else FlowCache(self.store, flow)
+            # As of frames, of files to predict on nothing is kept.
+            self.predict_flow = self.flow if predict_videos is None else ComputedFlow(self.predict_store, flow)
 
     @property
     def evaluated_on(self) -> str:
@@ -147,6 +157,16 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
             video.video_id: {"segments": torch.from_numpy(video.segments), "labels": torch.from_numpy(video.labels)}
             for video in self.source.videos(split)
         }
+
+    def prepare_data(self) -> None:
+        """Make the data, and fill the caches of frames and of flow with what the stage at hand needs."""
+        super().prepare_data()
+        stage = None if self.trainer is None else self.trainer.state.fn
+        if not isinstance(self.flow, FlowCache) or (stage == "predict" and self.predict_videos is not None):
+            return
+        splits = STAGE_SPLITS.get(stage or "", ("train", "val", "test"))
+        videos = [self._stepped(video, self.store) for split in splits for video in self.source.videos(split)]
+        self.flow.build([SteppedFrames(stepped.video.media, stepped.frames) for stepped in videos])
 
     def train_dataloader(self) -> DataLoader:
         videos = self.videos("train")
@@ -176,6 +196,11 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
 
     def _dataset(self, split: str, windows: list, augmentation: Augmentation) -> SegmentWindows:
         videos = self.videos(split)
+        flow = self.predict_flow if split == "predict" else self.flow
+        if isinstance(flow, ComputedFlow) and flow.method.device != "cpu" and self.num_workers > 0:
+            raise ValueError(
+                f"worker processes cannot compute flow on {flow.method.device}; set num_workers=0 or device: cpu"
+            )
         return SegmentWindows(
             videos,
             windows,
@@ -183,25 +208,14 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
             augmentation,
             self.min_visibility,
             self.resize_steps,
+            flow,
         )
 
     def _open(self, videos: Sequence[AnnotatedSegments], store: FrameStore) -> tuple[SteppedVideo, ...]:
         """Divide videos into steps and compare what was annotated with what is there."""
         if not videos:
             raise ValueError(f"{type(self.source).__name__} has no video")
-        stepped = []
-        for video in videos:
-            media = _media(video)
-            if isinstance(media, FeatureArray):
-                stepped.append(step_features(video, self.resize_steps))
-                continue
-            facts = store.facts(media)
-            if self.crop_size is not None and min(facts.size) < self.crop_size:
-                raise ValueError(
-                    f"{media} is read at {facts.size[1]}x{facts.size[0]}, too small for crop_size={self.crop_size}; "
-                    "set short_side to at least that"
-                )
-            stepped.append(step_frames(video, facts, self.frame_rate))
+        stepped = [self._stepped(video, store) for video in videos]
         if len({video.frames is None for video in stepped}) > 1:
             raise ValueError(f"{type(self.source).__name__} has videos of frames and of features; it must be one kind")
         report_late(
@@ -211,6 +225,23 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
         if stepped[0].frames is None:
             _check_coverage(videos, stepped)
         return tuple(stepped)
+
+    def _stepped(self, video: AnnotatedSegments, store: FrameStore) -> SteppedVideo:
+        media = _media(video)
+        if isinstance(media, FeatureArray):
+            if self.flow is not None:
+                raise ValueError(
+                    f"{video.video_id} has stored features, and optical flow is computed of frames; set "
+                    "data.init_args.flow=null, or give the source videos instead of features"
+                )
+            return step_features(video, self.resize_steps)
+        facts = store.facts(media)
+        if self.crop_size is not None and min(facts.size) < self.crop_size:
+            raise ValueError(
+                f"{media} is read at {facts.size[1]}x{facts.size[0]}, too small for crop_size={self.crop_size}; "
+                "set short_side to at least that"
+            )
+        return step_frames(video, facts, self.frame_rate)
 
     def _cached(self, videos: Sequence[AnnotatedSegments]) -> list[Video]:
         return [media for media in map(_media, videos) if not isinstance(media, FeatureArray)]

@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(set((ROOT / "configs").glob("*.yaml")) - {ROOT / "configs" / "predict.yaml"})  # those that train
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # where pytest has arguments itself
 FULL_SIZE = [config for config in CONFIGS if "_vit_" in config.stem]
-RUNNABLE = [config for config in CONFIGS if config not in FULL_SIZE]
+TEMPORAL = [config for config in CONFIGS if "SegmentDataModule" in config.read_text()]  # test_temporal_command_line.py
+RUNNABLE = [config for config in CONFIGS if config not in [*FULL_SIZE, *TEMPORAL]]
 AVA_RECIPES = [config for config in FULL_SIZE if config.stem.startswith("evad") and config.stem.endswith("_ava")]
 VIDEOS = {"ava": "data/ava/frames", "ucf101_24": "data/ucf101_24/videos", "jhmdb": "data/jhmdb/Frames"}
 """Where the recipes for published data look for them."""

@@ -28,15 +28,15 @@ class FramePairEmbedding(StreamingModule[EmbeddingState]):
     the tokens from the start, as it is in the teacher's. In a stream's first frame the frame stands in for its
     predecessor: a still scene gives every frame the tokens that the teacher's slot of that scene has.
 
-    Shapes: frames (B, T, 3, H, W) -> tokens (B, T, N, C), N = h w patches of ``patch_size`` pixels.
+    Shapes: frames (B, T, in_channels, H, W) -> tokens (B, T, N, C), N = h w patches of ``patch_size`` pixels.
     """
 
     receptive_field = TUBELET
 
-    def __init__(self, dim: int, patch_size: int, grid: tuple[int, int]) -> None:
+    def __init__(self, dim: int, patch_size: int, grid: tuple[int, int], in_channels: int = 3) -> None:
         super().__init__()
         kernel = (TUBELET, patch_size, patch_size)
-        self.proj = nn.Conv3d(3, dim, kernel_size=kernel, stride=kernel)
+        self.proj = nn.Conv3d(in_channels, dim, kernel_size=kernel, stride=kernel)
         self.grid = grid
 
     def initial_state(
@@ -53,7 +53,7 @@ class FramePairEmbedding(StreamingModule[EmbeddingState]):
 
     def forward(self, frames: Tensor, state: EmbeddingState) -> tuple[Tensor, EmbeddingState]:
         # Both time steps of the kernel in one convolution; each frame is read once.
-        kernels = torch.cat(self.proj.weight.unbind(2))  # (2 C, 3, p, p), the first time step first
+        kernels = torch.cat(self.proj.weight.unbind(2))  # (2 C, in_channels, p, p), the first time step first
         both = F.conv2d(frames.flatten(0, 1), kernels, stride=self.proj.stride[1:])
         grid = both.shape[-2:]
         both = both.flatten(2).transpose(1, 2).unflatten(0, frames.shape[:2])  # (B, T, N, 2 C)

@@ -43,6 +43,21 @@ class StreamingBlock(StreamingModule):
         return tokens + self.mlp(self.norm2(tokens)), state
 
 
+def causal_attention(
+    temporal: Literal["tsa", "dsta"],
+    dim: int,
+    num_heads: int,
+    num_patches: int,
+    shift_mode: ShiftMode = "concat_kv",
+    shift_rate: float = 0.25,
+    lstm_dim: int | None = None,
+) -> TemporalShiftAttention | DecomposedAttention:
+    """``tsa``, Temporal Shift Attention, or ``dsta``, Decomposed Spatial-Temporal Attention."""
+    if temporal == "tsa":
+        return TemporalShiftAttention(dim, num_heads, num_patches, shift_mode, shift_rate)
+    return DecomposedAttention(dim, num_heads, num_patches, lstm_dim)
+
+
 def most_person_like(actors: LocalizedActors, count: int) -> LocalizedActors:
     """The ``count`` proposals with the highest person score after the last stage, in the order of their places."""
     chosen = person_like(actors.person_logits[-1]).topk(count, dim=1).indices.sort(dim=1).values  # (B, count)
@@ -137,13 +152,14 @@ class StreamingDetector(StreamingModule[StudentState]):
         grid, num_slots = pretrain_size // patch_size, num_frames // TUBELET
         self.patch_embed = FramePairEmbedding(dim, patch_size, (grid, grid))
         self.positions = SpaceTimePositions(num_slots, grid, dim)
-
-        def attention() -> TemporalShiftAttention | DecomposedAttention:
-            if temporal == "tsa":
-                return TemporalShiftAttention(dim, num_heads, grid**2, shift_mode, shift_rate)
-            return DecomposedAttention(dim, num_heads, grid**2, lstm_dim)
-
-        self.blocks = nn.ModuleList(StreamingBlock(dim, mlp_ratio, attention()) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            StreamingBlock(
+                dim,
+                mlp_ratio,
+                causal_attention(temporal, dim, num_heads, grid**2, shift_mode, shift_rate, lstm_dim),
+            )
+            for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.pyramid = KeyframePyramid(dim, head_dim, patch_size)
         self.localizer = Localizer(

@@ -38,12 +38,12 @@ class EncodedClip(NamedTuple):
 
 
 class TubeletEmbedding(nn.Module):
-    """Conv3d over tubelets: clips (B, 3, T, H, W) -> (B, T', h w, C)."""
+    """Conv3d over tubelets: clips (B, in_channels, T, H, W) -> (B, T', h w, C)."""
 
-    def __init__(self, dim: int, patch_size: int) -> None:
+    def __init__(self, dim: int, patch_size: int, in_channels: int = 3) -> None:
         super().__init__()
         kernel = (TUBELET, patch_size, patch_size)
-        self.proj = nn.Conv3d(3, dim, kernel_size=kernel, stride=kernel)
+        self.proj = nn.Conv3d(in_channels, dim, kernel_size=kernel, stride=kernel)
 
     def forward(self, clips: Tensor) -> Tensor:
         return self.proj(clips).permute(0, 2, 3, 4, 1).flatten(2, 3)
@@ -92,6 +92,7 @@ class VideoViT(nn.Module):
         keep_rates: block number (from 0) -> keep rate; blocks not named keep all tokens.
         pyramid_layers: blocks after which the keyframe's map is taken, from the finest pyramid level to the coarsest.
         checkpoint_blocks: recompute activations in the backward pass, for memory.
+        in_channels: of a frame, 3 for RGB.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class VideoViT(nn.Module):
         pyramid_layers: Sequence[int] = (2, 5, 8, 11),
         drop_path_rate: float = 0.0,
         checkpoint_blocks: bool = False,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         keep_rates = keep_rates or {}
@@ -135,7 +137,7 @@ class VideoViT(nn.Module):
         self.pyramid_layers = tuple(pyramid_layers)
         self.key_order = key_order
         self.checkpoint_blocks = checkpoint_blocks
-        self.patch_embed = TubeletEmbedding(dim, patch_size)
+        self.patch_embed = TubeletEmbedding(dim, patch_size, in_channels)
         self.positions = SpaceTimePositions(num_frames // TUBELET, pretrain_size // patch_size, dim, learned_positions)
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
@@ -151,7 +153,7 @@ class VideoViT(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
     def forward(self, clips: Tensor) -> EncodedClip:
-        """Normalised clips (B, 3, T, H, W), H and W multiples of the patch size."""
+        """Normalised clips (B, in_channels, T, H, W), H and W multiples of the patch size."""
         size = self.patch_size
         if clips.shape[2] % TUBELET or clips.shape[3] % size or clips.shape[4] % size:
             raise ValueError(

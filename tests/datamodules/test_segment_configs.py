@@ -10,6 +10,8 @@ from datamodules.annotations.activitynet import ActivityNet
 from datamodules.annotations.features import FeatureFolder
 from datamodules.annotations.segment_source import SegmentSource
 from datamodules.annotations.thumos14 import Thumos14
+from datamodules.flow_store import FlowSettings
+from datamodules.optical_flow import DisFlow
 from datamodules.segments import SegmentDataModule
 
 DATA = Path(__file__).parents[2] / "configs" / "data"
@@ -37,3 +39,26 @@ def test_features_give_way_to_videos_and_the_test_list_is_an_argument():
     settings["init_args"]["test_list"] = 200
     with pytest.raises(jsonargparse.ArgumentError, match="test_list"):
         built(settings)
+
+
+def test_flow_is_a_name_or_a_method_with_its_settings():
+    puppets = {"class_path": "datamodules.puppets.segments.PuppetSegments"}
+    assert built(puppets).flow is None
+    named = built(puppets, flow={"method": "dis", "cache": "data/cache/flow"}).flow
+    assert named.method.identity() == DisFlow().identity() and named.folder == Path("data/cache/flow")
+    assert built(puppets, flow={}).flow.method.identity() == named.method.identity()
+    method = {"class_path": "datamodules.optical_flow.RaftFlow", "init_args": {"variant": "large", "batch_size": 4}}
+    raft = built(puppets, flow={"method": method, "bound": 30}).flow
+    assert (raft.method.name, raft.method.variant, raft.grid.levels) == ("raft", "large", 480)
+    for wrong in ({"method": "farneback"}, {"bouund": 3}):
+        with pytest.raises(jsonargparse.ArgumentError, match=r"farneback|bouund"):
+            built(puppets, flow=wrong)
+
+
+def test_a_saved_config_says_which_flow():
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--flow", type=FlowSettings | None)
+    for given in ({}, {"method": {"class_path": "datamodules.optical_flow.DisFlow", "init_args": {"preset": "fast"}}}):
+        text = parser.dump(parser.parse_object({"flow": given}))
+        assert "Unable to serialize" not in text and yaml.safe_load(text)["flow"].items() >= given.items()
+        assert yaml.safe_load(text)["flow"].keys() == {"method", "cache", "cache_max_gib", "bound", "precision"}

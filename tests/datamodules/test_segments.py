@@ -12,7 +12,9 @@ import torch
 from datamodules.annotations.features import FeatureArray, FeatureFolder
 from datamodules.annotations.segment_source import NO_SPANS, AnnotatedSegments, SegmentSource
 from datamodules.annotations.thumos14 import Thumos14
+from datamodules.flow_store import FlowSettings
 from datamodules.frames import FrameFacts
+from datamodules.optical_flow import DisFlow, RaftFlow
 from datamodules.puppets import Puppets
 from datamodules.puppets.segments import PuppetSegments
 from datamodules.samplers import STAND_IN, VideoWindows
@@ -20,6 +22,7 @@ from datamodules.segment_windows import Augmentation, step_features, step_frames
 from datamodules.segments import SegmentDataModule
 from datamodules.video import write_video
 from tests.datamodules.miniature import FPS, assert_same_batch, numbered_frames, read_numbers
+from tests.datamodules.moving import moving_frames
 
 DATA = Path(__file__).parents[3] / "shared/data/thumos14"
 CHANNELS = 3
@@ -372,7 +375,162 @@ def test_any_video_file_can_be_predicted_on(films):
     assert not any(len(b.video_segments[0]) for b in batches)
 
 
+# --- optical flow ----------------------------------------------------------------------------------------------------
+
+
+class MovingTextures(FilmedNumbers):
+    """Videos of a texture that moves 4 pixels to the right and 2 up from each frame to the next."""
+
+    def prepare(self) -> None:
+        for number, length in enumerate(self.lengths):
+            path = self.folder / f"video_{number}.mp4"
+            if not path.exists():
+                write_video(path, moving_frames(length, (4, -2), height=96, width=128, seed=number), FPS)
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory):
+    source = MovingTextures(tmp_path_factory.mktemp("moving"), (50, 21))
+    source.prepare()
+    return source
+
+
+def with_flow(source, cache, stage="fit", method="dis", **arguments) -> SegmentDataModule:
+    small = {"frame_rate": None, "short_side": 48, "batch_size": 1, "horizontal_flip": 0.0}
+    return opened(source, stage, flow=FlowSettings(method, cache), **(small | arguments))
+
+
+@pytest.mark.parametrize("crop_size", [None, 40])
+def test_a_batch_has_the_flow_of_its_frames(moving, tmp_path, crop_size):
+    data = with_flow(moving, tmp_path, crop_size=crop_size, windows_per_epoch=4, horizontal_flip=0.5)
+    shown = set()
+    for batch in data.train_dataloader():
+        size = (48, 64) if crop_size is None else (40, 40)
+        assert batch.image_sizes.tolist() == [list(size)] and batch.frames.shape == (1, 8, 3, 64, 64)
+        assert batch.flow.shape == (1, 8, 2, 64, 64) and batch.flow.dtype == torch.float32
+        height, width = size
+        assert not batch.flow[..., height:, :].any() and not batch.flow[..., width:].any()
+        frames = batch.frames[0, :, :, :height, :width].permute(0, 2, 3, 1).numpy()
+        again = torch.from_numpy(DisFlow().between(frames))
+        # What is computed of the cut and mirrored frames themselves differs only near their edges.
+        inside = (..., slice(12, height - 12), slice(12, width - 12))
+        difference = (again - batch.flow[0, 1:, :, :height, :width])[inside].abs()
+        assert difference.median() < 0.1 and difference.quantile(0.9) < 0.5
+        right = batch.flow[0, 1:, 0][inside].median()
+        assert abs(abs(right) - 2) < 0.2 and abs(batch.flow[0, 1:, 1][inside].median() + 1) < 0.2
+        shown.add(bool(right > 0))
+    assert shown == {True, False}, "some are mirrored"
+
+
+def test_the_flow_of_a_mirrored_window_is_mirrored_and_goes_the_other_way(moving, tmp_path):
+    plain, mirrored = (
+        next(iter(with_flow(moving, tmp_path, horizontal_flip=flip, windows_per_epoch=1).train_dataloader()))
+        for flip in (0.0, 1.0)
+    )
+    torch.testing.assert_close(mirrored.frames[..., :64], plain.frames[..., :64].flip(-1), rtol=0, atol=0)
+    expected = plain.flow[..., :64].flip(-1)
+    torch.testing.assert_close(mirrored.flow[0, :, 0, :, :64], -expected[0, :, 0], rtol=0, atol=0)
+    torch.testing.assert_close(mirrored.flow[0, :, 1, :, :64], expected[0, :, 1], rtol=0, atol=0)
+    assert plain.flow[0, :, 0].median() * mirrored.flow[0, :, 0].median() < 0
+
+
+def test_flow_is_cut_where_frames_are():
+    places = np.stack(np.mgrid[:12, :16])[::-1].astype(np.float32)  # x, y of each pixel
+    flow = np.repeat(places[None], 3, axis=0)
+    frames = np.repeat(places.transpose(1, 2, 0)[None].astype(np.uint8), 3, axis=0)
+    for seed in [None, *range(30)]:
+        augmentation = Augmentation(8, horizontal_flip=0.5)
+        cut, seen = augmentation.of_flow(flow, seed), augmentation(frames, seed).transpose(0, 3, 1, 2)
+        mirrored = bool(seen[0, 0, 0, 0] > seen[0, 0, 0, 1])
+        np.testing.assert_array_equal(cut * [[[-1 if mirrored else 1]], [[1]]], seen)
+    np.testing.assert_array_equal(Augmentation(8).of_flow(flow, None), flow[:, :, 2:10, 4:12])
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_windows_of_evaluation_are_slices_of_the_flow_of_their_video(moving, tmp_path, stored):
+    data = with_flow(moving, tmp_path / "flow" if stored else None, "validate", eval_window_steps=8)
+    (video,) = data.videos("val")
+    frames = data.store.get(video.video.media, video.frames)
+    whole = np.rint(DisFlow().of_steps(frames) * 16).clip(-320, 320) / 16
+    for batch in data.val_dataloader():
+        count = int(batch.mask.sum())
+        first = round(float(batch.times[0, 0]) * FPS - 0.5)
+        np.testing.assert_array_equal(batch.flow[0, :count, :, :48], whole[first : first + count])
+        assert not batch.flow[0, count:].any()
+        assert batch.flow[0, 0].any() == (first > 0)
+    assert (tmp_path / "flow").is_dir() == stored
+
+
+def test_flow_is_that_between_the_frames_that_are_sampled(moving, tmp_path):
+    data = with_flow(moving, tmp_path, "validate", frame_rate=FPS / 2)
+    batch = next(iter(data.val_dataloader()))
+    # Every second frame, at half the size: 4 pixels to the right a step.
+    assert abs(batch.flow[0, 1:, 0, 12:36, 12:52].median() - 4) < 0.3
+
+
+def test_a_window_longer_than_its_video_has_no_flow_after_the_end(moving, tmp_path):
+    (batch,) = with_flow(moving, tmp_path, "validate", eval_window_steps=32).val_dataloader()
+    assert batch.mask.sum() == 21 and batch.flow.shape[1] == 32
+    assert batch.flow[0, 20].any() and not batch.flow[0, 21:].any()
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_workers_give_the_flow_that_the_process_itself_gives(moving, tmp_path, stored):
+    arguments = {"cache": tmp_path if stored else None, "windows_per_epoch": 3, "crop_size": 40}
+    loaders = [with_flow(moving, **arguments, num_workers=n).train_dataloader() for n in (0, 1)]
+    for ours, theirs in zip(*loaders, strict=True):
+        assert_same_batch(ours, theirs)
+
+
+def test_preparing_computes_the_flow_of_all_splits_once(moving, tmp_path, monkeypatch):
+    data = SegmentDataModule(moving, 8, frame_rate=None, short_side=48, flow=FlowSettings("dis", tmp_path / "flow"))
+    assert list(tmp_path.iterdir()) == []
+    data.prepare_data()
+    assert sorted(file.name[:8] for file in (tmp_path / "flow").iterdir()) == ["video_0-", "video_1-"]
+    monkeypatch.setattr(DisFlow, "between", None)
+    for stage in ("fit", "test"):
+        data.prepare_data()
+        data.setup(stage)
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        assert next(iter(loader)).flow is not None
+
+
+def test_flow_of_files_to_predict_on_is_not_kept(moving, tmp_path):
+    file = moving.folder / "video_1.mp4"
+    data = with_flow(moving, tmp_path / "flow", "predict", predict_videos=[file], eval_window_steps=0)
+    kept = sorted((tmp_path / "flow").iterdir())
+    (batch,) = data.predict_dataloader()
+    assert batch.flow.shape == (1, 21, 2, 64, 64) and sorted((tmp_path / "flow").iterdir()) == kept
+    (evaluated,) = with_flow(moving, tmp_path / "flow", "test", eval_window_steps=0).test_dataloader()
+    torch.testing.assert_close(batch.flow, evaluated.flow, rtol=0, atol=0)
+
+
+def test_features_have_no_flow(source, tmp_path):
+    source.prepare()
+    data = SegmentDataModule(source, 8, flow=FlowSettings("dis", tmp_path / "flow"))
+    with pytest.raises(ValueError, match=r"video_0 has stored features, .* set data\.init_args\.flow=null"):
+        data.prepare_data()
+    data = SegmentDataModule(source, 8, flow=FlowSettings("dis", None))
+    with pytest.raises(ValueError, match="has stored features"):
+        data.setup("fit")
+
+
+def test_workers_refuse_a_method_of_another_device(moving):
+    method = RaftFlow(device="cuda")
+    data = SegmentDataModule(moving, 8, short_side=48, num_workers=1, flow=FlowSettings(method, None))
+    data.setup("fit")
+    with pytest.raises(ValueError, match="worker processes cannot compute flow on cuda; set num_workers=0"):
+        data.train_dataloader()
+
+
 # --- data sets -------------------------------------------------------------------------------------------------------
+
+
+def test_a_part_of_the_training_puppets_is_their_first_and_all_are_evaluated(tmp_path):
+    whole, part = PuppetSegments(tmp_path, "tiny"), PuppetSegments(tmp_path, "tiny", train_videos=3)
+    whole.prepare()
+    assert [video.video_id for video in part.videos("train")] == [video.video_id for video in whole.videos("train")][:3]
+    assert len(part.videos("val")) == len(whole.videos("val")) == 2
 
 
 def test_puppets_have_segments_that_their_boxes_agree_with(tmp_path):

@@ -18,6 +18,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lightning_modules.networks.decomposed_attention import DecomposedAttention
 from lightning_modules.networks.streaming import StreamingModule, select_lanes, state_bytes
 from lightning_modules.networks.student import StreamingBlock, StreamingDetector
+from lightning_modules.networks.temporal.frame_scores import FrameScores
+from lightning_modules.networks.temporal.recurrent_features import RecurrentFeatures
+from lightning_modules.networks.temporal.streaming_trunk import StreamingTrunk
 from lightning_modules.networks.temporal_shift import TemporalShiftAttention
 from tests.networks.tiny import randomise, tiny_student
 
@@ -57,8 +60,20 @@ STUDENTS: dict[str, Callable[[], StreamingModule]] = {
         memory_keep_rate=0.3,
     ),
 }
+
+
+def trunk(temporal: str) -> StreamingTrunk:
+    return StreamingTrunk(temporal, frame_size=32, dim=DIM, depth=2, num_heads=2, patch_size=16, mlp_ratio=2.0)
+
+
+SCORES: dict[str, Callable[[], StreamingModule]] = {
+    "scores_tsa": lambda: FrameScores(trunk("tsa"), 3),
+    "scores_dsta": lambda: FrameScores(trunk("dsta"), 3),
+    "scores_of_stored_features": lambda: FrameScores(RecurrentFeatures(5, DIM), 3),
+}
+"""What takes frames or features of its ``step_shape``."""
 MODULES = ATTENTIONS | BLOCKS
-EVERYTHING = MODULES | STUDENTS
+EVERYTHING = MODULES | SCORES | STUDENTS
 
 
 class Stream(NamedTuple):
@@ -76,7 +91,10 @@ def build(name: str, frames: int = FRAMES, streams: int = STREAMS, dtype: torch.
     torch.manual_seed(0)
     module = randomise(EVERYTHING[name]()).to(dtype).eval()
     whole = name in STUDENTS
-    shape = (3, module.frame_size, module.frame_size) if whole else (PATCHES, DIM)
+    if whole:
+        shape = (3, module.frame_size, module.frame_size)
+    else:
+        shape = module.step_shape if name in SCORES else (PATCHES, DIM)
     return Stream(module, torch.randn(streams, frames, *shape, dtype=dtype), 1e-4 if whole else 1e-10)
 
 
@@ -271,13 +289,14 @@ def test_streams_may_start_at_different_times(name):
 
 LONG_RUNS = [
     *((name, 2000) for name in MODULES),
+    *((name, 200) for name in SCORES),
     *((name, 200) for name in STUDENTS if name.endswith(("channel", "concat_kv", "dsta", "no_memory"))),
 ]
 
 
 @pytest.mark.parametrize(("name", "steps"), LONG_RUNS)
 def test_a_long_run_neither_drifts_nor_grows(name, steps):
-    """Frame by frame against chunks of 100: 2,000 frames for modules, 200 for whole students, which take longer."""
+    """Frame by frame against chunks of 100: 2,000 frames for modules, 200 for whole networks, which take longer."""
     stream = build(name, frames=steps, streams=1)
     stepwise, state = run(stream, [1] * steps)
     chunked, chunked_state = run(stream, [100] * (steps // 100))

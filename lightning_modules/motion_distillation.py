@@ -1,0 +1,126 @@
+"""Distil a frozen motion teacher into an RGB detector: DCMD, and what it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+from datamodules.batches import SegmentBatch
+
+from .losses.modality_distillation import feature_imitation
+from .networks.frozen import FrozenNetwork
+from .networks.temporal.decomposed_detector import DecomposedDetector, without_branch_head
+from .networks.temporal.segment_head import SegmentHead
+from .networks.temporal.temporal_detector import TemporalDetector, TemporalOutputs
+from .networks.weights import load_exactly, read_state_dict
+from .segment_inputs import Modality, steps_of
+from .temporal_detection import TemporalDetectionModule
+
+Strategy = Literal["none", "conventional", "decomposed"]
+DEFAULT_IMITATION_WEIGHTS = {"features": 1.0, "classes": 1.0, "segments": 1.0}
+
+
+class MotionDistillationModule(TemporalDetectionModule):
+    """Ground truth and a frozen motion teacher train an RGB detector (Lee et al., CVPR 2023, section 3).
+
+    With ``decomposed`` the motion branch learns from the teacher alone (features, class scores, segments), the
+    appearance branch from ground truth alone, both through one branch head; the joint head learns from ground truth
+    (equations 16 to 19 as our papers.md has them; form and weights of the terms are inferred). ``conventional`` asks
+    both of the same features and head. ``none`` leaves the teacher out, and neither needs nor reads motion.
+
+    Teacher and branch head exist while it trains: evaluation builds neither and looks at RGB alone.
+
+    Args:
+        network: a ``DecomposedDetector`` for ``decomposed``, a ``TemporalDetector`` for ``conventional``.
+        teacher: makes the teacher's network, of the student's ``dim`` and head.
+        teacher_weights: its weights file or checkpoint.
+        teacher_modality: what the teacher looks at.
+        strategy: see above. With ``none`` a ``DecomposedDetector`` trains both its paths from ground truth.
+        imitation_weights: of ``features``, ``classes`` and ``segments``; one that is absent is left out.
+
+    The other arguments are those of ``TemporalDetectionModule``.
+    """
+
+    def __init__(
+        self,
+        network: DecomposedDetector | TemporalDetector,
+        teacher: Callable[[], TemporalDetector] | None = None,
+        teacher_weights: str | None = None,
+        teacher_modality: Modality = "flow",
+        strategy: Strategy = "decomposed",
+        imitation_weights: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(network, **kwargs)
+        decomposed = isinstance(network, DecomposedDetector)
+        if strategy != "none" and (strategy == "decomposed") != decomposed:
+            needed = "DecomposedDetector" if strategy == "decomposed" else "TemporalDetector"
+            raise ValueError(f"strategy={strategy} needs a {needed} as network, got {type(network).__name__}")
+        if strategy != "none" and teacher is None:
+            raise ValueError(f"strategy={strategy} needs a teacher; set model.init_args.teacher, or strategy to none")
+        self.make_teacher, self.teacher_weights = teacher, teacher_weights
+        self.teacher_modality, self.strategy = teacher_modality, strategy
+        self.teacher: FrozenNetwork | None = None
+        weights = DEFAULT_IMITATION_WEIGHTS if imitation_weights is None else dict(imitation_weights)
+        if unknown := sorted(set(weights) - set(DEFAULT_IMITATION_WEIGHTS)):
+            raise ValueError(f"imitation_weights has {unknown}; there are {', '.join(DEFAULT_IMITATION_WEIGHTS)}")
+        self.imitation_weights = weights
+
+    def setup(self, stage: str) -> None:
+        """Make what only training needs."""
+        super().setup(stage)
+        if stage != "fit":
+            return
+        if isinstance(self.network, DecomposedDetector):
+            self.network.add_branch_head()
+        if self.strategy != "none" and self.teacher is None:
+            if self.teacher_weights is None:
+                raise ValueError(
+                    "a teacher without weights teaches nothing; set model.init_args.teacher_weights to a checkpoint of "
+                    "configs/motion_teacher.yaml"
+                )
+            teacher = self.make_teacher()
+            load_exactly(teacher, read_state_dict(self.teacher_weights))
+            self.teacher = FrozenNetwork(teacher)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint of training has a branch head, which evaluation has no place for."""
+        if getattr(self.network, "branch_head", None) is None:
+            checkpoint["state_dict"] = without_branch_head(checkpoint["state_dict"], "network.")
+
+    def training_step(self, batch: SegmentBatch, batch_idx: int) -> Tensor:
+        losses = self.losses(batch)
+        self.log_losses(losses, len(batch.mask))
+        return losses["total"]
+
+    def losses(self, batch: SegmentBatch) -> dict[str, Tensor]:
+        """Every term by name, unweighted, and their weighted sum as ``total``."""
+        steps, truth = steps_of(batch, self.modality), self.targets(batch)
+        terms: dict[str, Tensor] = {}
+
+        def learn_truth(name: str, head: SegmentHead, outputs: TemporalOutputs) -> Tensor:
+            losses = head.loss(outputs.dense, *truth)
+            terms.update({f"{name}/{term}": value for term, value in losses.items() if term != "total"})
+            return losses["total"]
+
+        if isinstance(self.network, DecomposedDetector):
+            outputs = self.network.branches(steps, batch.mask)
+            total = learn_truth("appearance", self.network.branch_head, outputs.appearance)
+            total = total + learn_truth("joint", self.network.joint_head, outputs.joint)
+            head, student = self.network.branch_head, outputs.motion
+        else:
+            head, student = self.network.head, self.network(steps, batch.mask)
+            total = learn_truth("detection", head, student)
+        if self.strategy != "none":
+            imitation = self.imitation(head, student, batch)
+            terms.update({f"motion/{name}": value for name, value in imitation.items()})
+            total = total + sum(weight * imitation[name] for name, weight in self.imitation_weights.items())
+        return {"total": total, **terms}
+
+    def imitation(self, head: SegmentHead, student: TemporalOutputs, batch: SegmentBatch) -> dict[str, Tensor]:
+        """How far the student's features and detections are from the teacher's, which looks at motion."""
+        teacher = self.teacher(steps_of(batch, self.teacher_modality), batch.mask)
+        features = feature_imitation(student.features, teacher.features, student.mask)
+        return {"features": features, **head.imitation(student.dense, teacher.dense)}

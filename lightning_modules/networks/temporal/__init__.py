@@ -1,0 +1,1 @@
+"""Networks that find actions in time: backbones, heads, detectors, and what joins them."""

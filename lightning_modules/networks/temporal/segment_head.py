@@ -1,0 +1,64 @@
+"""What turns features in time into segments: the interface of temporal detectors' heads.
+
+Times are in units of features here: feature i lasts from i to i + 1, its middle is at i + 0.5. Who calls a head turns
+them into seconds.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+from torch import Tensor, nn
+
+Dense = TypeVar("Dense")
+
+
+class ScoredSegments(NamedTuple):
+    """N detections in one window or video."""
+
+    segments: Tensor
+    """(N, 2) start and end."""
+    scores: Tensor
+    """(N,) in 0..1."""
+    labels: Tensor
+    """(N,) int64."""
+
+
+class SegmentHead(nn.Module, ABC, Generic[Dense]):
+    """Dense predictions from features, the loss against ground truth, the imitation of a teacher, and decoding.
+
+    Two heads made with the same arguments predict at the same places, so that entry n of a student's output answers
+    the question that entry n of its teacher's does: imitation needs no assignment.
+    """
+
+    in_channels: int
+    num_classes: int
+
+    @abstractmethod
+    def forward(self, features: Tensor, mask: Tensor) -> Dense:
+        """(B, in_channels, T') and (B, T') bool -> the head's own NamedTuple of tensors, batch first.
+
+        Any T'. What lies where ``mask`` is False changes nothing where it is True.
+        """
+
+    @abstractmethod
+    def loss(self, outputs: Dense, segments: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Named terms and their weighted sum as ``total``; a zero that carries gradient where nothing is to be found.
+
+        Args:
+            outputs: of B windows.
+            segments: B entries (n, 2). labels: B entries (n,) int64.
+        """
+
+    @abstractmethod
+    def imitation(self, outputs: Dense, teacher: Dense) -> dict[str, Tensor]:
+        """Losses against the outputs of a teacher's head of the same kind: ``classes`` and ``segments``, scalars."""
+
+    @abstractmethod
+    def decode(self, outputs: Dense, score_threshold: float, max_segments: int) -> list[ScoredSegments]:
+        """For each of B windows at most ``max_segments`` best by score, above the threshold, no suppression yet.
+
+        A place may be decoded with several classes.
+        """

@@ -1,0 +1,135 @@
+"""Train and evaluate a detector of actions in time, on RGB, on motion or on stored features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datamodules.batches import SegmentBatch
+
+from .experiment import ExperimentModule
+from .metrics.segment_map import SegmentMeanAveragePrecision
+from .networks.temporal.decomposed_detector import DecomposedDetector
+from .networks.temporal.segment_head import ScoredSegments
+from .networks.temporal.segment_suppression import SegmentSuppression
+from .networks.temporal.temporal_detector import TemporalDetector
+from .segment_inputs import Modality, features_to_seconds, seconds_to_features, steps_of
+
+VideoDetections = dict[str, Any]
+"""``video_id``, ``segments`` (N, 2) seconds, ``scores`` (N,), ``labels`` (N,) of a whole video."""
+
+
+class TemporalDetectionModule(ExperimentModule):
+    """Trains a temporal detector from ground truth; evaluates any on untrimmed videos.
+
+    Evaluation passes over a video window by window; what the windows find is put together and suppressed once for the
+    whole video.
+
+    Args:
+        network: a ``TemporalDetector``, or the ``DecomposedDetector`` of a distillation that is evaluated alone.
+        modality: what it looks at.
+        suppression: see ``SegmentSuppression``.
+        window_threshold: detections of a window that score less are dropped at once.
+        window_segments: as many of a window are kept, the best by score.
+        tiou_thresholds: overlaps that segment mAP is the mean over; 0.3 to 0.7 (THUMOS14) by default.
+
+    The other arguments are those of ``ExperimentModule``.
+    """
+
+    def __init__(
+        self,
+        network: TemporalDetector | DecomposedDetector,
+        modality: Modality = "rgb",
+        suppression: SegmentSuppression | None = None,
+        window_threshold: float = 0.001,
+        window_segments: int = 1000,
+        tiou_thresholds: Sequence[float] = (0.3, 0.4, 0.5, 0.6, 0.7),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(network, **kwargs)
+        self.modality = modality
+        self.suppression = suppression or SegmentSuppression()
+        self.window_threshold, self.window_segments = window_threshold, window_segments
+        self.metric = SegmentMeanAveragePrecision(network.num_classes, tiou_thresholds)
+        self._found: dict[str, list[ScoredSegments]] = {}
+
+    @property
+    def step_stride(self) -> int:
+        return self.network.backbone.step_stride
+
+    def training_step(self, batch: SegmentBatch, batch_idx: int) -> Tensor:
+        outputs = self.network(steps_of(batch, self.modality), batch.mask)
+        losses = self.network.final_head.loss(outputs.dense, *self.targets(batch))
+        self.log_losses(losses, len(batch.mask))
+        return losses["total"]
+
+    def targets(self, batch: SegmentBatch) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Segments in units of features, and labels, of every window."""
+        return seconds_to_features(batch, self.step_stride), batch.labels
+
+    def detect(self, batch: SegmentBatch) -> list[ScoredSegments]:
+        """What each window shows, in seconds of its video, before suppression."""
+        outputs = self.network(steps_of(batch, self.modality), batch.mask)
+        decoded = self.network.final_head.decode(outputs.dense, self.window_threshold, self.window_segments)
+        return [features_to_seconds(found, batch, row, self.step_stride) for row, found in enumerate(decoded)]
+
+    def finished_videos(self, batch: SegmentBatch) -> list[tuple[int, VideoDetections]]:
+        """Detections of the videos whose last window is in the batch, each with the row of that window."""
+        finished = []
+        for row, found in enumerate(self.detect(batch)):
+            video = batch.video_ids[row]
+            if not video:  # stands in
+                continue
+            self._found.setdefault(video, []).append(found)
+            if batch.is_last[row]:
+                windows = self._found.pop(video)
+                whole = self.suppression(ScoredSegments(*(torch.cat(parts) for parts in zip(*windows, strict=True))))
+                finished.append((row, {"video_id": video, **whole._asdict()}))
+        return finished
+
+    def validation_step(self, batch: SegmentBatch, batch_idx: int) -> list[VideoDetections]:
+        finished = self.finished_videos(batch)
+        for row, found in finished:
+            truth = {"segments": batch.video_segments[row], "labels": batch.video_labels[row]}
+            self.metric.update([{key: found[key] for key in ("segments", "scores", "labels")}], [truth])
+        return [found for _, found in finished]
+
+    test_step = validation_step
+
+    def predict_step(self, batch: SegmentBatch, batch_idx: int) -> list[VideoDetections]:
+        return [found for _, found in self.finished_videos(batch)]
+
+    def log_metric(self, stage: str) -> None:
+        """``val/map``, that at every threshold, and the AP of every class; then start over."""
+        result = self.metric.compute()
+        self.say(f"{stage}/map", result, self.protocol, ("videos", "segments"), "map")
+        # The metric has already been synchronised over processes: every one logs the same numbers.
+        self.log(f"{stage}/map", float(result["map"]), prog_bar=True, rank_zero_only=True)
+        at_thresholds = result["map_per_threshold"].flatten()
+        for threshold, value in zip(self.metric.tiou_thresholds, at_thresholds, strict=True):
+            self.log(f"{stage}/map_{round(100 * threshold)}", float(value), rank_zero_only=True)
+        names = self.trainer.datamodule.class_names
+        for name, value in zip(names, result["map_per_class"].flatten(), strict=True):
+            self.log(f"{stage}/ap/{name}", float(value), rank_zero_only=True)
+        self.metric.reset()
+
+    @property
+    def protocol(self) -> str:
+        """Of ``val/map`` and ``test/map``: the evaluator's, the videos, the steps."""
+        data = self.trainer.datamodule
+        windows = f"windows of {data.eval_window_steps} steps" if data.eval_window_steps else "whole videos"
+        return f"{self.metric.protocol} on {data.evaluated_on}, {windows}"
+
+    def on_validation_epoch_start(self) -> None:
+        self._found.clear()
+
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_metric("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_metric("test")

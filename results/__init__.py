@@ -1,0 +1,1 @@
+"""Lists of experiments: what runs them, and the tables and pictures made of their results."""

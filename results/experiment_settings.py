@@ -1,0 +1,69 @@
+"""What a run depends on, so that a change of it is noticed: the content of its configs, not their names or comments."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .experiment_list import Stage
+
+DEFAULTS = Path("configs/trainer/defaults.yaml")
+"""What main.py reads before any config."""
+
+
+def stage_settings(stage: Stage, seed: int, needs: dict[str, str]) -> dict[str, Any]:
+    """Everything that a list and its configs say about one command.
+
+    Neither code nor the content of weights and videos is part of it; a table names the commits of its runs instead.
+
+    Args:
+        needs: argument to the fingerprint of the run whose checkpoint it is given.
+    """
+    return {
+        "defaults": resolved(str(DEFAULTS), Path()) if DEFAULTS.is_file() else None,
+        "config": resolved(stage.config, Path()),
+        "overrides": resolved(stage.overrides, Path()),
+        "needs": needs,
+        "seed": seed,
+    }
+
+
+def resolved(value: Any, folder: Path) -> Any:
+    """A value with the content of every YAML file that it names, relative to ``folder`` or to the working directory."""
+    if isinstance(value, dict):
+        return {str(key): resolved(part, folder) for key, part in value.items()}
+    if isinstance(value, list):
+        return [resolved(part, folder) for part in value]
+    if isinstance(value, str) and value.endswith((".yaml", ".yml")):
+        for file in (folder / value, Path(value)):
+            if file.is_file():
+                return resolved(yaml.safe_load(file.read_text()), file.parent)
+    return value
+
+
+def as_json(settings: Any) -> Any:
+    """The same as it is when read from a file."""
+    return json.loads(json.dumps(settings, sort_keys=True, default=str))
+
+
+def fingerprint(settings: Any) -> str:
+    return hashlib.sha256(json.dumps(as_json(settings), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def changes(old: Any, new: Any, place: str = "") -> list[str]:
+    """One line for each value that differs: ``overrides / trainer.max_steps: 600 -> 800``."""
+    old, new = as_json(old), as_json(new)
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        inner = ((f"{place} / {key}" if place else key, old.get(key), new.get(key)) for key in keys)
+        return [line for name, before, after in inner for line in changes(before, after, name)]
+    return [] if old == new else [f"{place}: {brief(old)} -> {brief(new)}"]
+
+
+def brief(value: Any, longest: int = 60) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= longest else f"{text[:longest]} ..."

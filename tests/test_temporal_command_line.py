@@ -1,0 +1,178 @@
+"""Temporal detection on the command line: its experiments fit for two batches, and what they write can be scored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from datamodules.puppets import Puppets
+from main import main
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # where pytest has arguments itself
+THUMOS = ROOT.parent / "shared/data/thumos14/thumos14.actionformer.json"
+needs_thumos = pytest.mark.skipif(not THUMOS.exists(), reason="the real annotation is not on this machine")
+CLASSES = ("BaseballPitch", "BasketballDunk", "Billiards")
+HEADS = ("anchor_free_tiny", "boundary_matching_tiny")
+
+
+@pytest.fixture(scope="module")
+def puppets(tmp_path_factory) -> Path:
+    """The tiny Puppets, and where their frames and flow are kept."""
+    folder = tmp_path_factory.mktemp("puppets")
+    Puppets(root=folder, size="tiny").prepare()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Runs and results go to the working directory: an empty one. What ``main`` sets is set back."""
+    monkeypatch.chdir(tmp_path)
+    precision = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(precision)
+
+
+def arguments(name: str, puppets: Path, *, head: str | None = None) -> list[str]:
+    """Arguments that let an experiment run for a moment on the tiny data."""
+    config = ROOT / "configs" / f"{name}.yaml"
+    data = {"cache": puppets / "cache", "batch_size": 2, "eval_batch_size": 2, "num_workers": 0}
+    data |= {"windows_per_epoch": 4, "source.init_args.root": puppets, "source.init_args.size": "tiny"}
+    if " flow:" in config.read_text():
+        data["flow.cache"] = puppets / "flow"
+    options = [f"--data.init_args.{key}={value}" for key, value in data.items()]
+    options += ["--trainer.precision=32-true", "--trainer.enable_progress_bar=false", "--trainer.max_epochs=1"]
+    options += ["--trainer.check_val_every_n_epoch=1"]
+    if head is not None:
+        networks = [key for key in ("network", "teacher") if f" {key}:\n" in config.read_text()]
+        options += [
+            f"--model.init_args.{key}.init_args.head={ROOT / 'configs/networks/heads' / head}.yaml" for key in networks
+        ]
+    callbacks = yaml.safe_load(config.read_text())["trainer"]["callbacks"]
+    callbacks = [callback for callback in callbacks if "ProgressBar" not in callback["class_path"]]
+    return [f"--config={config}", *options, f"--trainer.callbacks={json.dumps(callbacks)}"]
+
+
+@pytest.fixture(scope="module")
+def teacher(puppets, tmp_path_factory) -> dict[str, Path]:
+    """Checkpoints of a motion teacher with either head, trained for two steps."""
+    folder = tmp_path_factory.mktemp("teacher")
+    checkpoints = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for head in HEADS:
+            cli = main(["fit", *arguments("motion_teacher", puppets, head=head), f"--name={head}"])
+            assert cli.trainer.global_step == 2
+            checkpoints[head] = folder / "runs" / head / "latest" / "checkpoints" / "last.ckpt"
+    return checkpoints
+
+
+def test_the_rgb_baseline_fits_draws_time_lines_and_its_saved_segments_score_the_same(puppets, capsys):
+    config = arguments("rgb_baseline", puppets)
+    cli = main(["fit", *config])
+    assert torch.isfinite(cli.trainer.callback_metrics["train/loss"]) and "val/map" in cli.trainer.callback_metrics
+    run = Path("runs/rgb_baseline/latest")
+    assert (run / "timelines.png").is_file()
+    tested = main(["test", *config, f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"])
+    (saved,) = Path("runs/rgb_baseline").glob("version_*/segments.json")
+    capsys.readouterr()
+    main(["score", *config, f"--predictions={saved}"])
+    assert f"validation: {100 * tested.trainer.callback_metrics['test/map']:.2f} %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_distilled_detector_is_tested_without_teacher_and_without_flow(head, puppets, teacher):
+    config = arguments("distill_motion", puppets, head=head)
+    cli = main(["fit", *config, f"--model.init_args.teacher_weights={teacher[head]}"])
+    terms = {"appearance", "joint", "motion"}
+    logged = {name.split("/")[2] for name in cli.trainer.callback_metrics if name.startswith("train/loss/")}
+    assert logged == terms
+    checkpoint = "runs/distill_motion/latest/checkpoints/last.ckpt"
+    tested = main(["test", *config, "--data.init_args.flow=null", f"--ckpt_path={checkpoint}"])
+    assert tested.model.teacher is None and tested.model.network.branch_head is None
+    assert "test/map" in tested.trainer.callback_metrics
+
+
+@pytest.mark.parametrize("strategy", ["none", "conventional"])
+def test_the_strategies_that_the_paper_compares_run_on_a_plain_detector(strategy, puppets, teacher):
+    network = yaml.safe_load((ROOT / "configs" / "rgb_baseline.yaml").read_text())["model"]["init_args"]["network"]
+    for part in ("backbone", "head"):
+        network["init_args"][part] = str(ROOT / "configs" / network["init_args"][part])
+    Path("network.yaml").write_text(yaml.safe_dump(network))
+    config = [*arguments("distill_motion", puppets), "--model.init_args.network=network.yaml"]
+    cli = main(
+        [
+            "fit",
+            *config,
+            f"--model.init_args.strategy={strategy}",
+            f"--model.init_args.teacher_weights={teacher[HEADS[0]]}",
+        ]
+    )
+    assert cli.trainer.global_step == 2
+
+
+def test_any_video_file_is_predicted_on_into_a_json_of_activitynets_form(puppets):
+    file = next((puppets / "tiny" / "videos" / "val").glob("*.mp4"))
+    config = arguments("rgb_baseline", puppets)
+    main(["predict", *config, f'--data.init_args.predict_videos=["{file}"]'])
+    record = json.loads(Path("runs/predictions/segments.json").read_text())
+    (found,) = record["results"].values()
+    assert list(record["results"]) == [file.stem] and found
+    assert set(found[0]) == {"label", "score", "segment"} and 0 <= found[0]["segment"][0] < found[0]["segment"][1] <= 3
+
+
+def synthetic_thumos(folder: Path) -> None:
+    """An annotation in THUMOS14's form, four videos of a minute in which three things happen."""
+    annotations = [
+        {"label": name, "segment": [10.0 * k, 10.0 * k + 6], "label_id": k} for k, name in enumerate(CLASSES)
+    ]
+    entry = {"duration": 60.0, "fps": 30.0, "annotations": annotations}
+    database = {
+        f"video_{split}_000000{number}": entry | {"subset": split}
+        for split in ("validation", "test")
+        for number in range(2)
+    }
+    (folder / "thumos14.json").write_text(json.dumps({"version": "x", "database": database}))
+
+
+@pytest.mark.parametrize("annotation", ["synthetic", pytest.param("real", marks=needs_thumos)])
+def test_the_recipes_for_stored_features_of_thumos14_train_distil_and_evaluate(annotation, tmp_path):
+    file = tmp_path / "thumos14.json"
+    if annotation == "real":
+        file = THUMOS
+    else:
+        synthetic_thumos(tmp_path)
+    entries = json.loads(file.read_text())["database"]
+    chosen = sorted(entries, key=lambda name: entries[name]["subset"].lower())  # those to test on come first
+    chosen = [*chosen[:4], *chosen[-4:]]
+    for name in chosen:
+        length = int(entries[name]["duration"] * 30 / 4) - 3
+        values = np.random.default_rng(0).normal(size=(length, 64)).astype(np.float16)
+        (tmp_path / "features").mkdir(exist_ok=True)
+        np.save(tmp_path / "features" / f"{name}.npy", values)
+
+    data = {"source.init_args.annotations": file, "source.init_args.test_list": 213, "num_workers": 0}
+    data |= {"source.init_args.features.folder": tmp_path / "features"}
+    common = [f"--data.init_args.{key}={value}" for key, value in data.items()]
+    common += ["--trainer.max_steps=2", "--trainer.precision=32-true", "--trainer.enable_progress_bar=false"]
+    checkpoint = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}}
+    common.append(f"--trainer.callbacks={json.dumps([checkpoint])}")
+
+    def small(part: str) -> list[str]:
+        sizes = {"dim": 32, "head.init_args.dim": 32, "backbone.init_args.in_channels": 32}
+        return [f"--model.init_args.{part}.init_args.{key}={value}" for key, value in sizes.items()]
+
+    teacher = f"--config={ROOT / 'configs' / 'motion_teacher_thumos14_features.yaml'}"
+    student = f"--config={ROOT / 'configs' / 'distill_motion_thumos14_features.yaml'}"
+    main(["fit", teacher, *common, *small("network")])
+    weights = "runs/motion_teacher_thumos14_features/latest/checkpoints/last.ckpt"
+    distil = [student, *common, *small("network"), *small("teacher")]
+    cli = main(["fit", *distil, f"--model.init_args.teacher_weights={weights}"])
+    assert cli.trainer.global_step == 2 and torch.isfinite(cli.trainer.callback_metrics["train/loss"])
+    tested = main(["test", *distil])
+    assert "THUMOS14" in tested.model.protocol and "test/map" in tested.trainer.callback_metrics
