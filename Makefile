@@ -10,10 +10,10 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test bench bench-evad lint clean
+.PHONY: help venv demo demo-motion test bench bench-motion bench-evad lint clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 venv: $(INSTALLED) ## Create .venv and install Onlooker in it, once for each pyproject.toml
 
@@ -39,6 +39,19 @@ demo: venv ## Make the Puppets videos, distil the DSTA student, measure it besid
 	$(TEST) --config configs/distill_tsa.yaml $(MEASURED) --model.init_args.weights results/weights/tsa.pt
 	$(TEST) --config configs/distill_dsta.yaml $(MEASURED) --ckpt_path runs/distill_dsta/latest/checkpoints/last.ckpt
 
+# Temporal detection: what a motion teacher gives to a detector that sees RGB alone.
+LAST = --ckpt_path runs/$(1)/latest/checkpoints/last.ckpt
+
+demo-motion: venv ## Train motion teacher and RGB baseline, distil the one into the other, measure them and both together
+	$(PY) -m datamodules.puppets --size small
+	$(PY) main.py fit --config configs/motion_teacher.yaml
+	$(PY) main.py fit --config configs/rgb_baseline.yaml
+	$(PY) main.py fit --config configs/distill_motion.yaml
+	$(TEST) --config configs/motion_teacher.yaml $(MEASURED) $(call LAST,motion_teacher)
+	$(TEST) --config configs/two_stream.yaml $(MEASURED)
+	$(TEST) --config configs/rgb_baseline.yaml $(MEASURED) $(call LAST,rgb_baseline)
+	$(TEST) --config configs/distill_motion.yaml $(MEASURED) $(call LAST,distill_motion)
+
 # One thread a process: the tests are small, and more threads only fight over the cores.
 test: venv ## Run the tests: neither GPU nor data set needed
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest $(ARGS)
@@ -46,6 +59,9 @@ test: venv ## Run the tests: neither GPU nor data set needed
 bench: venv ## Time the students against their teacher at its real size (a quarter of an hour on two cores)
 	$(PY) -m tests.bench_streaming $(ARGS)
 	$(PY) -m tests.bench_picture
+
+bench-motion: venv ## Time an RGB detector, the distilled one and the two-stream system (a minute)
+	$(PY) -m tests.bench_motion $(ARGS)
 
 bench-evad: venv ## Time EVAD at its published size against the published arithmetic (half an hour on two cores)
 	$(PY) -m tests.bench_evad $(ARGS)

@@ -30,6 +30,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 import callbacks.benchmark
 import callbacks.detection_file
+import callbacks.frame_score_file
 import callbacks.prediction_writer
 import callbacks.progress
 import callbacks.segment_file

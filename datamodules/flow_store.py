@@ -26,6 +26,7 @@ class FlowSettings:
         cache_max_gib: what the cache may take.
         bound: largest component in pixels of the frames; what is larger is cut off.
         precision: distance in pixels between the values that components are rounded to.
+        in_training_alone: evaluation and prediction do without, as an RGB detector that learned from motion can.
     """
 
     method: MethodName | OpticalFlow = "dis"
@@ -33,6 +34,7 @@ class FlowSettings:
     cache_max_gib: float = 64.0
     bound: float = 20.0
     precision: float = 1 / 16
+    in_training_alone: bool = False
 
 
 class FlowGrid:

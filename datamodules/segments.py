@@ -28,7 +28,7 @@ from datamodules.segment_windows import (
     step_frames,
     training_windows,
 )
-from datamodules.source_data import STAGE_SPLITS, SourceDataModule
+from datamodules.source_data import SourceDataModule
 from datamodules.transforms import ClipTransform
 
 TrainWindows = Literal["random", "sliding"]
@@ -137,6 +137,7 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
         self.seed = seed
         self.flow: FlowStore | None = None
         self.predict_flow: FlowStore | None = None
+        self.flow_in_training_alone = flow is not None and flow.in_training_alone
         if flow is not None:
             self.flow = ComputedFlow(self.store, flow) if flow.cache is None else FlowCache(self.store, flow)
             # As of frames, of files to predict on nothing is kept.
@@ -161,10 +162,9 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
     def prepare_data(self) -> None:
         """Make the data, and fill the caches of frames and of flow with what the stage at hand needs."""
         super().prepare_data()
-        stage = None if self.trainer is None else self.trainer.state.fn
-        if not isinstance(self.flow, FlowCache) or (stage == "predict" and self.predict_videos is not None):
+        if not isinstance(self.flow, FlowCache):
             return
-        splits = STAGE_SPLITS.get(stage or "", ("train", "val", "test"))
+        splits = [split for split in self._splits_at_hand() if self._flow_of(split) is not None]
         videos = [self._stepped(video, self.store) for split in splits for video in self.source.videos(split)]
         self.flow.build([SteppedFrames(stepped.video.media, stepped.frames) for stepped in videos])
 
@@ -194,9 +194,15 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
         sampler = VideoWindows([len(video) for video in windows], self.eval_batch_size, self.rank, self.world_size)
         return self._loader(dataset, sampler, self.num_workers)
 
+    def _flow_of(self, split: Split | Literal["predict"]) -> FlowStore | None:
+        """Where the flow of these videos comes from; None where they go without."""
+        if self.flow_in_training_alone and split != "train":
+            return None
+        return self.predict_flow if split == "predict" else self.flow
+
     def _dataset(self, split: str, windows: list, augmentation: Augmentation) -> SegmentWindows:
         videos = self.videos(split)
-        flow = self.predict_flow if split == "predict" else self.flow
+        flow = self._flow_of(split)
         if isinstance(flow, ComputedFlow) and flow.method.device != "cpu" and self.num_workers > 0:
             raise ValueError(
                 f"worker processes cannot compute flow on {flow.method.device}; set num_workers=0 or device: cpu"

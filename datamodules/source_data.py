@@ -81,14 +81,20 @@ class SourceDataModule(LightningDataModule, Generic[Opened]):
 
     def prepare_data(self) -> None:
         """Make the data and fill the cache with what the stage at hand needs; both do nothing the second time."""
-        stage = None if self.trainer is None else self.trainer.state.fn
-        if stage == "predict" and self.predict_videos is not None:
+        splits = self._splits_at_hand()
+        if not splits:
             return
         self.source.prepare()
         if isinstance(self.store, FrameCache):
-            splits = STAGE_SPLITS.get(stage or "", ("train", "val", "test"))
             videos = [video for split in splits for video in self._cached(self.source.videos(split))]
             self.store.build(videos, skip_broken=self.skips_broken)
+
+    def _splits_at_hand(self) -> tuple[Split, ...]:
+        """What the stage at hand reads of the source; all of it outside of a run."""
+        stage = None if self.trainer is None else self.trainer.state.fn
+        if stage == "predict" and self.predict_videos is not None:
+            return ()
+        return STAGE_SPLITS.get(stage or "", ("train", "val", "test"))
 
     def setup(self, stage: str) -> None:
         if stage == "predict" and self.predict_videos is not None:

@@ -112,6 +112,19 @@ class Run:
         for name in ("fit_settings", "fit_fingerprint", "settings", "fingerprint"):
             vars(self).pop(name, None)
 
+    def accept_changes(self) -> list[str]:
+        """Take what is recorded as if it had been made with the list's settings of now; what has changed since."""
+        attempts, result = self._attempts(), read_json(self.folder / "result.json")
+        accepted = []
+        if attempts and self.row.fit:
+            accepted += changes({"fit": attempts["settings"]}, {"fit": self.fit_settings})
+            write_json(self.folder / "attempts.json", attempts | {"settings": self.fit_settings})
+        if result:
+            accepted += changes(result["settings"], self.settings)
+            known = {"settings": self.settings, "fingerprint": self.fingerprint}
+            write_json(self.folder / "result.json", result | known | {"time": utc_now()})
+        return list(dict.fromkeys(accepted))
+
     def is_superseded(self) -> bool:
         """Whether what is in the folder was trained with other settings than the list's now."""
         attempts = self._attempts()
@@ -227,7 +240,7 @@ class Run:
             "folder": str(self.folder),
             "commands": self.commands(),
             "fingerprint": self.fingerprint,
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "time": utc_now(),
             "settings": self.settings,
         }
         write_json(self.folder / "result.json", record)
@@ -270,6 +283,10 @@ def useful_seconds(attempts: list[dict[str, Any]], ended: float) -> float:
             return total
         ended = attempt["from_time"]
         attempt = [earlier for earlier in attempts if earlier["began"] <= ended][-1]
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def trainer_precision(folder: Path) -> str | None:

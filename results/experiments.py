@@ -7,7 +7,8 @@ seed. A run that is done is skipped. After a stop (Ctrl-C, kill, power) the same
 that has a checkpoint goes on from it. A run that fails is told with the end of its log, and the others go on; the exit
 status is then 1. What a row was trained or tested with is remembered: where its configs or overrides have changed
 (values, not comments) it runs again, and so do the rows that need it; what it gave before is kept in
-``runs/experiments/<list>/superseded``. ``--dry-run`` says beforehand what would run and why.
+``runs/experiments/<list>/superseded``. ``--dry-run`` says beforehand what would run and why. A change that does not
+matter, such as the new name of a class, is passed over with ``--accept-changes``.
 
 Beside the list are written ``<list>.jsonl`` (a line a run), ``<list>.md`` (a row an experiment: mean and standard
 deviation over seeds, and the commands) and ``<list>.png``; logs, checkpoints, metrics and config.yaml of each run stay
@@ -44,7 +45,15 @@ def main(args: list[str] | None = None) -> int:
         publish(file, listing, runs, picture=True)
         return 0
 
-    states = plan(select(runs, arguments.rows, arguments.seeds))
+    selected = select(runs, arguments.rows, arguments.seeds)
+    if arguments.accept_changes:
+        for run in selected:
+            for change in run.accept_changes():
+                print(f"{run}: accepted {change}")
+        publish(file, listing, runs, picture=True)
+        return 0
+
+    states = plan(selected)
     if arguments.dry_run:
         for run, state in states.items():
             print(f"{run}: {state.todo} ({state.why})")
@@ -78,6 +87,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--jobs", type=positive, default=1, help="runs at a time")
     made.add_argument("--threads", type=positive, help="of each run; by default the cores over the jobs")
     made.add_argument("--dry-run", action="store_true", help="say what would run and why, and end")
+    made.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="keep what the rows have measured although their settings have changed since, as after the renaming of a "
+        "class; say what is accepted, and end",
+    )
     made.add_argument("--table-only", action="store_true", help="only make table and picture anew")
     made.add_argument(
         "--command",

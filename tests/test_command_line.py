@@ -21,7 +21,8 @@ from tests.datamodules.miniature_ava import SCORED, write_ava
 from tests.datamodules.miniature_ava import arguments as ava_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = sorted(set((ROOT / "configs").glob("*.yaml")) - {ROOT / "configs" / "predict.yaml"})  # those that train
+NOTHING_TO_TRAIN = {ROOT / "configs" / f"{name}.yaml" for name in ("predict", "two_stream")}
+CONFIGS = sorted(set((ROOT / "configs").glob("*.yaml")) - NOTHING_TO_TRAIN)
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # where pytest has arguments itself
 FULL_SIZE = [config for config in CONFIGS if "_vit_" in config.stem]
 TEMPORAL = [config for config in CONFIGS if "SegmentDataModule" in config.read_text()]  # test_temporal_command_line.py

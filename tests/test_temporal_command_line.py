@@ -93,7 +93,7 @@ def test_a_distilled_detector_is_tested_without_teacher_and_without_flow(head, p
     logged = {name.split("/")[2] for name in cli.trainer.callback_metrics if name.startswith("train/loss/")}
     assert logged == terms
     checkpoint = "runs/distill_motion/latest/checkpoints/last.ckpt"
-    tested = main(["test", *config, "--data.init_args.flow=null", f"--ckpt_path={checkpoint}"])
+    tested = main(["test", *config, f"--ckpt_path={checkpoint}"])
     assert tested.model.teacher is None and tested.model.network.branch_head is None
     assert "test/map" in tested.trainer.callback_metrics
 
@@ -124,6 +124,20 @@ def test_any_video_file_is_predicted_on_into_a_json_of_activitynets_form(puppets
     (found,) = record["results"].values()
     assert list(record["results"]) == [file.stem] and found
     assert set(found[0]) == {"label", "score", "segment"} and 0 <= found[0]["segment"][0] < found[0]["segment"][1] <= 3
+
+
+def test_an_online_detector_is_tested_into_the_table_and_writes_a_line_a_frame(puppets):
+    config = arguments("online_dsta", puppets)
+    main(["fit", *config])
+    checkpoint = "--ckpt_path=runs/online_dsta/latest/checkpoints/last.ckpt"
+    tested = main(["test", *config, checkpoint])
+    assert "test/calibrated_map" in tested.trainer.callback_metrics
+    (row,) = (json.loads(line) for line in Path("results/benchmark.jsonl").read_text().splitlines())
+    assert row["gflops_unit"] == "frame" and row["state_mib"] > 0 and "per-frame" in row["protocol"]
+    main(["predict", *config, checkpoint])
+    lines = [json.loads(line) for line in Path("runs/predictions/val_0000.jsonl").read_text().splitlines()]
+    assert [line["timestamp"] for line in lines] == [k / 8 + 1 / 16 for k in range(24)]
+    assert set(lines[0]["actions"]) <= set(tested.datamodule.class_names)
 
 
 def synthetic_thumos(folder: Path) -> None:

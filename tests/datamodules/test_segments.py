@@ -505,6 +505,17 @@ def test_flow_of_files_to_predict_on_is_not_kept(moving, tmp_path):
     torch.testing.assert_close(batch.flow, evaluated.flow, rtol=0, atol=0)
 
 
+def test_flow_for_training_alone_is_neither_computed_nor_read_elsewhere(moving, tmp_path):
+    flow = FlowSettings("dis", tmp_path / "flow", in_training_alone=True)
+    data = SegmentDataModule(moving, 8, frame_rate=None, short_side=48, flow=flow)
+    data.prepare_data()
+    assert [file.name[:8] for file in (tmp_path / "flow").iterdir()] == ["video_0-"]
+    data.setup("fit")
+    data.setup("test")
+    assert next(iter(data.train_dataloader())).flow is not None
+    assert next(iter(data.val_dataloader())).flow is None and next(iter(data.test_dataloader())).flow is None
+
+
 def test_features_have_no_flow(source, tmp_path):
     source.prepare()
     data = SegmentDataModule(source, 8, flow=FlowSettings("dis", tmp_path / "flow"))

@@ -276,6 +276,20 @@ def test_changed_settings_run_again_with_all_that_needs_them_and_keep_what_was(c
     assert "to be run again" not in Path("list.md").read_text()
 
 
+def test_a_change_that_is_accepted_runs_nothing_again(capsys):
+    write_list(row("teacher", score=0.1), STUDENT)
+    assert run() == 0
+    calls()
+    Path("mine.yaml").write_text("model: {dim: 8, name: new}")
+    assert run("--accept-changes") == 0
+    said = capsys.readouterr().out
+    assert 'teacher, seed 0: accepted fit / config / model / name: null -> "new"' in said
+    assert "student, seed 0: accepted fit / needs / teacher: " in said
+    assert run() == 0
+    assert calls() == []
+    assert "to be run again" not in Path("list.md").read_text()
+
+
 def test_a_config_that_changes_is_noticed_and_one_that_is_only_rewritten_is_not():
     write_list(row("one"))
     assert run() == 0
