@@ -59,6 +59,13 @@ def test_ground_truth_reaches_the_motion_projection_through_the_joint_path_alone
     assert "branch_head" not in gradients(module, joint) and "motion_projection" in gradients(module, joint)
 
 
+def test_the_motion_branch_can_be_left_to_the_teacher_alone(distil, tmp_path):
+    module, batch = ready(distil(temporal.decomposed(joint_moves_motion=False)), tmp_path)
+    terms = module.losses(batch)
+    joint = sum(value for name, value in terms.items() if name.startswith("joint/"))
+    assert gradients(module, joint) == {"backbone", "appearance_projection", "fusion", "joint_head"}
+
+
 def test_the_total_is_the_truth_of_both_heads_and_the_weighted_imitation(distil, tmp_path):
     weights = {"features": 2.0, "segments": 0.5}
     module, batch = ready(distil(imitation_weights=weights), tmp_path)

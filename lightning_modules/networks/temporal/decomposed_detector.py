@@ -39,6 +39,8 @@ class DecomposedDetector(nn.Module):
         head: makes a head for so many channels.
         dim: D, channels of either branch; that of the teacher's projected features.
         fusion: ``attentive`` (the paper's), or one of those that the paper compares with.
+        joint_moves_motion: whether the loss of the joint head reaches the motion projection. Without, motion is learned
+            from the teacher alone; the paper's figure does not tell.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class DecomposedDetector(nn.Module):
         head: HeadFactory,
         dim: int = 128,
         fusion: Literal["attentive", "concat", "sum", "global_attention"] = "attentive",
+        joint_moves_motion: bool = True,
     ) -> None:
         super().__init__()
         if fusion not in FUSIONS:
@@ -55,6 +58,7 @@ class DecomposedDetector(nn.Module):
         self.motion_projection = FeatureProjection(backbone.out_channels, dim)
         self.appearance_projection = FeatureProjection(backbone.out_channels, dim)
         self.fusion = FUSIONS[fusion](dim)
+        self.joint_moves_motion = joint_moves_motion
         self.joint_head = head(self.fusion.out_channels)
         self.branch_head: SegmentHead | None = None
         self._make_branch_head = lambda: head(dim)
@@ -95,7 +99,7 @@ class DecomposedDetector(nn.Module):
         return self.motion_projection(features, mask), self.appearance_projection(features, mask), mask
 
     def _joint(self, motion: Tensor, appearance: Tensor, mask: Tensor) -> TemporalOutputs:
-        fused = self.fusion(motion, appearance, mask)
+        fused = self.fusion(motion if self.joint_moves_motion else motion.detach(), appearance, mask)
         return TemporalOutputs(fused, mask, self.joint_head(fused, mask))
 
 
