@@ -12,7 +12,7 @@ from datamodules.batches import SegmentBatch
 from .losses.modality_distillation import feature_imitation
 from .networks.frozen import FrozenNetwork
 from .networks.temporal.decomposed_detector import DecomposedDetector, without_branch_head
-from .networks.temporal.segment_head import SegmentHead
+from .networks.temporal.segment_head import SegmentHead, start_head_from
 from .networks.temporal.temporal_detector import TemporalDetector, TemporalOutputs
 from .networks.weights import load_exactly, read_state_dict
 from .segment_inputs import Modality, steps_of
@@ -38,6 +38,8 @@ class MotionDistillationModule(TemporalDetectionModule):
         teacher_weights: its weights file or checkpoint.
         teacher_modality: what the teacher looks at.
         strategy: see above. With ``none`` a ``DecomposedDetector`` trains both its paths from ground truth.
+        heads_from_teacher: start the student's heads from the teacher's, which has learned from the same ground truth
+            what motion looks like; a joint head then begins by reading the motion branch alone.
         imitation_weights: of ``features``, ``classes`` and ``segments``; one that is absent is left out.
 
     The other arguments are those of ``TemporalDetectionModule``.
@@ -50,6 +52,7 @@ class MotionDistillationModule(TemporalDetectionModule):
         teacher_weights: str | None = None,
         teacher_modality: Modality = "flow",
         strategy: Strategy = "decomposed",
+        heads_from_teacher: bool = True,
         imitation_weights: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -62,6 +65,7 @@ class MotionDistillationModule(TemporalDetectionModule):
             raise ValueError(f"strategy={strategy} needs a teacher; set model.init_args.teacher, or strategy to none")
         self.make_teacher, self.teacher_weights = teacher, teacher_weights
         self.teacher_modality, self.strategy = teacher_modality, strategy
+        self.heads_from_teacher = heads_from_teacher
         self.teacher: FrozenNetwork | None = None
         weights = DEFAULT_IMITATION_WEIGHTS if imitation_weights is None else dict(imitation_weights)
         if unknown := sorted(set(weights) - set(DEFAULT_IMITATION_WEIGHTS)):
@@ -84,6 +88,15 @@ class MotionDistillationModule(TemporalDetectionModule):
             teacher = self.make_teacher()
             load_exactly(teacher, read_state_dict(self.teacher_weights))
             self.teacher = FrozenNetwork(teacher)
+            if self.heads_from_teacher and self.weights is None:
+                for head in self.heads:
+                    start_head_from(head, teacher.head)
+
+    @property
+    def heads(self) -> tuple[SegmentHead, ...]:
+        """All that train."""
+        network = self.network
+        return (network.branch_head, network.joint_head) if isinstance(network, DecomposedDetector) else (network.head,)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint of training has a branch head, which evaluation has no place for."""

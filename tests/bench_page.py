@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +46,8 @@ def render(header: str, parts: Mapping[str, Part], results: Mapping[str, Any]) -
         if name in results:
             made = results[name]
             text += f"\n## {heading}\n{note.format(**made['rows'][0])}\n{table(made['rows'], columns)}"
-            text += f"\n{made['machine']}; {made['rounds']} rounds.\n"
+            took = f", {made['minutes']:.1f} minutes" if "minutes" in made else ""
+            text += f"\n{made['machine']}; {made['rounds']} rounds{took}.\n"
     return text
 
 
@@ -80,9 +82,11 @@ def main(
     machine = f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     for part in arguments.parts:
         print(f"{part} ...", flush=True)
+        begin = time.monotonic()
         rows = measure(part, device, arguments.side, arguments.rounds)
+        minutes = (time.monotonic() - begin) / 60
         made = f"{machine}, commit {commit(Path(__file__).parent)}"
-        results[part] = {"machine": made, "rounds": arguments.rounds, "rows": rows}
+        results[part] = {"machine": made, "rounds": arguments.rounds, "minutes": minutes, "rows": rows}
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(results, indent=1) + "\n")
         arguments.out.write_text(render(header, parts, results))

@@ -66,6 +66,18 @@ def test_the_motion_branch_can_be_left_to_the_teacher_alone(distil, tmp_path):
     assert gradients(module, joint) == {"backbone", "appearance_projection", "fusion", "joint_head"}
 
 
+def test_heads_start_as_the_teachers_reading_the_motion_branch(distil, tmp_path):
+    module, _ = ready(distil(), tmp_path)
+    taught, network = module.teacher.network.head.layer, module.network
+    for layer in (network.branch_head.layer, network.joint_head.layer):
+        assert torch.equal(layer.weight[:, :8], taught.weight) and torch.equal(layer.bias, taught.bias)
+    assert not network.joint_head.layer.weight[:, 8:].any()
+    alone, _ = ready(distil(heads_from_teacher=False), tmp_path)
+    assert not torch.equal(alone.network.branch_head.layer.weight, taught.weight)
+    plain, _ = ready(distil(temporal.detector(seed=2), strategy="conventional"), tmp_path)
+    assert torch.equal(plain.network.head.layer.weight, taught.weight)
+
+
 def test_the_total_is_the_truth_of_both_heads_and_the_weighted_imitation(distil, tmp_path):
     weights = {"features": 2.0, "segments": 0.5}
     module, batch = ready(distil(imitation_weights=weights), tmp_path)

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Generic, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 Dense = TypeVar("Dense")
@@ -62,3 +63,28 @@ class SegmentHead(nn.Module, ABC, Generic[Dense]):
 
         A place may be decoded with several classes.
         """
+
+
+@torch.no_grad()
+def start_head_from(head: SegmentHead, trained: SegmentHead) -> None:
+    """Give a head the weights of a trained one of the same arguments, which may read fewer channels.
+
+    The first channels are read as the trained head reads its own, the others start at zero.
+    """
+    own, given = head.state_dict(), trained.state_dict()
+    if own.keys() != given.keys():
+        raise ValueError(f"{type(head).__name__} cannot start from a {type(trained).__name__} of other arguments")
+    for name, value in own.items():
+        source = given[name]
+        if source.shape == value.shape:
+            value.copy_(source)
+        elif (*source.shape[:1], *source.shape[2:]) == (*value.shape[:1], *value.shape[2:]) and (
+            (source.shape[1], value.shape[1]) == (trained.in_channels, head.in_channels)
+            and trained.in_channels < head.in_channels
+        ):
+            value.zero_()[:, : source.shape[1]] = source
+        else:
+            raise ValueError(
+                f"{name} has the shape {tuple(value.shape)}, in the trained head {tuple(source.shape)}; give both "
+                "heads the same arguments"
+            )
