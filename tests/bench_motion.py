@@ -115,7 +115,7 @@ def mean_ap(results: Path, row: str) -> str:
     if not results.is_file():
         return "-"
     runs = [json.loads(line) for line in results.read_text().splitlines()]
-    values = [100 * run["metrics"]["test/map"] for run in runs if run["row"] == row]
+    values = [100 * run["metrics"]["test/map"] for run in runs if run["experiment"] == row]
     if not values:
         return "-"
     spread = f" ± {statistics.stdev(values):.2f} ({len(values)} seeds)" if len(values) > 1 else " (1 seed)"
