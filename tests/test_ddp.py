@@ -63,6 +63,50 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def temporal(folder) -> Path:
+    """A temporal detector and its distillation, whose teacher has the weights that the detector is given."""
+    networks = "lightning_modules.networks.temporal"
+    parts = {
+        "backbone": {
+            "class_path": f"{networks}.shifted_image_backbone.ShiftedImageBackbone",
+            "init_args": {"name": "test_resnet"},
+        },
+        "head": {
+            "class_path": f"{networks}.anchor_free_head.AnchorFreeHead",
+            "init_args": {"num_classes": 10, "dim": 16, "num_levels": 2, "class_prior": 0.3},
+        },
+        "dim": 16,
+    }
+    detector = {"class_path": f"{networks}.temporal_detector.TemporalDetector", "init_args": parts}
+    student = {"class_path": f"{networks}.decomposed_detector.DecomposedDetector", "init_args": parts}
+    source = {
+        "class_path": "datamodules.puppets.segments.PuppetSegments",
+        "init_args": {"root": str(folder), "size": "tiny"},
+    }
+    data = {"source": source, "window_steps": 8, "frame_rate": 8.0, "short_side": 32, "windows_per_epoch": 8}
+    data |= {"cache": str(folder / "cache"), "eval_batch_size": 3, "horizontal_flip": 0.0}
+    models = {
+        "temporal": ("temporal_detection.TemporalDetectionModule", {"network": detector}),
+        "motion": (
+            "motion_distillation.MotionDistillationModule",
+            {
+                "network": student,
+                "teacher": detector,
+                "teacher_weights": str(folder / "temporal.pt"),
+                "teacher_modality": "temporal_gradient",
+            },
+        ),
+    }
+    for name, (module, arguments) in models.items():
+        config = {
+            "model": {"class_path": f"lightning_modules.{module}", "init_args": arguments},
+            "data": {"class_path": "datamodules.segments.SegmentDataModule", "init_args": data},
+        }
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
 def command(action: str, folder: Path, name: str, *more: str) -> list[str]:
     config = f"--config={folder / name}.yaml"
     return [action, config, f"--trainer.default_root_dir={folder}", *FRESH_RUN, *QUIET, *more]
@@ -136,6 +180,30 @@ def test_two_processes_train_and_find_what_one_finds(folder, monkeypatch):
     for name, tested, (numbers, num_frames) in zip(names, found[2:], alone, strict=True):
         assert tested["num_frames"] == num_frames, name
         assert {key: tested[key] for key in numbers} == pytest.approx(numbers, abs=1e-6), name
+
+
+@pytest.mark.slow
+def test_two_processes_distil_motion_and_find_the_segments_that_one_finds(temporal, monkeypatch):
+    monkeypatch.chdir(temporal)
+    precision = torch.get_float32_matmul_precision()
+    cli = main([*command("fit", temporal, "temporal"), "--trainer.max_steps=2", "--trainer.limit_val_batches=0"])
+    save_weights(cli.model.network.state_dict(), temporal / "temporal.pt")
+    two = ("--trainer.devices=2", "--trainer.strategy=ddp")
+
+    def test(file: str, *more: str) -> list[str]:
+        callback = {"class_path": "callbacks.segment_file.SegmentFile", "init_args": {"path": str(temporal / file)}}
+        weights = f"--model.init_args.weights={temporal / 'temporal.pt'}"
+        return [*command("test", temporal, "temporal", weights), f"--trainer.callbacks={json.dumps([callback])}", *more]
+
+    alone = main([*test("one.json"), "--trainer.devices=1"]).trainer.callback_metrics
+    torch.set_float32_matmul_precision(precision)
+    distil = [*command("fit", temporal, "motion"), "--trainer.max_steps=3", "--trainer.limit_val_batches=0", *two]
+    distilled, tested = on_two_processes(temporal, [distil, test("two.json", *two)])
+    assert torch.tensor(distilled["train/loss"]).isfinite()
+    assert tested["test/map"] == pytest.approx(float(alone["test/map"]), abs=1e-6)
+    one, both = (json.loads((temporal / f"{name}.json").read_text())["results"] for name in ("one", "two"))
+    assert {video: len(found) for video, found in both.items()} == {video: len(found) for video, found in one.items()}
+    assert len(one) == 2 and all(one.values())
 
 
 @pytest.mark.slow
