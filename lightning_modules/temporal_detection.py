@@ -16,6 +16,7 @@ from .networks.temporal.decomposed_detector import DecomposedDetector
 from .networks.temporal.segment_head import ScoredSegments
 from .networks.temporal.segment_suppression import SegmentSuppression
 from .networks.temporal.temporal_detector import TemporalDetector
+from .networks.temporal.two_stream_detector import TwoStreamDetector
 from .segment_inputs import Modality, features_to_seconds, seconds_to_features, steps_of
 
 VideoDetections = dict[str, Any]
@@ -29,7 +30,7 @@ class TemporalDetectionModule(ExperimentModule):
     whole video.
 
     Args:
-        network: a ``TemporalDetector``, or the ``DecomposedDetector`` of a distillation that is evaluated alone.
+        network: a ``TemporalDetector``; or a ``DecomposedDetector``, a ``TwoStreamDetector``, which are evaluated alone.
         modality: what it looks at.
         suppression: see ``SegmentSuppression``.
         window_threshold: detections of a window that score less are dropped at once.
@@ -41,7 +42,7 @@ class TemporalDetectionModule(ExperimentModule):
 
     def __init__(
         self,
-        network: TemporalDetector | DecomposedDetector,
+        network: TemporalDetector | DecomposedDetector | TwoStreamDetector,
         modality: Modality = "rgb",
         suppression: SegmentSuppression | None = None,
         window_threshold: float = 0.001,

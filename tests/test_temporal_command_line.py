@@ -98,6 +98,17 @@ def test_a_distilled_detector_is_tested_without_teacher_and_without_flow(head, p
     assert "test/map" in tested.trainer.callback_metrics
 
 
+def test_the_two_stream_system_is_put_together_from_two_checkpoints_and_tested(puppets, teacher):
+    main(["fit", *arguments("rgb_baseline", puppets)])
+    data = {"cache": puppets / "cache", "num_workers": 0, "flow.cache": puppets / "flow"}
+    data |= {"source.init_args.root": puppets, "source.init_args.size": "tiny"}
+    options = [f"--data.init_args.{key}={value}" for key, value in data.items()]
+    weights = f"--model.init_args.network.init_args.flow_weights={teacher[HEADS[0]]}"
+    both = main(["test", f"--config={ROOT / 'configs' / 'two_stream.yaml'}", *options, weights])
+    assert "test/map" in both.trainer.callback_metrics
+    assert both.model.network.flow.backbone.in_channels == 2
+
+
 @pytest.mark.parametrize("strategy", ["none", "conventional"])
 def test_the_strategies_that_the_paper_compares_run_on_a_plain_detector(strategy, puppets, teacher):
     network = yaml.safe_load((ROOT / "configs" / "rgb_baseline.yaml").read_text())["model"]["init_args"]["network"]
