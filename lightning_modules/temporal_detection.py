@@ -30,7 +30,7 @@ class TemporalDetectionModule(ExperimentModule):
     whole video.
 
     Args:
-        network: a ``TemporalDetector``; or a ``DecomposedDetector``, a ``TwoStreamDetector``, which are evaluated alone.
+        network: a ``TemporalDetector``; or a ``DecomposedDetector`` or ``TwoStreamDetector``, to be evaluated alone.
         modality: what it looks at.
         suppression: see ``SegmentSuppression``.
         window_threshold: detections of a window that score less are dropped at once.
