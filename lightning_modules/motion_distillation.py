@@ -26,9 +26,9 @@ class MotionDistillationModule(TemporalDetectionModule):
     """Ground truth and a frozen motion teacher train an RGB detector (Lee et al., CVPR 2023, section 3).
 
     With ``decomposed`` the motion branch learns from the teacher alone (features, class scores, segments), the
-    appearance branch from ground truth alone, both through one branch head; the joint head learns from ground truth
-    (equations 16 to 19 as our papers.md has them; form and weights of the terms are inferred). ``conventional`` asks
-    both of the same features and head. ``none`` leaves the teacher out, and neither needs nor reads motion.
+    appearance branch from ground truth alone, both through one branch head; the joint head learns from ground truth.
+    Form and weights of the terms are inferred: the equations were not at hand. ``conventional`` asks both of the same
+    features and head. ``none`` leaves the teacher out, and neither needs nor reads motion.
 
     Teacher and branch head exist while it trains: evaluation builds neither and looks at RGB alone.
 

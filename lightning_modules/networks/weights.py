@@ -195,4 +195,6 @@ if __name__ == "__main__":
 
     if len(sys.argv) != 3:
         sys.exit("usage: python -m lightning_modules.networks.weights CHECKPOINT WEIGHTS_FILE")
-    save_weights(read_state_dict(sys.argv[1]), sys.argv[2])
+    # The branch head of a motion distillation serves training alone.
+    kept = {key: value for key, value in read_state_dict(sys.argv[1]).items() if not key.startswith("branch_head.")}
+    save_weights(kept, sys.argv[2])
