@@ -9,8 +9,8 @@ from torch import Tensor
 def feature_imitation(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """Squared difference of layer-normed features, mean over channels and the features that are there.
 
-    The first term of DCMD's motion loss (Lee et al., CVPR 2023, section 3). The norm is inferred: without it the scale of
-    the teacher's features, which says nothing, would set the weight of the term.
+    The first term of DCMD's motion loss (Lee et al., CVPR 2023, section 3). The norm is inferred: without it the scale
+    of the teacher's features, which says nothing, would set the weight of the term.
 
     Args:
         student: (B, D, T'). teacher: the same. mask: (B, T') bool; nothing there is a zero.
