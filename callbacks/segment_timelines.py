@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torchvision.io import write_png
 
-from callbacks.visualisation import GREEN, ORANGE, arrange_page, draw_text
+from callbacks.visualisation import GREEN, ORANGE, draw_text, publish_page
 
 WIDTH, MARGIN, ROW = 640, 130, 22
 """Pixels: of the time line, of the class names before it, of the height of a class."""
@@ -60,14 +58,8 @@ class SegmentTimelines(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._pictures:
             return
-        page = arrange_page(self._pictures)
+        publish_page(trainer, self._pictures, "timelines")
         self._pictures.clear()
-        for logger in trainer.loggers:
-            if hasattr(logger.experiment, "add_image"):
-                logger.experiment.add_image("val/timelines", page, trainer.global_step)
-        if (folder := getattr(trainer.logger, "log_dir", None)) is not None:  # trainer.log_dir would wait for all ranks
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            write_png(page, str(Path(folder) / "timelines.png"))
 
 
 def draw_timeline(

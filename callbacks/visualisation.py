@@ -116,6 +116,17 @@ def arrange_page(images: Sequence[Tensor]) -> Tensor:
     return page
 
 
+def publish_page(trainer: Trainer, images: Sequence[Tensor], name: str) -> None:
+    """Put (3, H, W) images on a page: ``val/<name>`` of the loggers that take images, ``<name>.png`` of the run."""
+    page = arrange_page(images)
+    for logger in trainer.loggers:
+        if hasattr(logger.experiment, "add_image"):
+            logger.experiment.add_image(f"val/{name}", page, trainer.global_step)
+    if (folder := getattr(trainer.logger, "log_dir", None)) is not None:  # trainer.log_dir would wait for all ranks
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_png(page, str(Path(folder) / f"{name}.png"))
+
+
 class DetectionImages(Callback):
     """Log a page of validation frames with true (green) and predicted (orange) boxes to every logger that takes images.
 
@@ -170,14 +181,8 @@ class DetectionImages(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._pictures:
             return
-        page = arrange_page([draw_detections(*picture) for picture in self._pictures])
+        publish_page(trainer, [draw_detections(*picture) for picture in self._pictures], "detections")
         self._pictures.clear()
-        for logger in trainer.loggers:
-            if hasattr(logger.experiment, "add_image"):
-                logger.experiment.add_image("val/detections", page, trainer.global_step)
-        if (folder := getattr(trainer.logger, "log_dir", None)) is not None:  # trainer.log_dir would wait for all ranks
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            write_png(page, str(Path(folder) / "detections.png"))
 
     def _share(self, batch_idx: int, num_batches: int | float) -> int:
         """How many pictures there should be after this batch; all at once where the length is unknown."""

@@ -28,6 +28,9 @@ class ExperimentModule(L.LightningModule):
         schedule: of the learning rate: ``WarmupCosine`` (the default) or ``WarmupSteps``.
     """
 
+    classes_argument = "network.init_args.num_classes"
+    """Where a config says how many classes the network has."""
+
     def __init__(
         self,
         network: nn.Module,
@@ -54,7 +57,7 @@ class ExperimentModule(L.LightningModule):
         if in_network != in_data:
             raise ValueError(
                 f"network has {in_network} classes but the data has {in_data}; set "
-                f"model.init_args.network.init_args.num_classes={in_data}, or --count_classes true"
+                f"model.init_args.{self.classes_argument}={in_data}, or --count_classes true"
             )
         self._zeros_explained.clear()
 

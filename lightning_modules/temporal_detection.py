@@ -40,6 +40,8 @@ class TemporalDetectionModule(ExperimentModule):
     The other arguments are those of ``ExperimentModule``.
     """
 
+    classes_argument = "network.init_args.head.init_args.num_classes"
+
     def __init__(
         self,
         network: TemporalDetector | DecomposedDetector | TwoStreamDetector,
