@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 from datamodules.batches import ClipBatch, StreamBatch
 
+from .delayed_evaluation import DelayedEvaluation
 from .detection import DetectionModule
 from .lane_tracks import LaneTracks
 from .losses.detection import DetectionLoss
+from .networks.detection_head import DetectionHead
 from .networks.detections import Detections, DetectorOutputs, ScoredBoxes
 from .networks.frames import normalise_frames
 from .networks.prepared import prepare_for_inference
 from .networks.streaming import select_lanes
-from .networks.student import StreamingDetector, StudentState
+from .networks.student import EncodedFrames, StreamingDetector, StudentState
 from .networks.weights import read_state_dict, student_from_teacher
 
 
@@ -32,6 +34,8 @@ class StreamDetectionModule(DetectionModule):
         start_from: weights of a clip detector of the same sizes (EVAD) whose weights the student starts from.
         new_lr_multiplier: learning rate of what the student has and its teacher has not, the LSTM first of all, over
             that of the rest: it starts at zero while the rest has been trained.
+        scored_delays: evaluation also says how much accuracy gains where a keyframe is answered so many sampled frames
+            late, ``test/map_delay_2`` and the like, see ``DelayedEvaluation``; none by default.
 
     The other arguments are those of ``DetectionModule``.
     """
@@ -50,6 +54,7 @@ class StreamDetectionModule(DetectionModule):
         loss: DetectionLoss | None = None,
         start_from: str | None = None,
         new_lr_multiplier: float = 1.0,
+        scored_delays: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         if start_from is not None:
@@ -57,37 +62,55 @@ class StreamDetectionModule(DetectionModule):
         super().__init__(network, **kwargs)
         self.loss = loss or DetectionLoss()
         self.new_lr_multiplier = new_lr_multiplier
+        self.delayed_evaluation = DelayedEvaluation(scored_delays, self.metric)
         self.state: StudentState | None = None
         self.tracks: dict[int, LaneTracks] = {}
         """Of each lane, in prediction."""
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)  # only now the metric knows its classes
+        self.delayed_evaluation = DelayedEvaluation(self.delayed_evaluation.delays, self.metric)
 
     def lr_multipliers(self) -> dict[str, float]:
         return dict.fromkeys(self.new, self.new_lr_multiplier) | super().lr_multipliers()
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
-        _, losses = self.supervised_step(batch)
+        encoded, state = self.encode(batch, normalise_frames(batch.frames, batch.image_sizes))
+        outputs = self.detect_supervised(batch, encoded, state)
+        losses = self.losses(batch, outputs)
         self.log_losses(losses, len(batch.frames))
         return losses["total"]
 
-    def supervised_step(self, batch: ClipBatch) -> tuple[DetectorOutputs, dict[str, Tensor]]:
-        """Outputs at the L supervised frames, folded into the batch, and their losses against the ground truth."""
+    def encode(self, batch: ClipBatch, frames: Tensor) -> tuple[EncodedFrames, StudentState]:
+        """Training windows up to their last supervised frame, as the trunk sees them, and the state before them.
+
+        ``frames`` are the batch's, normalised.
+        """
         first, last = batch.keyframes[0], batch.keyframes[-1]
-        num_supervised = len(batch.keyframes)
-        if last - first + 1 != num_supervised:
+        if last - first + 1 != len(batch.keyframes):
             raise ValueError(f"a streaming detector is supervised on consecutive frames, got {batch.keyframes}")
-        frames = normalise_frames(batch.frames[:, : last + 1], batch.image_sizes)
         state = self.network.initial_state(len(frames), tuple(frames.shape[-2:]), device=frames.device)
-        outputs, _ = self.network.outputs(frames, state, batch.image_sizes, last=num_supervised, deep=True)
-        losses = self.loss(
+        encoded, _ = self.network.encode(frames[:, : last + 1], state)
+        return encoded, state
+
+    def detect_supervised(
+        self, batch: ClipBatch, encoded: EncodedFrames, state: StudentState, head: DetectionHead | None = None
+    ) -> DetectorOutputs:
+        """Outputs at the L supervised frames, folded into the batch, of the student's head or of another one."""
+        last = len(batch.keyframes)
+        return self.network.detect(encoded, state, batch.image_sizes, last=last, deep=True, head=head)[0]
+
+    def losses(self, batch: ClipBatch, outputs: DetectorOutputs) -> dict[str, Tensor]:
+        """Of outputs at the supervised frames against the ground truth."""
+        return self.loss(
             outputs.person_logits,
             outputs.boxes,
             outputs.action_logits,
             batch.boxes,
             batch.labels,
             batch.annotated.flatten(),
-            batch.image_sizes.repeat_interleave(num_supervised, dim=0),
+            batch.image_sizes.repeat_interleave(len(batch.keyframes), dim=0),
         )
-        return outputs, losses
 
     def on_validation_epoch_start(self) -> None:
         self.state = None
@@ -122,6 +145,7 @@ class StreamDetectionModule(DetectionModule):
     def validation_step(self, batch: StreamBatch, batch_idx: int) -> dict[str, Any]:
         scored, frames = self.detect(batch), batch.frames.shape[1]
         self.link(batch, scored)
+        self.delayed_evaluation.add(batch, scored)
         keyframes = (batch.annotated & batch.is_valid).flatten().nonzero()[:, 0]
         lanes = (keyframes // frames).tolist()
         image_sizes, original_sizes = batch.image_sizes[lanes], batch.original_sizes[lanes]
@@ -144,6 +168,11 @@ class StreamDetectionModule(DetectionModule):
         frames = [(batch.video_ids[lane], slot) for lane, slot in zip(lanes.tolist(), slots.tolist(), strict=True)]
         places = (lanes * batch.is_valid.shape[1] + times).tolist()
         self.video_evaluation.add(frames, [scored[place] for place in places])
+
+    def log_metric(self, stage: str) -> None:
+        super().log_metric(stage)
+        late = {f"{stage}/{name}": value for name, value in self.delayed_evaluation.finish().items()}
+        self.log_dict(late, rank_zero_only=True)
 
     def predict_step(self, batch: StreamBatch, batch_idx: int) -> list[dict[str, Any]]:
         """One entry a frame: video id, time stamp in seconds, number of the frame, and the people with their tracks."""

@@ -89,6 +89,11 @@ def markdown(listing: ExperimentList, lines: Sequence[Line]) -> str:
         minutes = [line["fit_seconds"] / 60 for line in own if line["fit_seconds"] is not None]
         spent = f"{statistics.mean(minutes):.1f}" if minutes else "-"
         rows.append([row.title, *measured, spent, str(len(own)) if own else "-"])
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its head first; the first column begins at the left, the others end at the right."""
     rows = [[text.replace("|", "/") for text in row] for row in rows]
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     ruler = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]

@@ -3,30 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .matching import paired_giou
+from .uncertainty import LOG_VARIANCE_RANGE
+
+Variance = Literal["constant", "channel", "token"]
 
 
 class FeatureLoss(nn.Module):
-    """Mean squared difference of layer-normed token features at the pyramid's layers (`papers`, equation 9).
+    """Squared difference d2 of layer-normed token features at the pyramid's layers (`papers`, equation 9).
 
-    Without learned scale or shift: what is compared is a token's direction, not its size. Shapes: two sequences of maps
-    (B, C, h, w); both of equal width.
+    Without learned scale or shift: what is compared is a token's direction, not its size.
+
+    variance:
+        ``constant``: the mean of d2.
+        ``channel``: (d2 / v + ln v) / 2 with a learned variance v of every channel and layer (Ahn et al., 2019,
+            https://arxiv.org/abs/1904.05835): channels that cannot be matched count less.
+        ``token``: the same with one variance a token, which a linear map predicts from the student's token (Kendall and
+            Gal, 2017, https://arxiv.org/abs/1703.04977): what the student cannot know, such as the future, counts less.
+
+    Learned variances start at 1 and are kept within ``LOG_VARIANCE_RANGE``; with them the loss may fall below zero.
+
+    Args:
+        num_layers: how many maps are compared. dim: C. Both are needed for learned variances only.
+
+    Shapes: two sequences of maps (B, C, h, w); both of equal width.
     """
 
+    def __init__(self, variance: Variance = "constant", num_layers: int = 0, dim: int = 0) -> None:
+        super().__init__()
+        if variance not in get_args(Variance):
+            raise ValueError(f"variance must be one of {get_args(Variance)}, got {variance!r}")
+        self.variance = variance
+        if variance == "channel":
+            self.log_variances = nn.Parameter(torch.zeros(num_layers, dim))
+        elif variance == "token":
+            self.weight = nn.Parameter(torch.zeros(num_layers, dim))
+            self.bias = nn.Parameter(torch.zeros(num_layers))
+
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        differences = [
-            F.mse_loss(self._normed(own), self._normed(other)) for own, other in zip(student, teacher, strict=True)
+        losses = [
+            self._compare(layer, self._normed(own), self._normed(other))
+            for layer, (own, other) in enumerate(zip(student, teacher, strict=True))
         ]
-        return torch.stack(differences).mean()
+        return torch.stack(losses).mean()
+
+    def _compare(self, layer: int, student: Tensor, teacher: Tensor) -> Tensor:
+        """Normed maps (B, h, w, C) of one layer."""
+        squared = (student - teacher).square()
+        if self.variance == "constant":
+            return squared.mean()
+        if self.variance == "channel":
+            log_variance = self.log_variances[layer]
+        else:
+            squared = squared.mean(-1)
+            log_variance = student @ self.weight[layer].to(student.dtype) + self.bias[layer]
+        log_variance = log_variance.float().clamp(*LOG_VARIANCE_RANGE)
+        return ((-log_variance).exp() * squared + log_variance).mean() / 2
 
     @staticmethod
     def _normed(maps: Tensor) -> Tensor:
         return F.layer_norm(maps.permute(0, 2, 3, 1).float(), maps.shape[1:2])
+
+
+class AttentionImitation(nn.Module):
+    """Divergence of the attention that tokens pay to their own frame from the teacher's, renormalised to that frame.
+
+    Only same-frame attention is compared: the student has no joint map over space and time that could follow the
+    teacher's (`papers`, 1.4). Zero where both agree.
+
+    Shapes: queries and keys (B, H, N, D) of the student and of the teacher.
+    """
+
+    def forward(self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
+        own, other = (self._log_attention(*pair) for pair in (student, teacher))
+        return F.kl_div(own, other, log_target=True, reduction="none").sum(-1).mean()
+
+    @staticmethod
+    def _log_attention(query: Tensor, key: Tensor) -> Tensor:
+        return (query.float() * query.shape[-1] ** -0.5 @ key.float().transpose(-2, -1)).log_softmax(-1)
 
 
 class ActionImitation(nn.Module):

@@ -61,8 +61,13 @@ class DecoderBlock(nn.Module):
 class ContextDecoder(nn.Module):
     """Pools each actor over all slots and refines it with every kept token, seen or forgotten.
 
-    ``refines_context=False`` leaves the tokens as they come from the encoder: every block then computes the actors
-    alone, which read the tokens and each other.
+    Three switches leave parts of it out; weights fit whatever they say.
+
+    - ``refines_context=False`` leaves the tokens as they come from the encoder: every block then computes the actors
+      alone, which read the tokens and each other.
+    - ``reads_context=False`` leaves the tokens out: actors are classified from their RoI features, reading each other.
+    - ``temporal_roi=False`` pools an actor in the keyframe's slot alone. No token is missing there, so the mask token
+      is not trained.
 
     Shapes: B clips, T' slots of S = h w tokens, M kept tokens outside the keyframe, P actors, C decoder width.
     """
@@ -83,13 +88,17 @@ class ContextDecoder(nn.Module):
         num_slots: int = 8,
         pretrain_grid: int = 14,
         refines_context: bool = True,
+        reads_context: bool = True,
+        temporal_roi: bool = True,
     ) -> None:
         super().__init__()
-        self.refines_context = refines_context
+        self.refines_context, self.reads_context = refines_context, reads_context
+        self.temporal_roi = temporal_roi
         self.dim, self.num_classes = dim, num_classes
         self.roi_size, self.roi_extension, self.patch_size = roi_size, roi_extension, patch_size
         self.encoder_to_decoder = Linear(encoder_dim, dim, bias=False)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        # Frozen where nothing reads it: a trained parameter without a gradient would stop DistributedDataParallel.
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim), requires_grad=temporal_roi)
         self.positions = SpaceTimePositions(num_slots, pretrain_grid, dim)
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
@@ -109,11 +118,14 @@ class ContextDecoder(nn.Module):
         positions = self.positions(slots, height, width).to(tokens.dtype)  # (T', S, C)
         keyframe, others = tokens[:, :num_keyframe], tokens[:, num_keyframe:]
 
-        places = encoded.kept[..., None].expand_as(others)
         past_and_future = torch.cat([positions[:key], positions[key + 1 :]]).flatten(0, 1)  # without the keyframe
-        canvas = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], len(past_and_future), -1)
-        canvas = canvas.scatter(1, places, others).unflatten(1, (slots - 1, num_keyframe))
-        canvas = torch.cat([canvas[:, :key], keyframe[:, None], canvas[:, key:]], dim=1) + positions
+        if self.temporal_roi:
+            places = encoded.kept[..., None].expand_as(others)
+            canvas = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], len(past_and_future), -1)
+            canvas = canvas.scatter(1, places, others).unflatten(1, (slots - 1, num_keyframe))
+            canvas = torch.cat([canvas[:, :key], keyframe[:, None], canvas[:, key:]], dim=1) + positions
+        else:
+            canvas = (keyframe + positions[key])[:, None]
 
         actors = self.pool_actors(canvas, boxes, image_sizes, (height, width))
         sequence = torch.cat([keyframe + positions[key], others + past_and_future[encoded.kept], actors], dim=1)
@@ -136,7 +148,7 @@ class ContextDecoder(nn.Module):
         num_slots = canvas.shape[1]
         maps = canvas.permute(0, 1, 3, 2).flatten(1, 2).unflatten(2, grid)  # (B, T' C, h, w)
         crops = separable_roi_align(maps, boxes, self.roi_size, 1 / self.patch_size)
-        pooled = crops.flatten(3).amax(dim=3).unflatten(2, (num_slots, self.dim))  # (B, P, T', C)
+        pooled = crops.flatten(3).max(dim=3).values.unflatten(2, (num_slots, self.dim))  # (B, P, T', C)
         if slot_weights is None:
             return pooled.mean(dim=2)
         return torch.einsum("bptc,bt->bpc", pooled, slot_weights.to(pooled.dtype))
@@ -148,6 +160,9 @@ class ContextDecoder(nn.Module):
 
         What the last block makes of the other tokens is not read by anything, so it computes the actors alone.
         """
+        if not self.reads_context:
+            sequence = sequence[:, -num_actors:]
+            mask = None if mask is None else mask[..., -num_actors:]
         logits, context = [], sequence[:, :-num_actors]
         for number, block in enumerate(self.blocks, start=1):
             last = number == len(self.blocks)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .context_decoder import ContextDecoder
+from .detection_head import DetectionHead
 from .detections import Detections, DetectorOutputs
 from .frames import pad_clips
 from .localizer import Localizer
@@ -30,6 +31,9 @@ class EvadTeacher(nn.Module):
         pretrain_size: side of the frames the position codes were made for, in pixels.
         learned_positions: the encoder's position codes are a parameter instead of the fixed sine table.
         roi_extension: how much wider and taller than its box an actor's RoI in the context decoder is.
+        temporal_roi: an actor is pooled over all slots; in the keyframe's slot alone otherwise.
+        decoder_reads_context: actors are refined by the tokens of the clip; otherwise they are classified from their
+            RoI features, reading each other alone.
     """
 
     def __init__(
@@ -66,6 +70,8 @@ class EvadTeacher(nn.Module):
         decoder_roi_size: int = 7,
         roi_extension: tuple[float, float] = (0.4, 0.2),
         decoder_drop_path_rate: float = 0.0,
+        decoder_reads_context: bool = True,
+        temporal_roi: bool = True,
     ) -> None:
         super().__init__()
         if len(pyramid_layers) != 4:
@@ -114,7 +120,14 @@ class EvadTeacher(nn.Module):
             patch_size=patch_size,
             num_slots=num_frames // TUBELET,
             pretrain_grid=pretrain_size // patch_size,
+            reads_context=decoder_reads_context,
+            temporal_roi=temporal_roi,
         )
+
+    @property
+    def head(self) -> DetectionHead:
+        """What turns an encoded clip into detections."""
+        return DetectionHead(self.backbone.norm, self.pyramid, self.localizer, self.decoder)
 
     def forward(self, clips: Tensor | Sequence[Tensor], image_sizes: Tensor | None = None) -> Detections:
         """Normalised clips -> detections of their keyframes. Arguments as in ``outputs``."""

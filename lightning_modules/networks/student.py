@@ -13,6 +13,7 @@ from .carried_proposals import CarriedProposals, ProposalState
 from .context_decoder import ContextDecoder
 from .context_memory import ContextMemory, MemoryState
 from .decomposed_attention import DecomposedAttention
+from .detection_head import DetectionHead
 from .detections import Detections, DetectorOutputs
 from .frame_embedding import EmbeddingState, FramePairEmbedding
 from .linear import Mlp
@@ -67,6 +68,17 @@ def most_person_like(actors: LocalizedActors, count: int) -> LocalizedActors:
         return values.gather(-2, index)
 
     return LocalizedActors(*(take(values) for values in actors))
+
+
+class EncodedFrames(NamedTuple):
+    """What the trunk makes of a chunk: T frames of B streams, N = h w tokens each."""
+
+    tokens: Tensor
+    """(B, T, N, C) after the last block, not normed."""
+    maps: tuple[Tensor, ...]
+    """(B, T, C, h, w) after each of ``pyramid_layers``."""
+    received: Tensor
+    """(B, T, N): the attention that each token receives inside its frame in the last block."""
 
 
 class StudentState(NamedTuple):
@@ -236,15 +248,14 @@ class StreamingDetector(StreamingModule[StudentState]):
         The frames before them only advance the state: that is how training warms it up. ``deep`` asks for what training
         supervises: the action logits of every decoder block, and of all proposals whatever ``num_actors`` says.
         """
-        batch, num_frames, _, height, width = frames.shape
-        grid = (height // self.patch_size, width // self.patch_size)
-        self._check(frames, state, grid)
-        last = num_frames if last is None else last
-        if not 1 <= last <= num_frames:
-            raise ValueError(f"last={last} frames asked for of a chunk of {num_frames}")
-        if image_sizes is None:
-            image_sizes = torch.tensor([height, width], device=frames.device).expand(batch, 2)
+        encoded, trunk_state = self.encode(frames, state)
+        outputs, head_state = self.detect(encoded, state, image_sizes, last, deep)
+        return outputs, StudentState(*trunk_state, *head_state)
 
+    def encode(self, frames: Tensor, state: StudentState) -> tuple[EncodedFrames, tuple[EmbeddingState, tuple]]:
+        """Normalised frames (B, T, 3, H, W) -> what the trunk makes of them, and its state after the chunk."""
+        grid = (frames.shape[-2] // self.patch_size, frames.shape[-1] // self.patch_size)
+        self._check(frames, state, grid)
         tokens, embedding = self.patch_embed(frames, state.embedding)  # (B, T, N, C)
         keyframe_slot = torch.tensor([self.positions.keyframe_slot], device=frames.device)
         tokens = tokens + self.positions.slots(keyframe_slot, *grid).to(tokens.dtype)
@@ -256,34 +267,68 @@ class StreamingDetector(StreamingModule[StudentState]):
             block_states.append(block_state)
             if layer in self.pyramid_layers:
                 maps[layer] = tokens.transpose(2, 3).unflatten(3, grid)  # (B, T, C, h, w)
+        encoded = EncodedFrames(tokens, tuple(maps[layer] for layer in self.pyramid_layers), received)
+        return encoded, (embedding, tuple(block_states))
 
-        taps = tuple(maps[layer] for layer in self.pyramid_layers)
-        actors, proposals = self._localize(taps, state.proposals, image_sizes, last)
+    @property
+    def head(self) -> DetectionHead:
+        """What turns encoded frames into detections."""
+        return DetectionHead(self.norm, self.pyramid, self.localizer, self.decoder)
+
+    def detect(
+        self,
+        encoded: EncodedFrames,
+        state: StudentState,
+        image_sizes: Tensor | None = None,
+        last: int | None = None,
+        deep: bool = False,
+        head: DetectionHead | None = None,
+    ) -> tuple[DetectorOutputs, tuple[MemoryState, ProposalState]]:
+        """What the head, or another one in its place, finds in encoded frames, and the memory after the chunk.
+
+        Arguments as in ``outputs``; ``state`` is that before the chunk. The context memory stays the student's own,
+        filled by the head's projection.
+        """
+        head = head or self.head
+        batch, num_frames = encoded.tokens.shape[:2]
+        grid = tuple(encoded.maps[0].shape[-2:])
+        last = num_frames if last is None else last
+        if not 1 <= last <= num_frames:
+            raise ValueError(f"last={last} frames asked for of a chunk of {num_frames}")
+        if image_sizes is None:
+            height, width = (side * self.patch_size for side in grid)
+            image_sizes = torch.tensor([height, width], device=encoded.tokens.device).expand(batch, 2)
+
+        actors, proposals = self._localize(head, encoded.maps, state.proposals, image_sizes, last)
         if self.num_actors is not None and not deep:
             actors = most_person_like(actors, self.num_actors)
-        projected = self.decoder.encoder_to_decoder(self.norm(tokens))
-        past, memory = self.memory(projected, received, state.memory, last)
+        projected = head.decoder.encoder_to_decoder(head.norm(encoded.tokens))
+        past, memory = self.memory(projected, encoded.received, state.memory, last)
         newest = projected[:, -last:].flatten(0, 1)
         sizes = image_sizes.repeat_interleave(last, dim=0)
-        action_logits = self.memory.read(self.decoder, newest, past, actors.boxes[-1], sizes, grid, every_block=deep)
-        taps = tuple(tap[:, -last:].flatten(0, 1) for tap in taps)
-        outputs = DetectorOutputs(actors.person_logits, actors.boxes, action_logits, taps)
-        return outputs, StudentState(embedding, tuple(block_states), memory, proposals)
+        action_logits = self.memory.read(head.decoder, newest, past, actors.boxes[-1], sizes, grid, every_block=deep)
+        maps = tuple(levels[:, -last:].flatten(0, 1) for levels in encoded.maps)
+        return DetectorOutputs(actors.person_logits, actors.boxes, action_logits, maps), (memory, proposals)
 
     def _localize(
-        self, taps: tuple[Tensor, ...], state: ProposalState, image_sizes: Tensor, last: int
+        self,
+        head: DetectionHead,
+        levels: tuple[Tensor, ...],
+        state: ProposalState,
+        image_sizes: Tensor,
+        last: int,
     ) -> tuple[LocalizedActors, ProposalState]:
         """Actors of the ``last`` frames, folded into the batch, from maps (B, T, C, h, w); what the newest leaves."""
         if not self.carried.count:
-            maps = self.pyramid(tuple(tap[:, -last:].flatten(0, 1) for tap in taps))
-            return self.localizer(maps, self.pyramid.strides, image_sizes.repeat_interleave(last, dim=0)), state
-        learned, num_frames, found = self.localizer.proposals(image_sizes), taps[0].shape[1], []
+            maps = head.pyramid(tuple(level[:, -last:].flatten(0, 1) for level in levels))
+            return head.localizer(maps, head.pyramid.strides, image_sizes.repeat_interleave(last, dim=0)), state
+        learned, num_frames, found = head.localizer.proposals(image_sizes), levels[0].shape[1], []
         for frame in range(num_frames):
             is_read = frame >= num_frames - last
             with torch.set_grad_enabled(is_read and torch.is_grad_enabled()):
-                maps = self.pyramid(tuple(tap[:, frame] for tap in taps))
+                maps = head.pyramid(tuple(level[:, frame] for level in levels))
                 start = self.carried.mix(*learned, state)
-                actors = self.localizer(maps, self.pyramid.strides, image_sizes, start)
+                actors = head.localizer(maps, head.pyramid.strides, image_sizes, start)
                 state = self.carried.select(actors, state)
             if is_read:
                 found.append(actors)

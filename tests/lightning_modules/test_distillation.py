@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from datamodules.samplers import Request
 from datamodules.windows import WindowDataset, annotated_samples
 from lightning_modules.clip_detection import ClipDetectionModule
 from lightning_modules.distillation import DEFAULT_TASK_WEIGHTS, DistillationModule
 from lightning_modules.networks.frames import normalise_frames
-from lightning_modules.networks.weights import load_exactly, read_state_dict, save_weights
+from lightning_modules.networks.weights import load_exactly, read_state_dict, save_weights, student_from_teacher
 from tests.lightning_modules import tiny
 
 
@@ -61,9 +62,13 @@ def seen_by_the_teacher(module: DistillationModule, batch) -> torch.Tensor:
         return answer(asked, *args, **kwargs)
 
     module.teacher.network.outputs = remember
-    module.ask_teacher(batch)
+    ask(module, batch)
     (asked,) = clips
     return asked
+
+
+def ask(module: DistillationModule, batch) -> None:
+    module.ask_teacher(batch, normalise_frames(batch.frames, batch.image_sizes))
 
 
 def test_the_loss_of_a_repeated_batch_falls(data, distil, tmp_path):
@@ -150,6 +155,15 @@ def test_a_teacher_that_may_not_see_the_future_sees_the_newest_frame_again(data,
             torch.testing.assert_close(clip, expected, rtol=0, atol=0)
 
 
+def test_a_curriculum_lets_the_future_in_frame_by_frame(distil, monkeypatch):
+    module = distil(teacher_keyframe="curriculum", curriculum_until=0.5)
+    seen = []
+    for progress in (0.0, 0.2, 0.25, 0.5, 1.0):
+        monkeypatch.setattr(type(module), "progress", progress)
+        seen.append(module.future_frames)
+    assert seen == [0, 0, 1, 1, 1]  # of a clip of four frames one lies after the keyframe
+
+
 @pytest.mark.parametrize("changes", [{"train_past_frames": 3}, {"train_future_frames": 0}])
 def test_a_clip_that_reaches_outside_the_window_is_an_error_with_the_numbers_to_set(
     source, folder, data, distil, changes
@@ -158,14 +172,14 @@ def test_a_clip_that_reaches_outside_the_window_is_an_error_with_the_numbers_to_
     batch = whole_dataset(data, short.window)[[Request(3, None)]]
     module = distil()
     with pytest.raises(ValueError, match="outside the sample") as error:
-        module.ask_teacher(batch)
+        ask(module, batch)
     for advice in ("train_past_frames=4", "train_future_frames=1"):
         assert f"data.init_args.{advice}" in str(error.value)
     advised = tiny.streams(source, folder / "cache", train_past_frames=4, train_future_frames=1)
-    module.ask_teacher(whole_dataset(data, advised.window)[[Request(3, None)]])  # and so it is enough
+    ask(module, whole_dataset(data, advised.window)[[Request(3, None)]])  # and so it is enough
     last = distil(teacher_keyframe="last")
     without_future = tiny.streams(source, folder / "cache", train_past_frames=4, train_future_frames=0)
-    last.ask_teacher(whole_dataset(data, without_future.window)[[Request(3, None)]])
+    ask(last, whole_dataset(data, without_future.window)[[Request(3, None)]])
 
 
 def test_a_student_starts_from_its_teacher_unless_told_otherwise(distil):
@@ -211,3 +225,57 @@ def test_a_student_with_a_cheaper_head_learns(data, distil, tmp_path, changes):
     trainer = tiny.trainer(tmp_path, max_epochs=1, callbacks=[losses])
     trainer.fit(module, datamodule=tiny.Repeated(batch, steps=30))
     assert losses.values[-1] < 0.7 * losses.values[0]
+
+
+def test_through_its_teachers_head_a_student_of_the_same_weights_finds_the_same(data, distil):
+    module, batch = distil(), next(iter(data.train_dataloader()))
+    module.network.memory.age_code.data.zero_()
+    encoded, state = module.encode(batch, normalise_frames(batch.frames, batch.image_sizes))
+    own = module.detect_supervised(batch, encoded, state)
+    through_teacher = module.detect_supervised(batch, encoded, state, module.teacher.network.head)
+    for name in ("person_logits", "boxes", "action_logits"):
+        torch.testing.assert_close(getattr(own, name), getattr(through_teacher, name))
+
+
+@pytest.mark.parametrize(("task", "taught"), [("mimicry", "blocks.0.mlp"), ("attention", "blocks.1.temporal.attn.qkv")])
+def test_mimicry_and_attention_teach_the_trunk_and_not_the_head(data, distil, task, taught, monkeypatch):
+    module = distil(task_weights={task: 1.0})
+    monkeypatch.setattr(type(module), "progress", 0.5)
+    monkeypatch.setattr(type(module), "log_losses", lambda *_: None)
+    monkeypatch.setattr(type(module), "log_dict", lambda *_, **__: None)
+    torch.nn.init.normal_(module.network.blocks[0].mlp.fc1.weight)  # no longer the teacher's
+    module.training_step(next(iter(data.train_dataloader())), 0).backward()
+    learns = {name for name, part in module.network.named_parameters() if part.grad is not None and part.grad.any()}
+    assert any(name.startswith(taught) for name in learns)
+    assert not any(name.startswith(("localizer", "decoder", "pyramid")) for name in learns)
+    assert all(part.grad is None for part in module.teacher.parameters())
+
+
+def test_learned_variances_of_features_are_trained_and_go_on_from_a_checkpoint(data, distil, tmp_path):
+    module = distil(feature_variance="token")
+    assert set(module.task_weighting.log_variances) == {"actions", "boxes"}  # the features weigh themselves
+    trainer = tiny.trainer(tmp_path, max_epochs=1)
+    trainer.fit(module, datamodule=data)
+    assert module.feature_loss.bias.abs().min() > 0
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    load_exactly(tiny.student(), read_state_dict(tmp_path / "last.ckpt"))  # the student alone
+    further = distil(feature_variance="token")
+    tiny.trainer(tmp_path).test(further, datamodule=data, ckpt_path=tmp_path / "last.ckpt", verbose=False)
+    torch.testing.assert_close(further.feature_loss.bias, module.feature_loss.bias)
+
+
+def test_an_average_of_weights_over_training_is_what_is_evaluated_and_kept(data, distil, tmp_path):
+    """Lightning's callback, around a module that holds a frozen teacher."""
+    module = distil(teacher_keyframe="last")
+    checkpoint = ModelCheckpoint(tmp_path, save_last=True)
+    callbacks = [EMAWeightAveraging(decay=0.5), checkpoint]
+    trainer = tiny.trainer(tmp_path, max_epochs=1, callbacks=callbacks, enable_checkpointing=True)
+    trainer.fit(module, datamodule=data)
+    kept = read_state_dict(tmp_path / "last.ckpt")
+    load_exactly(tiny.student(), kept)
+    start = tiny.student()
+    student_from_teacher(start, module.teacher.network.state_dict())
+    name = "decoder.blocks.0.attn.qkv.weight"
+    current = torch.load(tmp_path / "last.ckpt", weights_only=True)["current_model_state"][f"network.{name}"]
+    first = start.state_dict()[name]
+    assert 0 < (kept[name] - first).norm() < (current - first).norm()

@@ -5,7 +5,7 @@ from math import log
 import pytest
 import torch
 
-from lightning_modules.losses.distillation import ActionImitation, BoxImitation, FeatureLoss
+from lightning_modules.losses.distillation import ActionImitation, AttentionImitation, BoxImitation, FeatureLoss
 
 SIZES = torch.tensor([[100, 200]])  # height, width
 
@@ -41,6 +41,49 @@ def test_features_by_hand():
     # The mean over tokens, then over layers.
     first = maps([1.0, 3.0], [1.0, 3.0]), maps([5.0, 1.0], [2.0, 6.0])
     assert FeatureLoss()([first[0], apart], [first[1], apart]).item() == pytest.approx((4 + 0) / 2 / 2, abs=1e-3)
+
+
+def test_features_with_a_variance_by_hand():
+    # Layer-normed: (-1, 1) twice against (1, -1) and (-1, 1): squared differences of 4, 4 and of 0, 0.
+    student, teacher = maps([1.0, 3.0], [1.0, 3.0]), maps([5.0, 1.0], [2.0, 6.0])
+    by_channel = FeatureLoss("channel", num_layers=1, dim=2)
+    assert by_channel([student], [teacher]).item() == pytest.approx(2 / 2, abs=1e-3)  # variances of 1
+    by_channel.log_variances.data = torch.tensor([[log(4), log(2)]])
+    expected = ((2 / 4 + log(4)) + (2 / 2 + log(2))) / 2 / 2
+    assert by_channel([student], [teacher]).item() == pytest.approx(expected, abs=1e-3)
+    by_token = FeatureLoss("token", num_layers=1, dim=2)
+    by_token.weight.data, by_token.bias.data = torch.tensor([[0.0, 1.0]]), torch.tensor([log(4) - 1])
+    assert by_token([student], [teacher]).item() == pytest.approx((2 / 4 + log(4)) / 2, abs=1e-3)  # both tokens: ln 4
+
+
+@pytest.mark.parametrize("variance", ["channel", "token"])
+def test_learned_variances_come_to_what_cannot_be_matched(variance):
+    generator = torch.Generator().manual_seed(0)
+    loss = FeatureLoss(variance, num_layers=1, dim=8)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=0.05)
+    student, noise = torch.randn(64, 8, 4, 4, generator=generator), torch.randn(64, 8, 4, 4, generator=generator)
+    teacher = student + 0.5 * noise
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss([student], [teacher]).backward()
+        optimizer.step()
+    rest = FeatureLoss()([student], [teacher]).item()
+    # At its optimum a variance is the squared difference, and the loss (1 + ln v) / 2.
+    assert loss([student], [teacher]).item() == pytest.approx((1 + log(rest)) / 2, abs=0.03)
+
+
+def test_an_unknown_variance_is_refused():
+    with pytest.raises(ValueError, match="variance must be one of"):
+        FeatureLoss("pixel")
+
+
+def test_attention_by_hand():
+    # One query and two keys: scores 0 and ln 3 against 0 and 0, so (1/4, 3/4) against (1/2, 1/2).
+    query = torch.ones(1, 1, 1, 1)
+    own, other = (torch.tensor(scores).view(1, 1, 2, 1) for scores in ([0.0, log(3)], [0.0, 0.0]))
+    imitation = AttentionImitation()
+    assert imitation((query, own), (query, other)).item() == pytest.approx(log(2) - log(3) / 2)
+    assert imitation((query, own), (query, own)).item() == pytest.approx(0)
 
 
 def test_features_of_another_number_of_layers_are_refused():

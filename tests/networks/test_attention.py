@@ -92,8 +92,25 @@ def test_attention_in_bfloat16_is_as_exact_in_pieces_as_fused(num_tokens, monkey
     assert bool(pieces) == (num_tokens >= FEWEST_ROWS)
     torch.testing.assert_close(found.float(), exact, rtol=0.03, atol=0.03)
     with torch.autocast("cpu", torch.bfloat16):
-        attention(tokens)  # gradients are wanted: fused
+        attention(tokens)  # gradients are wanted: whole maps or fused
     assert len(pieces) <= 1
+
+
+@pytest.mark.parametrize("num_keys", [9, 20])
+def test_training_in_bfloat16_on_whole_maps_has_the_gradients_of_the_fused_kernel(num_keys, monkeypatch):
+    query, key, value = (torch.randn(2, 3, count, 8, requires_grad=True) for count in (9, num_keys, num_keys))
+    mask = torch.rand(2, 1, 1, num_keys) > 0.3
+    mask[..., 0] = True
+    exact = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    upstream = torch.randn_like(exact)
+    wanted = torch.autograd.grad(exact, (query, key, value), upstream)
+    monkeypatch.setattr(module.F, "scaled_dot_product_attention", None)
+    halves = [part.bfloat16() for part in (query, key, value)]
+    found = attend(*halves, mask)
+    gradients = torch.autograd.grad(found, (query, key, value), upstream.bfloat16())
+    torch.testing.assert_close(found.float(), exact, rtol=0.03, atol=0.03)
+    for own, reference in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(own, reference, rtol=0.05, atol=0.05)
 
 
 def test_pieces_of_one_map_and_of_many_give_the_same(monkeypatch):

@@ -1,9 +1,11 @@
 """Parts of the context decoder by hand; the whole of it is held to the slow model in test_evad.py."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
+from torch import Tensor
 
 from lightning_modules.networks.context_decoder import ContextDecoder, extend_boxes
 from lightning_modules.networks.vit import EncodedClip
@@ -22,6 +24,23 @@ def some_clip(kept=((4, 0, 2), (1, 5, 3))) -> EncodedClip:
     """Two clips of 2 slots x 2 x 3 tokens, the keyframe's six and three others."""
     tokens = torch.randn(2, 6 + len(kept[0]), 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     return EncodedClip(tokens, torch.tensor(kept), (), (), GRID)
+
+
+LONG_GRID = (4, 2, 3)
+SWITCHES = [*product((True, False), repeat=2)]
+"""Of the context and of the temporal RoI."""
+
+
+def long_decoder(reads_context: bool, temporal_roi: bool, **changes) -> ContextDecoder:
+    """For clips of four slots, the same weights whatever the switches say."""
+    return tiny_decoder(num_slots=4, reads_context=reads_context, temporal_roi=temporal_roi, **changes)
+
+
+def long_clip() -> EncodedClip:
+    """Two clips of 4 slots x 2 x 3 tokens, four of the eighteen outside the keyframe kept."""
+    kept = torch.tensor([[0, 7, 8, 17], [3, 5, 12, 14]])
+    tokens = torch.randn(2, 6 + 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return EncodedClip(tokens, kept, (), (), LONG_GRID)
 
 
 BOXES = torch.tensor([[[2.0, 3, 30, 25], [-9, 5, 60, 20]], [[0, 0, 48, 32], [5, 5, 6, 6]]])
@@ -119,3 +138,94 @@ def test_a_decoder_that_does_not_refine_its_context_reads_the_same_tokens_in_eve
     for block, block_logits in zip(decoder.blocks, logits, strict=True):
         actors = block(torch.cat([context, actors], dim=1), None)[:, -4:]
         torch.testing.assert_close(block_logits, block.classify(actors))
+
+
+def logits_by_hand(decoder: ContextDecoder, clip: EncodedClip, reads_context: bool, temporal_roi: bool) -> Tensor:
+    """(D, B, P, classes) of ``long_clip``, token by token; the keyframe is the third of the four slots."""
+    tokens, codes, logits = decoder.encoder_to_decoder(clip.tokens), decoder.positions(*clip.grid), []
+    for item in range(2):
+        slots = [[decoder.mask_token[0, 0] + code for code in codes[slot]] for slot in range(4)]
+        slots[2] = [*(tokens[item, :6] + codes[2])]
+        others = []
+        for token, place in zip(tokens[item, 6:], clip.kept[item].tolist(), strict=True):
+            slot, patch = (0, 1, 3)[place // 6], place % 6
+            slots[slot][patch] = token + codes[slot, patch]
+            others.append(slots[slot][patch])
+        actors = []
+        for box in BOXES[item]:
+            box = slow_evad.extend_box(box.double().numpy(), decoder.roi_extension, SIZES[item].tolist())
+            pooled = [
+                torch.from_numpy(slow_evad.roi_align(torch.stack(slot).T.reshape(8, 2, 3).numpy(), box, 2, 1 / 16))
+                for slot in (slots if temporal_roi else slots[2:3])
+            ]
+            actors.append(torch.stack([crop.amax(dim=(1, 2)) for crop in pooled]).mean(dim=0))
+        sequence = torch.stack([*slots[2], *others, *actors] if reads_context else actors)[None]
+        for block in decoder.blocks:
+            sequence = block(sequence, None)
+            logits.append(block.classify(sequence[:, -2:]))
+    return torch.cat(logits).unflatten(0, (2, -1)).transpose(0, 1)
+
+
+@pytest.mark.parametrize(("reads_context", "temporal_roi"), SWITCHES)
+def test_with_and_without_context_and_temporal_roi_it_equals_the_decoder_by_hand(reads_context, temporal_roi):
+    decoder, clip = long_decoder(reads_context, temporal_roi), long_clip()
+    with torch.no_grad():
+        expected = logits_by_hand(decoder, clip, reads_context, temporal_roi)
+        # Sampling matrices of boxes are in float32.
+        torch.testing.assert_close(decoder(clip, BOXES, SIZES, every_block=True), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(decoder(clip, BOXES, SIZES), expected[-1:], rtol=1e-4, atol=1e-5)
+
+
+def change_of_actions(decoder: ContextDecoder, clip: EncodedClip, tokens: slice) -> float:
+    """By how much the actions of two actors in the first cell change when the named tokens do."""
+    boxes = torch.tensor([[[0.0, 0, 6, 6], [1, 1, 7, 5]]] * 2)
+    changed = clip.tokens.clone()
+    changed[:, tokens] += 1 + changed[:, tokens].abs()
+    with torch.no_grad():
+        before, after = (decoder(version, boxes, SIZES) for version in (clip, clip._replace(tokens=changed)))
+    return float((after - before).abs().max())
+
+
+KEYFRAME_UNDER_THE_BOXES, KEYFRAME_OUTSIDE, OTHER_SLOTS = slice(0, 1), slice(1, 6), slice(6, None)
+
+
+def test_without_context_actions_do_not_depend_on_tokens_outside_the_boxes():
+    decoder, clip = long_decoder(False, True, roi_extension=(0.0, 0.0)), long_clip()
+    outside = clip._replace(kept=torch.tensor([[1, 7, 8, 17], [3, 5, 13, 14]]))  # none in the first cell of its slot
+    assert change_of_actions(decoder, outside, KEYFRAME_OUTSIDE) == 0
+    assert change_of_actions(decoder, outside, OTHER_SLOTS) == 0
+    assert change_of_actions(decoder, outside, KEYFRAME_UNDER_THE_BOXES) > 1e-3
+    reading = long_decoder(True, True, roi_extension=(0.0, 0.0))
+    assert change_of_actions(reading, outside, KEYFRAME_OUTSIDE) > 1e-3
+    assert change_of_actions(reading, outside, OTHER_SLOTS) > 1e-3
+
+
+def test_without_temporal_roi_other_slots_reach_the_actors_through_the_context_alone():
+    clip = long_clip()
+    under = clip._replace(kept=torch.tensor([[0, 6, 8, 12], [0, 5, 6, 14]]))  # some in the first cell of their slot
+    assert change_of_actions(long_decoder(False, False), under, OTHER_SLOTS) == 0
+    assert change_of_actions(long_decoder(True, False), under, OTHER_SLOTS) > 1e-3
+    assert change_of_actions(long_decoder(False, True), under, OTHER_SLOTS) > 1e-3
+
+
+def test_without_context_a_longer_sequence_and_its_mask_are_cut_to_the_actors():
+    decoder, sequence = tiny_decoder(reads_context=False), torch.randn(2, 11, 8, dtype=torch.float64)
+    mask = torch.ones(2, 1, 1, 11, dtype=torch.bool)
+    mask[0, ..., -1] = False
+    expected = decoder.refine(sequence[:, -4:], 4, mask[..., -4:], every_block=True)
+    torch.testing.assert_close(decoder.refine(sequence, 4, mask, every_block=True), expected, rtol=0, atol=0)
+    assert not torch.allclose(decoder.refine(sequence, 4, every_block=True), expected)
+
+
+@pytest.mark.parametrize(("reads_context", "temporal_roi"), SWITCHES)
+def test_the_switches_change_no_weight_and_what_is_trained_receives_a_gradient(reads_context, temporal_roi):
+    torch.manual_seed(0)
+    plain = tiny_decoder()
+    torch.manual_seed(0)
+    decoder = tiny_decoder(reads_context=reads_context, temporal_roi=temporal_roi).train()
+    torch.testing.assert_close(decoder.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    decoder(some_clip(), BOXES, SIZES, every_block=True).square().sum().backward()
+    trained = {name for name, parameter in decoder.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, parameter in decoder.named_parameters() if parameter.grad is not None}
+    untrained = plain.state_dict().keys() - trained
+    assert untrained == (set() if temporal_roi else {"mask_token"})

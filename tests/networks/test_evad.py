@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import box_convert
 
+from callbacks.flops import count_gflops
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.frames import pad_clips
 from lightning_modules.networks.roi_align import pyramid_levels
@@ -95,9 +96,18 @@ def test_inference_takes_the_last_stage_and_the_last_block():
     torch.testing.assert_close(deep.boxes[-1], detections.boxes, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("checkpoint_blocks", [False, True])
-def test_every_parameter_receives_a_gradient(checkpoint_blocks):
-    teacher = tiny_teacher(checkpoint_blocks=checkpoint_blocks).train()
+@pytest.mark.parametrize(
+    ("changes", "untrained"),
+    [
+        ({}, []),
+        ({"checkpoint_blocks": True}, []),
+        ({"decoder_reads_context": False}, []),
+        ({"temporal_roi": False}, ["decoder.mask_token"]),
+        ({"decoder_reads_context": False, "temporal_roi": False}, ["decoder.mask_token"]),
+    ],
+)
+def test_every_parameter_that_is_trained_receives_a_gradient(changes, untrained):
+    teacher = tiny_teacher(**changes).train()
     outputs = teacher.outputs(some_clips(), deep=True)
     (outputs.person_logits.sum() + (outputs.boxes / 50).sum() + outputs.action_logits.square().sum()).backward()
     without = [
@@ -105,7 +115,7 @@ def test_every_parameter_receives_a_gradient(checkpoint_blocks):
         for name, parameter in teacher.named_parameters()
         if parameter.grad is None or not parameter.grad.isfinite().all() or not parameter.grad.any()
     ]
-    assert without == []
+    assert without == untrained == [name for name, p in teacher.named_parameters() if not p.requires_grad]
 
 
 def test_checkpointed_blocks_give_the_same_gradients():
@@ -152,6 +162,42 @@ def test_a_published_clip_has_the_published_token_counts():
     assert outputs.person_logits.shape == (6, 2, 100, 2)
     assert outputs.boxes.shape == (6, 2, 100, 4)
     assert outputs.action_logits.shape == (6, 2, 100, 80)
+
+
+WITHOUT_CONTEXT, WITHOUT_TEMPORAL_ROI = {"decoder_reads_context": False}, {"temporal_roi": False}
+
+
+def test_the_switches_of_context_and_temporal_roi_change_actions_alone_and_no_weight():
+    clips, weights, actions = some_clips(), tiny_teacher().state_dict(), []
+    for changes in ({}, WITHOUT_CONTEXT, WITHOUT_TEMPORAL_ROI, WITHOUT_CONTEXT | WITHOUT_TEMPORAL_ROI):
+        teacher = tiny_teacher(seed=1, **changes)
+        teacher.load_state_dict(weights, strict=True)
+        with torch.no_grad():
+            outputs = teacher.outputs(clips)
+        if not actions:
+            boxes = outputs.boxes
+        torch.testing.assert_close(outputs.boxes, boxes, rtol=0, atol=0)
+        assert all((outputs.action_logits - earlier).abs().max() > 1e-2 for earlier in actions)
+        actions.append(outputs.action_logits)
+
+
+def test_every_operation_is_counted_without_context_and_without_temporal_roi():
+    clip = torch.zeros(1, 3, 8, 64, 96)
+    full, context_off, roi_off, both_off = (
+        count_gflops(tiny_teacher(**changes), clip)
+        for changes in ({}, WITHOUT_CONTEXT, WITHOUT_TEMPORAL_ROI, WITHOUT_CONTEXT | WITHOUT_TEMPORAL_ROI)
+    )
+    assert full.uncounted == context_off.uncounted == roi_off.uncounted == both_off.uncounted == ()
+    # In the first of two blocks 58 kept tokens besides 6 actors: norms, qkv, attention, projection and MLP. The last
+    # computes actors alone, for which every token is normed and becomes a key and a value.
+    tokens, actors, dim = 58, 6, 12
+    first = tokens * (5 * dim + 4 * dim**2 + 5 * dim + 8 * dim**2) + 2 * dim * ((tokens + actors) ** 2 - actors**2)
+    last = tokens * (5 * dim + 2 * dim**2 + 2 * dim * actors)
+    assert (full.gflops - context_off.gflops) * 1e9 == pytest.approx(first + last)
+    assert (roi_off.gflops - both_off.gflops) * 1e9 == pytest.approx(first + last)
+    # A RoI in one slot instead of four: two products with the sampling matrices of 2 bins on the 4 x 6 map.
+    rows, columns = 3 * dim * actors * 2 * 4 * 6, 3 * dim * actors * 2 * 2 * 6
+    assert (full.gflops - roi_off.gflops) * 1e9 == pytest.approx(rows + columns)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import torch
 
-from lightning_modules.networks.frames import normalise_frames, pad_clips
+from lightning_modules.networks.frames import gather_clips, normalise_frames, pad_clips
 
 
 def test_pixels_are_scaled_as_evad_does():
@@ -37,3 +37,12 @@ def test_normalising_a_padded_batch_equals_padding_normalised_clips():
     ours = normalise_frames(padded.transpose(1, 2), sizes)
     theirs, _ = pad_clips([normalise_frames(clip[None])[0].transpose(0, 1) for clip in frames], 16)
     torch.testing.assert_close(ours, theirs.transpose(1, 2), rtol=0, atol=0)
+
+
+def test_gathered_clips_are_the_frames_that_they_name():
+    frames, places = torch.randn(2, 5, 3, 4, 6), torch.tensor([[0, 1, 2], [2, 3, 3]])
+    clips = gather_clips(frames, places)
+    assert clips.shape == (4, 3, 3, 4, 6) and clips.is_contiguous()
+    for sample in range(2):
+        for number, wanted in enumerate(places.tolist()):
+            assert torch.equal(clips[2 * sample + number], frames[sample, wanted].transpose(0, 1))

@@ -1,0 +1,127 @@
+"""What the runs of students and of their teacher have measured: by class, by delay, and the weights they learned."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from .experiment_files import versions
+from .experiment_list import ExperimentList, Row, read_list
+from .experiment_run import Run, runs_of
+from .experiment_table import Line, collect, lines_of, outdated
+
+CLASS = "test/ap/"
+DELAY = re.compile(r"test/map_delay_(\d+)(_actions)?")
+WEIGHT = "train/weight/"
+
+Curve = tuple[list[int], list[float]]
+"""Training steps, and a value at each."""
+
+
+class Results(NamedTuple):
+    """A row of the list, its runs, and a line of results for each of them."""
+
+    row: Row
+    runs: list[Run]
+    lines: list[Line]
+
+    @property
+    def title(self) -> str:
+        return self.row.title
+
+    def percent(self, key: str) -> list[float]:
+        """A metric in percent, of every run that has it."""
+        values = (line["metrics"].get(key) for line in self.lines)
+        return [100 * value for value in values if value is not None]
+
+    def benchmark(self, key: str) -> list[float]:
+        values = ((line["benchmark"] or {}).get(key) for line in self.lines)
+        return [value for value in values if value is not None]
+
+    def classes(self) -> dict[str, list[float]]:
+        """AP of each class in percent, of every run."""
+        keys = sorted({key for line in self.lines for key in line["metrics"] if key.startswith(CLASS)})
+        return {key.removeprefix(CLASS): values for key in keys if (values := self.percent(key))}
+
+    def delays(self, *, actions_alone: bool) -> dict[int, list[float]]:
+        """mAP in percent at each delay, of every run.
+
+        Args:
+            actions_alone: of the keyframe's boxes with later actions; else boxes are late too. Without a delay both are
+                the same.
+        """
+        matches = (DELAY.fullmatch(key) for line in self.lines for key in line["metrics"])
+        keys = {int(m[1]): m[0] for m in matches if m and (m[1] == "0" or bool(m[2]) == actions_alone)}
+        return {delay: values for delay in sorted(keys) if (values := self.percent(keys[delay]))}
+
+    def weights(self) -> dict[str, list[Curve]]:
+        """The weight of each task over training steps, a curve a run; empty where the row's training has no tasks."""
+        curves: dict[str, list[Curve]] = {}
+        for run in self.runs:
+            for task, weights in weights_of(run).items():
+                steps = sorted(weights)
+                curves.setdefault(task, []).append((steps, [weights[step] for step in steps]))
+        return curves
+
+
+class Comparison(NamedTuple):
+    """A teacher and its students, all runs done."""
+
+    file: Path
+    listing: ExperimentList
+    teacher: Results
+    students: list[Results]
+    outdated: str
+    """Which of them are from before a change of their settings, in words; empty where none is."""
+
+
+def compare(file: Path, teacher: str, students: Sequence[str]) -> Comparison:
+    """The results of some rows of a list. A run that is missing is a ValueError that says how to make it."""
+    listing = read_list(file)
+    rows = {row.name: row for row in listing.rows}
+    names = [teacher, *students]
+    if unknown := [name for name in names if name not in rows]:
+        raise ValueError(f"{file} has no row {', '.join(unknown)}; it has {', '.join(rows)}")
+    every_run = runs_of(listing, file.stem)
+    lines = collect(file.with_suffix(".jsonl"), every_run)
+    runs = [run for run in every_run if run.row.name in names]
+    known = {(line["experiment"], line["seed"]) for line in lines}
+    require([run for run in runs if (run.row.name, run.seed) not in known], "no result of", file)
+    trained = [run for run in runs if run.row.fit]
+    require([run for run in trained if not training_metrics(run)], "no metrics.csv of the training of", file)
+    results = [
+        Results(rows[name], [run for run in runs if run.row.name == name], lines_of(rows[name], lines))
+        for name in names
+    ]
+    own = [line for result in results for line in result.lines]
+    return Comparison(file, listing, results[0], results[1:], outdated(runs, own))
+
+
+def require(missing: Sequence[Run], what: str, file: Path) -> None:
+    """Raise a ValueError where a run lacks something."""
+    if missing:
+        rows = dict.fromkeys(run.row.name for run in missing)
+        raise ValueError(
+            f"{what} {'; '.join(map(str, missing))}: run python -m results.experiments {file} --rows {' '.join(rows)}"
+        )
+
+
+def training_metrics(run: Run) -> list[Path]:
+    """What training has logged, an attempt after the other."""
+    attempts = sorted(versions(run.folder / "fit"), key=lambda folder: int(folder.name.rpartition("_")[2]))
+    return [file for folder in attempts if (file := folder / "metrics.csv").is_file()]
+
+
+def weights_of(run: Run) -> dict[str, dict[int, float]]:
+    """Task -> step -> weight. An attempt that went on from a checkpoint overrides what was logged beyond it before."""
+    weights: dict[str, dict[int, float]] = {}
+    for file in training_metrics(run):
+        with file.open(newline="") as lines:
+            for line in csv.DictReader(lines):
+                for key, value in line.items():
+                    if key.startswith(WEIGHT) and value:
+                        weights.setdefault(key.removeprefix(WEIGHT), {})[int(line["step"])] = float(value)
+    return weights
