@@ -66,7 +66,7 @@ def published_gflops(teacher: EvadTeacher, height: int, width: int, num_frames: 
     norms += _layers(num_tokens, backbone.norm)
 
     num_actors = len(teacher.localizer.proposal_boxes)
-    length = num_tokens + num_actors
+    length = num_actors + (num_tokens if decoder.reads_context else 0)
     parts = (
         patch_embedding,
         encoder_attention,

@@ -105,6 +105,7 @@ class StreamingDetector(StreamingModule[StudentState]):
         temporal: ``tsa``, Temporal Shift Attention, or ``dsta``, Decomposed Spatial-Temporal Attention.
         shift_mode, shift_rate: see ``TemporalShiftAttention``.
         lstm_dim: width of the LSTM of ``dsta``; a quarter of ``dim`` by default.
+        lstm_blocks: the blocks of ``dsta`` (from 0) that have one; all by default.
         num_frames: frames of the teacher's clip, for its position codes.
         window: past frames in the context memory. memory_keep_rate: share of their tokens that is kept.
         carried_proposals: how many of the ``num_proposals`` start where the previous frame's most person-like ones
@@ -123,6 +124,7 @@ class StreamingDetector(StreamingModule[StudentState]):
         shift_mode: ShiftMode = "concat_kv",
         shift_rate: float = 0.25,
         lstm_dim: int | None = None,
+        lstm_blocks: Sequence[int] | None = None,
         window: int = 7,
         memory_keep_rate: float = 0.5,
         dim: int = 768,
@@ -153,6 +155,10 @@ class StreamingDetector(StreamingModule[StudentState]):
         super().__init__()
         if num_actors is not None and not 1 <= num_actors <= num_proposals:
             raise ValueError(f"num_actors={num_actors} must be 1 to num_proposals={num_proposals}")
+        if temporal == "tsa" and lstm_blocks is not None:
+            raise ValueError(f"lstm_blocks={list(lstm_blocks)} says where dsta has LSTMs; tsa has none")
+        if not set(lstm_blocks or ()) <= set(range(depth)):
+            raise ValueError(f"lstm_blocks={list(lstm_blocks)} must lie in 0..{depth - 1}")
         if pretrain_size % (2 * patch_size):
             raise ValueError(f"pretrain_size={pretrain_size} must be a multiple of twice patch_size={patch_size}")
         if num_frames % TUBELET:
@@ -164,13 +170,14 @@ class StreamingDetector(StreamingModule[StudentState]):
         grid, num_slots = pretrain_size // patch_size, num_frames // TUBELET
         self.patch_embed = FramePairEmbedding(dim, patch_size, (grid, grid))
         self.positions = SpaceTimePositions(num_slots, grid, dim)
+        widths = [lstm_dim if lstm_blocks is None or layer in lstm_blocks else 0 for layer in range(depth)]
         self.blocks = nn.ModuleList(
             StreamingBlock(
                 dim,
                 mlp_ratio,
-                causal_attention(temporal, dim, num_heads, grid**2, shift_mode, shift_rate, lstm_dim),
+                causal_attention(temporal, dim, num_heads, grid**2, shift_mode, shift_rate, width),
             )
-            for _ in range(depth)
+            for width in widths
         )
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.pyramid = KeyframePyramid(dim, head_dim, patch_size)

@@ -44,6 +44,7 @@ STUDENTS: dict[str, Callable[[], StreamingModule]] = {
     "student_tsa_concat_kv": lambda: tiny_student("tsa", shift_mode="concat_kv"),
     "student_tsa_no_memory": lambda: tiny_student("tsa", window=0),
     "student_dsta": lambda: tiny_student("dsta"),
+    "student_dsta_lstm_at_the_end": lambda: tiny_student("dsta", lstm_blocks=[1], roi_kernel="separable"),
     "student_dsta_keeps_all": lambda: tiny_student("dsta", lstm_dim=16, memory_keep_rate=1.0, roi_kernel="separable"),
     "student_dsta_no_memory": lambda: tiny_student("dsta", window=0),
     "student_tsa_carries": lambda: tiny_student("tsa", carried_proposals=2),

@@ -260,3 +260,20 @@ def test_the_step_is_one_graph_to_torch_compile_and_is_compiled_once(temporal, c
         for one, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     assert len(graphs) == 1
+
+
+def test_blocks_without_an_lstm_have_neither_its_weights_nor_a_state():
+    student = tiny_student("dsta", lstm_blocks=[1])
+    has_lstm = {name.split(".")[1] for name, _ in student.named_parameters() if ".lstm." in name}
+    assert has_lstm == {"1"}
+    first, second = student.initial_state(2).blocks
+    assert first.hidden.numel() == first.cell.numel() == 0 and second.hidden.numel() > 0
+
+
+@pytest.mark.parametrize(
+    ("temporal", "blocks", "told"),
+    [("dsta", [0, 9], r"lstm_blocks=\[0, 9\] must lie in 0..1"), ("tsa", [1], "tsa has none")],
+)
+def test_lstms_where_there_can_be_none_are_refused(temporal, blocks, told):
+    with pytest.raises(ValueError, match=told):
+        tiny_student(temporal, lstm_blocks=blocks)
