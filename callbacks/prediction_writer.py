@@ -33,8 +33,8 @@ class PredictionWriter(Callback):
 
     Only persons and actions of at least the thresholds are written; a frame without any is a line too. "/" in a video
     id becomes "_". One process of several puts its rank into its file names. ``predict_step`` must return dictionaries
-    with ``video_id``, ``timestamp``, ``original_size``, ``boxes``, ``scores``, ``person_scores``, and ``frame`` and
-    ``track_ids`` where it has them.
+    with ``video_id``, ``timestamp``, ``original_size``, ``boxes``, ``scores``, ``person_scores``, and ``frame``,
+    ``track_ids`` and ``picture`` where it has them.
 
     Args:
         folder: made if missing; files of an earlier prediction are replaced, which is told.
@@ -118,15 +118,13 @@ class PredictionWriter(Callback):
                         csv.writer(file, lineterminator="\n").writerow(row)
 
     def _write_mp4(self, frames: list[Frame], batch: Any, names: Sequence[str]) -> None:
-        pictures = getattr(batch, "pictures", ())
-        if not pictures and frames:
-            raise ValueError(
-                "the data module gives no pictures to draw on; take mp4 out of the formats of PredictionWriter, or use "
-                "datamodules.predict.PredictDataModule"
-            )
-        valid = batch.is_valid.flatten().tolist()
-        shown = [picture for picture, is_valid in zip(pictures, valid, strict=True) if is_valid]
-        for (entry, detections), picture in zip(frames, shown, strict=True):
+        for entry, detections in frames:
+            picture = entry.get("picture")
+            if picture is None:
+                raise ValueError(
+                    "the data module gives no pictures to draw on; take mp4 out of the formats of PredictionWriter, or "
+                    "use datamodules.predict.PredictDataModule"
+                )
             video = self._video(entry["video_id"], picture.shape[:2])
             video.write(picture, entry["timestamp"], detections)
         for video_id in set(self._videos) - set(batch.video_ids):

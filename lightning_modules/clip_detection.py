@@ -100,7 +100,7 @@ class ClipDetectionModule(DetectionModule):
             self.video_evaluation.add(list(zip(videos, slots, strict=True)), scored)
         shown = batch.frames[counted, batch.keyframes[0]]
         pictures = self.pictures(shown, scored, boxes, labels, image_sizes, original_sizes)
-        return pictures | self.keyframes(scored, videos, batch.timestamps[counted, 0], original_sizes)
+        return pictures | self.keyframes(scored, videos, batch.timestamps[counted, 0].tolist(), original_sizes)
 
     test_step = validation_step
 

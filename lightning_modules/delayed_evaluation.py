@@ -11,10 +11,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from datamodules.batches import StreamBatch
-
 from .metrics.frame_map import FrameMeanAveragePrecision
 from .networks.detections import ScoredBoxes
+from .stream_answers import Answer, StreamFrame
 
 Rows = dict[str, Tensor]
 """Boxes of one keyframe as ``FrameMeanAveragePrecision`` takes them."""
@@ -48,24 +47,22 @@ class DelayedEvaluation(nn.Module):
                 self.metrics[name].reset()
         self._lanes: dict[int, _Lane] = {}
 
-    def add(self, batch: StreamBatch, scored: Sequence[ScoredBoxes]) -> None:
-        """Take a chunk of B lanes and T frames, and the detections of its B T frames, lane by lane."""
+    def add(self, answers: Sequence[Answer]) -> None:
+        """Take what was said about the next frames of every lane, in order."""
         if not self.delays:
             return
-        counts = [len(found.boxes) for found in scored]
+        counts = [len(answer.found.boxes) for answer in answers]
         # One copy from the device for all frames.
-        columns = [torch.cat(column).cpu().split(counts) for column in zip(*scored, strict=True)]
-        found = [ScoredBoxes(*frame) for frame in zip(*columns, strict=True)]
-        lanes, times = batch.is_valid.nonzero(as_tuple=True)
-        starts, annotated = batch.is_first.tolist(), batch.annotated[lanes, times].tolist()
-        answers: list[_Answer] = []
-        for lane, time, is_keyframe in zip(lanes.tolist(), times.tolist(), annotated, strict=True):
-            if starts[lane] and time == 0:
-                answers += self._end(lane)
-                self._lanes[lane] = _Lane(self.delays)
-            truth = _truth(batch, lane, time) if is_keyframe else None
-            answers += self._lanes[lane].add(found[lane * batch.is_valid.shape[1] + time], truth)
-        self._score(answers)
+        columns = zip(*(answer.found for answer in answers), strict=True)
+        found = [torch.cat(column).cpu().split(counts) for column in columns]
+        known: list[_Known] = []
+        for (frame, _), *parts in zip(answers, *found, strict=True):
+            if frame.is_first:
+                known += self._end(frame.lane)
+                self._lanes[frame.lane] = _Lane(self.delays)
+            truth = _truth(frame) if frame.annotated else None
+            known += self._lanes[frame.lane].add(ScoredBoxes(*parts), truth)
+        self._score(known)
 
     def finish(self) -> dict[str, float]:
         """The scores over all processes, fractions by name; everything starts over."""
@@ -76,14 +73,14 @@ class DelayedEvaluation(nn.Module):
             metric.reset()
         return results
 
-    def _end(self, lane: int) -> list[_Answer]:
+    def _end(self, lane: int) -> list[_Known]:
         """What the last frame of a lane's video answers; the lane is free then."""
         ended = self._lanes.pop(lane, None)
         return [] if ended is None else list(ended.end())
 
-    def _score(self, answers: Sequence[_Answer]) -> None:
+    def _score(self, known: Sequence[_Known]) -> None:
         for delay in self.delays:
-            own = [answer for answer in answers if answer.delay == delay]
+            own = [answer for answer in known if answer.delay == delay]
             truth = [answer.truth for answer in own]
             predictions = ([answer.late for answer in own], [answer.late_actions for answer in own])
             for name, rows in zip(_names(delay), predictions, strict=False):  # delay 0 has one name
@@ -95,15 +92,14 @@ def _names(delay: int) -> tuple[str, ...]:
     return (f"map_delay_{delay}", f"map_delay_{delay}_actions")[: 2 if delay else 1]
 
 
-def _truth(batch: StreamBatch, lane: int, time: int) -> Rows:
+def _truth(frame: StreamFrame) -> Rows:
     """The ground truth of a frame in pixels of the original video, one row an action."""
-    place = lane * batch.is_valid.shape[1] + time
-    row, label = batch.labels[place].nonzero(as_tuple=True)
-    scale = (batch.original_sizes[lane] / batch.image_sizes[lane]).flip(-1).repeat(2).float()
-    return {"boxes": batch.boxes[place][row] * scale, "labels": label}
+    row, label = frame.labels.nonzero(as_tuple=True)
+    scale = (frame.original_size / frame.image_size).flip(-1).repeat(2).float()
+    return {"boxes": frame.boxes[row] * scale, "labels": label}
 
 
-class _Answer(NamedTuple):
+class _Known(NamedTuple):
     """What is scored of a keyframe at one delay."""
 
     delay: int
@@ -136,9 +132,9 @@ class _Keyframe:
         self.scores = self.scores.clone()
         self.scores[there] = found.scores[self.places[there]]
 
-    def answer(self, delay: int, newest: ScoredBoxes) -> _Answer:
+    def answer(self, delay: int, newest: ScoredBoxes) -> _Known:
         late = {"boxes": newest.boxes, "scores": newest.scores}
-        return _Answer(delay, self.truth, late, {"boxes": self.boxes, "scores": self.scores})
+        return _Known(delay, self.truth, late, {"boxes": self.boxes, "scores": self.scores})
 
 
 class _Lane:
@@ -149,7 +145,7 @@ class _Lane:
         self.waiting: list[_Keyframe] = []
         self.newest: ScoredBoxes | None = None
 
-    def add(self, found: ScoredBoxes, truth: Rows | None) -> Iterator[_Answer]:
+    def add(self, found: ScoredBoxes, truth: Rows | None) -> Iterator[_Known]:
         """Go on by a frame, annotated or not."""
         if self.waiting:
             places = same_people(self.newest, found)
@@ -163,7 +159,7 @@ class _Lane:
                 yield keyframe.answer(keyframe.age, found)
         self.waiting = [keyframe for keyframe in self.waiting if keyframe.age < self.delays[-1]]
 
-    def end(self) -> Iterator[_Answer]:
+    def end(self) -> Iterator[_Known]:
         """The last frame answers what is still to be answered."""
         for keyframe in self.waiting:
             for delay in self.delays:

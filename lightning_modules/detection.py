@@ -111,14 +111,14 @@ class DetectionModule(ExperimentModule):
 
     @staticmethod
     def pictures(
-        frames: Tensor,
+        frames: Sequence[Tensor],
         scored: Sequence[ScoredBoxes],
         boxes: Sequence[Tensor],
         labels: Sequence[Tensor],
         image_sizes: Tensor,
         original_sizes: Tensor,
     ) -> dict[str, Any]:
-        """What ``DetectionImages`` draws: frames (B, 3, H, W) with their boxes in pixels of the network input."""
+        """What ``DetectionImages`` draws: B frames (3, H, W) with their boxes in pixels of the network input."""
         scale = (image_sizes / original_sizes).flip(-1).repeat(1, 2).float()
         return {
             "frames": frames,
@@ -134,13 +134,13 @@ class DetectionModule(ExperimentModule):
 
     @staticmethod
     def keyframes(
-        scored: Sequence[ScoredBoxes], video_ids: Sequence[str], timestamps: Tensor, original_sizes: Tensor
+        scored: Sequence[ScoredBoxes], video_ids: Sequence[str], timestamps: list[float], original_sizes: Tensor
     ) -> dict[str, Any]:
-        """What ``DetectionFile`` saves: detections of n keyframes, whose they are, and where: (n,) seconds, (n, 2)."""
+        """What ``DetectionFile`` saves: detections of n keyframes, whose they are, and where: n seconds, (n, 2)."""
         return {
             "scored": scored,
             "video_ids": video_ids,
-            "timestamps": timestamps.tolist(),
+            "timestamps": timestamps,
             "original_sizes": original_sizes.tolist(),
         }
 

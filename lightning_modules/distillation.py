@@ -19,7 +19,7 @@ from .networks.evad import EvadTeacher
 from .networks.frames import gather_clips, normalise_frames
 from .networks.frozen import FrozenNetwork
 from .networks.prepared import prepare_for_inference
-from .networks.student import StreamingDetector
+from .networks.student import EncodedFrames, StreamingDetector
 from .networks.weights import load_exactly, read_state_dict, student_from_teacher
 from .stream_detection import StreamDetectionModule
 
@@ -123,14 +123,14 @@ class DistillationModule(StreamDetectionModule):
         wanted = {*weights.fixed, *weights.log_variances}
         tasks = {"detection": detection["total"]}
         if "features" in wanted:
-            tasks["features"] = self.feature_loss(student.maps, teacher.maps)
+            tasks["features"] = self.feature_loss(self.supervised_maps(encoded, batch), teacher.maps)
         if wanted & {"actions", "boxes"}:
             tasks["actions"], tasks["boxes"] = self.imitation(student, teacher, sizes)
         if "mimicry" in wanted:
             through_teacher = self.detect_supervised(batch, encoded, state, self.teacher.network.head)
             tasks["mimicry"] = self.mimicry(through_teacher, teacher, sizes)
         if "attention" in wanted:
-            tasks["attention"] = self.attention_loss(student.maps, teacher.maps)
+            tasks["attention"] = self.attention_loss(self.supervised_maps(encoded, batch), teacher.maps)
         tasks = {name: loss for name, loss in tasks.items() if name in wanted}
         total, task_weights = weights(tasks, self.progress)
         terms = {f"detection/{name}": value for name, value in detection.items() if name != "total"}
@@ -138,6 +138,12 @@ class DistillationModule(StreamDetectionModule):
         shares = {f"train/weight/{name}": value for name, value in task_weights.items()}
         self.log_dict(shares, batch_size=len(batch.frames))
         return total
+
+    @staticmethod
+    def supervised_maps(encoded: EncodedFrames, batch: ClipBatch) -> list[Tensor]:
+        """The maps (B L, C, h, w) of the supervised frames themselves, wherever the answers about them are."""
+        first, last = batch.keyframes[0], batch.keyframes[-1]
+        return [levels[:, first : last + 1].flatten(0, 1) for levels in encoded.maps]
 
     def imitation(self, student: DetectorOutputs, teacher: DetectorOutputs, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """How far the student's actions, and its boxes and persons, are from those of the teacher's proposals."""

@@ -21,6 +21,7 @@ from .networks.prepared import prepare_for_inference
 from .networks.streaming import select_lanes
 from .networks.student import EncodedFrames, StreamingDetector, StudentState
 from .networks.weights import read_state_dict, student_from_teacher
+from .stream_answers import Answer, StreamAnswers
 
 
 class StreamDetectionModule(DetectionModule):
@@ -34,6 +35,9 @@ class StreamDetectionModule(DetectionModule):
         start_from: weights of a clip detector of the same sizes (EVAD) whose weights the student starts from.
         new_lr_multiplier: learning rate of what the student has and its teacher has not, the LSTM first of all, over
             that of the rest: it starts at zero while the rest has been trained.
+        look_ahead: what the network says at frame t is about frame t - look_ahead, in sampled frames: answers come that
+            much later and know that much more. It is trained so, and evaluation and prediction place answers so; where
+            a stream ends, the last answer stands for the frames that none came for.
         scored_delays: evaluation also says how much accuracy gains where a keyframe is answered so many sampled frames
             late, ``test/map_delay_2`` and the like, see ``DelayedEvaluation``; none by default.
 
@@ -54,15 +58,20 @@ class StreamDetectionModule(DetectionModule):
         loss: DetectionLoss | None = None,
         start_from: str | None = None,
         new_lr_multiplier: float = 1.0,
+        look_ahead: int = 0,
         scored_delays: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         if start_from is not None:
             student_from_teacher(network, read_state_dict(start_from))
         super().__init__(network, **kwargs)
+        if look_ahead < 0:
+            raise ValueError(f"look_ahead is a number of frames, at least 0, got {look_ahead}")
         self.loss = loss or DetectionLoss()
         self.new_lr_multiplier = new_lr_multiplier
         self.delayed_evaluation = DelayedEvaluation(scored_delays, self.metric)
+        self.look_ahead = look_ahead
+        self.answers = StreamAnswers(look_ahead)
         self.state: StudentState | None = None
         self.tracks: dict[int, LaneTracks] = {}
         """Of each lane, in prediction."""
@@ -82,15 +91,20 @@ class StreamDetectionModule(DetectionModule):
         return losses["total"]
 
     def encode(self, batch: ClipBatch, frames: Tensor) -> tuple[EncodedFrames, StudentState]:
-        """Training windows up to their last supervised frame, as the trunk sees them, and the state before them.
+        """Training windows up to the answer about their last supervised frame, and the state before them.
 
         ``frames`` are the batch's, normalised.
         """
         first, last = batch.keyframes[0], batch.keyframes[-1]
         if last - first + 1 != len(batch.keyframes):
             raise ValueError(f"a streaming detector is supervised on consecutive frames, got {batch.keyframes}")
+        if last + self.look_ahead >= frames.shape[1]:
+            raise ValueError(
+                f"a look_ahead of {self.look_ahead} reaches outside the sample of {frames.shape[1]} frames; set at "
+                f"least data.init_args.train_future_frames={self.look_ahead}"
+            )
         state = self.network.initial_state(len(frames), tuple(frames.shape[-2:]), device=frames.device)
-        encoded, _ = self.network.encode(frames[:, : last + 1], state)
+        encoded, _ = self.network.encode(frames[:, : last + 1 + self.look_ahead], state)
         return encoded, state
 
     def detect_supervised(
@@ -114,11 +128,12 @@ class StreamDetectionModule(DetectionModule):
 
     def on_validation_epoch_start(self) -> None:
         self.state = None
+        self.answers = StreamAnswers(self.look_ahead)
 
     on_test_epoch_start = on_validation_epoch_start
 
     def on_predict_epoch_start(self) -> None:
-        self.state = None
+        self.on_validation_epoch_start()
         self.tracks.clear()
 
     def advance(self, batch: StreamBatch) -> Detections:
@@ -142,32 +157,47 @@ class StreamDetectionModule(DetectionModule):
             batch.original_sizes.repeat_interleave(frames, dim=0),
         )
 
+    def answers_of(self, batch: StreamBatch, batch_idx: int) -> list[Answer]:
+        """What is said about the frames that answers have come for with this chunk; with the last chunk, about all."""
+        answers = self.answers.add(batch, self.detect(batch))
+        # Asked only where something can wait: without a look-ahead a step needs no Trainer.
+        return answers + self.answers.finish() if self.look_ahead and self._is_last(batch_idx) else answers
+
+    def _is_last(self, batch_idx: int) -> bool:
+        """Whether a chunk is the last one; never of an endless stream."""
+        trainer = self.trainer
+        if trainer.sanity_checking:
+            counts = trainer.num_sanity_val_batches
+        elif trainer.testing:
+            counts = trainer.num_test_batches
+        else:
+            counts = trainer.num_predict_batches if trainer.predicting else trainer.num_val_batches
+        return batch_idx + 1 == counts[0]
+
     def validation_step(self, batch: StreamBatch, batch_idx: int) -> dict[str, Any]:
-        scored, frames = self.detect(batch), batch.frames.shape[1]
-        self.link(batch, scored)
-        self.delayed_evaluation.add(batch, scored)
-        keyframes = (batch.annotated & batch.is_valid).flatten().nonzero()[:, 0]
-        lanes = (keyframes // frames).tolist()
-        image_sizes, original_sizes = batch.image_sizes[lanes], batch.original_sizes[lanes]
-        scored, boxes, labels = (
-            [entries[index] for index in keyframes.tolist()] for entries in (scored, batch.boxes, batch.labels)
-        )
+        answers = self.answers_of(batch, batch_idx)
+        self.link(answers)
+        self.delayed_evaluation.add(answers)
+        frames = [answer.frame for answer in answers if answer.frame.annotated]
+        scored = [answer.found for answer in answers if answer.frame.annotated]
+        boxes, labels = [frame.boxes for frame in frames], [frame.labels for frame in frames]
+        nothing = batch.image_sizes[:0]
+        image_sizes = torch.stack([frame.image_size for frame in frames]) if frames else nothing
+        original_sizes = torch.stack([frame.original_size for frame in frames]) if frames else nothing
         self.score_keyframes(scored, boxes, labels, image_sizes, original_sizes)
-        shown, times = batch.frames.flatten(0, 1)[keyframes], batch.timestamps.flatten()[keyframes]
+        shown = [frame.pixels for frame in frames]
         pictures = self.pictures(shown, scored, boxes, labels, image_sizes, original_sizes)
-        return pictures | self.keyframes(scored, [batch.video_ids[lane] for lane in lanes], times, original_sizes)
+        videos, times = [frame.video_id for frame in frames], [frame.timestamp for frame in frames]
+        return pictures | self.keyframes(scored, videos, times, original_sizes)
 
     test_step = validation_step
 
-    def link(self, batch: StreamBatch, scored: Sequence[ScoredBoxes]) -> None:
-        """Hand the B T frames, annotated or not, on to video mAP."""
-        if self.video_evaluation is None:
-            return
-        lanes, times = batch.is_valid.nonzero(as_tuple=True)
-        slots = batch.frame_indices[lanes, times] // self.video_evaluation.stride
-        frames = [(batch.video_ids[lane], slot) for lane, slot in zip(lanes.tolist(), slots.tolist(), strict=True)]
-        places = (lanes * batch.is_valid.shape[1] + times).tolist()
-        self.video_evaluation.add(frames, [scored[place] for place in places])
+    def link(self, answers: Sequence[Answer]) -> None:
+        """Hand what was said about frames, annotated or not, on to video mAP."""
+        if self.video_evaluation is not None:
+            stride = self.video_evaluation.stride
+            frames = [(answer.frame.video_id, answer.frame.index // stride) for answer in answers]
+            self.video_evaluation.add(frames, [answer.found for answer in answers])
 
     def log_metric(self, stage: str) -> None:
         super().log_metric(stage)
@@ -175,20 +205,21 @@ class StreamDetectionModule(DetectionModule):
         self.log_dict(late, rank_zero_only=True)
 
     def predict_step(self, batch: StreamBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """One entry a frame: video id, time stamp in seconds, number of the frame, and the people with their tracks."""
-        scored = iter(self.detect(batch))
+        """One entry a frame: video id, time stamp in seconds, number of the frame, its picture if there is one, and the
+        people with their tracks."""
         entries = []
-        for lane, video in enumerate(batch.video_ids):
-            tracks = self.tracks.setdefault(lane, LaneTracks(self.network.num_classes))
-            if batch.is_first[lane]:
-                tracks.start(video)
-            size = tuple(batch.original_sizes[lane].tolist())
-            rows = (rows[lane].tolist() for rows in (batch.timestamps, batch.frame_indices, batch.is_valid))
-            for time, index, valid in zip(*rows, strict=True):
-                found = next(scored)
-                if valid:
-                    facts = {"video_id": video, "timestamp": time, "frame": index, "original_size": size}
-                    entries.append(facts | tracks.update(found))
+        for frame, found in self.answers_of(batch, batch_idx):
+            tracks = self.tracks.setdefault(frame.lane, LaneTracks(self.network.num_classes))
+            if frame.is_first:
+                tracks.start(frame.video_id)
+            facts = {
+                "video_id": frame.video_id,
+                "timestamp": frame.timestamp,
+                "frame": frame.index,
+                "original_size": tuple(frame.original_size.tolist()),
+                "picture": frame.picture,
+            }
+            entries.append(facts | tracks.update(found))
         return entries
 
     # What the benchmark table asks (callbacks/benchmark.py).

@@ -26,22 +26,21 @@ def entry(video: str = "kitchen", timestamp: float = 0.5, persons: tuple[float, 
     }
 
 
-def tracked(frame: int = 0, **changes) -> dict:
-    """The same of a module that knows tracks."""
-    return entry(**changes) | {"frame": frame, "track_ids": torch.tensor([4, 11])}
+def tracked(frame: int = 0, size: tuple[int, int] = (50, 40), **changes) -> dict:
+    """The same of a module that knows tracks and pictures: this one of a single colour."""
+    picture = np.full((*size, 3), 90, np.uint8)
+    return entry(**changes) | {"frame": frame, "track_ids": torch.tensor([4, 11]), "picture": picture}
 
 
-def pictures(*entries: dict, size: tuple[int, int] = (50, 40)) -> SimpleNamespace:
-    """The batch that entries come from: a frame of one colour for each, and one that is padding."""
-    frames = tuple(np.full((*size, 3), 90, np.uint8) for _ in range(len(entries) + 1))
-    valid = torch.tensor([[True] * len(entries) + [False]])
-    return SimpleNamespace(pictures=frames, is_valid=valid, video_ids=tuple(e["video_id"] for e in entries))
+def batch_of(*entries: dict) -> SimpleNamespace:
+    """The batch that entries come from."""
+    return SimpleNamespace(video_ids=tuple(e["video_id"] for e in entries))
 
 
 def write(writer: PredictionWriter, *batches: list[dict], trainer: SimpleNamespace = TRAINER, end: bool = True) -> None:
     writer.on_predict_start(trainer, None)
     for number, batch in enumerate(batches):
-        writer.on_predict_batch_end(trainer, None, batch, pictures(*batch), number)
+        writer.on_predict_batch_end(trainer, None, batch, batch_of(*batch), number)
     if end:
         writer.on_predict_end(trainer, None)
 
@@ -197,7 +196,7 @@ def test_another_frame_size_begins_another_video(tmp_path):
     writer = PredictionWriter(tmp_path, ["mp4"])
     writer.on_predict_start(TRAINER, None)
     for size in ((50, 40), (50, 40), (60, 40)):
-        writer.on_predict_batch_end(TRAINER, None, [tracked()], pictures(tracked(), size=size), 0)
+        writer.on_predict_batch_end(TRAINER, None, [tracked(size=size)], batch_of(tracked()), 0)
     writer.on_predict_end(TRAINER, None)
     assert len(read_mp4(tmp_path / "kitchen.detections.mp4")[0]) == 2
     assert len(read_mp4(tmp_path / "kitchen.detections.2.mp4")[0]) == 1

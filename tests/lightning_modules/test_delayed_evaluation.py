@@ -10,6 +10,7 @@ from datamodules.indexing import stream_chunks
 from lightning_modules.delayed_evaluation import DelayedEvaluation, same_people
 from lightning_modules.metrics.frame_map import FrameMeanAveragePrecision
 from lightning_modules.networks.detections import ScoredBoxes
+from lightning_modules.stream_answers import StreamAnswers
 from lightning_modules.stream_detection import StreamDetectionModule
 from tests.lightning_modules import tiny
 
@@ -85,8 +86,9 @@ class Stream:
 
     def measured(self, lanes: int = 2, chunk_frames: int = 4, delays=DELAYS):
         evaluation = DelayedEvaluation(delays, FrameMeanAveragePrecision(CLASSES))
+        answers = StreamAnswers(0)
         for batch, scored in self.batches(lanes, chunk_frames):
-            evaluation.add(batch, scored)
+            evaluation.add(answers.add(batch, scored))
         return evaluation.finish()
 
     def by_hand(self, delay: int) -> float:
@@ -138,8 +140,9 @@ def test_an_evaluation_starts_from_nothing():
     stream, evaluation = Stream(), DelayedEvaluation(DELAYS, FrameMeanAveragePrecision(CLASSES))
     results = []
     for videos in (1, 100, 100):  # the first is broken off
+        answers = StreamAnswers(0)
         for batch, scored in list(stream.batches(2, 4))[:videos]:
-            evaluation.add(batch, scored)
+            evaluation.add(answers.add(batch, scored))
         results.append(evaluation.finish())
     assert results[1] == results[2] != results[0]
 

@@ -32,10 +32,10 @@ def training_batch(source, folder):
     return next(iter(data.train_dataloader()))
 
 
-def module(temporal: str = "dsta", **changes) -> StreamDetectionModule:
+def module(temporal: str = "dsta", look_ahead: int = 0, **changes) -> StreamDetectionModule:
     network = tiny.student(temporal, **changes)
     tiny.place_proposals(network)
-    return StreamDetectionModule(network)
+    return StreamDetectionModule(network, look_ahead=look_ahead)
 
 
 @pytest.mark.parametrize("temporal", ["tsa", "dsta"])
@@ -47,9 +47,11 @@ def test_the_loss_of_a_repeated_batch_falls(training_batch, tmp_path, temporal):
     assert losses.values[-1] < 0.4 * losses.values[0]
 
 
-@pytest.mark.parametrize("temporal", ["tsa", "dsta"])
-def test_accuracy_and_keyframes_are_the_same_however_videos_are_streamed(source, folder, tmp_path, temporal):
-    student, found = module(temporal), []
+@pytest.mark.parametrize(("temporal", "look_ahead"), [("tsa", 0), ("dsta", 0), ("dsta", 3)])
+def test_accuracy_and_keyframes_are_the_same_however_videos_are_streamed(
+    source, folder, tmp_path, temporal, look_ahead
+):
+    student, found = module(temporal, look_ahead), []
     for lanes, chunk_frames in CUTS:
         data = tiny.streams(source, folder / "cache", lanes=lanes, chunk_frames=chunk_frames)
         results = tiny.Results()
@@ -63,8 +65,9 @@ def test_accuracy_and_keyframes_are_the_same_however_videos_are_streamed(source,
     assert found == pytest.approx([found[0]] * len(CUTS), abs=1e-6)
 
 
-def test_predictions_are_the_same_however_videos_are_streamed(source, folder, tmp_path):
-    student, entries = module(), {}
+@pytest.mark.parametrize("look_ahead", [0, 3])
+def test_predictions_are_the_same_however_videos_are_streamed(source, folder, tmp_path, look_ahead):
+    student, entries = module(look_ahead=look_ahead), {}
     for lanes, chunk_frames in CUTS:
         data = tiny.streams(source, folder / "cache", lanes=lanes, chunk_frames=chunk_frames)
         batches = tiny.trainer(tmp_path).predict(student, datamodule=data)
@@ -111,6 +114,22 @@ def test_an_evaluation_starts_from_nothing_whatever_ran_before(source, folder, t
         tiny.trainer(tmp_path).test(student, datamodule=data, verbose=False)[0]["test/map"] for _ in range(2)
     )
     assert first == second
+
+
+def test_the_answer_that_is_trained_is_the_one_about_the_keyframe(training_batch):
+    """With a look-ahead of one the keyframe's losses are those of the outputs one frame later."""
+    student = module(look_ahead=1).eval()
+    frames = normalise_frames(training_batch.frames, training_batch.image_sizes)
+    state = student.network.initial_state(len(frames), tuple(frames.shape[-2:]))
+    first, last = training_batch.keyframes[0], training_batch.keyframes[-1]
+    with torch.no_grad():
+        found = supervised_losses(student, training_batch)
+        outputs, _ = student.network.outputs(
+            frames[:, : last + 2], state, training_batch.image_sizes, last=last - first + 1, deep=True
+        )
+    torch.testing.assert_close(found, student.losses(training_batch, outputs))
+    with pytest.raises(ValueError, match="train_future_frames=9"):
+        supervised_losses(module(look_ahead=9), training_batch)
 
 
 def supervised_losses(student: StreamDetectionModule, batch) -> dict[str, torch.Tensor]:
