@@ -35,6 +35,7 @@ import callbacks.prediction_writer
 import callbacks.progress
 import callbacks.segment_file
 import callbacks.segment_timelines
+import callbacks.tube_file
 import callbacks.visualisation
 import datamodules.annotations.activitynet
 import datamodules.annotations.ava
@@ -59,10 +60,11 @@ from datamodules.check import check_data
 from datamodules.frames import DecodedFrames
 from lightning_modules.export import export_graph, first_inputs, graph_of, load, moving_blobs, run_torch
 from lightning_modules.metrics.frame_ap import FrameMapSettings
+from lightning_modules.metrics.video_ap import VideoProtocol
 from lightning_modules.networks.export_graphs import ExportGraph
 from lightning_modules.networks.prepared import prepare_for_inference
 from lightning_modules.networks.weights import load_exactly, read_state_dict
-from lightning_modules.scoring import score_file, segment_score_text
+from lightning_modules.scoring import score_file, segment_score_text, tube_score_text
 
 DEFAULTS = Path(__file__).parent / "configs" / "trainer" / "defaults.yaml"
 """Read before any ``--config``."""
@@ -109,6 +111,7 @@ class OnlookerTrainer(Trainer):
         predictions: Path,
         split: Literal["val", "test"] = "test",
         metric: FrameMapSettings | None = None,
+        video_protocol: VideoProtocol | None = None,
         tolerance_seconds: float = 0.01,
         tiou_thresholds: list[float] | None = None,
         verbose: bool = True,
@@ -119,10 +122,11 @@ class OnlookerTrainer(Trainer):
 
         Args:
             predictions: what ``test`` saved with ``callbacks.detection_file.DetectionFile``, or another program in the
-                same form: a csv of ``video,seconds,x1,y1,x2,y2,action_id,score``. Of segments a json in the form of
-                the ActivityNet challenge.
+                same form: a csv of ``video,seconds,x1,y1,x2,y2,action_id,score``; of tubes a json as
+                ``callbacks.tube_file.TubeFile`` saves it, of segments one in the form of the ActivityNet challenge.
             split: whose ground truth; ``val`` for what ``validate`` saved.
             metric: the protocol for boxes; that of the config's model by default.
+            video_protocol: the protocol for tubes; that of the config's model by default, otherwise ``act``.
             tolerance_seconds: how far a time stamp of a box may be from that of its keyframe.
             tiou_thresholds: overlaps of segments to average over; 0.3 to 0.7 by default.
             verbose: also print the AP of every class.
@@ -133,6 +137,10 @@ class OnlookerTrainer(Trainer):
             truth = datamodule.true_segments(split)
             on = datamodule.evaluated_on
             print(segment_score_text(predictions, truth, names, on, tiou_thresholds, every_class=verbose))
+            return
+        if predictions.suffix == ".json":
+            truth, stride = datamodule.true_tubes(split), datamodule.evaluation_grid
+            print(tube_score_text(predictions, truth, names, stride, video_protocol or "act", every_class=verbose))
             return
         keyframes = datamodule.true_keyframes(split)
         score = score_file(predictions, keyframes, len(names), datamodule.evaluated_classes, metric, tolerance_seconds)
@@ -296,8 +304,10 @@ class OnlookerCLI(LightningCLI):
 
     def _instantiate_data_and_trainer(self) -> None:
         config = self.config[self.subcommand].clone()
-        if self.subcommand == "score" and config.metric is None:
-            config.metric = (config.model.get("init_args") or Namespace()).get("metric")
+        if self.subcommand == "score":
+            of_model = config.model.get("init_args") or Namespace()
+            config.metric = config.metric or of_model.get("metric")
+            config.video_protocol = config.video_protocol or (of_model.get("video_map") or Namespace()).get("protocol")
         del config["model"]
         self.config_init = Namespace({self.subcommand: self._parser(self.subcommand).instantiate_classes(config)})
         self.datamodule, self.model = self.config_init[self.subcommand].get("data"), None

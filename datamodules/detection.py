@@ -76,12 +76,15 @@ class DetectionDataModule(SourceDataModule[TimedVideo]):
 
         Videos that do not open are left out and told where ``on_error`` is ``skip``.
         """
+        return true_keyframes(self._unread(split), self.evaluation_grid, self.source.start_seconds)
+
+    def _unread(self, split: Split) -> tuple[TimedVideo, ...]:
+        """The videos of a split, opened for their ground truth alone."""
         self.source.prepare()
-        store = DecodedFrames(self.store.scale)  # a cache would be filled first
-        videos = self._open(self.source.videos(split), store)
+        videos = self._open(self.source.videos(split), DecodedFrames(self.store.scale))  # a cache would be filled first
         if self._broken is not None:
             self._broken.report(self.rank)
-        return true_keyframes(videos, self.evaluation_grid, self.source.start_seconds)
+        return videos
 
     def _open(self, videos: Sequence[AnnotatedVideo], store: FrameStore) -> tuple[TimedVideo, ...]:
         """Open the videos, and leave out those that cannot be read if that is wanted, unless none remains."""
@@ -113,8 +116,12 @@ class DetectionDataModule(SourceDataModule[TimedVideo]):
                 callbacks.insert(0, ReportBrokenVideos(broken))
 
     def true_tubes(self, split: Split) -> dict[str, TrueTubes]:
-        """The tubes that detectors are scored on in each video of a split, by video id; see ``windows.true_tubes``."""
-        tubes = {video.video_id: true_tubes(video, self.evaluation_grid) for video in self.videos(split)}
+        """The tubes that detectors are scored on in each video of a split, by video id; see ``windows.true_tubes``.
+
+        ``setup`` is not needed.
+        """
+        videos = self._videos[split] if split in self._videos else self._unread(split)
+        tubes = {video.video_id: true_tubes(video, self.evaluation_grid) for video in videos}
         steps = [step for video in tubes.values() for step in np.diff(list(video.annotated.values())).tolist()]
         if steps and np.median(steps) > 1:
             raise ValueError(

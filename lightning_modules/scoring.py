@@ -10,12 +10,15 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from datamodules.batches import TrueKeyframe
+from datamodules.batches import TrueKeyframe, TrueTubes
 
 from .metrics.frame_ap import FrameMap, FrameMapSettings, FrameRows, frame_mean_average_precision
 from .metrics.frame_results import FrameDetections, read_frame_detections
 from .metrics.segment_map import SegmentMeanAveragePrecision
 from .metrics.segment_results import read_results, score_results
+from .metrics.tube_results import read_tubes, score_tubes
+from .metrics.video_ap import VideoProtocol
+from .metrics.video_map import VideoMeanAveragePrecision
 
 NAMES_SHOWN = 5
 
@@ -137,6 +140,50 @@ def segment_score_text(
         labels = np.concatenate([np.zeros(0, np.int64), *(video["labels"].numpy() for video in truth.values())])
         counts = np.bincount(labels, minlength=len(class_names))
         lines += _table("segments", class_names, result["map_per_class"].flatten().numpy(), counts)
+    return "\n".join(lines)
+
+
+def tube_score_text(
+    path: str | Path,
+    truth: Mapping[str, TrueTubes],
+    class_names: Sequence[str],
+    frame_stride: int,
+    protocol: VideoProtocol = "act",
+    *,
+    every_class: bool = True,
+) -> str:
+    """Score a json as ``read_tubes`` takes it, in several lines for people.
+
+    Args:
+        path: the json file.
+        truth: the ground truth of each video that is evaluated, by video id.
+        class_names: of all classes.
+        frame_stride: of the ground truth; that of the file must be the same.
+        protocol: see ``metrics.video_ap``.
+        every_class: add the AP of every class at an overlap of 0.5.
+    """
+    found = read_tubes(path, class_names)
+    if found.frame_stride != frame_stride:
+        raise ValueError(
+            f"{path} has tubes of one frame in {found.frame_stride}, the ground truth of one in {frame_stride}; set "
+            f"data.init_args.frame_stride to {found.frame_stride}, or keyframe_grid of a clip detector's data"
+        )
+    true = {video: [tube._asdict() for tube in of_video.tubes] for video, of_video in truth.items()}
+    result = score_tubes(found.videos, true, VideoMeanAveragePrecision(len(class_names), protocol=protocol))
+    at = {"0.2": "map_20", "0.5": "map_50", "0.75": "map_75", "0.5:0.95": "map_50_95"}
+    lines = [
+        f"{protocol} video mAP, {found.linker} linker, stride {frame_stride}",
+        ", ".join(f"{100 * float(result[name]):.2f} % at {threshold}" for threshold, name in at.items()),
+        f"ground truth: {int(result['num_videos'])} videos, {int(result['num_tubes'])} tubes, "
+        f"{int(result['num_classes'])} classes; detections: {int(result['num_pred_tubes'])} tubes; "
+        f"{result['num_other_videos']} other videos of the file are left out",
+    ]
+    if result["explanation"]:
+        lines.append(result["explanation"])
+    if every_class:
+        labels = [tube["label"] for of_video in true.values() for tube in of_video]
+        counts = np.bincount(np.asarray(labels, np.int64), minlength=len(class_names))
+        lines += _table("tubes", class_names, result["map_50_per_class"].flatten().numpy(), counts)
     return "\n".join(lines)
 
 

@@ -28,16 +28,14 @@ class StreamDetectionModule(DetectionModule):
     """Trains a streaming detector from ground truth alone, on short runs of frames that end at supervised ones.
 
     The frames before the supervised ones warm the state up. Evaluation walks through whole videos, chunk by chunk: the
-    state of a lane is renewed where a video starts and held where a lane has run out.
+    state of a lane is renewed where a video starts and held where a lane has run out. With a look-ahead of the network,
+    training and evaluation place its answers accordingly, see ``StreamAnswers``.
 
     Args:
         loss: see ``DetectionLoss``.
         start_from: weights of a clip detector of the same sizes (EVAD) whose weights the student starts from.
         new_lr_multiplier: learning rate of what the student has and its teacher has not, the LSTM first of all, over
             that of the rest: it starts at zero while the rest has been trained.
-        look_ahead: what the network says at frame t is about frame t - look_ahead, in sampled frames: answers come that
-            much later and know that much more. It is trained so, and evaluation and prediction place answers so; where
-            a stream ends, the last answer stands for the frames that none came for.
         scored_delays: evaluation also says how much accuracy gains where a keyframe is answered so many sampled frames
             late, ``test/map_delay_2`` and the like, see ``DelayedEvaluation``; none by default.
 
@@ -58,20 +56,16 @@ class StreamDetectionModule(DetectionModule):
         loss: DetectionLoss | None = None,
         start_from: str | None = None,
         new_lr_multiplier: float = 1.0,
-        look_ahead: int = 0,
         scored_delays: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         if start_from is not None:
             student_from_teacher(network, read_state_dict(start_from))
         super().__init__(network, **kwargs)
-        if look_ahead < 0:
-            raise ValueError(f"look_ahead is a number of frames, at least 0, got {look_ahead}")
         self.loss = loss or DetectionLoss()
         self.new_lr_multiplier = new_lr_multiplier
         self.delayed_evaluation = DelayedEvaluation(scored_delays, self.metric)
-        self.look_ahead = look_ahead
-        self.answers = StreamAnswers(look_ahead)
+        self.answers = StreamAnswers(network.look_ahead)
         self.state: StudentState | None = None
         self.tracks: dict[int, LaneTracks] = {}
         """Of each lane, in prediction."""
@@ -98,13 +92,14 @@ class StreamDetectionModule(DetectionModule):
         first, last = batch.keyframes[0], batch.keyframes[-1]
         if last - first + 1 != len(batch.keyframes):
             raise ValueError(f"a streaming detector is supervised on consecutive frames, got {batch.keyframes}")
-        if last + self.look_ahead >= frames.shape[1]:
+        look_ahead = self.network.look_ahead
+        if last + look_ahead >= frames.shape[1]:
             raise ValueError(
-                f"a look_ahead of {self.look_ahead} reaches outside the sample of {frames.shape[1]} frames; set at "
-                f"least data.init_args.train_future_frames={self.look_ahead}"
+                f"a look_ahead of {look_ahead} reaches outside the sample of {frames.shape[1]} frames; set at least "
+                f"data.init_args.train_future_frames={look_ahead}"
             )
         state = self.network.initial_state(len(frames), tuple(frames.shape[-2:]), device=frames.device)
-        encoded, _ = self.network.encode(frames[:, : last + 1 + self.look_ahead], state)
+        encoded, _ = self.network.encode(frames[:, : last + 1 + look_ahead], state)
         return encoded, state
 
     def detect_supervised(
@@ -128,7 +123,7 @@ class StreamDetectionModule(DetectionModule):
 
     def on_validation_epoch_start(self) -> None:
         self.state = None
-        self.answers = StreamAnswers(self.look_ahead)
+        self.answers = StreamAnswers(self.network.look_ahead)
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -161,7 +156,7 @@ class StreamDetectionModule(DetectionModule):
         """What is said about the frames that answers have come for with this chunk; with the last chunk, about all."""
         answers = self.answers.add(batch, self.detect(batch))
         # Asked only where something can wait: without a look-ahead a step needs no Trainer.
-        return answers + self.answers.finish() if self.look_ahead and self._is_last(batch_idx) else answers
+        return answers + self.answers.finish() if self.network.look_ahead and self._is_last(batch_idx) else answers
 
     def _is_last(self, batch_idx: int) -> bool:
         """Whether a chunk is the last one; never of an endless stream."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -13,6 +13,7 @@ from datamodules.batches import TrueTubes
 
 from .metrics.act_linker import ActTubes
 from .metrics.linker import OnlineLinker, OnlineTubes
+from .metrics.tubes import Tube
 from .metrics.video_ap import VideoProtocol
 from .metrics.video_map import VideoMeanAveragePrecision
 from .networks.detections import ScoredBoxes
@@ -92,6 +93,8 @@ class VideoEvaluation:
         self.settings, self.metric, self.truth, self.stride = settings, metric, truth, stride
         self._open: dict[str, tuple[OnlineTubes | ActTubes, int]] = {}
         self._cut: set[str] = set()
+        self.on_finished: Callable[[str, list[Tube]], None] | None = None
+        """Gets the tubes of every video that is scored, with its name."""
 
     def add(self, frames: Sequence[tuple[str, int]], scored: Sequence[ScoredBoxes]) -> None:
         """Detections of some frames, each told by its video and its number among the sampled frames."""
@@ -117,7 +120,10 @@ class VideoEvaluation:
         if slot + 1 == self.truth[video].num_slots:
             del self._open[video]
             truth = [tube._asdict() for tube in self.truth[video].tubes]
-            self.metric.update([{"tubes": tubes.tubes()}], [{"tubes": truth}])
+            found = tubes.tubes()
+            self.metric.update([{"tubes": found}], [{"tubes": truth}])
+            if self.on_finished is not None:
+                self.on_finished(video, found)
 
     @property
     def cut(self) -> list[str]:

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .json_file import read_json, write_json
 from .segment_map import SegmentMeanAveragePrecision
 
 
@@ -48,14 +47,7 @@ def write_results(
         },
         "external_data": dict(external_data or {}),
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_json(path, record)
 
 
 def read_results(path: str | Path, class_names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
@@ -64,15 +56,7 @@ def read_results(path: str | Path, class_names: Sequence[str]) -> dict[str, dict
     Videos are called as the file calls them. Detections of a class that is not among ``class_names`` are left out, as
     evaluators do; a file without any known class is an error.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of detections")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not json: {error}") from None
-    if not isinstance(record, dict) or not isinstance(record.get("results"), dict):
-        raise ValueError(f'{path} has no "results"; expected {{"results": {{video: [{{label, score, segment}}]}}}}')
+    record = read_json(path, "results", "{label, score, segment}")
     numbers = {name: number for number, name in enumerate(class_names)}
     unknown: set[str] = set()
     results = {}

@@ -110,6 +110,9 @@ class StreamingDetector(StreamingModule[StudentState]):
         window: past frames in the context memory. memory_keep_rate: share of their tokens that is kept.
         carried_proposals: how many of the ``num_proposals`` start where the previous frame's most person-like ones
             ended, see ``CarriedProposals``.
+        look_ahead: what is said at frame t is about frame t - look_ahead, in frames of the stream: answers come that
+            much later and know that much more. Nothing is computed differently; the network is trained so, and who
+            reads its answers has to know.
         num_actors: at inference the context decoder reads, and the detections are, the so many most person-like
             proposals; all of them by default and in training.
         decoder_refines_context: see ``ContextDecoder``.
@@ -149,12 +152,15 @@ class StreamingDetector(StreamingModule[StudentState]):
         decoder_roi_size: int = 7,
         roi_extension: tuple[float, float] = (0.4, 0.2),
         carried_proposals: int = 0,
+        look_ahead: int = 0,
         num_actors: int | None = None,
         decoder_refines_context: bool = True,
     ) -> None:
         super().__init__()
         if num_actors is not None and not 1 <= num_actors <= num_proposals:
             raise ValueError(f"num_actors={num_actors} must be 1 to num_proposals={num_proposals}")
+        if look_ahead < 0:
+            raise ValueError(f"look_ahead is a number of frames, at least 0, got {look_ahead}")
         if temporal == "tsa" and lstm_blocks is not None:
             raise ValueError(f"lstm_blocks={list(lstm_blocks)} says where dsta has LSTMs; tsa has none")
         if not set(lstm_blocks or ()) <= set(range(depth)):
@@ -164,7 +170,7 @@ class StreamingDetector(StreamingModule[StudentState]):
         if num_frames % TUBELET:
             raise ValueError(f"num_frames={num_frames} must be a multiple of the teacher's tubelet of {TUBELET}")
         self.num_classes, self.patch_size, self.frame_size = num_classes, patch_size, pretrain_size
-        self.num_proposals = num_proposals
+        self.num_proposals, self.look_ahead = num_proposals, look_ahead
         self.dim, self.decoder_dim = dim, decoder_dim
         self.pyramid_layers = tuple(pyramid_layers)
         grid, num_slots = pretrain_size // patch_size, num_frames // TUBELET

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -350,13 +351,16 @@ def test_nothing_is_wrong_with_the_puppets(tmp_path):
 
 
 @pytest.mark.skipif(not UCF.is_dir(), reason="real clips are not on this machine")
-@pytest.mark.parametrize("form", ["own videos", "pyannot"])
+@pytest.mark.parametrize("form", ["own videos", "pyannot", "ground truth", "labels"])
 def test_nothing_is_wrong_with_the_real_clips(form, tmp_path):
     lists = (UCF / "trainlist.txt", UCF / "testlist.txt")
     if form == "own videos":
         source = OwnVideos(UCF / "videos", UCF / "classes.txt", UCF / "own_videos.csv", *lists)
     else:
-        source = UCF101_24(UCF / "videos", UCF / "pyannot.mini.pkl", *lists)
+        with zipfile.ZipFile(UCF / "labels.zip") as archive:
+            archive.extractall(tmp_path)
+        kept = {"pyannot": UCF / "pyannot.mini.pkl", "ground truth": UCF / "UCF101v2-GT.mini.pkl"}
+        source = UCF101_24(UCF / "videos", kept.get(form, tmp_path / "labels"), *lists)
     report = check_data(ClipDataModule(source, short_side=64, cache=None), tmp_path / "page.png")
     assert report.mistakes == []
     rows = (UCF / "own_videos.csv").read_text().splitlines()

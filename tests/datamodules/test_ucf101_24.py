@@ -295,7 +295,7 @@ def test_the_real_clips_have_equal_boxes_to_within_a_pixel_from_each_form(real, 
 
 @needs_data
 @pytest.mark.parametrize("form", ["pyannot", "ground_truth", "labels", "csv"])
-def test_a_detector_trains_and_evaluates_on_the_real_clips_from_each_form(real, form, tmp_path):
+def test_a_detector_trains_evaluates_and_predicts_on_the_real_clips_from_each_form(real, form, tmp_path):
     network = tiny.teacher(num_classes=24)
     module = ClipDetectionModule(network, optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-4))
     data = tiny.clips(real[form], None, batch_size=2, eval_batch_size=8, keyframe_grid=40)
@@ -309,3 +309,30 @@ def test_a_detector_trains_and_evaluates_on_the_real_clips_from_each_form(real, 
     # Frames 0, 40 and 80 of both clips, of which the dive has a box on 40 alone. The csv has no frames without a box:
     # instead of frame 0 the dive is scored on the first that has one, and not at all in its last third.
     assert counts == ((5, 5) if form == "csv" else (6, 4))
+    found = [entry for batch in tiny.trainer(tmp_path).predict(module, data) for entry in batch]
+    assert len(found) == 6 and {entry["video_id"] for entry in found} == set(names(real[form], "val"))
+    for entry in found:
+        height, width = entry["original_size"]
+        boxes = entry["boxes"]
+        assert (height, width) == (256, 340) and len(boxes) and torch.isfinite(entry["scores"]).all()
+        assert (boxes >= 0).all() and (boxes <= torch.tensor([width, height] * 2)).all()
+
+
+@needs_data
+def test_the_real_pictures_of_a_clip_carry_the_boxes_of_its_file(real, tmp_path):
+    """As people have them: 320 x 240, the size of the annotation, where the file is 340 x 256."""
+    with zipfile.ZipFile(REAL / "rgb-images_CliffDiving.zip") as archive:
+        archive.extractall(tmp_path)
+    name = "v_CliffDiving_g03_c01"
+    source = UCF101_24(tmp_path / "rgb-images", REAL / "pyannot.mini.pkl", val=[name])
+    (pictures,) = source.videos("val")
+    assert isinstance(pictures.path, PictureFolder)
+    file = everything(real["pyannot"])[name]
+    assert len(pictures.keyframes) == len(file.keyframes) == 92
+    for one, other in zip(pictures.keyframes, file.keyframes, strict=True):
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+    store = DecodedFrames(FrameScale(64))
+    shown = [store.get(video.path, [0, 45, 91]).astype(float) for video in (pictures, file)]
+    same = np.abs(shown[0] - shown[1][:, :, : shown[0].shape[2]]).mean(axis=(1, 2, 3))
+    turned = np.abs(shown[0] - shown[1][[1, 2, 0], :, : shown[0].shape[2]]).mean(axis=(1, 2, 3))
+    assert (same < turned).all()

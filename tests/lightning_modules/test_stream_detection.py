@@ -32,10 +32,10 @@ def training_batch(source, folder):
     return next(iter(data.train_dataloader()))
 
 
-def module(temporal: str = "dsta", look_ahead: int = 0, **changes) -> StreamDetectionModule:
+def module(temporal: str = "dsta", **changes) -> StreamDetectionModule:
     network = tiny.student(temporal, **changes)
     tiny.place_proposals(network)
-    return StreamDetectionModule(network, look_ahead=look_ahead)
+    return StreamDetectionModule(network)
 
 
 @pytest.mark.parametrize("temporal", ["tsa", "dsta"])
@@ -51,7 +51,7 @@ def test_the_loss_of_a_repeated_batch_falls(training_batch, tmp_path, temporal):
 def test_accuracy_and_keyframes_are_the_same_however_videos_are_streamed(
     source, folder, tmp_path, temporal, look_ahead
 ):
-    student, found = module(temporal, look_ahead), []
+    student, found = module(temporal, look_ahead=look_ahead), []
     for lanes, chunk_frames in CUTS:
         data = tiny.streams(source, folder / "cache", lanes=lanes, chunk_frames=chunk_frames)
         results = tiny.Results()
