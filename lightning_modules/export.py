@@ -155,6 +155,9 @@ def export_graph(
     }
     if isinstance(graph, ClipGraph):
         metadata |= {"num_frames": graph.frame_dims[0], "keyframe": graph.frame_dims[0] // 2}
+    else:
+        # Steps that the detections are late: those of frame t are about frame t - look_ahead.
+        metadata |= {"look_ahead": getattr(graph.network, "look_ahead", 0)}
     if format == "onnx":
         metadata |= {"opset": opset, "onnxruntime": version("onnxruntime")}
     metadata |= facts or {}

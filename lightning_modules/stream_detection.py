@@ -219,6 +219,12 @@ class StreamDetectionModule(DetectionModule):
 
     # What the benchmark table asks (callbacks/benchmark.py).
 
+    @property
+    def benchmark_protocol(self) -> str:
+        """As of every detector, and how late its answers are."""
+        late = self.network.look_ahead
+        return f"{super().benchmark_protocol}, answers {late} frames late" if late else super().benchmark_protocol
+
     def benchmark_step(self) -> tuple[nn.Module, tuple, str, Callable[[], object]]:
         prepare_for_inference(self.network)
         side = self.network.frame_size

@@ -284,6 +284,19 @@ def test_the_readmes_example_runs_on_a_video_without_this_repository(dsta, tmp_p
     assert len(said) == frames * actors
     assert all(any(name in line for name in NAMES) for line in said)
 
+    import onnx
+
+    late = onnx.load(model.path)
+    (entry,) = (entry for entry in late.metadata_props if entry.key == "look_ahead")
+    assert entry.value == "0"
+    entry.value = "1"
+    onnx.save(late, tmp_path / "late.onnx")
+    (tmp_path / "late.npz").write_bytes(model.state_path.read_bytes())
+    said_late = run_as_stranger(everybody, tmp_path, "late.onnx", "video.mp4").splitlines()
+    # The first detections are those of a frame before the stream; what was said of the second is about the first.
+    assert [line.split(" s ")[0] for line in said_late] == [line.split(" s ")[0] for line in said[: 2 * actors]]
+    assert [line.split(" s ")[1] for line in said_late] == [line.split(" s ")[1] for line in said[actors:]]
+
 
 def write_video(path: Path, frames: np.ndarray) -> None:
     import av
