@@ -106,8 +106,10 @@ class StreamDetectionModule(DetectionModule):
         self, batch: ClipBatch, encoded: EncodedFrames, state: StudentState, head: DetectionHead | None = None
     ) -> DetectorOutputs:
         """Outputs at the L supervised frames, folded into the batch, of the student's head or of another one."""
-        last = len(batch.keyframes)
-        return self.network.detect(encoded, state, batch.image_sizes, last=last, deep=True, head=head)[0]
+        outputs, _ = self.network.detect(
+            encoded, state, batch.image_sizes, last=len(batch.keyframes), deep=True, head=head, ends_here=True
+        )
+        return outputs
 
     def losses(self, batch: ClipBatch, outputs: DetectorOutputs) -> dict[str, Tensor]:
         """Of outputs at the supervised frames against the ground truth."""

@@ -86,8 +86,9 @@ def decode_detections(
     Shapes: detections (B, Q, ...), image_sizes and original_sizes (B, 2) height, width.
     """
     boxes, scores, persons = score_proposals(detections, image_sizes, original_sizes, score)
-    if not persons.isfinite().all():
-        broken = (~persons.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
+    finite = persons.isfinite() & scores.isfinite().all(dim=2)  # with a look-ahead they break frames apart
+    if not finite.all():
+        broken = (~finite.all(dim=1)).nonzero()[:, 0].tolist()
         raise ValueError(
             f"detections of keyframes {broken} of {len(persons)} are NaN: the frames, the state of their stream or the "
             "weights hold NaN, or the precision is too low for them; start such a stream anew with initial_state"

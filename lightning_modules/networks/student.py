@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from .actor_queue import ActorQueue, QueueState
 from .carried_proposals import CarriedProposals, ProposalState
 from .context_decoder import ContextDecoder
 from .context_memory import ContextMemory, MemoryState
@@ -17,7 +18,7 @@ from .detection_head import DetectionHead
 from .detections import Detections, DetectorOutputs
 from .frame_embedding import EmbeddingState, FramePairEmbedding
 from .linear import Mlp
-from .localizer import LocalizedActors, Localizer, person_like
+from .localizer import Localizer, person_like
 from .positions import SpaceTimePositions
 from .pyramid import KeyframePyramid
 from .roi_align import RoiKernel
@@ -59,15 +60,17 @@ def causal_attention(
     return DecomposedAttention(dim, num_heads, num_patches, lstm_dim)
 
 
-def most_person_like(actors: LocalizedActors, count: int) -> LocalizedActors:
-    """The ``count`` proposals with the highest person score after the last stage, in the order of their places."""
-    chosen = person_like(actors.person_logits[-1]).topk(count, dim=1).indices.sort(dim=1).values  # (B, count)
+def most_person_like(person_logits: Tensor, boxes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` proposals with the highest person score after the last stage, in the order of their places.
+
+    Shapes: (R, B, P, 2) and (R, B, P, 4) -> the same with ``count`` proposals.
+    """
+    chosen = person_like(person_logits[-1]).topk(count, dim=1).indices.sort(dim=1).values  # (B, count)
 
     def take(values: Tensor) -> Tensor:
-        index = chosen[..., None].expand(*values.shape[:-3], -1, -1, values.shape[-1])
-        return values.gather(-2, index)
+        return values.gather(2, chosen[None, ..., None].expand(len(values), -1, -1, values.shape[-1]))
 
-    return LocalizedActors(*(take(values) for values in actors))
+    return take(person_logits), take(boxes)
 
 
 class EncodedFrames(NamedTuple):
@@ -91,6 +94,8 @@ class StudentState(NamedTuple):
     """What the context decoder reads of past frames."""
     proposals: ProposalState
     """What the localizer starts from; nothing is in it where no proposals are carried."""
+    actors: QueueState
+    """Those that are not answered for yet; none without a look-ahead."""
 
 
 class StreamingDetector(StreamingModule[StudentState]):
@@ -153,6 +158,7 @@ class StreamingDetector(StreamingModule[StudentState]):
         roi_extension: tuple[float, float] = (0.4, 0.2),
         carried_proposals: int = 0,
         look_ahead: int = 0,
+        localizes: Literal["answered", "newest"] = "newest",
         num_actors: int | None = None,
         decoder_refines_context: bool = True,
     ) -> None:
@@ -213,10 +219,12 @@ class StreamingDetector(StreamingModule[StudentState]):
             refines_context=decoder_refines_context,
         )
         self.memory = ContextMemory(decoder_dim, window, memory_keep_rate, frames_per_slot=TUBELET)
+        waits = look_ahead if localizes == "answered" else 0
+        self.actors = ActorQueue(waits, num_stages, num_proposals)
         self.carried, self.num_actors = CarriedProposals(carried_proposals, num_proposals), num_actors
         # The embedding and every block look back one frame; the memory keeps what the last block made of its frames.
         recurrent = temporal == "dsta" or carried_proposals > 0
-        self.receptive_field = None if recurrent else depth + TUBELET + window
+        self.receptive_field = None if recurrent else depth + TUBELET + max(window, waits)
 
     def initial_state(
         self,
@@ -236,6 +244,7 @@ class StreamingDetector(StreamingModule[StudentState]):
             tuple(block.initial_state(batch_size, patches, device=device, dtype=dtype) for block in self.blocks),
             self.memory.initial_state(batch_size, patches, self.decoder_dim, device, dtype),
             self.carried.initial_state(batch_size, self.localizer.dim, device, dtype),
+            self.actors.initial_state(batch_size, device, dtype),
         )
 
     def forward(
@@ -296,11 +305,12 @@ class StreamingDetector(StreamingModule[StudentState]):
         last: int | None = None,
         deep: bool = False,
         head: DetectionHead | None = None,
-    ) -> tuple[DetectorOutputs, tuple[MemoryState, ProposalState]]:
-        """What the head, or another one in its place, finds in encoded frames, and the memory after the chunk.
+        ends_here: bool = False,
+    ) -> tuple[DetectorOutputs, tuple[MemoryState, ProposalState, QueueState]]:
+        """What the head, or another one in its place, finds in encoded frames, and the rest of the state after them.
 
         Arguments as in ``outputs``; ``state`` is that before the chunk. The context memory stays the student's own,
-        filled by the head's projection.
+        filled by the head's projection. ``ends_here`` saves what only later chunks ask for: the state is of no use.
         """
         head = head or self.head
         batch, num_frames = encoded.tokens.shape[:2]
@@ -312,16 +322,20 @@ class StreamingDetector(StreamingModule[StudentState]):
             height, width = (side * self.patch_size for side in grid)
             image_sizes = torch.tensor([height, width], device=encoded.tokens.device).expand(batch, 2)
 
-        actors, proposals = self._localize(head, encoded.maps, state.proposals, image_sizes, last)
+        begin = self.actors.needed(num_frames, last)
+        end = max(begin + 1, num_frames - self.actors.length) if ends_here else num_frames
+        found, proposals = self._localize(head, encoded.maps, state.proposals, image_sizes, begin, end)
+        answered, waiting = self.actors(found, state.actors, num_frames, last)
+        person_logits, boxes = (part.flatten(0, 1).transpose(0, 1) for part in answered)  # (R, B L, P, ...)
         if self.num_actors is not None and not deep:
-            actors = most_person_like(actors, self.num_actors)
+            person_logits, boxes = most_person_like(person_logits, boxes, self.num_actors)
         projected = head.decoder.encoder_to_decoder(head.norm(encoded.tokens))
         past, memory = self.memory(projected, encoded.received, state.memory, last)
         newest = projected[:, -last:].flatten(0, 1)
         sizes = image_sizes.repeat_interleave(last, dim=0)
-        action_logits = self.memory.read(head.decoder, newest, past, actors.boxes[-1], sizes, grid, every_block=deep)
+        action_logits = self.memory.read(head.decoder, newest, past, boxes[-1], sizes, grid, every_block=deep)
         maps = tuple(levels[:, -last:].flatten(0, 1) for levels in encoded.maps)
-        return DetectorOutputs(actors.person_logits, actors.boxes, action_logits, maps), (memory, proposals)
+        return DetectorOutputs(person_logits, boxes, action_logits, maps), (memory, proposals, waiting)
 
     def _localize(
         self,
@@ -329,29 +343,28 @@ class StreamingDetector(StreamingModule[StudentState]):
         levels: tuple[Tensor, ...],
         state: ProposalState,
         image_sizes: Tensor,
-        last: int,
-    ) -> tuple[LocalizedActors, ProposalState]:
-        """Actors of the ``last`` frames, folded into the batch, from maps (B, T, C, h, w); what the newest leaves."""
+        begin: int,
+        end: int,
+    ) -> tuple[QueueState, ProposalState]:
+        """Actors of the frames ``begin`` to ``end`` from maps (B, T, C, h, w), and what the last of them leaves."""
         if not self.carried.count:
-            maps = head.pyramid(tuple(level[:, -last:].flatten(0, 1) for level in levels))
-            return head.localizer(maps, head.pyramid.strides, image_sizes.repeat_interleave(last, dim=0)), state
-        learned, num_frames, found = head.localizer.proposals(image_sizes), levels[0].shape[1], []
-        for frame in range(num_frames):
-            is_read = frame >= num_frames - last
+            maps = head.pyramid(tuple(level[:, begin:end].flatten(0, 1) for level in levels))
+            sizes = image_sizes.repeat_interleave(end - begin, dim=0)
+            actors = head.localizer(maps, head.pyramid.strides, sizes)
+            frames = (len(image_sizes), end - begin)
+            parts = (actors.person_logits, actors.boxes)
+            return QueueState(*(part.transpose(0, 1).unflatten(0, frames) for part in parts)), state
+        learned, found = head.localizer.proposals(image_sizes), []
+        for frame in range(end):
+            is_read = frame >= begin
             with torch.set_grad_enabled(is_read and torch.is_grad_enabled()):
                 maps = head.pyramid(tuple(level[:, frame] for level in levels))
                 start = self.carried.mix(*learned, state)
                 actors = head.localizer(maps, head.pyramid.strides, image_sizes, start)
                 state = self.carried.select(actors, state)
             if is_read:
-                found.append(actors)
-        logits, boxes = (
-            torch.stack([getattr(actors, part) for actors in found], dim=2).flatten(1, 2)  # (R, B L, P, ...)
-            for part in ("person_logits", "boxes")
-        )
-        return LocalizedActors(
-            logits, boxes, torch.stack([actors.features for actors in found], 1).flatten(0, 1)
-        ), state
+                found.append(QueueState(actors.person_logits.transpose(0, 1), actors.boxes.transpose(0, 1)))
+        return QueueState(*(torch.stack(parts, dim=1) for parts in zip(*found, strict=True))), state
 
     @torch.no_grad()
     def _received(self, block: StreamingBlock, tokens: Tensor) -> Tensor:

@@ -77,8 +77,9 @@ def test_the_detections_of_outputs_are_those_of_the_last_stage_and_block(stages)
     assert torch.equal(last.action_logits, outputs.action_logits[1])
 
 
-def test_nan_is_an_error_that_names_the_keyframe():
+@pytest.mark.parametrize("part", ["person_logits", "action_logits"])
+def test_nan_is_an_error_that_names_the_keyframe(part):
     broken = Detections(*(part.repeat(3, 1, 1) for part in ONE))
-    broken.person_logits[1, 0] = math.nan
+    getattr(broken, part)[1, 0] = math.nan
     with pytest.raises(ValueError, match=r"keyframes \[1\] of 3 are NaN"):
         decode_detections(broken, *(sizes.expand(3, 2) for sizes in SIZES))

@@ -277,3 +277,39 @@ def test_blocks_without_an_lstm_have_neither_its_weights_nor_a_state():
 def test_lstms_where_there_can_be_none_are_refused(temporal, blocks, told):
     with pytest.raises(ValueError, match=told):
         tiny_student(temporal, lstm_blocks=blocks)
+
+
+@pytest.mark.parametrize("last", [1, 4, 7])
+@pytest.mark.parametrize("temporal", ["tsa", "dsta"])
+def test_with_a_look_ahead_people_are_where_they_were_found_then(temporal, last):
+    ahead = randomise(tiny_student(temporal, look_ahead=2, localizes="answered"))
+    at_once = tiny_student(temporal)
+    at_once.load_state_dict(ahead.state_dict())
+    frames = torch.randn(2, 7, 3, 64, 64)
+    with torch.no_grad():
+        plain, _ = at_once.outputs(frames, at_once.initial_state(2))
+        late, _ = ahead.outputs(frames, ahead.initial_state(2), last=last)
+        encoded, _ = ahead.encode(frames, ahead.initial_state(2))
+        training, _ = ahead.detect(encoded, ahead.initial_state(2), last=last, deep=True, ends_here=True)
+    boxes, persons = (part.unflatten(1, (2, 7)) for part in (plain.boxes, plain.person_logits))
+    found, of_persons = (part.unflatten(1, (2, last)) for part in (late.boxes, late.person_logits))
+    for place in range(last):
+        frame = 7 - last + place - 2
+        if frame < 0:  # nobody was there before the stream began
+            assert not found[:, :, place].any() and (of_persons[:, :, place, :, 0] == -10).all()
+        else:
+            torch.testing.assert_close(found[:, :, place], boxes[:, :, frame], rtol=1e-4, atol=1e-3)
+            torch.testing.assert_close(of_persons[:, :, place], persons[:, :, frame], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(training.boxes, late.boxes, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(training.action_logits[-1], late.action_logits[-1], rtol=1e-3, atol=1e-4)
+
+
+def test_what_waits_is_the_newest_frames_people():
+    student = randomise(tiny_student("tsa", look_ahead=2, localizes="answered"))
+    at_once = tiny_student("tsa")
+    at_once.load_state_dict(student.state_dict())
+    frames = torch.randn(1, 5, 3, 64, 64)
+    with torch.no_grad():
+        _, state = student.outputs(frames, student.initial_state(1))
+        plain, _ = at_once.outputs(frames, at_once.initial_state(1))
+    torch.testing.assert_close(state.actors.boxes[0].transpose(0, 1), plain.boxes[:, -2:], rtol=1e-4, atol=1e-3)
