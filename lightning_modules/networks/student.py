@@ -158,7 +158,7 @@ class StreamingDetector(StreamingModule[StudentState]):
         roi_extension: tuple[float, float] = (0.4, 0.2),
         carried_proposals: int = 0,
         look_ahead: int = 0,
-        localizes: Literal["answered", "newest"] = "newest",
+        localizes: Literal["answered", "newest"] = "answered",
         num_actors: int | None = None,
         decoder_refines_context: bool = True,
     ) -> None:

@@ -44,9 +44,9 @@ STUDENTS: dict[str, Callable[[], StreamingModule]] = {
     "student_tsa_concat_kv": lambda: tiny_student("tsa", shift_mode="concat_kv"),
     "student_tsa_no_memory": lambda: tiny_student("tsa", window=0),
     "student_dsta": lambda: tiny_student("dsta"),
-    "student_tsa_ahead": lambda: tiny_student("tsa", look_ahead=2, localizes="answered", roi_kernel="separable"),
+    "student_tsa_ahead": lambda: tiny_student("tsa", look_ahead=2, roi_kernel="separable"),
     "student_dsta_ahead": lambda: tiny_student(
-        "dsta", look_ahead=3, localizes="answered", carried_proposals=2, num_actors=3, roi_kernel="separable"
+        "dsta", look_ahead=3, carried_proposals=2, num_actors=3, roi_kernel="separable"
     ),
     "student_dsta_lstm_at_the_end": lambda: tiny_student("dsta", lstm_blocks=[1], roi_kernel="separable"),
     "student_dsta_keeps_all": lambda: tiny_student("dsta", lstm_dim=16, memory_keep_rate=1.0, roi_kernel="separable"),

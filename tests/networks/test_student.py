@@ -282,7 +282,7 @@ def test_lstms_where_there_can_be_none_are_refused(temporal, blocks, told):
 @pytest.mark.parametrize("last", [1, 4, 7])
 @pytest.mark.parametrize("temporal", ["tsa", "dsta"])
 def test_with_a_look_ahead_people_are_where_they_were_found_then(temporal, last):
-    ahead = randomise(tiny_student(temporal, look_ahead=2, localizes="answered"))
+    ahead = randomise(tiny_student(temporal, look_ahead=2))
     at_once = tiny_student(temporal)
     at_once.load_state_dict(ahead.state_dict())
     frames = torch.randn(2, 7, 3, 64, 64)
@@ -305,7 +305,7 @@ def test_with_a_look_ahead_people_are_where_they_were_found_then(temporal, last)
 
 
 def test_what_waits_is_the_newest_frames_people():
-    student = randomise(tiny_student("tsa", look_ahead=2, localizes="answered"))
+    student = randomise(tiny_student("tsa", look_ahead=2))
     at_once = tiny_student("tsa")
     at_once.load_state_dict(student.state_dict())
     frames = torch.randn(1, 5, 3, 64, 64)
