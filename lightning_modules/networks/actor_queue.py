@@ -31,8 +31,8 @@ class ActorQueue:
     def initial_state(self, batch_size: int, device: torch.device | None, dtype: torch.dtype | None) -> QueueState:
         exact = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)  # bfloat16 is too coarse
         shape = (batch_size, self.length, self.num_stages, self.num_proposals)
-        nobody = torch.tensor(NOBODY, device=device, dtype=exact)
-        return QueueState(nobody.expand(*shape, 2).clone(), torch.zeros(*shape, 4, device=device, dtype=exact))
+        person_logits, boxes = (torch.zeros(*shape, size, device=device, dtype=exact) for size in (2, 4))
+        return QueueState(person_logits.copy_(torch.tensor(NOBODY)), boxes)
 
     def needed(self, num_frames: int, last: int) -> int:
         """The first frame of a chunk of T whose actors are needed to answer at its ``last`` ones."""

@@ -238,7 +238,9 @@ def test_sizes_that_cannot_be_meant_are_refused_at_construction(changes):
 
 
 @pytest.mark.parametrize("temporal", ["tsa", "dsta"])
-@pytest.mark.parametrize("changes", [{}, {"carried_proposals": 2, "num_actors": 2, "decoder_refines_context": False}])
+@pytest.mark.parametrize(
+    "changes", [{"look_ahead": 2}, {"carried_proposals": 2, "num_actors": 2, "decoder_refines_context": False}]
+)
 def test_the_step_is_one_graph_to_torch_compile_and_is_compiled_once(temporal, changes):
     torch._dynamo.reset()  # what other networks have left
     student = randomise(tiny_student(temporal, **changes))
