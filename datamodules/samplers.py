@@ -7,6 +7,7 @@ is how Lightning knows that the sharing out has been done and leaves them alone.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from torch.utils.data import DistributedSampler
 
 STAND_IN = -1
 """Index of a sample that must not count."""
+GLOBAL_SEED = "PL_GLOBAL_SEED"
+"""Where Lightning leaves the seed of ``seed_everything``, for its subprocesses too."""
 
 
 class Request(NamedTuple):
@@ -33,16 +36,23 @@ class ShuffledBatches(DistributedSampler):
         batch_size: samples a batch and rank.
         samples_per_epoch: how many to draw at random each epoch, over all ranks; None takes every sample once.
             More than there are repeat.
-        seed: of order and augmentation.
+        seed: of order and augmentation; None takes that of Lightning's ``seed_everything``, 0 where it was not called.
     """
 
     def __init__(
-        self, size: int, batch_size: int, samples_per_epoch: int | None, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        size: int,
+        batch_size: int,
+        samples_per_epoch: int | None,
+        seed: int | None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         total = size if samples_per_epoch is None else samples_per_epoch
         if size < 1 or total < world_size:
             raise ValueError(f"{min(size, total)} training samples are too few for {world_size} processes")
-        self.size, self.total, self.seed = size, total, seed
+        self.size, self.total = size, total
+        self.seed = int(os.environ.get(GLOBAL_SEED, 0)) if seed is None else seed
         self.rank, self.world_size = rank, world_size
         self.batch_size = min(batch_size, total // world_size)
         self.num_batches = total // (world_size * self.batch_size)

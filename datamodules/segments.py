@@ -66,7 +66,7 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
         brightness: largest random change, as a fraction.
         contrast: largest random change, as a fraction.
         saturation: largest random change, as a fraction.
-        seed: of order, windows and augmentation.
+        seed: of order, windows and augmentation; that of ``seed_everything`` by default.
         predict_videos: video files to predict on; None predicts on the videos of the test split.
         flow: optical flow that goes with the frames; None leaves it out. Nothing to features.
     """
@@ -95,7 +95,7 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
         brightness: float = 0.0,
         contrast: float = 0.0,
         saturation: float = 0.0,
-        seed: int = 0,
+        seed: int | None = None,
         predict_videos: list[str | Path] | None = None,
         flow: FlowSettings | None = None,
     ) -> None:

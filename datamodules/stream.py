@@ -164,7 +164,7 @@ class StreamDataModule(DetectionDataModule):
         saturation: largest random change, as a fraction.
         samples_per_epoch: how many windows to draw at random each epoch over all ranks; None takes each once.
         min_keyframe_boxes: the last keyframe of a window holds at least this many boxes.
-        seed: of order and augmentation.
+        seed: of order and augmentation; that of ``seed_everything`` by default.
         predict_videos: files to predict on; None predicts on the videos of the test split.
         on_error: ``raise`` stops at a video that cannot be read, ``skip`` leaves it out and tells it at the end of the
             epoch, see ``DetectionDataModule``.
@@ -193,7 +193,7 @@ class StreamDataModule(DetectionDataModule):
         saturation: float = 0.0,
         samples_per_epoch: int | None = None,
         min_keyframe_boxes: int = 1,
-        seed: int = 0,
+        seed: int | None = None,
         predict_videos: list[str | Path] | None = None,
         on_error: OnError = "raise",
     ) -> None:

@@ -48,9 +48,11 @@ RULES = (
             "lightning_modules.networks.streaming",
             "lightning_modules.networks.detections",
             "lightning_modules.metrics.segment_results",
+            "lightning_modules.metrics.tube_results",
+            "lightning_modules.metrics.tubes",
             "datamodules.batches",
         ),
-        "callbacks know themselves, networks.streaming, networks.detections, metrics.segment_results and "
+        "callbacks know themselves, networks.streaming, networks.detections, the forms of results in metrics, and "
         "datamodules.batches",
     ),
     Rule("datamodules", ("datamodules",), "datamodules knows nothing else of ours"),

@@ -351,7 +351,7 @@ class StreamingDetector(StreamingModule[StudentState]):
             maps = head.pyramid(tuple(level[:, begin:end].flatten(0, 1) for level in levels))
             sizes = image_sizes.repeat_interleave(end - begin, dim=0)
             actors = head.localizer(maps, head.pyramid.strides, sizes)
-            frames = (len(image_sizes), end - begin)
+            frames = (image_sizes.shape[0], end - begin)
             parts = (actors.person_logits, actors.boxes)
             return QueueState(*(part.transpose(0, 1).unflatten(0, frames) for part in parts)), state
         learned, found = head.localizer.proposals(image_sizes), []

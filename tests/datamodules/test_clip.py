@@ -3,10 +3,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import seed_everything
 
 from datamodules.annotations.source import Keyframe
 from datamodules.clip import ClipDataModule
-from datamodules.samplers import STAND_IN, EveryOnce, ShuffledBatches
+from datamodules.samplers import GLOBAL_SEED, STAND_IN, EveryOnce, ShuffledBatches
 from datamodules.stream import StreamDataModule
 from tests.datamodules.miniature import FPS, NumberedVideos, assert_same_batch, read_numbers
 
@@ -243,3 +244,15 @@ def test_training_shares_an_epoch_among_the_ranks(samples_per_epoch):
 
 def test_small_data_sets_make_small_batches():
     assert [len(batch) for batch in ShuffledBatches(3, 8, None, seed=0)] == [3]
+
+
+def test_without_a_seed_of_its_own_an_order_follows_that_of_everything(monkeypatch):
+    monkeypatch.delenv(GLOBAL_SEED, raising=False)
+
+    def order(seed: int | None) -> list:
+        return list(ShuffledBatches(20, 3, 12, seed=seed))
+
+    assert order(None) == order(0)
+    seed_everything(5)
+    assert order(None) == order(5) != order(0)
+    assert order(0) != order(5)  # its own goes first
