@@ -3,8 +3,7 @@
     python -m results.student_pictures results/students.yaml
 
 Beside the list are written ``student_classes.png`` (AP by class), ``student_weights.png`` (weights of the tasks over
-training), ``student_delays.png`` (mAP against delay), ``student_latency.png`` (mAP against latency) and
-``student_gaps.md``. The tests of the students must have scored delays: ``model.init_args.scored_delays: [0, 1, 2, 4]``.
+training), ``student_delays.png`` (mAP against delay) and ``student_gaps.md``. The tests of the students must have scored delays: ``model.init_args.scored_delays: [0, 1, 2, 4]``.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ Figure = Any
 
 def main(args: Sequence[str] | None = None) -> None:
     arguments = parser().parse_args(args)
-    comparison = compare(arguments.list, arguments.teacher, arguments.students)
+    comparison = compare(arguments.list, arguments.teacher, arguments.students, arguments.seeds)
     if unscored := without_delays(comparison.students):
         names = ", ".join(student.row.name for student in unscored)
         raise ValueError(
@@ -44,7 +43,6 @@ def main(args: Sequence[str] | None = None) -> None:
         "classes": draw_classes,
         "weights": draw_weights,
         "delays": draw_delays,
-        "latency": draw_latency,
     }
     for name, draw in pictures.items():
         file = folder / f"student_{name}.png"
@@ -62,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("list", type=Path, nargs="?", default=Path("results/students.yaml"), help="(%(default)s)")
+    made.add_argument("--seeds", nargs="+", type=int, help="those of them that are shown; all by default")
     made.add_argument("--teacher", default=TEACHER, help="its row (%(default)s)")
     made.add_argument("--students", nargs="+", default=STUDENTS, help=f"their rows ({' '.join(STUDENTS)})")
     return made
@@ -163,40 +162,6 @@ def draw_delays(comparison: Comparison) -> Figure:
     axes.set_ylabel("mAP, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    return drawn
-
-
-def draw_latency(comparison: Comparison) -> Figure:
-    """Accuracy against the median latency of a new frame; bars are the spread over seeds."""
-    drawn = figure(8, 5)
-    axes = drawn.subplots()
-    results = [(comparison.teacher, TEACHER_COLOR), *colored(comparison)]
-    slowest = max((value for result, _ in results for value in result.benchmark("latency_p50_ms")), default=1.0)
-    for result, color in results:
-        latency, accuracy = result.benchmark("latency_p50_ms"), result.percent("test/map")
-        if not latency or not accuracy:
-            continue
-        point = statistics.mean(latency), statistics.mean(accuracy)
-        is_clip = any((line["benchmark"] or {}).get("gflops_unit") == "clip" for line in result.lines)
-        axes.errorbar(
-            *point,
-            xerr=spread(latency) or None,
-            yerr=spread(accuracy) or None,
-            fmt="s" if is_clip else "o",
-            color=color,
-            capsize=2,
-        )
-        # At the left of what stands at the right, where there is room for words.
-        side, align = (-6, "right") if point[0] > slowest / 2 else (6, "left")
-        axes.annotate(
-            result.title, point, xytext=(side, 5), textcoords="offset points", fontsize=8, color=color, ha=align
-        )
-    axes.set_xlabel("median latency of a new frame, ms (squares: a whole clip for every new frame)")
-    axes.set_ylabel("mAP, %")
-    machines = dict.fromkeys(line["machine"] for line in comparison.students[0].lines)
-    axes.set_title(f"{', '.join(machines)}, batch 1", fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.set_xlim(0, 1.1 * slowest)
     return drawn
 
 

@@ -37,10 +37,6 @@ class Results(NamedTuple):
         values = (line["metrics"].get(key) for line in self.lines)
         return [100 * value for value in values if value is not None]
 
-    def benchmark(self, key: str) -> list[float]:
-        values = ((line["benchmark"] or {}).get(key) for line in self.lines)
-        return [value for value in values if value is not None]
-
     def classes(self) -> dict[str, list[float]]:
         """AP of each class in percent, of every run."""
         keys = sorted({key for line in self.lines for key in line["metrics"] if key.startswith(CLASS)})
@@ -78,8 +74,11 @@ class Comparison(NamedTuple):
     """Which of them are from before a change of their settings, in words; empty where none is."""
 
 
-def compare(file: Path, teacher: str, students: Sequence[str]) -> Comparison:
-    """The results of some rows of a list. A run that is missing is a ValueError that says how to make it."""
+def compare(file: Path, teacher: str, students: Sequence[str], seeds: Sequence[int] | None = None) -> Comparison:
+    """The results of some rows of a list, of all their seeds or of some of them.
+
+    A run that is missing is a ValueError that says how to make it.
+    """
     listing = read_list(file)
     rows = {row.name: row for row in listing.rows}
     names = [teacher, *students]
@@ -87,6 +86,9 @@ def compare(file: Path, teacher: str, students: Sequence[str]) -> Comparison:
         raise ValueError(f"{file} has no row {', '.join(unknown)}; it has {', '.join(rows)}")
     every_run = runs_of(listing, file.stem)
     lines = collect(file.with_suffix(".jsonl"), every_run)
+    if seeds is not None:
+        every_run = [run for run in every_run if run.seed in seeds]
+        lines = [line for line in lines if line["seed"] in seeds]
     runs = [run for run in every_run if run.row.name in names]
     known = {(line["experiment"], line["seed"]) for line in lines}
     require([run for run in runs if (run.row.name, run.seed) not in known], "no result of", file)
