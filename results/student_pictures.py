@@ -3,7 +3,8 @@
     python -m results.student_pictures results/students.yaml
 
 Beside the list are written ``student_classes.png`` (AP by class), ``student_weights.png`` (weights of the tasks over
-training), ``student_delays.png`` (mAP against delay) and ``student_gaps.md``. The tests of the students must have scored delays: ``model.init_args.scored_delays: [0, 1, 2, 4]``.
+training), ``student_delays.png`` (mAP against delay) and ``student_gaps.md``. Tests of students must have scored
+delays: ``model.init_args.scored_delays: [0, 1, 2, 4]``.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def test_pictures_and_table_appear_beside_the_list(runs, capsys):
         with Image.open(file) as picture:
             assert picture.format == "PNG" and picture.width > 500
             assert len(picture.convert("RGB").resize((64, 64)).getcolors(64 * 64)) > 20  # not an empty page
-    assert capsys.readouterr().out.count("written to results/student_") == 5
+    assert capsys.readouterr().out.count("written to results/student_") == len(FILES)
 
 
 def test_the_table_has_the_gaps_of_classes_and_delays(runs):
@@ -137,6 +137,14 @@ def test_a_missing_run_is_told_with_its_command(runs, names):
     expected = f"no result of unfinished, seed 0; unfinished, seed 1: run {command}$"
     with pytest.raises(ValueError, match=expected):
         student_pictures.main(["results/list.yaml", "--students", *names])
+
+
+def test_some_seeds_are_shown_alone_and_the_others_not_asked_for(runs):
+    for name in ("distilled", "alone"):
+        (runs[name, 1].folder / "result.json").unlink()
+    student_pictures.main([*COMMAND, "--seeds", "0"])
+    page = Path("results/student_gaps.md").read_text()
+    assert "59.0 (-11.0)" in page and "±" not in page.split("## By delay")[0].split("\n\n", 3)[-1]
 
 
 def test_a_training_without_record_is_told_with_its_command(runs):
