@@ -10,6 +10,7 @@ delays: ``model.init_args.scored_delays: [0, 1, 2, 4]``.
 from __future__ import annotations
 
 import argparse
+import shlex
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -50,7 +51,8 @@ def main(args: Sequence[str] | None = None) -> None:
         draw(comparison).savefig(file, dpi=110, metadata={"Software": None})
         print(f"written to {file}")
     file = folder / "student_gaps.md"
-    write_text(file, page(comparison))
+    command = shlex.join(["python", "-m", "results.student_pictures", *(sys.argv[1:] if args is None else args)])
+    write_text(file, page(comparison, command))
     print(f"written to {file}")
 
 

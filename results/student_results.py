@@ -66,7 +66,6 @@ class Results(NamedTuple):
 class Comparison(NamedTuple):
     """A teacher and its students, all runs done."""
 
-    file: Path
     listing: ExperimentList
     teacher: Results
     students: list[Results]
@@ -99,7 +98,7 @@ def compare(file: Path, teacher: str, students: Sequence[str], seeds: Sequence[i
         for name in names
     ]
     own = [line for result in results for line in result.lines]
-    return Comparison(file, listing, results[0], results[1:], outdated(runs, own))
+    return Comparison(listing, results[0], results[1:], outdated(runs, own))
 
 
 def require(missing: Sequence[Run], what: str, file: Path) -> None:

@@ -63,7 +63,9 @@ class FeatureLoss(nn.Module):
         else:
             squared = squared.mean(-1)
             log_variance = student @ self.weight[layer].to(student.dtype) + self.bias[layer]
-        log_variance = log_variance.float().clamp(*LOG_VARIANCE_RANGE)
+        log_variance = log_variance.float()
+        # The gradient goes past the bounds, or what has left them could not come back.
+        log_variance = log_variance + (log_variance.clamp(*LOG_VARIANCE_RANGE) - log_variance).detach()
         return ((-log_variance).exp() * squared + log_variance).mean() / 2
 
     @staticmethod

@@ -102,9 +102,9 @@ class StreamingDetector(StreamingModule[StudentState]):
     """Detects actors and actions in the newest frame of a stream from that frame and a state of constant size.
 
     Each frame is a slot of its own: embedded with the frame before it as a tubelet of the teacher is, and with the
-    position code of the teacher's keyframe slot whatever its time. The pyramid and the localizer read the newest frame;
-    the context decoder reads it whole and the tokens kept of the ``window`` frames before it. Arguments are those of
-    ``EvadTeacher`` except:
+    position code of the teacher's keyframe slot whatever its time. The pyramid and the localizer read each frame by
+    itself; the context decoder reads the newest whole and the tokens kept of the ``window`` frames before it. Arguments
+    are those of ``EvadTeacher`` except:
 
     Args:
         temporal: ``tsa``, Temporal Shift Attention, or ``dsta``, Decomposed Spatial-Temporal Attention.
@@ -116,8 +116,10 @@ class StreamingDetector(StreamingModule[StudentState]):
         carried_proposals: how many of the ``num_proposals`` start where the previous frame's most person-like ones
             ended, see ``CarriedProposals``.
         look_ahead: what is said at frame t is about frame t - look_ahead, in frames of the stream: answers come that
-            much later and know that much more. Nothing is computed differently; the network is trained so, and who
-            reads its answers has to know.
+            much later and know that much more. The network is trained so, and who reads its answers has to know.
+        localizes: with a look-ahead, which frame boxes are found in: the one that is answered for, so that they wait
+            in the state (``ActorQueue``) while the context decoder goes on to newer frames, or the newest, which then
+            has to tell where people were.
         num_actors: at inference the context decoder reads, and the detections are, the so many most person-like
             proposals; all of them by default and in training.
         decoder_refines_context: see ``ContextDecoder``.

@@ -1,6 +1,6 @@
 """What a student learns from its teacher, by hand."""
 
-from math import log
+from math import exp, log
 
 import pytest
 import torch
@@ -70,6 +70,17 @@ def test_learned_variances_come_to_what_cannot_be_matched(variance):
     rest = FeatureLoss()([student], [teacher]).item()
     # At its optimum a variance is the squared difference, and the loss (1 + ln v) / 2.
     assert loss([student], [teacher]).item() == pytest.approx((1 + log(rest)) / 2, abs=0.03)
+
+
+@pytest.mark.parametrize(("variance", "parameter"), [("channel", "log_variances"), ("token", "bias")])
+def test_a_variance_that_has_left_its_bounds_comes_back(variance, parameter):
+    loss = FeatureLoss(variance, num_layers=1, dim=2)
+    log_variance = getattr(loss, parameter)
+    log_variance.data.fill_(-10)
+    found = loss([maps([1.0, 3.0])], [maps([5.0, 1.0])])
+    assert found.item() == pytest.approx((4 * exp(3) - 3) / 2, rel=1e-3)  # counted at its bound of -3
+    found.backward()
+    assert (log_variance.grad < 0).all()  # a step against it raises the variance
 
 
 def test_an_unknown_variance_is_refused():
