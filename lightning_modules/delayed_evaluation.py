@@ -11,12 +11,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from .metrics.frame_map import FrameMeanAveragePrecision
+from .metrics.frame_map import FrameMeanAveragePrecision, Rows, action_rows
 from .networks.detections import ScoredBoxes
 from .stream_answers import Answer, StreamFrame
 
-Rows = dict[str, Tensor]
-"""Boxes of one keyframe as ``FrameMeanAveragePrecision`` takes them."""
 MIN_IOU = 0.3
 """From one sampled frame to the next, of the boxes of one person; what ``OnlineLinker`` asks too."""
 
@@ -93,10 +91,9 @@ def _names(delay: int) -> tuple[str, ...]:
 
 
 def _truth(frame: StreamFrame) -> Rows:
-    """The ground truth of a frame in pixels of the original video, one row an action."""
-    row, label = frame.labels.nonzero(as_tuple=True)
+    """The ground truth of a frame in pixels of the original video."""
     scale = (frame.original_size / frame.image_size).flip(-1).repeat(2).float()
-    return {"boxes": frame.boxes[row] * scale, "labels": label}
+    return action_rows(frame.boxes * scale, frame.labels)
 
 
 class _Known(NamedTuple):

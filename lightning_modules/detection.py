@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .experiment import ExperimentModule
 from .metrics.frame_ap import FrameMapSettings
-from .metrics.frame_map import FrameMeanAveragePrecision
+from .metrics.frame_map import FrameMeanAveragePrecision, action_rows
 from .metrics.video_map import VideoMeanAveragePrecision
 from .networks.detections import Detections, ScoredBoxes, ScoreRule, decode_detections
 from .networks.prepared import prepare_for_inference
@@ -105,8 +105,7 @@ class DetectionModule(ExperimentModule):
         predictions, targets = [], []
         for found, true_boxes, true_labels, factor in zip(scored, boxes, labels, scale, strict=True):
             predictions.append({"boxes": found.boxes, "scores": found.scores})
-            row, label = true_labels.nonzero(as_tuple=True)  # one row an action
-            targets.append({"boxes": true_boxes[row] * factor, "labels": label})
+            targets.append(action_rows(true_boxes * factor, true_labels))
         self.metric.update(predictions, targets)
 
     @staticmethod

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.annotations.ava_csv import read_ava_csv
+from datamodules.annotations.mistakes import AbsentVideo
 from datamodules.annotations.own_videos import VIDEO_ENDINGS
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split, report_left_out
 from datamodules.picture_folder import PictureFolder, PictureListing, Video
@@ -132,10 +133,11 @@ class Ava(DetectionSource):
                 uncovered.append(f"{name} ({(~shown).sum()} of {len(shown)}, has frames until {times[-1]:.0f} s)")
             if shown.any():
                 videos.append(AnnotatedVideo(name, places[name], tuple(compress(keyframes, shown))))
+        what = f"of {len(read)} videos are not in {self.folder} and are left out"
+        report_left_out(file, {what: sorted(read.keys() - places.keys())}, self.mistakes, AbsentVideo)
         report_left_out(
             file,
             {
-                f"of {len(read)} videos are not in {self.folder} and are left out": sorted(read.keys() - places.keys()),
                 "videos cannot be read and are left out": unreadable,
                 "videos have annotated seconds without a frame, which are left out (for pictures at another rate than "
                 "the rest there is frame_rates)": uncovered,

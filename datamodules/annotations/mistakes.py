@@ -27,6 +27,10 @@ class Mistake(ValueError):
         return "; ".join(filter(None, [self.line, self.way_out]))
 
 
+class AbsentVideo(Mistake):
+    """A video that the annotation names and that is not there: worth a look, since a part of a data set will do."""
+
+
 def keep(mistake: Mistake, mistakes: list[Mistake] | None) -> None:
     """Put a mistake down where somebody collects them, raise it where nobody does."""
     if mistakes is None:

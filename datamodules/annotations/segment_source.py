@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datamodules.annotations.features import FeatureArray, FeatureFolder
-from datamodules.annotations.mistakes import Mistake
+from datamodules.annotations.mistakes import AbsentVideo, Mistake
 from datamodules.annotations.own_videos import VIDEO_ENDINGS
 from datamodules.annotations.source import Split, report_left_out
 from datamodules.picture_folder import PictureFolder, Video
@@ -114,14 +114,8 @@ def annotated(
             )
         )
     absent = [] if media is None else sorted(raw.keys() - media.keys())
-    report_left_out(
-        origin,
-        {
-            f"of {len(raw)} videos are not on disk and are left out": absent,
-            "segments do not end after their start and are left out": empty,
-        },
-        mistakes,
-    )
+    report_left_out(origin, {f"of {len(raw)} videos are not on disk and are left out": absent}, mistakes, AbsentVideo)
+    report_left_out(origin, {"segments do not end after their start and are left out": empty}, mistakes)
     if mistakes is None:  # who collects them looks at ends as well as starts (check)
         report_late(origin, videos)
     return tuple(videos)

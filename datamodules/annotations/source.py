@@ -61,17 +61,20 @@ class DetectionSource:
 
 
 def report_left_out(
-    origin: str | Path, left_out: Mapping[str, Sequence[str]], mistakes: list[Mistake] | None = None
+    origin: str | Path,
+    left_out: Mapping[str, Sequence[str]],
+    mistakes: list[Mistake] | None = None,
+    sort: type[Mistake] = Mistake,
 ) -> None:
     """Say once what is not used, with its names; kinds of which there are none are passed over.
 
-    Where ``mistakes`` are collected nothing is said, and every name is put down.
+    Where ``mistakes`` are collected nothing is said, and every name is put down as one of that sort.
     """
     from lightning.pytorch.utilities import rank_zero_warn
 
     for what, names in left_out.items():
         if mistakes is not None:
-            mistakes.extend(Mistake(what, f"{origin}: {name}") for name in names)
+            mistakes.extend(sort(what, f"{origin}: {name}") for name in names)
         elif names:
             shown = ", ".join(names[:NAMES_SHOWN]) + (" ..." if len(names) > NAMES_SHOWN else "")
             rank_zero_warn(f"{origin}: {len(names)} {what}: {shown}")

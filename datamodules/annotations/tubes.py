@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datamodules.annotations.mistakes import Mistake, keep
+from datamodules.annotations.mistakes import AbsentVideo, Mistake, keep
 from datamodules.annotations.own_videos import VIDEO_ENDINGS
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Keyframe, Split, report_left_out
 from datamodules.picture_folder import PictureFolder, PictureListing, Video
@@ -192,12 +192,12 @@ class TubeSource(DetectionSource):
             keyframes = self._keyframes(boxes.only(has_frame & has_area), listing.times, shown)
             if keyframes:
                 videos.append(AnnotatedVideo(short, places[short], keyframes))
+        absent = [name for name in names if _short(name) not in places]
+        what = f"of {len(names)} {split} videos are not in {self.folder} and are left out"
+        report_left_out(file.path, {what: absent}, self.mistakes, AbsentVideo)
         report_left_out(
             file.path,
             {
-                f"of {len(names)} {split} videos are not in {self.folder} and are left out": [
-                    name for name in names if _short(name) not in places
-                ],
                 "videos cannot be read and are left out": unreadable,
                 "videos have boxes on frames that are not there, which are left out": uncovered,
                 "videos have boxes without area, which are left out": flat,

@@ -10,7 +10,7 @@ import numpy as np
 from datamodules.annotations.mistakes import Mistake
 from datamodules.annotations.source import AnnotatedVideo
 from datamodules.check.contact_sheet import draw_contact_sheet
-from datamodules.check.report import Report, remark_on_classes
+from datamodules.check.report import Report, remark_on_absent_videos, remark_on_classes
 from datamodules.check.videos import in_train_and_elsewhere, open_video, splits_of
 from datamodules.detection import DetectionDataModule
 from datamodules.frames import DecodedFrames, FrameStore
@@ -42,6 +42,7 @@ def check_detection(datamodule: DetectionDataModule, page: Path | None, page_cli
         _judge_lengths(split, opened[split], datamodule, report)
     files = {split: {video.video_id: video.path for video in videos} for split, videos in opened.items()}
     report.mistakes += in_train_and_elsewhere(files)
+    remark_on_absent_videos(report)
     remark_on_classes(report)
     if page is not None:
         stride = max(datamodule.window.stride, 1)

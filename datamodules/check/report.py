@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.annotations.mistakes import UNREADABLE, Mistake
+from datamodules.annotations.mistakes import UNREADABLE, AbsentVideo, Mistake
 
 
 @dataclass
@@ -42,6 +42,12 @@ class Report:
         if self.page is not None:
             lines += ["", f"The first thing to look at: {self.page}, clips with their boxes as networks get them."]
         return "\n".join(lines)
+
+
+def remark_on_absent_videos(report: Report) -> None:
+    """Training and evaluation do with the videos that are there, so that others are absent is no mistake."""
+    report.remarks += [mistake for mistake in report.mistakes if isinstance(mistake, AbsentVideo)]
+    report.mistakes = [mistake for mistake in report.mistakes if not isinstance(mistake, AbsentVideo)]
 
 
 def remark_on_classes(report: Report) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from datamodules.annotations.features import FeatureArray, num_features
 from datamodules.annotations.mistakes import Mistake
 from datamodules.annotations.segment_source import AnnotatedSegments
-from datamodules.check.report import Report, remark_on_classes
+from datamodules.check.report import Report, remark_on_absent_videos, remark_on_classes
 from datamodules.check.videos import in_train_and_elsewhere, open_video, splits_of
 from datamodules.frames import DecodedFrames, FrameStore
 from datamodules.segments import SegmentDataModule
@@ -28,6 +28,7 @@ def check_segments(datamodule: SegmentDataModule, every_frame: bool) -> Report:
         files[split] = {video.video_id: video.media or video.video_id for video in videos}
         _judge(split, videos, store, report, every_frame)
     report.mistakes += in_train_and_elsewhere(files)
+    remark_on_absent_videos(report)
     remark_on_classes(report)
     return report
 

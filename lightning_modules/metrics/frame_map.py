@@ -12,6 +12,15 @@ from torch import Tensor
 from .frame_ap import FrameMapSettings, FrameRows, Protocol, UnlabelledFrames, frame_mean_average_precision
 from .row_metric import RowMetric, check_columns, concatenate
 
+Rows = Mapping[str, Tensor]
+"""The boxes of one frame, detected or true, as ``FrameMeanAveragePrecision.update`` takes them."""
+
+
+def action_rows(boxes: Tensor, labels: Tensor) -> Rows:
+    """True boxes (M, 4) with multi-hot labels (M, K) as rows, one an action."""
+    row, label = labels.nonzero(as_tuple=True)
+    return {"boxes": boxes[row], "labels": label}
+
 
 class FrameMeanAveragePrecision(RowMetric):
     """Frame mAP over everything that ``update`` has seen.
@@ -74,7 +83,7 @@ class FrameMeanAveragePrecision(RowMetric):
         preds = {f"pred_{name}": empty for name, empty in shared.items()}
         return preds | {"pred_scores": boxes[:, 0]} | {f"target_{name}": empty for name, empty in shared.items()}
 
-    def update(self, preds: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]) -> None:
+    def update(self, preds: Sequence[Rows], targets: Sequence[Rows]) -> None:
         """Add frames; entry i of both sequences belongs to the same frame.
 
         Args:
@@ -91,7 +100,7 @@ class FrameMeanAveragePrecision(RowMetric):
             new |= {f"{side}_{name}": column for name, column in self._columns(rows, side).items()}
         self._append(new)
 
-    def _frame(self, frame: Mapping[str, Tensor], where: str, side: str) -> dict[str, Tensor]:
+    def _frame(self, frame: Rows, where: str, side: str) -> dict[str, Tensor]:
         """One frame as rows; scores of all classes become a row each."""
         all_classes = side == "pred" and "labels" not in frame and "scores" in frame and frame["scores"].ndim == 2
         if not all_classes:
@@ -114,7 +123,7 @@ class FrameMeanAveragePrecision(RowMetric):
             "labels": torch.arange(num_classes, device=self.device).repeat(count),
         }
 
-    def _columns(self, frames: Sequence[Mapping[str, Tensor]], side: str) -> dict[str, Tensor]:
+    def _columns(self, frames: Sequence[Rows], side: str) -> dict[str, Tensor]:
         """The frames as new states; rows of classes that are not scored are gone, labels are positions in the list."""
         empty = {name.removeprefix(f"{side}_"): column for name, column in self._empty_states().items()}
         counts = torch.tensor([len(frame["boxes"]) for frame in frames], dtype=torch.int64, device=self.device)
