@@ -52,6 +52,19 @@ def person_like(logits: Tensor) -> Tensor:
     return logits[..., 0] - logits[..., 1]
 
 
+def most_person_like(person_logits: Tensor, boxes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` proposals with the highest person score after the last stage, in the order of their places.
+
+    Shapes: (R, B, P, 2) and (R, B, P, 4) -> the same with ``count`` proposals.
+    """
+    chosen = person_like(person_logits[-1]).topk(count, dim=1).indices.sort(dim=1).values  # (B, count)
+
+    def take(values: Tensor) -> Tensor:
+        return values.gather(2, chosen[None, ..., None].expand(len(values), -1, -1, values.shape[-1]))
+
+    return take(person_logits), take(boxes)
+
+
 class DynamicInteraction(nn.Module):
     """Two matrices made from a proposal's feature filter its RoI: (B, P, D), (B, P, D, r, r) -> (B, P, D)."""
 

@@ -13,64 +13,17 @@ from .actor_queue import ActorQueue, QueueState
 from .carried_proposals import CarriedProposals, ProposalState
 from .context_decoder import ContextDecoder
 from .context_memory import ContextMemory, MemoryState
-from .decomposed_attention import DecomposedAttention
 from .detection_head import DetectionHead
 from .detections import Detections, DetectorOutputs
 from .frame_embedding import EmbeddingState, FramePairEmbedding
-from .linear import Mlp
-from .localizer import Localizer, person_like
+from .localizer import Localizer, most_person_like
 from .positions import SpaceTimePositions
 from .pyramid import KeyframePyramid
 from .roi_align import RoiKernel
 from .streaming import StreamingModule
-from .temporal_shift import ShiftMode, TemporalShiftAttention
+from .streaming_block import StreamingBlock, causal_attention
+from .temporal_shift import ShiftMode
 from .vit import NORM_EPS, TUBELET
-
-
-class StreamingBlock(StreamingModule):
-    """A causal attention with its residual, then the MLP: (B, T, N, C) -> (B, T, N, C)."""
-
-    def __init__(self, dim: int, mlp_ratio: float, temporal: TemporalShiftAttention | DecomposedAttention) -> None:
-        super().__init__()
-        self.temporal = temporal
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, round(dim * mlp_ratio))
-        self.receptive_field = temporal.receptive_field
-
-    def initial_state(self, batch_size: int, num_patches: int | None = None, *, device=None, dtype=None):
-        return self.temporal.initial_state(batch_size, num_patches, device=device, dtype=dtype)
-
-    def forward(self, tokens: Tensor, state):
-        tokens, state = self.temporal(tokens, state)
-        return tokens + self.mlp(self.norm2(tokens)), state
-
-
-def causal_attention(
-    temporal: Literal["tsa", "dsta"],
-    dim: int,
-    num_heads: int,
-    num_patches: int,
-    shift_mode: ShiftMode = "concat_kv",
-    shift_rate: float = 0.25,
-    lstm_dim: int | None = None,
-) -> TemporalShiftAttention | DecomposedAttention:
-    """``tsa``, Temporal Shift Attention, or ``dsta``, Decomposed Spatial-Temporal Attention."""
-    if temporal == "tsa":
-        return TemporalShiftAttention(dim, num_heads, num_patches, shift_mode, shift_rate)
-    return DecomposedAttention(dim, num_heads, num_patches, lstm_dim)
-
-
-def most_person_like(person_logits: Tensor, boxes: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` proposals with the highest person score after the last stage, in the order of their places.
-
-    Shapes: (R, B, P, 2) and (R, B, P, 4) -> the same with ``count`` proposals.
-    """
-    chosen = person_like(person_logits[-1]).topk(count, dim=1).indices.sort(dim=1).values  # (B, count)
-
-    def take(values: Tensor) -> Tensor:
-        return values.gather(2, chosen[None, ..., None].expand(len(values), -1, -1, values.shape[-1]))
-
-    return take(person_logits), take(boxes)
 
 
 class EncodedFrames(NamedTuple):

@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_modules.networks.decomposed_attention import DecomposedAttention
 from lightning_modules.networks.streaming import StreamingModule, select_lanes, state_bytes
-from lightning_modules.networks.student import StreamingBlock, StreamingDetector
+from lightning_modules.networks.streaming_block import StreamingBlock
+from lightning_modules.networks.student import StreamingDetector
 from lightning_modules.networks.temporal.frame_scores import FrameScores
 from lightning_modules.networks.temporal.recurrent_features import RecurrentFeatures
 from lightning_modules.networks.temporal.streaming_trunk import StreamingTrunk

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..frame_embedding import EmbeddingState, FramePairEmbedding
 from ..positions import SpaceTimePositions
-from ..student import StreamingBlock, causal_attention
+from ..streaming_block import StreamingBlock, causal_attention
 from ..temporal_shift import ShiftMode
 from ..vit import NORM_EPS, TUBELET
 from .streaming_backbone import StreamingFeatures
