@@ -247,7 +247,8 @@ def test_small_data_sets_make_small_batches():
 
 
 def test_without_a_seed_of_its_own_an_order_follows_that_of_everything(monkeypatch):
-    monkeypatch.delenv(GLOBAL_SEED, raising=False)
+    monkeypatch.setenv(GLOBAL_SEED, "1")  # so that it is put back afterwards, also where there was none
+    monkeypatch.delenv(GLOBAL_SEED)
 
     def order(seed: int | None) -> list:
         return list(ShuffledBatches(20, 3, 12, seed=seed))
