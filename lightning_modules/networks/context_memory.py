@@ -30,17 +30,36 @@ class ContextMemory(nn.Module):
     that received most attention then. At the time of use a kept token gets its place's position code, that of the
     teacher's slot its frame's age falls into, and a learned code of the age itself that starts at zero.
 
-    Shapes: B streams, T frames of the chunk, L frames read out (the last ones), N patches a frame, K = ``window``.
+    Args:
+        dim: C. keep_rate: share of a frame's tokens that is kept.
+        window: K, past frames that are remembered.
+        frames_per_slot: of the teacher.
+        stride: of the past frames those are read that are so many, twice so many ... frames old.
+        keyframe_age: the age of the frame that stands where the teacher's keyframe does.
+
+    Shapes: B streams, T frames of the chunk, L frames read out (the last ones), N patches a frame, K = ``window``,
+    R = K / ``stride`` past frames that are read.
     """
 
-    def __init__(self, dim: int, window: int, keep_rate: float, frames_per_slot: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        window: int,
+        keep_rate: float,
+        frames_per_slot: int,
+        stride: int = 1,
+        keyframe_age: int = 0,
+    ) -> None:
         super().__init__()
         if window < 0:
             raise ValueError(f"window must be 0 (no memory) or more frames, got {window}")
+        if stride < 1 or window % stride:
+            raise ValueError(f"memory_stride={stride} must be at least 1 and divide window={window}")
         if not 0 < keep_rate <= 1:
             raise ValueError(f"keep_rate must be above 0 and at most 1, got {keep_rate}")
         self.window, self.keep_rate, self.frames_per_slot = window, keep_rate, frames_per_slot
-        self.age_code = nn.Parameter(torch.zeros(window, 1, dim))
+        self.stride, self.keyframe_age = stride, keyframe_age
+        self.age_code = nn.Parameter(torch.zeros(window // stride, 1, dim))
 
     def num_kept(self, num_patches: int) -> int:
         """Tokens kept of a past frame of ``num_patches``."""
@@ -59,9 +78,10 @@ class ContextMemory(nn.Module):
     def forward(
         self, tokens: Tensor, received: Tensor, state: MemoryState, last: int
     ) -> tuple[MemoryState, MemoryState]:
-        """Append a chunk's frames; give what each of its ``last`` frames finds before it, and the state after them.
+        """Append a chunk's frames; give what each of its ``last`` frames reads of those before it, and the state after.
 
-        tokens (B, T, N, C) projected, received (B, T, N). What the L frames find is a ``MemoryState`` with B L entries.
+        tokens (B, T, N, C) projected, received (B, T, N). What the L frames read is a ``MemoryState`` of B L streams
+        and R frames.
         """
         num_frames, kept = tokens.shape[1], self.num_kept(tokens.shape[2])
         places = received.topk(kept, dim=-1).indices.sort(dim=-1).values  # (B, T, n)
@@ -71,9 +91,11 @@ class ContextMemory(nn.Module):
         steps = torch.arange(num_frames, device=tokens.device)
         filled = (state.filled[:, None] + steps).clamp(max=self.window)  # (B, T), before each frame
         first = num_frames - last
-        index = steps[first:, None] + torch.arange(self.window, device=tokens.device)  # (L, K)
+        index = steps[first:, None] + torch.arange(0, self.window, self.stride, device=tokens.device)  # (L, R)
         before = MemoryState(
-            tokens[:, index].flatten(0, 1), places[:, index].flatten(0, 1), filled[:, first:].flatten()
+            tokens[:, index].flatten(0, 1),
+            places[:, index].flatten(0, 1),
+            torch.div(filled[:, first:].flatten(), self.stride, rounding_mode="floor"),
         )
         after = MemoryState(
             compact_copy(tokens[:, num_frames:], state.tokens),
@@ -94,21 +116,19 @@ class ContextMemory(nn.Module):
     ) -> Tensor:
         """Action logits (depth or 1, B, P, num_classes) of actors in the newest frames with the past as context.
 
-        newest (B, N, C) projected tokens, past with B entries, boxes (B, P, 4), image_sizes (B, 2), grid (h, w).
+        newest (B, N, C) projected tokens, past of B streams and R frames, boxes (B, P, 4), image_sizes (B, 2), grid
+        (h, w).
         """
         batch, num_patches, dim = newest.shape
-        ages = torch.arange(self.window, 0, -1, device=newest.device)
-        keyframe_slot = decoder.positions.keyframe_slot
-        slots = keyframe_slot - torch.div(ages + self.frames_per_slot - 1, self.frames_per_slot, rounding_mode="floor")
-        codes = decoder.positions.slots(torch.cat([slots.clamp(min=0), slots.new_tensor([keyframe_slot])]), *grid)
-        codes = codes.to(newest.dtype)
-        past_codes = codes[:-1] + self.age_code.to(newest.dtype)  # (K, N, C)
+        num_read = len(self.age_code)
+        codes = decoder.positions.slots(self._slots(decoder, newest.device), *grid).to(newest.dtype)
+        past_codes = codes[:-1] + self.age_code.to(newest.dtype)  # (R, N, C)
         newest_codes = codes[-1]
 
-        is_filled = torch.arange(self.window, device=newest.device) >= self.window - past.filled[:, None]  # (B, K)
+        is_filled = torch.arange(num_read, device=newest.device) >= num_read - past.filled[:, None]  # (B, R)
         places = past.places[..., None].expand_as(past.tokens)
-        canvas = decoder.mask_token.to(newest.dtype).expand(batch * self.window, num_patches, dim)
-        canvas = canvas.unflatten(0, (batch, self.window)).scatter(2, places, past.tokens.to(newest.dtype)) + past_codes
+        canvas = decoder.mask_token.to(newest.dtype).expand(batch * num_read, num_patches, dim)
+        canvas = canvas.unflatten(0, (batch, num_read)).scatter(2, places, past.tokens.to(newest.dtype)) + past_codes
         weights = torch.cat([is_filled, is_filled.new_ones(batch, 1)], dim=1).float()
         actors = decoder.pool_actors(
             torch.cat([canvas, (newest + newest_codes)[:, None]], dim=1),
@@ -123,3 +143,9 @@ class ContextMemory(nn.Module):
         always = is_filled.new_ones(batch, num_patches + actors.shape[1])
         readable = torch.cat([is_filled.repeat_interleave(past.tokens.shape[2], dim=1), always], dim=1)
         return decoder.refine(sequence, actors.shape[1], readable[:, None, None], every_block)
+
+    def _slots(self, decoder: ContextDecoder, device: torch.device) -> Tensor:
+        """(R + 1,) the teacher's slots that the past frames read and the newest one stand for."""
+        after_keyframe = self.keyframe_age - torch.arange(self.window, -1, -self.stride, device=device)
+        slots = decoder.positions.keyframe_slot + torch.div(after_keyframe, self.frames_per_slot, rounding_mode="floor")
+        return slots.clamp(0, decoder.positions.num_slots - 1)

@@ -66,6 +66,10 @@ class StreamingDetector(StreamingModule[StudentState]):
         lstm_blocks: the blocks of ``dsta`` (from 0) that have one; all by default.
         num_frames: frames of the teacher's clip, for its position codes.
         window: past frames in the context memory. memory_keep_rate: share of their tokens that is kept.
+        memory_stride: the context decoder reads the past frames that are so many, twice so many ... frames old. 2, with
+            all tokens kept, gives it slots as the teacher's, which do not share frames.
+        keyframe_code: which frame's tokens the context decoder finds where the teacher's keyframe is: those of the
+            ``newest`` frame, or of the one that is ``answered`` for, so that newer frames stand in its future.
         carried_proposals: how many of the ``num_proposals`` start where the previous frame's most person-like ones
             ended, see ``CarriedProposals``.
         look_ahead: what is said at frame t is about frame t - look_ahead, in frames of the stream: answers come that
@@ -90,6 +94,8 @@ class StreamingDetector(StreamingModule[StudentState]):
         lstm_blocks: Sequence[int] | None = None,
         window: int = 7,
         memory_keep_rate: float = 0.5,
+        memory_stride: int = 1,
+        keyframe_code: Literal["newest", "answered"] = "newest",
         dim: int = 768,
         depth: int = 12,
         num_heads: int = 12,
@@ -173,7 +179,8 @@ class StreamingDetector(StreamingModule[StudentState]):
             pretrain_grid=grid,
             refines_context=decoder_refines_context,
         )
-        self.memory = ContextMemory(decoder_dim, window, memory_keep_rate, frames_per_slot=TUBELET)
+        keyframe_age = look_ahead if keyframe_code == "answered" else 0
+        self.memory = ContextMemory(decoder_dim, window, memory_keep_rate, TUBELET, memory_stride, keyframe_age)
         waits = look_ahead if localizes == "answered" else 0
         self.actors = ActorQueue(waits, num_stages, num_proposals)
         self.carried, self.num_actors = CarriedProposals(carried_proposals, num_proposals), num_actors
