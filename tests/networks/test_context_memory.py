@@ -1,11 +1,14 @@
 """The streaming context memory's reading of past frames against plain loops over what it holds."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from lightning_modules.networks.context_decoder import ContextDecoder
 from lightning_modules.networks.context_memory import ContextMemory, MemoryState
+from lightning_modules.networks.vit import EncodedClip
 from tests.networks.slow_evad import (
     extend_box,
     layer_norm,
@@ -23,29 +26,33 @@ BOXES = torch.tensor([[[3.0, 2, 40, 60], [-20, 10, 130, 50], [50, 5, 60, 18]]])
 SIZE = (50, 90)
 
 
-def networks() -> tuple[ContextDecoder, ContextMemory]:
+def networks(**changes) -> tuple[ContextDecoder, ContextMemory]:
     decoder = ContextDecoder(
         8, num_classes=4, dim=DIM, depth=2, num_heads=2, hidden_dim=10, roi_size=2, num_slots=SLOTS, pretrain_grid=4
     )
-    return randomise(decoder), randomise(ContextMemory(DIM, WINDOW, keep_rate=0.2, frames_per_slot=2), seed=1)
+    memory = ContextMemory(DIM, WINDOW, **({"keep_rate": 0.2, "frames_per_slot": 2} | changes))
+    return randomise(decoder), randomise(memory, seed=1)
 
 
-def slow_read(newest, tokens, places, filled, weights, age_code) -> np.ndarray:
+def slow_read(newest, tokens, places, filled, weights, age_code, keyframe_age=0) -> np.ndarray:
     """Action logits (D, P, K) of one stream: every held frame in turn, what is not held left out."""
     patches = GRID[0] * GRID[1]
     codes = position_codes(SLOTS, 4, DIM, *GRID)
-    keyframe = SLOTS // 2
+    held, stride = len(tokens), WINDOW // len(tokens)
+
+    def slot_of(age: int) -> int:  # a slot is two frames
+        return min(max(SLOTS // 2 - math.ceil((age - keyframe_age) / 2), 0), SLOTS - 1)
+
     canvases, sequence = [], []
-    for entry in range(WINDOW - filled, WINDOW):
-        age = WINDOW - entry
-        slot = max(keyframe - (1 if age <= 2 else 2 if age <= 4 else 3), 0)  # a slot is two frames
+    for entry in range(held - filled, held):
+        slot = slot_of(stride * (held - entry))
         code = codes[slot] + age_code[entry]
         canvas = np.tile(weights["decoder.mask_token"][0, 0], (patches, 1))
         for token, place in zip(tokens[entry], places[entry], strict=True):
             canvas[place] = token
             sequence.append(token + code[place])
         canvases.append(canvas + code)
-    canvases.append(newest + codes[keyframe])
+    canvases.append(newest + codes[slot_of(0)])
     sequence.extend(canvases[-1])
     for box in BOXES[0].double().numpy():
         box = extend_box(box, (0.4, 0.2), SIZE)
@@ -63,13 +70,16 @@ def slow_read(newest, tokens, places, filled, weights, age_code) -> np.ndarray:
     return np.array(logits)
 
 
-def test_reading_the_memory_equals_plain_loops_over_the_frames_it_holds():
-    decoder, memory = networks()
-    filled = torch.tensor([0, 1, 4, WINDOW])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("keyframe_age", [0, 1, 2, 5])
+def test_reading_the_memory_equals_plain_loops_over_the_frames_it_holds(stride, keyframe_age):
+    decoder, memory = networks(stride=stride, keyframe_age=keyframe_age)
+    held = WINDOW // stride
+    filled = torch.tensor([0, 1, held - 1, held])
     streams, patches = len(filled), GRID[0] * GRID[1]
     generator = torch.Generator().manual_seed(2)
-    tokens = torch.randn(streams, WINDOW, KEPT, DIM, generator=generator)
-    places = torch.rand(streams, WINDOW, patches, generator=generator).topk(KEPT).indices.sort(dim=-1).values
+    tokens = torch.randn(streams, held, KEPT, DIM, generator=generator)
+    places = torch.rand(streams, held, patches, generator=generator).topk(KEPT).indices.sort(dim=-1).values
     newest = torch.randn(streams, patches, DIM, generator=generator)
     past = MemoryState(tokens, places, filled)
     boxes, sizes = BOXES.expand(streams, -1, -1), torch.tensor([SIZE] * streams)
@@ -87,6 +97,7 @@ def test_reading_the_memory_equals_plain_loops_over_the_frames_it_holds():
             int(filled[item]),
             weights,
             age_code,
+            keyframe_age,
         )
         torch.testing.assert_close(ours[:, item].double(), torch.from_numpy(slow), rtol=1e-4, atol=1e-4)
 
@@ -99,6 +110,40 @@ def test_the_memory_keeps_the_most_attended_tokens_of_each_frame_in_order_of_pla
     assert torch.equal(after.tokens[0], torch.stack([tokens[0, 1, [0, 2]], tokens[0, 2, [0, 3]]]))
     assert before.filled.tolist() == [1, 2], "what the second and the third frame find"
     assert before.places.tolist() == [[[0, 0], [1, 3]], [[1, 3], [0, 2]]]
+
+
+def test_at_a_stride_a_frame_finds_those_that_are_so_many_and_twice_so_many_frames_older():
+    memory = ContextMemory(DIM, window=4, keep_rate=1.0, frames_per_slot=2, stride=2)
+    tokens, received = torch.randn(1, 7, 4, DIM), torch.rand(1, 7, 4)
+    before, after = memory(tokens, received, memory.initial_state(1, 4, DIM, None, None), last=4)
+    assert before.filled.tolist() == [1, 2, 2, 2], "before frames 3, 4, 5 and 6"
+    assert torch.equal(before.tokens[0, -1], tokens[0, 1])
+    assert torch.equal(before.tokens[3], tokens[0, [2, 4]])
+    assert torch.equal(after.tokens[0], tokens[0, 3:])
+
+
+def test_every_second_frame_whole_and_the_answered_one_as_keyframe_read_as_the_teachers_clip_does():
+    decoder, memory = networks(keep_rate=1.0, stride=2, keyframe_age=2)
+    torch.nn.init.zeros_(memory.age_code)
+    patches = GRID[0] * GRID[1]
+    slots = torch.randn(2, SLOTS, patches, DIM, generator=torch.Generator().manual_seed(3))
+    every_place = torch.arange(patches).expand(2, SLOTS - 1, -1)
+    boxes, sizes = BOXES.expand(2, -1, -1), torch.tensor([SIZE] * 2)
+    past = MemoryState(slots[:, :-1], every_place, torch.tensor([SLOTS - 1] * 2))
+    streamed = memory.read(decoder, slots[:, -1], past, boxes, sizes, GRID, every_block=True)
+
+    decoder.encoder_to_decoder = torch.nn.Identity()
+    key = SLOTS // 2
+    order = [key, *(slot for slot in range(SLOTS) if slot != key)]
+    kept = torch.arange((SLOTS - 1) * patches).expand(2, -1)
+    clip = EncodedClip(slots[:, order].flatten(1, 2), kept, (), (), (SLOTS, *GRID))
+    torch.testing.assert_close(streamed, decoder(clip, boxes, sizes, every_block=True), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [0, 4])
+def test_a_stride_that_does_not_divide_the_window_is_refused(stride):
+    with pytest.raises(ValueError, match=f"memory_stride={stride} must be at least 1 and divide window=6"):
+        networks(stride=stride)
 
 
 @pytest.mark.parametrize(("keep_rate", "patches", "kept"), [(1.0, 24, 24), (0.5, 24, 12), (0.5, 25, 13), (0.01, 24, 1)])

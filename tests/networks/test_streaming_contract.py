@@ -49,6 +49,9 @@ STUDENTS: dict[str, Callable[[], StreamingModule]] = {
     "student_dsta_ahead": lambda: tiny_student(
         "dsta", look_ahead=3, carried_proposals=2, num_actors=2, roi_kernel="separable"
     ),
+    "student_tsa_slots": lambda: tiny_student(
+        "tsa", look_ahead=2, window=4, memory_stride=2, keyframe_code="answered", roi_kernel="separable"
+    ),
     "student_dsta_lstm_at_the_end": lambda: tiny_student("dsta", lstm_blocks=[1], roi_kernel="separable"),
     "student_dsta_keeps_all": lambda: tiny_student("dsta", lstm_dim=16, memory_keep_rate=1.0, roi_kernel="separable"),
     "student_dsta_no_memory": lambda: tiny_student("dsta", window=0),
