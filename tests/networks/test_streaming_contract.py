@@ -422,7 +422,9 @@ def test_every_kind_of_student_is_in_this_file():
     attentions = [student.blocks[0].temporal for student in students]
     assert {a.mode for a in attentions if isinstance(a, TemporalShiftAttention)} == {"channel", "head_kv", "concat_kv"}
     assert any(isinstance(attention, DecomposedAttention) for attention in attentions)
-    assert {student.memory.window for student in students} == {0, 3}
+    assert {student.memory.window for student in students} == {0, 3, 4}
+    assert {student.memory.stride for student in students} == {1, 2}
+    assert {student.memory.keyframe_age for student in students} == {0, 2}
     assert {student.memory.keep_rate for student in students} >= {0.5, 1.0}
     assert {student.carried.count > 0 for student in students} == {True, False}
     assert {student.num_actors for student in students} == {None, 2}
