@@ -64,6 +64,7 @@ from lightning_modules.metrics.video_ap import VideoProtocol
 from lightning_modules.networks.export_graphs import ExportGraph
 from lightning_modules.networks.prepared import prepare_for_inference
 from lightning_modules.networks.weights import load_exactly, read_state_dict
+from lightning_modules.precision import useful_precision
 from lightning_modules.scoring import score_file, segment_score_text, tube_score_text
 
 DEFAULTS = Path(__file__).parent / "configs" / "trainer" / "defaults.yaml"
@@ -275,11 +276,7 @@ class OnlookerCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        if config.trainer.precision in ("16-mixed", "16-true", 16, "16") and not torch.cuda.is_available():
-            raise ValueError(
-                f"precision {config.trainer.precision} is about a hundred times slower than 32 on a CPU; "
-                "set --trainer.precision=bf16-mixed"
-            )
+        config.trainer.precision = useful_precision(config.trainer.precision, config.trainer.accelerator)
         if config.name is None:
             files = config.get("config") or []
             config.name = Path(str(files[0])).stem if files else "unnamed"

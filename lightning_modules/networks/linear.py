@@ -1,9 +1,10 @@
 """Linear layers that a CPU computes in oneDNN.
 
-torch gives matrix products in float32 to MKL, which on AMD processors leaves the wider half of their arithmetic unused;
-its convolutions go to oneDNN, which does not. In training a linear layer is therefore a 1x1 convolution: on two cores
-of an EPYC with AVX-512 the same product takes 0.45x the time, forward and backward (2592 x 768 x 3072; few rows gain
-nothing). A layer that is prepared for inference also keeps its weight in the order in which oneDNN reads it, which
+torch gives matrix products in float32 to MKL, which on AMD processors leaves the wider half of AVX-512 unused; its
+convolutions go to oneDNN, which does not. In training a linear layer is therefore a 1x1 convolution: on two cores of an
+EPYC with AVX-512 the same product takes 0.45x the time, forward and backward (2592 x 768 x 3072; few rows gain
+nothing). Where there is no wider half, or a single thread, whose convolutions torch computes itself, nothing is gained,
+and a linear layer stays one. A layer that is prepared for inference also keeps its weight in the order in which oneDNN reads it, which
 every call would otherwise bring it into anew: 256 x 768 x 3072 then take 0.42x of torch's time, 100 x 256 x 32768 take
 0.28x.
 """
@@ -24,9 +25,11 @@ FEWEST_ROWS = 256
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear``, faster for many rows of float32 on a CPU. Values agree to rounding."""
     # First, so that nothing else is traced: a compiler chooses for itself, and what is exported stays plain.
-    if torch.compiler.is_compiling() or not _goes_to_mkl(inputs) or inputs.shape[:-1].numel() < FEWEST_ROWS:
+    if torch.compiler.is_compiling() or not _goes_to_mkl(inputs) or not _convolves_faster():
         return F.linear(inputs, weight, bias)
     rows = inputs.shape[:-1].numel()
+    if rows < FEWEST_ROWS:
+        return F.linear(inputs, weight, bias)
     # Rows become the pixels of one image in channels-last memory, which is the memory they are in.
     image = inputs.reshape(1, rows, 1, -1).permute(0, 3, 1, 2)
     outputs = F.conv2d(image, weight[:, :, None, None], bias)
@@ -41,6 +44,11 @@ def _goes_to_mkl(inputs: Tensor) -> bool:
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _convolves_faster() -> bool:
+    """Whether convolutions go to oneDNN and do more than MKL's products there."""
+    return torch.get_num_threads() > 1 and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 class Linear(Preparable, nn.Linear):
