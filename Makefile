@@ -53,9 +53,10 @@ demo-motion: venv ## Train motion teacher and RGB baseline, distil the one into 
 	$(TEST) --config configs/rgb_baseline.yaml $(MEASURED) $(call LAST,rgb_baseline)
 	$(TEST) --config configs/distill_motion.yaml $(MEASURED) $(call LAST,distill_motion)
 
-# One thread a process: the tests are small, and more threads only fight over the cores.
-test: venv ## Run the tests: neither GPU nor data set needed
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest $(ARGS)
+# One thread a process: the tests are small, and more threads only fight over the cores. A process has the tests of a
+# file, since they share what takes long to make.
+test: venv ## Run the tests, up to four at a time: neither GPU nor data set needed
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 bench: venv ## Time the students against their teacher at its real size (a quarter of an hour on two cores)
 	$(PY) -m tests.bench_streaming $(ARGS)

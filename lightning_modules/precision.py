@@ -18,6 +18,11 @@ def cpu_computes_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device does; of accelerators it is taken for granted."""
+    return device.type != "cpu" or cpu_computes_bfloat16()
+
+
 def useful_precision(precision: str | int | None, accelerator: object) -> str | int | None:
     """The Trainer's ``precision``, or float32 where the processor would take a hundred times as long in bfloat16.
 
@@ -35,7 +40,8 @@ def useful_precision(precision: str | int | None, accelerator: object) -> str | 
         return precision
     if precision in IN_FLOAT16:
         raise ValueError(
-            f"precision {precision} is about a hundred times slower than 32 on a CPU; set --trainer.precision=bf16-mixed"
+            f"precision {precision} is about a hundred times slower than 32 on a CPU; "
+            "set --trainer.precision=bf16-mixed"
         )
     if precision in IN_FLOAT32 and not cpu_computes_bfloat16():
         rank_zero_warn(

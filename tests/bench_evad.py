@@ -8,6 +8,7 @@ own for each.
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from lightning_modules.losses.detection import DetectionLoss
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.linear import linear
 from lightning_modules.networks.published_cost import published_gflops
+from lightning_modules.precision import computes_bfloat16
 from tests.bench_page import Part, main, row_ratio
 from tests.networks.naive_evad import naive_evad
 from tests.networks.tiny import randomise
@@ -44,7 +46,7 @@ product (MKL), which the published arithmetic uses, and that of oneDNN, to which
 """
 FORWARD_NOTE = """
 Products run at {product_gflops:.0f} (fp32, torch's own), {onednn_gflops:.0f} (fp32, as our linear layers) and
-{product_bf16_gflops:.0f} (bf16) GFLOP/s here.
+{product_bf16_gflops:.0f} (bf16) GFLOP/s here; `nan` where the processor has no bf16.
 """
 TRAINING_NOTE = """
 fp32, deep supervision, two people in the clip.
@@ -116,21 +118,23 @@ def measure_forward(setting: Setting, device: torch.device, side: int, rounds: i
 
     product, multiply_adds = matrix_product(device, torch.float32)
     onednn_product, _ = matrix_product(device, torch.float32, linear)
-    half_product, _ = matrix_product(device, torch.bfloat16)
     steps = {
         "published": lambda: naive_evad(teacher, clip, sizes),
         "ours": lambda: teacher.outputs(clip, sizes),
-        "ours bf16": in_bf16,
         "product": product,
         "product onednn": onednn_product,
-        "product bf16": half_product,
     }
+    has_bf16 = computes_bfloat16(device)
+    if has_bf16:
+        steps |= {"ours bf16": in_bf16, "product bf16": matrix_product(device, torch.bfloat16)[0]}
     timed = interleave(steps, rounds=rounds, warmup=1, synchronize=synchronizer(device))
-    seconds = {name: latency.p50_ms / 1e3 for name, latency in timed.latencies.items()}
+    seconds = dict.fromkeys(("ours bf16", "product bf16"), math.nan)
+    seconds |= {name: latency.p50_ms / 1e3 for name, latency in timed.latencies.items()}
     expected = naive_evad(teacher, clip, sizes)
     cost = published_gflops(teacher, side, side).total * 1e9
     limits = {name: cost / multiply_adds * seconds[name] for name in ("product", "product onednn", "product bf16")}
-    plain, half = difference(teacher.outputs(clip, sizes), expected), difference(in_bf16(), expected)
+    plain = difference(teacher.outputs(clip, sizes), expected)
+    half = difference(in_bf16(), expected) if has_bf16 else (math.nan, math.nan)
     return {
         "setting": setting.name,
         "published_s": seconds["published"],
@@ -142,7 +146,7 @@ def measure_forward(setting: Setting, device: torch.device, side: int, rounds: i
         "error_boxes": plain[0],
         "error_actions": plain[1],
         "bf16_s": seconds["ours bf16"],
-        "bf16_ratio": row_ratio(timed, "ours bf16", "published"),
+        "bf16_ratio": row_ratio(timed, "ours bf16", "published") if has_bf16 else math.nan,
         "bf16_limit_share": limits["product bf16"] / seconds["ours bf16"],
         "bf16_error_boxes": half[0],
         "bf16_error_actions": half[1],
@@ -236,13 +240,16 @@ def gradients(step: Callable[[], object], teacher: EvadTeacher) -> Tensor:
 
 
 def measure_modes(part: str, setting: Setting, device: torch.device, side: int, rounds: int) -> list[dict[str, Any]]:
-    """Forward and backward compiled and under bf16 autocast: time against plain fp32, and errors."""
+    """Forward and backward compiled and under bf16 autocast, where the device has that: time against plain fp32, and
+    errors."""
     teacher, (clip, sizes) = setting.teacher(device), clip_on(device, side)
     plain = teacher.outputs
     forward, backward, first = {}, {}, {}
     expected = expected_gradients = None
     rows = []
     for name, compiled, half in MODES[part]:
+        if half and not computes_bfloat16(device):
+            continue
         print(f"  {name} ...", flush=True)
         outputs = torch.compile(plain) if compiled else plain
 

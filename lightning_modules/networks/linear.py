@@ -3,10 +3,9 @@
 torch gives matrix products in float32 to MKL, which on AMD processors leaves the wider half of AVX-512 unused; its
 convolutions go to oneDNN, which does not. In training a linear layer is therefore a 1x1 convolution: on two cores of an
 EPYC with AVX-512 the same product takes 0.45x the time, forward and backward (2592 x 768 x 3072; few rows gain
-nothing). Where there is no wider half, or a single thread, whose convolutions torch computes itself, nothing is gained,
-and a linear layer stays one. A layer that is prepared for inference also keeps its weight in the order in which oneDNN reads it, which
-every call would otherwise bring it into anew: 256 x 768 x 3072 then take 0.42x of torch's time, 100 x 256 x 32768 take
-0.28x.
+nothing). Without AVX-512 there is nothing to gain, nor with a single thread, whose 1x1 convolutions torch does itself.
+A layer that is prepared for inference also keeps its weight in the order in which oneDNN reads it, which every call
+would otherwise bring it into anew: 256 x 768 x 3072 then take 0.42x of torch's time, 100 x 256 x 32768 take 0.28x.
 """
 
 from __future__ import annotations

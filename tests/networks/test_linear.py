@@ -16,8 +16,10 @@ needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 
 @pytest.fixture
 def convolutions(monkeypatch):
-    """Counts the products that go to a convolution."""
+    """Counts the products that go to a convolution, on a machine where that is faster."""
     seen = []
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
     def counted(*arguments):
         seen.append(arguments)
@@ -66,6 +68,14 @@ def test_few_rows_other_types_and_autocast_stay_with_torch(convolutions, rows, d
 
 def test_without_onednn_torch_does_it(convolutions, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    linear(torch.randn(FEWEST_ROWS, 8), torch.randn(4, 8))
+    assert not convolutions
+
+
+@pytest.mark.parametrize(("capability", "threads"), [("AVX2", 2), ("DEFAULT", 2), ("AVX512", 1)])
+def test_without_the_wider_half_or_with_one_thread_torch_does_it(convolutions, monkeypatch, capability, threads):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     linear(torch.randn(FEWEST_ROWS, 8), torch.randn(4, 8))
     assert not convolutions
 
