@@ -3,8 +3,8 @@
     python -m results.student_pictures results/students.yaml
 
 Beside the list are written ``student_classes.png`` (AP by class), ``student_weights.png`` (weights of the tasks over
-training), ``student_delays.png`` (mAP against delay) and ``student_gaps.md``. Tests of students must have scored
-delays: ``model.init_args.scored_delays: [0, 1, 2, 4]``.
+training, of the runs whose folders are here), ``student_delays.png`` (mAP against delay) and ``student_gaps.md``. Tests
+of students must have scored delays: ``model.init_args.scored_delays: [0, 1, 2, 4]``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from .experiment_files import write_text
 from .student_gaps import classes_by_gap, page, without_delays
-from .student_results import Comparison, Results, compare
+from .student_results import Comparison, Results, command_for, compare, named
 
 TEACHER = "evad"
 STUDENTS = ("distill_dsta", "distill_tsa", "dsta", "tsa", "distill_dsta_at_once", "distill_tsa_at_once")
@@ -46,6 +46,16 @@ def main(args: Sequence[str] | None = None) -> None:
         "weights": draw_weights,
         "delays": draw_delays,
     }
+    lost = [run for student in comparison.students for run in student.without_record()]
+    if lost:
+        print(
+            f"no metrics.csv of the training of {named(lost)}: left out of student_weights.png; "
+            f"{command_for(lost, arguments.list)} makes it where the run's folder is gone",
+            file=sys.stderr,
+        )
+    if not any(student.weights() for student in comparison.students):
+        print("no student_weights.png: none of the students has logged train/weight/...", file=sys.stderr)
+        del pictures["weights"]
     for name, draw in pictures.items():
         file = folder / f"student_{name}.png"
         draw(comparison).savefig(file, dpi=110, metadata={"Software": None})
@@ -122,9 +132,6 @@ def draw_classes(comparison: Comparison) -> Figure:
 def draw_weights(comparison: Comparison) -> Figure:
     """A panel for each student that weighs tasks, a colour a task, a line a seed."""
     students = [(student, curves) for student in comparison.students if (curves := student.weights())]
-    if not students:
-        names = ", ".join(student.row.name for student in comparison.students)
-        raise ValueError(f"none of {names} has logged train/weight/...; name rows that are distilled with --students")
     drawn = figure(1 + 4 * len(students), 3.6)
     panels = drawn.subplots(1, len(students), sharey=True, squeeze=False)[0]
     colors = {task: f"C{place}" for place, task in enumerate(dict.fromkeys(task for _, c in students for task in c))}

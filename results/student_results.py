@@ -53,8 +53,15 @@ class Results(NamedTuple):
         keys = {int(m[1]): m[0] for m in matches if m and (m[1] == "0" or bool(m[2]) == actions_alone)}
         return {delay: values for delay in sorted(keys) if (values := self.percent(keys[delay]))}
 
+    def without_record(self) -> list[Run]:
+        """The runs whose training left no metrics here: their lines are kept with the list, their folders are not."""
+        return [run for run in self.runs if run.row.fit and not training_metrics(run)]
+
     def weights(self) -> dict[str, list[Curve]]:
-        """The weight of each task over training steps, a curve a run; empty where the row's training has no tasks."""
+        """The weight of each task over training steps, a curve a run; empty where the row's training has no tasks.
+
+        Runs without a record are left out.
+        """
         curves: dict[str, list[Curve]] = {}
         for run in self.runs:
             for task, weights in weights_of(run).items():
@@ -90,9 +97,8 @@ def compare(file: Path, teacher: str, students: Sequence[str], seeds: Sequence[i
         lines = [line for line in lines if line["seed"] in seeds]
     runs = [run for run in every_run if run.row.name in names]
     known = {(line["experiment"], line["seed"]) for line in lines}
-    require([run for run in runs if (run.row.name, run.seed) not in known], "no result of", file)
-    trained = [run for run in runs if run.row.fit]
-    require([run for run in trained if not training_metrics(run)], "no metrics.csv of the training of", file)
+    if missing := [run for run in runs if (run.row.name, run.seed) not in known]:
+        raise ValueError(f"no result of {named(missing)}: run {command_for(missing, file)}")
     results = [
         Results(rows[name], [run for run in runs if run.row.name == name], lines_of(rows[name], lines))
         for name in names
@@ -101,13 +107,13 @@ def compare(file: Path, teacher: str, students: Sequence[str], seeds: Sequence[i
     return Comparison(listing, results[0], results[1:], outdated(runs, own))
 
 
-def require(missing: Sequence[Run], what: str, file: Path) -> None:
-    """Raise a ValueError where a run lacks something."""
-    if missing:
-        rows = dict.fromkeys(run.row.name for run in missing)
-        raise ValueError(
-            f"{what} {'; '.join(map(str, missing))}: run python -m results.experiments {file} --rows {' '.join(rows)}"
-        )
+def named(runs: Sequence[Run]) -> str:
+    return "; ".join(map(str, runs))
+
+
+def command_for(runs: Sequence[Run], file: Path) -> str:
+    """What trains and tests them."""
+    return f"python -m results.experiments {file} --rows {' '.join(dict.fromkeys(run.row.name for run in runs))}"
 
 
 def training_metrics(run: Run) -> list[Path]:
