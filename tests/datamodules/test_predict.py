@@ -170,7 +170,15 @@ def test_ctrl_c_ends_a_file_as_if_it_had_ended(folder):
     assert 3 <= len(batches) <= 5  # what has been read ahead still comes
 
 
-def test_the_second_ctrl_c_is_as_usual():
+@pytest.fixture
+def interruptible():
+    """Ctrl-C is heard, as on a terminal: what a shell starts in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_second_ctrl_c_is_as_usual(interruptible):
     stop = threading.Event()
     with pytest.raises(KeyboardInterrupt), stopped_by_signals(stop):
         os.kill(os.getpid(), signal.SIGINT)

@@ -176,9 +176,10 @@ def test_a_run_without_its_end_is_not_done(overrides, message, capsys):
 
 
 def started(*arguments: str) -> subprocess.Popen:
-    """The runner as a process of its own."""
-    program = "import sys; from results import experiments as e; e.facts = lambda threads, jobs: dict(machine='m', "
-    program += "commit='c', threads=threads, jobs=jobs); e.publish = lambda *_, **__: None; sys.exit(e.main())"
+    """The runner as a process of its own, which hears Ctrl-C even if these tests were started in the background."""
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += "from results import experiments as e; e.facts = lambda threads, jobs: dict(machine='m', commit='c', "
+    program += "threads=threads, jobs=jobs); e.publish = lambda *_, **__: None; sys.exit(e.main())"
     command = [sys.executable, "-c", program, "list.yaml", f"--command={FAKE}", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
