@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
 from callbacks.benchmark import read_rows
 from tests.bench_page import Row
+
+LEAST_SPAN = 6.0
+"""Points of mAP that the picture shows at least, so that a tenth of one does not look like much."""
 
 
 def drawn_rows(rows: list[Row]) -> list[Row]:
@@ -36,12 +40,13 @@ def draw(rows: list[Row], path: Path) -> None:
     rows = drawn_rows(rows)
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     axes.axvline(1, color="C1", linestyle=":")
+    heights = itertools.cycle((6, 20))  # students as good as each other would write over each other
     for row in rows:
         value, label = 100 * row["map"], ", ".join(filter(None, [row["experiment"], row["late"]]))
         beside = {"textcoords": "offset points", "fontsize": 9}
         if row["speedup"] is not None:
             axes.scatter(1 / row["speedup"], value, color="C0")
-            axes.annotate(label, (1 / row["speedup"], value), xytext=(-8, -3), ha="right", **beside)
+            axes.annotate(label, (1 / row["speedup"], value), xytext=(-8, next(heights)), ha="right", **beside)
         elif row["gflops_unit"] == "clip":
             axes.axhline(value, color="C1", linestyle="--")
             axes.annotate(f"{label}, a clip for every frame", (0, value), xytext=(6, -12), **beside)
@@ -51,6 +56,9 @@ def draw(rows: list[Row], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.margins(x=0.15, y=0.2)
     axes.set_xlim(left=0)
+    low, high = axes.get_ylim()
+    wider = max(0.0, LEAST_SPAN - (high - low)) / 2
+    axes.set_ylim(low - wider, high + wider)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
 
