@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-IN_FLOAT32 = {"bf16-mixed": "32-true", "bf16": "32-true", "bf16-true": "32-true"}
-IN_FLOAT16 = ("16-mixed", "16-true", 16, "16")
+BFLOAT16 = ("bf16-mixed", "bf16-true", "bf16")
+FLOAT16 = ("16-mixed", "16-true", 16, "16")
+FLOAT32 = "32-true"
 
 
 def cpu_computes_bfloat16() -> bool:
@@ -38,15 +39,15 @@ def useful_precision(precision: str | int | None, accelerator: object) -> str | 
     has_other = torch.cuda.is_available() or torch.backends.mps.is_available()
     if has_other and accelerator != "cpu":
         return precision
-    if precision in IN_FLOAT16:
+    if precision in FLOAT16:
         raise ValueError(
             f"precision {precision} is about a hundred times slower than 32 on a CPU; "
             "set --trainer.precision=bf16-mixed"
         )
-    if precision in IN_FLOAT32 and not cpu_computes_bfloat16():
+    if precision in BFLOAT16 and not cpu_computes_bfloat16():
         rank_zero_warn(
             f"this processor has no bfloat16 arithmetic (AVX-512 or AMX), in which {precision} would take a hundred "
-            f"times as long: running in {IN_FLOAT32[precision]}"
+            f"times as long: running in {FLOAT32}"
         )
-        return IN_FLOAT32[precision]
+        return FLOAT32
     return precision

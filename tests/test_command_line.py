@@ -262,6 +262,17 @@ def test_half_precision_on_a_cpu_is_refused_with_the_way_out(precision):
         main(["fit", f"--config={ROOT / 'configs' / 'evad.yaml'}", f"--trainer.precision={precision}"])
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which has bfloat16")
+def test_on_a_processor_without_bfloat16_a_run_is_recorded_in_float32(puppets, monkeypatch):
+    monkeypatch.setattr("lightning_modules.precision.cpu_computes_bfloat16", lambda: False)
+    arguments = [*on_puppets(ROOT / "configs" / "evad.yaml", puppets), "--trainer.precision=bf16-mixed"]
+    with pytest.warns(UserWarning, match="bf16-mixed .* running in 32-true"):
+        cli = main(["fit", *arguments, "--trainer.max_steps=1", "--trainer.limit_val_batches=0"])
+    assert cli.trainer.precision == "32-true"
+    record = yaml.safe_load(Path("runs/evad/latest/config.yaml").read_text())
+    assert record["trainer"]["precision"] == "32-true"
+
+
 def test_what_a_user_can_cause_is_one_line_on_the_terminal():
     """The only test that starts a process: the others call ``main``, which raises."""
     arguments = ["fit", f"--config={ROOT / 'configs' / 'dsta.yaml'}", "--model.init_args.start_from=nowhere.pt"]

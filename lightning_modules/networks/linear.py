@@ -3,9 +3,10 @@
 torch gives matrix products in float32 to MKL, which on AMD processors leaves the wider half of AVX-512 unused; its
 convolutions go to oneDNN, which does not. In training a linear layer is therefore a 1x1 convolution: on two cores of an
 EPYC with AVX-512 the same product takes 0.45x the time, forward and backward (2592 x 768 x 3072; few rows gain
-nothing). Without AVX-512 there is nothing to gain, nor with a single thread, whose 1x1 convolutions torch does itself.
-A layer that is prepared for inference also keeps its weight in the order in which oneDNN reads it, which every call
-would otherwise bring it into anew: 256 x 768 x 3072 then take 0.42x of torch's time, 100 x 256 x 32768 take 0.28x.
+nothing). On two cores of an EPYC without AVX-512 the convolution would take 1.6x the time, and a single thread gains
+nothing either, since torch does its 1x1 convolutions itself. A layer that is prepared for inference also keeps its
+weight in the order in which oneDNN reads it, which every call would otherwise bring it into anew: 256 x 768 x 3072 then
+take 0.42x of torch's time, 100 x 256 x 32768 take 0.28x.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ FEWEST_ROWS = 256
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear``, faster for many rows of float32 on a CPU. Values agree to rounding."""
     # First, so that nothing else is traced: a compiler chooses for itself, and what is exported stays plain.
-    if torch.compiler.is_compiling() or not _goes_to_mkl(inputs) or not _convolves_faster():
+    if torch.compiler.is_compiling() or not _goes_to_mkl(inputs) or inputs.shape[:-1].numel() < FEWEST_ROWS:
+        return F.linear(inputs, weight, bias)
+    if not _convolves_faster():
         return F.linear(inputs, weight, bias)
     rows = inputs.shape[:-1].numel()
-    if rows < FEWEST_ROWS:
-        return F.linear(inputs, weight, bias)
     # Rows become the pixels of one image in channels-last memory, which is the memory they are in.
     image = inputs.reshape(1, rows, 1, -1).permute(0, 3, 1, 2)
     outputs = F.conv2d(image, weight[:, :, None, None], bias)
