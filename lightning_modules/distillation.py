@@ -139,10 +139,12 @@ class DistillationModule(StreamDetectionModule):
         self.log_dict(shares, batch_size=len(batch.frames))
         return total
 
-    @staticmethod
-    def supervised_maps(encoded: EncodedFrames, batch: ClipBatch) -> list[Tensor]:
-        """The maps (B L, C, h, w) of the supervised frames themselves, wherever the answers about them are."""
-        first, last = batch.keyframes[0], batch.keyframes[-1]
+    def supervised_maps(self, encoded: EncodedFrames, batch: ClipBatch) -> list[Tensor]:
+        """The maps (B L, C, h, w) of the supervised frames themselves, wherever the answers about them are.
+
+        They come out of the trunk ``lateness`` frames after these frames.
+        """
+        first, last = (batch.keyframes[end] + self.network.lateness for end in (0, -1))
         return [levels[:, first : last + 1].flatten(0, 1) for levels in encoded.maps]
 
     def imitation(self, student: DetectorOutputs, teacher: DetectorOutputs, sizes: Tensor) -> tuple[Tensor, Tensor]:

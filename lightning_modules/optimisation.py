@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-NO_DECAY = ("*bias", "*mask_token", "*positions.table", "*proposal_features", "*proposal_boxes", "*age_code", "*gate")
+NO_DECAY = ("*bias", "*mask_token", "*positions.table", "*proposal_features", "*proposal_boxes", "*_code", "*gate")
 
 
 def parameter_groups(

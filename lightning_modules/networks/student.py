@@ -75,8 +75,12 @@ class StreamingDetector(StreamingModule[StudentState]):
         look_ahead: what is said at frame t is about frame t - look_ahead, in frames of the stream: answers come that
             much later and know that much more. The network is trained so, and who reads its answers has to know.
         localizes: with a look-ahead, which frame boxes are found in: the one that is answered for, so that they wait
-            in the state (``ActorQueue``) while the context decoder goes on to newer frames, or the newest, which then
-            has to tell where people were.
+            in the state (``ActorQueue``) while the context decoder goes on to newer frames; the ``next`` one, whose
+            tokens are of the answered frame and itself, as those of the teacher's keyframe are; or the newest, which
+            then has to tell where people were.
+        look_ahead_blocks: blocks that read the next frame too, and so give their frame one frame late: each takes one
+            frame of ``look_ahead``. They come no later than the first of ``pyramid_layers``, so that all maps are of
+            one frame.
         num_actors: at inference the context decoder reads, and the detections are, the so many most person-like
             proposals; all of them by default and in training.
         decoder_refines_context: see ``ContextDecoder``.
@@ -119,7 +123,8 @@ class StreamingDetector(StreamingModule[StudentState]):
         roi_extension: tuple[float, float] = (0.4, 0.2),
         carried_proposals: int = 0,
         look_ahead: int = 0,
-        localizes: Literal["answered", "newest"] = "answered",
+        localizes: Literal["answered", "next", "newest"] = "answered",
+        look_ahead_blocks: Sequence[int] = (),
         num_actors: int | None = None,
         decoder_refines_context: bool = True,
     ) -> None:
@@ -128,6 +133,17 @@ class StreamingDetector(StreamingModule[StudentState]):
             raise ValueError(f"num_actors={num_actors} must be 1 to num_proposals={num_proposals}")
         if look_ahead < 0:
             raise ValueError(f"look_ahead is a number of frames, at least 0, got {look_ahead}")
+        if not set(look_ahead_blocks) <= set(range(pyramid_layers[0] + 1)):
+            raise ValueError(
+                f"look_ahead_blocks={list(look_ahead_blocks)} must lie in 0..{pyramid_layers[0]}, no later than the "
+                f"first of pyramid_layers={list(pyramid_layers)}"
+            )
+        self.lateness = len(set(look_ahead_blocks)) + (localizes == "next")
+        if self.lateness > look_ahead:
+            raise ValueError(
+                f"look_ahead={look_ahead} must be at least {self.lateness}: a frame for each of "
+                f"look_ahead_blocks={list(look_ahead_blocks)}, one for localizes=next"
+            )
         if temporal == "tsa" and lstm_blocks is not None:
             raise ValueError(f"lstm_blocks={list(lstm_blocks)} says where dsta has LSTMs; tsa has none")
         if not set(lstm_blocks or ()) <= set(range(depth)):
@@ -148,9 +164,11 @@ class StreamingDetector(StreamingModule[StudentState]):
             StreamingBlock(
                 dim,
                 mlp_ratio,
-                causal_attention(temporal, dim, num_heads, grid**2, shift_mode, shift_rate, width),
+                causal_attention(
+                    temporal, dim, num_heads, grid**2, shift_mode, shift_rate, width, layer in look_ahead_blocks
+                ),
             )
-            for width in widths
+            for layer, width in enumerate(widths)
         )
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.pyramid = KeyframePyramid(dim, head_dim, patch_size)
@@ -179,14 +197,15 @@ class StreamingDetector(StreamingModule[StudentState]):
             pretrain_grid=grid,
             refines_context=decoder_refines_context,
         )
-        keyframe_age = look_ahead if keyframe_code == "answered" else 0
+        ahead = look_ahead - self.lateness
+        keyframe_age = ahead if keyframe_code == "answered" else 0
         self.memory = ContextMemory(decoder_dim, window, memory_keep_rate, TUBELET, memory_stride, keyframe_age)
-        waits = look_ahead if localizes == "answered" else 0
+        waits = 0 if localizes == "newest" else ahead
         self.actors = ActorQueue(waits, num_stages, num_proposals)
         self.carried, self.num_actors = CarriedProposals(carried_proposals, num_proposals), num_actors
         # The embedding and every block look back one frame; the memory keeps what the last block made of its frames.
         recurrent = temporal == "dsta" or carried_proposals > 0
-        self.receptive_field = None if recurrent else depth + TUBELET + max(window, waits)
+        self.receptive_field = None if recurrent else depth + len(look_ahead_blocks) + TUBELET + max(window, waits)
 
     def initial_state(
         self,

@@ -10,6 +10,7 @@ from datamodules.windows import WindowDataset, annotated_samples
 from lightning_modules.clip_detection import ClipDetectionModule
 from lightning_modules.distillation import DEFAULT_TASK_WEIGHTS, DistillationModule
 from lightning_modules.networks.frames import normalise_frames
+from lightning_modules.networks.student import EncodedFrames
 from lightning_modules.networks.weights import load_exactly, read_state_dict, save_weights, student_from_teacher
 from tests.lightning_modules import tiny
 
@@ -249,6 +250,23 @@ def test_mimicry_and_attention_teach_the_trunk_and_not_the_head(data, distil, ta
     assert any(name.startswith(taught) for name in learns)
     assert not any(name.startswith(("localizer", "decoder", "pyramid")) for name in learns)
     assert all(part.grad is None for part in module.teacher.parameters())
+
+
+@torch.no_grad()
+def test_a_student_that_localizes_in_the_next_frame_compares_features_of_the_pair_its_teacher_sees(data, distil):
+    batch = next(iter(data.train_dataloader()))
+    module = distil(network=tiny.student(look_ahead=1, localizes="next"))
+    frames = normalise_frames(batch.frames, batch.image_sizes)
+    embed = module.network.patch_embed
+    size = tuple(frames.shape[-2:])
+    grid = tuple(side // module.network.patch_size for side in size)
+    tokens, _ = embed(frames, module.network.initial_state(len(frames), size).embedding)
+    maps = tokens.transpose(2, 3).unflatten(3, grid)
+    (compared,) = module.supervised_maps(EncodedFrames(tokens, (maps,), tokens[..., 0]), batch)
+    # The teacher's keyframe opens the middle tubelet of its clip.
+    pairs = [frames[:, keyframe : keyframe + 2].transpose(1, 2) for keyframe in batch.keyframes]
+    expected = torch.stack([embed.proj(pair)[:, :, 0] for pair in pairs], dim=1).flatten(0, 1)
+    torch.testing.assert_close(compared, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_learned_variances_of_features_are_trained_and_go_on_from_a_checkpoint(data, distil, tmp_path):

@@ -316,3 +316,30 @@ def test_what_waits_is_the_newest_frames_people():
         _, state = student.outputs(frames, student.initial_state(1))
         plain, _ = at_once.outputs(frames, at_once.initial_state(1))
     torch.testing.assert_close(state.actors.boxes[0].transpose(0, 1), plain.boxes[:, -2:], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("temporal", ["tsa", "dsta"])
+def test_people_can_be_found_in_the_frame_after_the_one_that_is_answered_for(temporal):
+    late = randomise(tiny_student(temporal, look_ahead=2, localizes="next"))
+    at_once = tiny_student(temporal)
+    at_once.load_state_dict(late.state_dict())
+    frames = torch.randn(2, 6, 3, 64, 64)
+    with torch.no_grad():
+        plain, _ = at_once.outputs(frames, at_once.initial_state(2))
+        found, _ = late.outputs(frames, late.initial_state(2))
+    boxes, found = (outputs.boxes.unflatten(1, (2, 6)) for outputs in (plain, found))
+    torch.testing.assert_close(found[:, :, 1:], boxes[:, :, :-1], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"look_ahead": 9, "look_ahead_blocks": [7]}, "no later than the first of pyramid_layers"),
+        ({"look_ahead": 0, "look_ahead_blocks": [0]}, "must be at least 1"),
+        ({"look_ahead": 1, "look_ahead_blocks": [0], "localizes": "next"}, "must be at least 2"),
+        ({"look_ahead": 1, "look_ahead_blocks": [0], "shift_mode": "channel"}, "shift_mode=concat_kv"),
+    ],
+)
+def test_blocks_that_cannot_look_ahead_are_refused(changes, told):
+    with pytest.raises(ValueError, match=told):
+        tiny_student("tsa", **changes)

@@ -1,0 +1,64 @@
+"""Blocks that look one frame ahead, against attention written out frame by frame."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_modules.networks.decomposed_attention import DecomposedAttention
+from lightning_modules.networks.streaming_block import StreamingBlock
+from lightning_modules.networks.temporal_shift import TemporalShiftAttention
+
+DIM, HEADS, PATCHES = 8, 2, 5
+
+
+def look_ahead_block(temporal):
+    torch.manual_seed(0)
+    attention = (
+        TemporalShiftAttention(DIM, HEADS, PATCHES, looks_ahead=True)
+        if temporal == "tsa"
+        else DecomposedAttention(DIM, HEADS, PATCHES, lstm_dim=0, looks_ahead=True)
+    )
+    torch.nn.init.normal_(attention.next_code)
+    return StreamingBlock(DIM, 2.0, attention).eval()
+
+
+def frame_by_frame(block, frames, reads_previous):
+    """What the block makes of all frames (T, N, C) but the last, each from the frames around it."""
+    attention, outputs = block.temporal, []
+    for at in range(len(frames) - 1):
+        query, key, value = attention.attn.project(attention.norm1(frames[at]))
+        _, next_key, next_value = attention.attn.project(attention.norm1(frames[at + 1]))
+        keys = [key, next_key + attention.next_code[0]]
+        values = [value, next_value + attention.next_code[1]]
+        if reads_previous and at > 0:
+            _, past_key, past_value = attention.attn.project(attention.norm1(frames[at - 1]))
+            keys, values = [past_key, *keys], [past_value, *values]
+        heads = F.scaled_dot_product_attention(query, torch.cat(keys, dim=1), torch.cat(values, dim=1))
+        tokens = frames[at] + attention.attn.merge(heads)
+        outputs.append(tokens + block.mlp(block.norm2(tokens)))
+    return torch.stack(outputs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temporal", ["tsa", "dsta"])
+def test_each_frame_comes_one_late_and_has_read_the_next(temporal):
+    block = look_ahead_block(temporal)
+    frames = torch.randn(1, 6, PATCHES, DIM)
+    late, _ = block(frames, block.initial_state(1))
+    expected = frame_by_frame(block, frames[0], reads_previous=temporal == "tsa")
+    # In the first two outputs of a stream its first frame stands in for the one before.
+    torch.testing.assert_close(late[0, 2:], expected[1:])
+    if temporal == "dsta":
+        torch.testing.assert_close(late[0, 1:], expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temporal", ["tsa", "dsta"])
+def test_a_streams_first_frame_stands_in_for_the_one_that_is_not_there(temporal):
+    block = look_ahead_block(temporal)
+    still = torch.randn(1, 1, PATCHES, DIM)
+    first, _ = block(still, block.initial_state(1))
+    in_a_still_scene, _ = block(still.expand(1, 4, -1, -1), block.initial_state(1))
+    torch.testing.assert_close(in_a_still_scene, first.expand(1, 4, -1, -1))
