@@ -133,12 +133,13 @@ class StreamingDetector(StreamingModule[StudentState]):
             raise ValueError(f"num_actors={num_actors} must be 1 to num_proposals={num_proposals}")
         if look_ahead < 0:
             raise ValueError(f"look_ahead is a number of frames, at least 0, got {look_ahead}")
-        if not set(look_ahead_blocks) <= set(range(pyramid_layers[0] + 1)):
+        ahead_blocks = set(look_ahead_blocks)
+        if not ahead_blocks <= set(range(pyramid_layers[0] + 1)):
             raise ValueError(
                 f"look_ahead_blocks={list(look_ahead_blocks)} must lie in 0..{pyramid_layers[0]}, no later than the "
                 f"first of pyramid_layers={list(pyramid_layers)}"
             )
-        self.lateness = len(set(look_ahead_blocks)) + (localizes == "next")
+        self.lateness = len(ahead_blocks) + (localizes == "next")
         if self.lateness > look_ahead:
             raise ValueError(
                 f"look_ahead={look_ahead} must be at least {self.lateness}: a frame for each of "
@@ -165,7 +166,7 @@ class StreamingDetector(StreamingModule[StudentState]):
                 dim,
                 mlp_ratio,
                 causal_attention(
-                    temporal, dim, num_heads, grid**2, shift_mode, shift_rate, width, layer in look_ahead_blocks
+                    temporal, dim, num_heads, grid**2, shift_mode, shift_rate, width, layer in ahead_blocks
                 ),
             )
             for layer, width in enumerate(widths)
@@ -205,7 +206,7 @@ class StreamingDetector(StreamingModule[StudentState]):
         self.carried, self.num_actors = CarriedProposals(carried_proposals, num_proposals), num_actors
         # The embedding and every block look back one frame; the memory keeps what the last block made of its frames.
         recurrent = temporal == "dsta" or carried_proposals > 0
-        self.receptive_field = None if recurrent else depth + len(look_ahead_blocks) + TUBELET + max(window, waits)
+        self.receptive_field = None if recurrent else depth + len(ahead_blocks) + TUBELET + max(window, waits)
 
     def initial_state(
         self,
