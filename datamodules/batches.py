@@ -63,6 +63,8 @@ class StreamBatch(NamedTuple):
     """(B,) bool: the chunk's first frame is the first of its stream, so the lane starts from the initial state."""
     is_valid: Tensor
     """(B, T) bool: False where a stream has ended (the frame is padding and must neither count nor advance a state)."""
+    is_last: Tensor
+    """(B,) bool: the stream ends with this chunk. Of a live source nobody knows beforehand."""
     annotated: Tensor
     """(B, T) bool: whether the frame carries annotation."""
     boxes: tuple[Tensor, ...]

@@ -182,9 +182,8 @@ class PredictDataModule(LightningDataModule):
                             return
                         chunk = slice(start, start + self.chunk_frames)
                         pictures = reader.get(video.frames[chunk])
-                        yield self._batch(
-                            video.video_id, pictures, video.times[chunk], video.frames[chunk], is_first=start == 0
-                        )
+                        ends = (start == 0, chunk.stop >= len(video.frames))
+                        yield self._batch(video.video_id, pictures, video.times[chunk], video.frames[chunk], *ends)
             except VideoError as error:
                 rank_zero_warn(f"read only in part: {error}")
 
@@ -200,7 +199,7 @@ class PredictDataModule(LightningDataModule):
                     height, width = picture.shape[:2]
                     rank_zero_info(f"{source.name}: starts anew after {gap:.1f} s with {width}x{height} pixels")
                 size, seconds = picture.shape, frame.seconds
-                batch = self._batch(source.name, picture[None], [frame.seconds], [frame.index], is_first)
+                batch = self._batch(source.name, picture[None], [frame.seconds], [frame.index], is_first, is_last=False)
                 received = torch.tensor([[frame.received]], dtype=torch.float64)
                 yield batch._replace(capture=Capture(received, capture.dropped, capture.reconnections))
 
@@ -211,6 +210,7 @@ class PredictDataModule(LightningDataModule):
         times: Sequence[float] | np.ndarray,
         indices: Sequence[int] | np.ndarray,
         is_first: bool,
+        is_last: bool,
     ) -> StreamBatch:
         """T pictures (T, h, w, 3) that are shown at ``times`` as a chunk of one lane."""
         frames, image_sizes = stack_frames([self.scale(pictures)])
@@ -220,6 +220,7 @@ class PredictDataModule(LightningDataModule):
             image_sizes=image_sizes,
             is_first=torch.tensor([is_first]),
             is_valid=torch.ones(1, length, dtype=torch.bool),
+            is_last=torch.tensor([is_last]),
             annotated=torch.zeros(1, length, dtype=torch.bool),
             boxes=(torch.empty(0, 4),) * length,
             labels=(torch.empty(0, self.num_classes),) * length,

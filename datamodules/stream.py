@@ -99,6 +99,7 @@ class ChunkDataset(Dataset):
             image_sizes=image_sizes,
             is_first=torch.tensor([chunk.valid > 0 and chunk.start == 0 for chunk in chunks]),
             is_valid=torch.arange(length) < valid[:, None],
+            is_last=torch.tensor([self._is_last(chunk) for chunk in chunks]),
             annotated=annotated,
             boxes=tuple(boxes),
             labels=tuple(labels),
@@ -107,6 +108,12 @@ class ChunkDataset(Dataset):
             original_sizes=torch.tensor(originals),
             frame_indices=frame_indices,
         )
+
+    def _is_last(self, chunk: StreamChunk) -> bool:
+        if not chunk.valid:
+            return False
+        length = len(self.videos[chunk.video].facts.times)
+        return chunk.start + chunk.valid == num_slots(length, self.frame_stride)
 
     def _raw_frames(self, chunk: StreamChunk) -> np.ndarray:
         return self.frame_stride * np.arange(chunk.start, chunk.start + chunk.valid)

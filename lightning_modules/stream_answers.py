@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -44,8 +45,8 @@ class Answer(NamedTuple):
 class StreamAnswers:
     """Hands every frame of parallel streams the answer that is about it, in order of lanes, then of time.
 
-    What a detector with a look-ahead of k says at frame t is about frame t - k. Where a stream ends, its last answer
-    stands for the k frames that none came for.
+    What a detector with a look-ahead of k says at frame t is about frame t - k. The last k frames of a stream get what
+    is said after its end, where its last frame is shown k times more; without that, its last answer stands for them.
 
     Args:
         look_ahead: k, in frames of the stream.
@@ -56,20 +57,22 @@ class StreamAnswers:
         self._waiting: dict[int, deque[StreamFrame]] = {}
         self._newest: dict[int, ScoredBoxes] = {}
 
-    def add(self, batch: StreamBatch, scored: Sequence[ScoredBoxes]) -> list[Answer]:
-        """Take a chunk of B lanes and T frames and what was said at its B T frames, lane by lane."""
+    def add(self, batch: StreamBatch, said: Sequence[Sequence[ScoredBoxes]]) -> list[Answer]:
+        """Take a chunk and what was said on each of its lanes: at its T frames, and maybe after its end."""
         answers: list[Answer] = []
         length = batch.is_valid.shape[1]
         for lane, frames in enumerate(_frames(batch)):
             if frames and frames[0].is_first:
                 answers += self._end(lane)
             waiting = self._waiting.setdefault(lane, deque())
-            for time, frame in enumerate(frames):
+            for frame, found in zip(frames, said[lane], strict=False):
                 waiting.append(frame)
-                self._newest[lane] = scored[lane * length + time]
+                self._newest[lane] = found
                 if len(waiting) > self.look_ahead:
                     answers.append(Answer(waiting.popleft(), self._newest[lane]))
-            if len(frames) < length:
+            if batch.is_last[lane]:
+                answers += self._end(lane, said[lane][len(frames) :])
+            elif len(frames) < length:
                 answers += self._end(lane)
         return answers
 
@@ -77,9 +80,13 @@ class StreamAnswers:
         """The answers of the frames that still wait; every stream is over."""
         return [answer for lane in list(self._waiting) for answer in self._end(lane)]
 
-    def _end(self, lane: int) -> Iterator[Answer]:
-        for frame in self._waiting.pop(lane, ()):
-            yield Answer(frame, self._newest[lane])
+    def _end(self, lane: int, after: Sequence[ScoredBoxes] = ()) -> Iterator[Answer]:
+        """``after`` is what was said after the stream's end."""
+        waiting = self._waiting.pop(lane, ())
+        # Of a stream shorter than the look-ahead, the first answers after its end are about frames before its start.
+        about_them = after[self.look_ahead - len(waiting) :]
+        for frame, found in zip_longest(waiting, about_them[: len(waiting)], fillvalue=self._newest.get(lane)):
+            yield Answer(frame, found)
 
 
 def _frames(batch: StreamBatch) -> Iterator[list[StreamFrame]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from datamodules.batches import ClipBatch, StreamBatch
 
@@ -22,6 +23,16 @@ from .networks.streaming import select_lanes
 from .networks.student import EncodedFrames, StreamingDetector, StudentState
 from .networks.weights import read_state_dict, student_from_teacher
 from .stream_answers import Answer, StreamAnswers
+
+
+def with_last_repeated(frames: Tensor, is_valid: Tensor) -> Tensor:
+    """Frames (B, T, ...) with the last valid one in place of all after it; ``is_valid`` (B, T), the first ones.
+
+    Lanes without a valid frame repeat the first.
+    """
+    last = (is_valid.sum(1) - 1).clamp(min=0)  # (B,)
+    times = torch.arange(frames.shape[1], device=frames.device).minimum(last[:, None])  # (B, T)
+    return frames[torch.arange(len(frames), device=frames.device)[:, None], times]
 
 
 class StreamDetectionModule(DetectionModule):
@@ -134,9 +145,14 @@ class StreamDetectionModule(DetectionModule):
         self.on_validation_epoch_start()
         self.tracks.clear()
 
-    def advance(self, batch: StreamBatch) -> Detections:
-        """Detections of a chunk, axes (B, T, ...); the module's state moves on by the chunk."""
-        frames = normalise_frames(batch.frames, batch.image_sizes)
+    def advance(self, batch: StreamBatch) -> tuple[Detections, Detections | None]:
+        """Detections of a chunk, axes (B, T, ...), and of what a look-ahead of L still says where streams end.
+
+        The latter are of the E lanes of ``is_last``, axes (E, L, ...); None where there are none. The last frame of a
+        stream stands for all that would come after it, as in the clip of a teacher: in the chunk's padding first. The
+        module's state moves on by the chunk.
+        """
+        frames = with_last_repeated(normalise_frames(batch.frames, batch.image_sizes), batch.is_valid)
         fresh = self.network.initial_state(len(frames), tuple(frames.shape[-2:]), device=frames.device)
         # Where no lane goes on, other videos begin, maybe of another size or on another number of lanes.
         if self.state is None or not bool((batch.is_valid[:, 0] & ~batch.is_first).any()):
@@ -144,16 +160,35 @@ class StreamDetectionModule(DetectionModule):
         state = select_lanes(batch.is_first, fresh, self.state)
         detections, after = self.network(frames, state, batch.image_sizes)
         self.state = select_lanes(batch.is_valid[:, -1], after, state)
-        return detections
+        if not (self.network.look_ahead and bool(batch.is_last.any())):
+            return detections, None
+        ended = tree_map(lambda part: part[batch.is_last], after)
+        last = frames[batch.is_last, -1:].expand(-1, self.network.look_ahead, -1, -1, -1)
+        return detections, self.network(last, ended, batch.image_sizes[batch.is_last])[0]
 
-    def detect(self, batch: StreamBatch) -> list[ScoredBoxes]:
-        """Scored boxes of the B T frames, lane by lane, in pixels of the original video."""
-        detections, frames = self.advance(batch), batch.frames.shape[1]
-        return self.decode(
+    def detect(self, batch: StreamBatch) -> list[list[ScoredBoxes]]:
+        """Scored boxes of each lane's T frames, in pixels of the original video; where a stream ends with them, also
+        those of the frames after its end that ``advance`` makes up."""
+        detections, late = self.advance(batch)
+        said = self._decode_lanes(detections, batch.image_sizes, batch.original_sizes)
+        if late is not None:
+            lanes = batch.is_last.nonzero().flatten()
+            further = self._decode_lanes(late, batch.image_sizes[lanes], batch.original_sizes[lanes])
+            for lane, scored in zip(lanes.tolist(), further, strict=True):
+                said[lane] += scored
+        return said
+
+    def _decode_lanes(
+        self, detections: Detections, image_sizes: Tensor, original_sizes: Tensor
+    ) -> list[list[ScoredBoxes]]:
+        """Detections with axes (B, T, ...) -> T scored boxes for each of the B lanes."""
+        lanes, length = detections.boxes.shape[:2]
+        scored = self.decode(
             Detections(*(part.flatten(0, 1) for part in detections)),
-            batch.image_sizes.repeat_interleave(frames, dim=0),
-            batch.original_sizes.repeat_interleave(frames, dim=0),
+            image_sizes.repeat_interleave(length, dim=0),
+            original_sizes.repeat_interleave(length, dim=0),
         )
+        return [scored[lane * length : (lane + 1) * length] for lane in range(lanes)]
 
     def answers_of(self, batch: StreamBatch, batch_idx: int) -> list[Answer]:
         """What is said about the frames that answers have come for with this chunk; with the last chunk, about all."""

@@ -62,12 +62,14 @@ class Stream:
             places = [(c, c.start + at) if at < c.valid else None for c in step for at in range(chunk_frames)]
             shape = len(step), chunk_frames
             empty = torch.empty(0, 4), torch.empty(0, CLASSES)
+            nobody = ScoredBoxes(PERSON, torch.ones(1, CLASSES), torch.ones(1))
             yield (
                 StreamBatch(
                     frames=torch.zeros(*shape, 3, 1, 1, dtype=torch.uint8),
                     image_sizes=torch.full((len(step), 2), 100),
                     is_first=torch.tensor([c.valid > 0 and c.start == 0 for c in step]),
                     is_valid=torch.tensor([place is not None for place in places]).view(shape),
+                    is_last=torch.zeros(len(step), dtype=torch.bool),
                     annotated=torch.tensor([place is None or self.is_keyframe(place[1]) for place in places]).view(
                         shape
                     ),
@@ -79,8 +81,8 @@ class Stream:
                     frame_indices=torch.zeros(shape, dtype=torch.int64),
                 ),
                 [
-                    self.scored[p[0].video][p[1]] if p else ScoredBoxes(PERSON, torch.ones(1, CLASSES), torch.ones(1))
-                    for p in places
+                    [self.scored[c.video][c.start + at] if at < c.valid else nobody for at in range(chunk_frames)]
+                    for c in step
                 ],
             )
 

@@ -2,9 +2,12 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
+from datamodules.collate import stack_frames
+from lightning_modules.networks.detections import Detections
 from lightning_modules.networks.frames import normalise_frames
 from lightning_modules.networks.weights import save_weights
 from lightning_modules.stream_detection import StreamDetectionModule
@@ -90,6 +93,29 @@ def test_predictions_are_every_valid_frame_in_order_of_time(source, folder, tmp_
     assert len(entries) == sum(len(range(0, length, 2)) for length in source.lengths[2:])  # no padding, no empty lane
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("lanes", "chunk_frames"), CUTS)
+def test_the_last_frames_of_a_video_are_answered_as_if_its_last_one_went_on(source, folder, lanes, chunk_frames):
+    student = module(look_ahead=2).eval()
+    data = tiny.streams(source, folder / "cache", lanes=lanes, chunk_frames=chunk_frames)
+    data.prepare_data()
+    data.setup("predict")
+    answers = [a for batch in data.predict_dataloader() for a in student.answers.add(batch, student.detect(batch))]
+    assert student.answers.finish() == []
+    for video in data.videos("predict"):
+        own = [answer for answer in answers if answer.frame.video_id == video.video_id]
+        frames, size = stack_frames([data.store.get(video.path, 2 * np.arange(len(own)))])
+        frames = normalise_frames(frames, size)
+        state, said = student.network.initial_state(1, tuple(frames.shape[-2:])), []
+        for index in [*range(len(own)), len(own) - 1, len(own) - 1]:
+            detections, state = student.network(frames[:, [index]], state, size)
+            said.append(Detections(*(part[0] for part in detections)))
+        for answer, late in zip(own, said[2:], strict=True):
+            (expected,) = student.decode(late, size, answer.frame.original_size[None])
+            torch.testing.assert_close(answer.found.boxes, expected.boxes, rtol=0, atol=1e-2)
+            torch.testing.assert_close(answer.found.scores, expected.scores, rtol=0, atol=1e-4)
+
+
 def test_scores_depend_on_the_past_of_the_stream(source, folder):
     """Otherwise the tests above would pass without a state."""
     student = module().eval()
@@ -98,9 +124,9 @@ def test_scores_depend_on_the_past_of_the_stream(source, folder):
     differences = []
     with torch.no_grad():
         for batch in data.predict_dataloader():
-            (remembered,) = student.detect(batch)
+            ((remembered,),) = student.detect(batch)
             state, student.state = student.state, student.network.initial_state(1, tuple(batch.frames.shape[-2:]))
-            (forgotten,) = student.detect(batch)
+            ((forgotten,),) = student.detect(batch)
             student.state = state
             differences.append(float((remembered.scores - forgotten.scores).abs().max()))
     assert differences[0] == 0
