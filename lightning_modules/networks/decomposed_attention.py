@@ -30,8 +30,8 @@ class RecurrentState(NamedTuple):
 class DecomposedAttention(StreamingModule[RecurrentState]):
     """s = x + attention(LayerNorm(x)) inside the frame, then s + gate * LSTM(LayerNorm(s)) over time.
 
-    The LSTM's weights are shared by all patches, each of which has a state of its own. The gate starts at zero, so an
-    untrained block is a block of the frame-wise ViT whose weights it took.
+    The LSTM's weights are shared by all patches, each of which has a state of its own. What leads out of it starts at
+    zero, so an untrained block is a block of the frame-wise ViT whose weights it took.
 
     ``lstm_dim=0`` leaves the LSTM out: the block then sees its frame alone.
 
@@ -59,7 +59,11 @@ class DecomposedAttention(StreamingModule[RecurrentState]):
         self.into_lstm = Linear(dim, self.lstm_dim) if self.lstm_dim != dim else nn.Identity()
         self.lstm = LSTM(self.lstm_dim)
         self.out_of_lstm = Linear(self.lstm_dim, dim)
-        self.gate = nn.Parameter(torch.zeros(dim))
+        # Not the gate is zero: behind a random map its gradient is noise, and it stayed closed through whole trainings.
+        nn.init.zeros_(self.out_of_lstm.weight)
+        nn.init.zeros_(self.out_of_lstm.bias)
+        # As small as it is, out_of_lstm may learn ten times as fast as the weights of the teacher and move as they do.
+        self.gate = nn.Parameter(torch.full((dim,), 0.1))
 
     def initial_state(
         self,
