@@ -37,7 +37,9 @@ class TemporalShiftAttention(StreamingModule[ShiftState]):
             (zeros in a stream's first frame).
         ``head_kv``: the first ``shift_rate`` of the heads read the previous frame's keys and values
             (their own in a stream's first frame).
-        ``concat_kv``: every head reads both frames' keys and values (its own alone in a stream's first frame).
+        ``concat_kv``: every head reads both frames' keys and values, those of the previous frame marked by a learned
+            code that starts at zero (in a stream's first frame its own stand in for them, as if the scene had been
+            still).
 
     With ``looks_ahead`` every head also reads the next frame's keys and values, marked by a learned code that starts at
     zero; ``concat_kv`` alone. One frame more goes in than comes out: the newest is read and has no output yet.
@@ -66,6 +68,9 @@ class TemporalShiftAttention(StreamingModule[ShiftState]):
         if looks_ahead and mode != "concat_kv":
             raise ValueError(f"look_ahead_blocks need shift_mode=concat_kv, got {mode}")
         self.looks_ahead = looks_ahead
+        if mode == "concat_kv":
+            self.past_code = nn.Parameter(torch.zeros(2, num_heads, 1, dim // num_heads))
+            self.register_load_state_dict_pre_hook(_without_past_code)
         if looks_ahead:
             self.next_code = nn.Parameter(torch.zeros(2, num_heads, 1, dim // num_heads))
         whole = dim if mode == "channel" else num_heads
@@ -113,8 +118,8 @@ class TemporalShiftAttention(StreamingModule[ShiftState]):
             key = torch.cat([past_key, key[:, :, self.shifted :]], dim=2)
             value = torch.cat([past_value, value[:, :, self.shifted :]], dim=2)
         else:
-            # Reading the same keys and values twice is the same as reading them once.
-            key, value = torch.cat([past_key, key], dim=3), torch.cat([past_value, value], dim=3)
+            key_code, value_code = self.past_code.to(key.dtype)
+            key, value = torch.cat([past_key + key_code, key], 3), torch.cat([past_value + value_code, value], 3)
         if self.looks_ahead:
             key, value = torch.cat([key, next_key], dim=3), torch.cat([value, next_value], dim=3)
         return attend(query, key, value), moving[:, -1]
@@ -123,3 +128,8 @@ class TemporalShiftAttention(StreamingModule[ShiftState]):
     def _delay(chunk: Tensor, past: Tensor) -> Tensor:
         """Each frame's entry replaced by the one before it; the first comes from the state."""
         return torch.cat([past[:, None].to(chunk.dtype), chunk[:, :-1]], dim=1)
+
+
+def _without_past_code(module: TemporalShiftAttention, weights: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Weights of before there was a code for the past: one of zero is the same."""
+    weights.setdefault(f"{prefix}past_code", torch.zeros_like(module.past_code))

@@ -182,7 +182,7 @@ def student_from_teacher(student: StreamingDetector, teacher: Mapping[str, Tenso
         weights[key] = value
     new = ["blocks.*.temporal.temporal_norm.*", "blocks.*.temporal.into_lstm.*", "blocks.*.temporal.lstm.*"]
     new += ["blocks.*.temporal.out_of_lstm.*", "blocks.*.temporal.gate", "memory.age_code"]
-    new.append("blocks.*.temporal.next_code")
+    new.append("blocks.*.temporal.*_code")
     own = student.state_dict()
     load_exactly(student, weights, [pattern for pattern in new if any(fnmatch(key, pattern) for key in own)])
 

@@ -50,12 +50,14 @@ def teacher(seed: int = 0, **changes: Any) -> EvadTeacher:
 
 
 def student(temporal: Literal["tsa", "dsta"] = "dsta", seed: int = 1, **changes: Any) -> StreamingDetector:
-    """A streaming detector that remembers: the gates of its recurrence are open."""
+    """A streaming detector that remembers: the gates of its recurrence are open, and something comes through them."""
     torch.manual_seed(seed)
     network = StreamingDetector(temporal, **{**SHAPES, "window": 3, **changes})
     for name, parameter in network.named_parameters():
         if name.endswith("gate"):
             torch.nn.init.ones_(parameter)
+        elif name.endswith("out_of_lstm.weight"):
+            torch.nn.init.xavier_uniform_(parameter)
     return network
 
 
