@@ -70,7 +70,6 @@ class TemporalShiftAttention(StreamingModule[ShiftState]):
         self.looks_ahead = looks_ahead
         if mode == "concat_kv":
             self.past_code = nn.Parameter(torch.zeros(2, num_heads, 1, dim // num_heads))
-            self.register_load_state_dict_pre_hook(_without_past_code)
         if looks_ahead:
             self.next_code = nn.Parameter(torch.zeros(2, num_heads, 1, dim // num_heads))
         whole = dim if mode == "channel" else num_heads
@@ -128,8 +127,3 @@ class TemporalShiftAttention(StreamingModule[ShiftState]):
     def _delay(chunk: Tensor, past: Tensor) -> Tensor:
         """Each frame's entry replaced by the one before it; the first comes from the state."""
         return torch.cat([past[:, None].to(chunk.dtype), chunk[:, :-1]], dim=1)
-
-
-def _without_past_code(module: TemporalShiftAttention, weights: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Weights of before there was a code for the past: one of zero is the same."""
-    weights.setdefault(f"{prefix}past_code", torch.zeros_like(module.past_code))

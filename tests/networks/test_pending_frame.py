@@ -22,6 +22,8 @@ def block(request):
         else DecomposedAttention(DIM, HEADS, PATCHES, lstm_dim=0, looks_ahead=True)
     )
     torch.nn.init.normal_(attention.next_code)
+    if request.param == "tsa":
+        torch.nn.init.normal_(attention.past_code)
     return StreamingBlock(DIM, 2.0, attention).eval()
 
 
@@ -35,7 +37,8 @@ def frame_by_frame(block, frames, reads_previous):
         values = [value, next_value + attention.next_code[1]]
         if reads_previous and at > 0:
             _, past_key, past_value = attention.attn.project(attention.norm1(frames[at - 1]))
-            keys, values = [past_key, *keys], [past_value, *values]
+            keys = [past_key + attention.past_code[0], *keys]
+            values = [past_value + attention.past_code[1], *values]
         heads = F.scaled_dot_product_attention(query, torch.cat(keys, dim=1), torch.cat(values, dim=1))
         tokens = frames[at] + attention.attn.merge(heads)
         outputs.append(tokens + block.mlp(block.norm2(tokens)))

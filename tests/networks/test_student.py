@@ -82,7 +82,7 @@ def test_every_weight_of_the_teacher_arrives_in_one_place_and_nothing_else_chang
     student = StreamingDetector(temporal, **SHARED)
     fresh = {key: value.clone() for key, value in student.state_dict().items()}
     student_from_teacher(student, numbered)
-    new_parts = ("temporal_norm", "into_lstm", ".lstm.", "out_of_lstm", "gate", "age_code")
+    new_parts = ("temporal_norm", "into_lstm", ".lstm.", "out_of_lstm", "gate", "age_code", "past_code")
     arrived = []
     for key, value in student.state_dict().items():
         if any(part in key for part in new_parts):
