@@ -108,7 +108,8 @@ def test_a_streams_video_map_is_that_of_its_linked_predictions(source, folder, t
     def remember(batch):
         scored = detect(batch)
         names = [name for name in batch.video_ids for _ in range(batch.frames.shape[1])]
-        rows = zip(names, batch.timestamps.flatten().tolist(), batch.is_valid.flatten().tolist(), scored, strict=True)
+        said = [found for lane in scored for found in lane]
+        rows = zip(names, batch.timestamps.flatten().tolist(), batch.is_valid.flatten().tolist(), said, strict=True)
         entries.extend(
             {"video_id": name, "timestamp": time, **found._asdict()} for name, time, valid, found in rows if valid
         )
