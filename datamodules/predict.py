@@ -182,8 +182,14 @@ class PredictDataModule(LightningDataModule):
                             return
                         chunk = slice(start, start + self.chunk_frames)
                         pictures = reader.get(video.frames[chunk])
-                        ends = (start == 0, chunk.stop >= len(video.frames))
-                        yield self._batch(video.video_id, pictures, video.times[chunk], video.frames[chunk], *ends)
+                        yield self._batch(
+                            video.video_id,
+                            pictures,
+                            video.times[chunk],
+                            video.frames[chunk],
+                            is_first=start == 0,
+                            is_last=chunk.stop >= len(video.frames),
+                        )
             except VideoError as error:
                 rank_zero_warn(f"read only in part: {error}")
 

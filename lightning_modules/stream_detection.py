@@ -152,7 +152,10 @@ class StreamDetectionModule(DetectionModule):
         stream stands for all that would come after it, as in the clip of a teacher: in the chunk's padding first. The
         module's state moves on by the chunk.
         """
-        frames = with_last_repeated(normalise_frames(batch.frames, batch.image_sizes), batch.is_valid)
+        frames = normalise_frames(batch.frames, batch.image_sizes)
+        goes_on = self.network.look_ahead > 0 and bool(batch.is_last.any())
+        if goes_on:
+            frames = with_last_repeated(frames, batch.is_valid)
         fresh = self.network.initial_state(len(frames), tuple(frames.shape[-2:]), device=frames.device)
         # Where no lane goes on, other videos begin, maybe of another size or on another number of lanes.
         if self.state is None or not bool((batch.is_valid[:, 0] & ~batch.is_first).any()):
@@ -160,7 +163,7 @@ class StreamDetectionModule(DetectionModule):
         state = select_lanes(batch.is_first, fresh, self.state)
         detections, after = self.network(frames, state, batch.image_sizes)
         self.state = select_lanes(batch.is_valid[:, -1], after, state)
-        if not (self.network.look_ahead and bool(batch.is_last.any())):
+        if not goes_on:
             return detections, None
         ended = tree_map(lambda part: part[batch.is_last], after)
         last = frames[batch.is_last, -1:].expand(-1, self.network.look_ahead, -1, -1, -1)

@@ -162,8 +162,8 @@ def student_from_teacher(student: StreamingDetector, teacher: Mapping[str, Tenso
 
     The embedding reads the newest two frames with the teacher's tubelet kernel. A student with fewer refinement stages
     or decoder blocks takes the first ones, each of which has been trained to give boxes or actions by itself; one with
-    fewer proposals takes every so many. Parts that the teacher lacks (LSTM, gates, codes of age and of
-    the next frame) keep their own start.
+    fewer proposals takes every so many. Parts that the teacher lacks (LSTM, gates, codes of age, of
+    the previous and of the next frame) keep their own start.
 
     Raises:
         ValueError: where the two do not have the same sizes otherwise; it lists the parameters.
