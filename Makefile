@@ -35,7 +35,7 @@ SMALL := --data.init_args.source configs/data/puppets_small.yaml
 demo: venv ## Make the Puppets videos, distil the DSTA student, measure it beside its teacher and the TSA student
 	$(PY) -m datamodules.puppets --size small
 	$(PY) main.py fit --config configs/distill_dsta.yaml
-	$(TEST) --config configs/evad.yaml $(MEASURED) $(SMALL) --model.init_args.weights results/weights/evad.pt
+	$(TEST) --config configs/evad_dense.yaml $(MEASURED) $(SMALL) --model.init_args.weights results/weights/evad_dense.pt
 	$(TEST) --config configs/distill_tsa.yaml $(MEASURED) --model.init_args.weights results/weights/tsa.pt
 	$(TEST) --config configs/distill_dsta.yaml $(MEASURED) --ckpt_path runs/distill_dsta/latest/checkpoints/last.ckpt
 

@@ -66,6 +66,7 @@ from lightning_modules.networks.prepared import prepare_for_inference
 from lightning_modules.networks.weights import load_exactly, read_state_dict
 from lightning_modules.precision import useful_precision
 from lightning_modules.scoring import score_file, segment_score_text, tube_score_text
+from lightning_modules.whole_files import with_whole_files
 
 DEFAULTS = Path(__file__).parent / "configs" / "trainer" / "defaults.yaml"
 """Read before any ``--config``."""
@@ -253,6 +254,9 @@ class OnlookerCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         ours = {command: {"model", "datamodule"} for command in ("check", "score", "export")}
         return LightningCLI.subcommands() | ours
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
+        self.config = parser.parse_args(with_whole_files(sys.argv[1:] if args is None else args))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(

@@ -21,15 +21,8 @@ from .experiment_files import write_text
 from .student_gaps import classes_by_gap, page, without_delays
 from .student_results import Comparison, Results, command_for, compare, named
 
-TEACHER = "evad"
-STUDENTS = (
-    "distill_dsta",
-    "distill_tsa",
-    "distill_dsta_at_once",
-    "distill_tsa_at_once",
-    "distill_dsta_ring_6",
-    "dsta_ring_6",
-)
+TEACHER = "evad_dense"
+STUDENTS = ("distill_dsta", "distill_tsa", "dsta", "tsa", "untrained_dsta", "distill_dsta_at_once")
 TEACHER_COLOR = "C1"
 STUDENT_COLORS = ("C0", "C2", "C3", "C4", "C5", "C6", "C7", "C8")
 

@@ -142,6 +142,16 @@ SAVING_MEMORY = (
 )
 
 
+def test_a_network_given_as_a_file_keeps_nothing_of_the_one_in_the_config(capsys):
+    arguments = [f"--config={ROOT / 'configs' / 'evad.yaml'}", "--model.init_args.network"]
+    arguments += [str(ROOT / "configs" / "networks" / "evad_dense_tiny.yaml")]
+    network = yaml.safe_load(printed_config(capsys, "fit", *arguments[:1]))["model"]["init_args"]["network"]
+    assert network["init_args"]["keep_rates"]
+    arguments += ["--model.init_args.network.init_args.enhanced_weight=2"]
+    network = yaml.safe_load(printed_config(capsys, "fit", *arguments))["model"]["init_args"]["network"]
+    assert (network["init_args"]["keep_rates"], network["init_args"]["enhanced_weight"]) == (None, 2)
+
+
 @pytest.mark.parametrize(
     ("name", "lr", "options"), [("evad_vit_b_ava", 2.5e-5, ()), ("evad_vit_l_ava", 1e-5, SAVING_MEMORY)]
 )

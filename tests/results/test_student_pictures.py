@@ -26,7 +26,7 @@ LIST = {
         {"name": "unfinished", "fit": {"config": "mine.yaml"}},
     ],
 }
-COMMAND = ["results/list.yaml", "--students", "distilled", "alone"]
+COMMAND = ["results/list.yaml", "--teacher", "evad", "--students", "distilled", "alone"]
 FILES = ["student_classes.png", "student_delays.png", "student_gaps.md", "student_weights.png"]
 MEASURED = {
     ("evad", 0): {"test/map": 0.7, "test/ap/walk": 0.8, "test/ap/slow_wave": 0.6, "test/ap/never_seen": None},
@@ -136,7 +136,7 @@ def test_a_missing_run_is_told_with_its_command(runs, names):
     command = "python -m results.experiments results/list.yaml --rows unfinished"
     expected = f"no result of unfinished, seed 0; unfinished, seed 1: run {command}$"
     with pytest.raises(ValueError, match=expected):
-        student_pictures.main(["results/list.yaml", "--students", *names])
+        student_pictures.main(["results/list.yaml", "--teacher", "evad", "--students", *names])
 
 
 def test_some_seeds_are_shown_alone_and_the_others_not_asked_for(runs):
@@ -163,7 +163,7 @@ def test_a_training_whose_folder_is_gone_is_left_out_of_the_weights_alone_and_to
 
 def test_an_unknown_row_is_told_with_those_there_are(runs):
     with pytest.raises(ValueError, match="has no row tsa; it has evad, distilled, alone, unfinished"):
-        student_pictures.main(["results/list.yaml", "--students", "tsa"])
+        student_pictures.main(["results/list.yaml", "--teacher", "evad", "--students", "tsa"])
 
 
 def test_students_without_delays_are_told_what_to_add(runs):
@@ -177,6 +177,6 @@ def test_students_without_delays_are_told_what_to_add(runs):
 
 def test_students_that_weigh_no_tasks_have_the_other_pictures_and_that_is_told(runs, capsys):
     pytest.importorskip("matplotlib")
-    student_pictures.main(["results/list.yaml", "--students", "alone"])
+    student_pictures.main(["results/list.yaml", "--teacher", "evad", "--students", "alone"])
     assert capsys.readouterr().err.startswith("no student_weights.png: none of the students has logged train/weight")
     assert not Path("results/student_weights.png").exists() and Path("results/student_classes.png").exists()
