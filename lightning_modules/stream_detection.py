@@ -57,7 +57,7 @@ class StreamDetectionModule(DetectionModule):
         "network.blocks.*.temporal.*lstm*",
         "network.blocks.*.temporal.temporal_norm.*",
         "network.blocks.*.temporal.gate",
-        "network.blocks.*.temporal.*_code",
+        "network.blocks.*.temporal.past_code",
         "network.memory.age_code",
     )
     """What a student has and its teacher has not."""

@@ -16,7 +16,7 @@ SUFFIXES = (".yaml", ".yml")
 
 
 def with_whole_files(arguments: Sequence[str]) -> list[str]:
-    """Arguments whose files of objects (``class_path``, ``init_args``) are replaced by these objects, defaults included.
+    """Arguments with files of objects (``class_path``, ``init_args``) replaced by these objects, defaults included.
 
     jsonargparse lays ``--model.init_args.teacher other.yaml`` over the teacher of the config where both are of a class:
     what the file leaves out stays as the config has it. With the defaults written out nothing is left to stay. Single
@@ -66,7 +66,8 @@ def defaults(class_path: str) -> dict[str, Any]:
     kind, parser = pydoc.locate(class_path), ArgumentParser()
     parser.add_class_arguments(kind, "object", fail_untyped=False)
     found = (parser.get_defaults().get("object") or Namespace()).as_dict()
-    required = {name for name, it in inspect.signature(kind).parameters.items() if it.default is inspect.Parameter.empty}
+    parameters = inspect.signature(kind).parameters.items()
+    required = {name for name, parameter in parameters if parameter.default is inspect.Parameter.empty}
     return {key: value for key, value in found.items() if key not in required and in_json(value)}
 
 

@@ -12,9 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .attention import SelfAttention, attend
+from .attention import SelfAttention
 from .linear import Linear
-from .pending_frame import coded_next
 from .recurrence import LSTM
 from .streaming import StreamingModule
 from .vit import NORM_EPS
@@ -35,23 +34,16 @@ class DecomposedAttention(StreamingModule[RecurrentState]):
 
     ``lstm_dim=0`` leaves the LSTM out: the block then sees its frame alone.
 
-    With ``looks_ahead`` the attention inside a frame also reads the next frame's keys and values, marked by a learned
-    code that starts at zero. One frame more goes in than comes out then: the newest is read and has no output yet.
-
     Shapes: B streams, T frames of the chunk, N patches a frame, C channels, R = lstm_dim: (B, T, N, C) -> (B, T, N, C).
     """
 
     receptive_field = None
 
-    def __init__(
-        self, dim: int, num_heads: int, num_patches: int, lstm_dim: int | None = None, looks_ahead: bool = False
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, num_patches: int, lstm_dim: int | None = None) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = SelfAttention(dim, num_heads)
-        self.num_patches, self.looks_ahead = num_patches, looks_ahead
-        if looks_ahead:
-            self.next_code = nn.Parameter(torch.zeros(2, num_heads, 1, dim // num_heads))
+        self.num_patches = num_patches
         self.lstm_dim = dim // 4 if lstm_dim is None else lstm_dim
         if self.lstm_dim == 0:
             return
@@ -79,18 +71,11 @@ class DecomposedAttention(StreamingModule[RecurrentState]):
         )
 
     def forward(self, tokens: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
-        tokens = self._attend_ahead(tokens) if self.looks_ahead else tokens + self.attn(self.norm1(tokens))
+        tokens = tokens + self.attn(self.norm1(tokens))
         if self.lstm_dim == 0:
             return tokens, state
         remembered, new_state = self._remember(self.into_lstm(self.temporal_norm(tokens)), state)
         return tokens + self.gate * self.out_of_lstm(remembered.to(tokens.dtype)), new_state
-
-    def _attend_ahead(self, tokens: Tensor) -> Tensor:
-        """(B, T + 1, N, C) -> (B, T, N, C)."""
-        query, key, value = self.attn.project(self.norm1(tokens))
-        next_key, next_value = coded_next(key, value, self.next_code)
-        keys, values = torch.cat([key[:, :-1], next_key], dim=3), torch.cat([value[:, :-1], next_value], dim=3)
-        return tokens[:, :-1] + self.attn.merge(attend(query[:, :-1], keys, values))
 
     def _remember(self, inputs: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """(B, T, N, R) through the LSTM, every patch a sequence of its own."""

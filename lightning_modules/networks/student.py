@@ -78,9 +78,6 @@ class StreamingDetector(StreamingModule[StudentState]):
             in the state (``ActorQueue``) while the context decoder goes on to newer frames; the ``next`` one, whose
             tokens are of the answered frame and itself, as those of the teacher's keyframe are; or the newest, which
             then has to tell where people were.
-        look_ahead_blocks: blocks that read the next frame too, and so give their frame one frame late: each takes one
-            frame of ``look_ahead``. They come no later than the first of ``pyramid_layers``, so that all maps are of
-            one frame.
         num_actors: at inference the context decoder reads, and the detections are, the so many most person-like
             proposals; all of them by default and in training.
         decoder_refines_context: see ``ContextDecoder``.
@@ -124,7 +121,6 @@ class StreamingDetector(StreamingModule[StudentState]):
         carried_proposals: int = 0,
         look_ahead: int = 0,
         localizes: Literal["answered", "next", "newest"] = "answered",
-        look_ahead_blocks: Sequence[int] = (),
         num_actors: int | None = None,
         decoder_refines_context: bool = True,
     ) -> None:
@@ -133,18 +129,9 @@ class StreamingDetector(StreamingModule[StudentState]):
             raise ValueError(f"num_actors={num_actors} must be 1 to num_proposals={num_proposals}")
         if look_ahead < 0:
             raise ValueError(f"look_ahead is a number of frames, at least 0, got {look_ahead}")
-        ahead_blocks = set(look_ahead_blocks)
-        if not ahead_blocks <= set(range(pyramid_layers[0] + 1)):
-            raise ValueError(
-                f"look_ahead_blocks={list(look_ahead_blocks)} must lie in 0..{pyramid_layers[0]}, no later than the "
-                f"first of pyramid_layers={list(pyramid_layers)}"
-            )
-        self.lateness = len(ahead_blocks) + (localizes == "next")
+        self.lateness = int(localizes == "next")
         if self.lateness > look_ahead:
-            raise ValueError(
-                f"look_ahead={look_ahead} must be at least {self.lateness}: a frame for each of "
-                f"look_ahead_blocks={list(look_ahead_blocks)}, one for localizes=next"
-            )
+            raise ValueError(f"localizes=next needs a look_ahead of at least 1, got {look_ahead}")
         if temporal == "tsa" and lstm_blocks is not None:
             raise ValueError(f"lstm_blocks={list(lstm_blocks)} says where dsta has LSTMs; tsa has none")
         if not set(lstm_blocks or ()) <= set(range(depth)):
@@ -165,11 +152,9 @@ class StreamingDetector(StreamingModule[StudentState]):
             StreamingBlock(
                 dim,
                 mlp_ratio,
-                causal_attention(
-                    temporal, dim, num_heads, grid**2, shift_mode, shift_rate, width, layer in ahead_blocks
-                ),
+                causal_attention(temporal, dim, num_heads, grid**2, shift_mode, shift_rate, width),
             )
-            for layer, width in enumerate(widths)
+            for width in widths
         )
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.pyramid = KeyframePyramid(dim, head_dim, patch_size)
@@ -206,7 +191,7 @@ class StreamingDetector(StreamingModule[StudentState]):
         self.carried, self.num_actors = CarriedProposals(carried_proposals, num_proposals), num_actors
         # The embedding and every block look back one frame; the memory keeps what the last block made of its frames.
         recurrent = temporal == "dsta" or carried_proposals > 0
-        self.receptive_field = None if recurrent else depth + len(ahead_blocks) + TUBELET + max(window, waits)
+        self.receptive_field = None if recurrent else depth + TUBELET + max(window, waits)
 
     def initial_state(
         self,

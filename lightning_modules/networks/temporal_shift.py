@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from .attention import SelfAttention, attend
-from .pending_frame import coded_next
 from .streaming import StreamingModule, compact_copy
 from .vit import NORM_EPS
 
@@ -41,11 +40,7 @@ class TemporalShiftAttention(StreamingModule[ShiftState]):
             code that starts at zero (in a stream's first frame its own stand in for them, as if the scene had been
             still).
 
-    With ``looks_ahead`` every head also reads the next frame's keys and values, marked by a learned code that starts at
-    zero; ``concat_kv`` alone. One frame more goes in than comes out: the newest is read and has no output yet.
-
-    Shapes: B streams, T frames of the chunk, N patches a frame, C channels: (B, T, N, C) -> (B, T, N, C), or
-    (B, T + 1, N, C) -> (B, T, N, C) with ``looks_ahead``.
+    Shapes: B streams, T frames of the chunk, N patches a frame, C channels: (B, T, N, C) -> (B, T, N, C).
     """
 
     receptive_field = 2
@@ -57,7 +52,6 @@ class TemporalShiftAttention(StreamingModule[ShiftState]):
         num_patches: int,
         mode: ShiftMode = "concat_kv",
         shift_rate: float = 0.25,
-        looks_ahead: bool = False,
     ) -> None:
         super().__init__()
         if not 0 < shift_rate <= 1:
@@ -65,13 +59,8 @@ class TemporalShiftAttention(StreamingModule[ShiftState]):
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = SelfAttention(dim, num_heads)
         self.num_patches, self.mode = num_patches, mode
-        if looks_ahead and mode != "concat_kv":
-            raise ValueError(f"look_ahead_blocks need shift_mode=concat_kv, got {mode}")
-        self.looks_ahead = looks_ahead
         if mode == "concat_kv":
             self.past_code = nn.Parameter(torch.zeros(2, num_heads, 1, dim // num_heads))
-        if looks_ahead:
-            self.next_code = nn.Parameter(torch.zeros(2, num_heads, 1, dim // num_heads))
         whole = dim if mode == "channel" else num_heads
         self.shifted = whole if mode == "concat_kv" else max(1, round(shift_rate * whole))
 
@@ -99,13 +88,10 @@ class TemporalShiftAttention(StreamingModule[ShiftState]):
         else:
             heads, newest = self._attend_back(normed, state)
         new_state = ShiftState(compact_copy(newest, state.past), torch.ones_like(state.filled))
-        return tokens[:, : heads.shape[1]] + self.attn.merge(heads), new_state
+        return tokens + self.attn.merge(heads), new_state
 
     def _attend_back(self, normed: Tensor, state: ShiftState) -> tuple[Tensor, Tensor]:
         query, key, value = self.attn.project(normed)  # (B, T, H, N, D)
-        if self.looks_ahead:
-            next_key, next_value = coded_next(key, value, self.next_code)
-            query, key, value = query[:, :-1], key[:, :-1], value[:, :-1]
         moving = torch.stack([key[:, :, : self.shifted], value[:, :, : self.shifted]], dim=2)  # (B, T, 2, H', N, D)
         earlier = self._delay(moving, state.past)
         has_past = torch.ones(moving.shape[:2], dtype=torch.bool, device=moving.device)  # (B, T)
@@ -119,8 +105,6 @@ class TemporalShiftAttention(StreamingModule[ShiftState]):
         else:
             key_code, value_code = self.past_code.to(key.dtype)
             key, value = torch.cat([past_key + key_code, key], 3), torch.cat([past_value + value_code, value], 3)
-        if self.looks_ahead:
-            key, value = torch.cat([key, next_key], dim=3), torch.cat([value, next_value], dim=3)
         return attend(query, key, value), moving[:, -1]
 
     @staticmethod

@@ -162,8 +162,8 @@ def student_from_teacher(student: StreamingDetector, teacher: Mapping[str, Tenso
 
     The embedding reads the newest two frames with the teacher's tubelet kernel. A student with fewer refinement stages
     or decoder blocks takes the first ones, each of which has been trained to give boxes or actions by itself; one with
-    fewer proposals takes every so many. Parts that the teacher lacks (LSTM, gates, codes of age, of
-    the previous and of the next frame) keep their own start.
+    fewer proposals takes every so many. Parts that the teacher lacks (LSTM, gates, codes of age and
+    of the previous frame) keep their own start.
 
     Raises:
         ValueError: where the two do not have the same sizes otherwise; it lists the parameters.
@@ -181,8 +181,8 @@ def student_from_teacher(student: StreamingDetector, teacher: Mapping[str, Tenso
                 key = key.replace(f".{part}.", f".temporal.{part}.")
         weights[key] = value
     new = ["blocks.*.temporal.temporal_norm.*", "blocks.*.temporal.into_lstm.*", "blocks.*.temporal.lstm.*"]
-    new += ["blocks.*.temporal.out_of_lstm.*", "blocks.*.temporal.gate", "memory.age_code"]
-    new.append("blocks.*.temporal.*_code")
+    new += ["blocks.*.temporal.out_of_lstm.*", "blocks.*.temporal.gate", "blocks.*.temporal.past_code"]
+    new.append("memory.age_code")
     own = student.state_dict()
     load_exactly(student, weights, [pattern for pattern in new if any(fnmatch(key, pattern) for key in own)])
 

@@ -38,8 +38,6 @@ ATTENTIONS: dict[str, Callable[[], StreamingModule]] = {
 BLOCKS: dict[str, Callable[[], StreamingModule]] = {
     "block_tsa": lambda: StreamingBlock(DIM, 2.0, TemporalShiftAttention(DIM, 2, PATCHES)),
     "block_dsta": lambda: StreamingBlock(DIM, 2.0, DecomposedAttention(DIM, 2, PATCHES)),
-    "block_tsa_ahead": lambda: StreamingBlock(DIM, 2.0, TemporalShiftAttention(DIM, 2, PATCHES, looks_ahead=True)),
-    "block_dsta_ahead": lambda: StreamingBlock(DIM, 2.0, DecomposedAttention(DIM, 2, PATCHES, looks_ahead=True)),
 }
 STUDENTS: dict[str, Callable[[], StreamingModule]] = {
     "student_tsa_channel": lambda: tiny_student("tsa", shift_mode="channel", memory_keep_rate=1.0),
@@ -54,11 +52,15 @@ STUDENTS: dict[str, Callable[[], StreamingModule]] = {
     "student_tsa_slots": lambda: tiny_student(
         "tsa", look_ahead=2, window=4, memory_stride=2, keyframe_code="answered", roi_kernel="separable"
     ),
-    "student_tsa_blocks_ahead": lambda: tiny_student(
-        "tsa", look_ahead=2, look_ahead_blocks=[0], localizes="next", roi_kernel="separable"
-    ),
-    "student_dsta_blocks_ahead": lambda: tiny_student(
-        "dsta", look_ahead=3, look_ahead_blocks=[0], localizes="next", keyframe_code="answered", roi_kernel="separable"
+    "student_tsa_next": lambda: tiny_student("tsa", look_ahead=2, localizes="next", roi_kernel="separable"),
+    "student_dsta_next_slots": lambda: tiny_student(
+        "dsta",
+        look_ahead=3,
+        localizes="next",
+        window=4,
+        memory_stride=2,
+        keyframe_code="answered",
+        roi_kernel="separable",
     ),
     "student_dsta_lstm_at_the_end": lambda: tiny_student("dsta", lstm_blocks=[1], roi_kernel="separable"),
     "student_dsta_keeps_all": lambda: tiny_student("dsta", lstm_dim=16, memory_keep_rate=1.0, roi_kernel="separable"),
@@ -432,7 +434,7 @@ def test_every_kind_of_student_is_in_this_file():
     assert any(isinstance(attention, DecomposedAttention) for attention in attentions)
     assert {student.memory.window for student in students} == {0, 3, 4}
     assert {student.memory.stride for student in students} == {1, 2}
-    assert {student.memory.keyframe_age for student in students} == {0, 1, 2}
+    assert {student.memory.keyframe_age for student in students} == {0, 2}
     assert {student.memory.keep_rate for student in students} >= {0.5, 1.0}
     assert {student.carried.count > 0 for student in students} == {True, False}
     assert {student.num_actors for student in students} == {None, 2}
