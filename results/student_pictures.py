@@ -22,7 +22,7 @@ from .student_gaps import classes_by_gap, page, without_delays
 from .student_results import Comparison, Results, command_for, compare, named
 
 TEACHER = "evad_dense"
-STUDENTS = ("distill_dsta", "distill_tsa", "untrained_dsta", "untrained_tsa")
+STUDENTS = ("distill_dsta", "distill_tsa", "dsta", "tsa", "untrained_dsta", "untrained_tsa")
 TEACHER_COLOR = "C1"
 STUDENT_COLORS = ("C0", "C2", "C3", "C4", "C5", "C6", "C7", "C8")
 

@@ -52,7 +52,9 @@ STUDENTS: dict[str, Callable[[], StreamingModule]] = {
     "student_tsa_slots": lambda: tiny_student(
         "tsa", look_ahead=2, window=4, memory_stride=2, keyframe_code="answered", roi_kernel="separable"
     ),
-    "student_tsa_next": lambda: tiny_student("tsa", look_ahead=2, localizes="next", roi_kernel="separable"),
+    "student_tsa_next": lambda: tiny_student(
+        "tsa", look_ahead=2, localizes="next", keyframe_code="answered", roi_kernel="separable"
+    ),
     "student_dsta_next_slots": lambda: tiny_student(
         "dsta",
         look_ahead=3,
@@ -434,7 +436,7 @@ def test_every_kind_of_student_is_in_this_file():
     assert any(isinstance(attention, DecomposedAttention) for attention in attentions)
     assert {student.memory.window for student in students} == {0, 3, 4}
     assert {student.memory.stride for student in students} == {1, 2}
-    assert {student.memory.keyframe_age for student in students} == {0, 2}
+    assert {student.memory.keyframe_age for student in students} == {0, 1, 2}
     assert {student.memory.keep_rate for student in students} >= {0.5, 1.0}
     assert {student.carried.count > 0 for student in students} == {True, False}
     assert {student.num_actors for student in students} == {None, 2}
