@@ -1,4 +1,8 @@
-"""What a run depends on, so that a change of it is noticed: the content of its configs, not their names or comments."""
+"""What a run depends on, so that a change of it is noticed.
+
+That is what the configs and overrides of its command add up to: neither names of files, comments nor layout, and not
+which of two layers says a value. One that moves from a config to an override, or is repeated there, changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +27,27 @@ def stage_settings(stage: Stage, seed: int, needs: dict[str, str]) -> dict[str, 
     Args:
         needs: argument to the fingerprint of the run whose checkpoint it is given.
     """
-    return {
-        "defaults": resolved(str(DEFAULTS), Path()) if DEFAULTS.is_file() else None,
-        "config": resolved(stage.config, Path()),
-        "overrides": resolved(stage.overrides, Path()),
-        "needs": needs,
-        "seed": seed,
-    }
+    settings = resolved(str(DEFAULTS), Path()) if DEFAULTS.is_file() else {}
+    settings = merged(settings, resolved(stage.config, Path()))
+    for argument, value in stage.overrides.items():
+        settings = overridden(settings, argument.split("."), resolved(value, Path()), from_file=isinstance(value, str))
+    return {"settings": settings, "needs": needs, "seed": seed}
+
+
+def merged(below: Any, above: Any) -> Any:
+    """The upper value; of two mappings, the keys of both."""
+    if isinstance(below, dict) and isinstance(above, dict):
+        return below | {key: merged(below.get(key), value) for key, value in above.items()}
+    return above
+
+
+def overridden(settings: Any, place: list[str], value: Any, *, from_file: bool) -> Any:
+    """Settings with a value at a place; an object from a file says all of it, as it does for main.py."""
+    if not place:
+        return value if from_file and isinstance(value, dict) and "class_path" in value else merged(settings, value)
+    key, *rest = place
+    known = settings if isinstance(settings, dict) else {}
+    return known | {key: overridden(known.get(key), rest, value, from_file=from_file)}
 
 
 def resolved(value: Any, folder: Path) -> Any:
@@ -55,7 +73,7 @@ def fingerprint(settings: Any) -> str:
 
 
 def changes(old: Any, new: Any, place: str = "") -> list[str]:
-    """One line for each value that differs: ``overrides / trainer.max_steps: 600 -> 800``."""
+    """One line for each value that differs: ``settings / trainer / max_steps: 600 -> 800``."""
     old, new = as_json(old), as_json(new)
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(key for key in new if key not in old)]

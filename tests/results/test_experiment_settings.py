@@ -25,9 +25,29 @@ def now(stage=STAGE, seed=0, needs=None):
     return fingerprint(stage_settings(stage, seed, needs or {}))
 
 
-def test_files_that_a_config_names_are_part_of_it():
-    settings = stage_settings(STAGE, 0, {})
-    assert settings["config"] == {"model": {"network": {"dim": 8}, "head": [1, 2]}}
+def test_files_that_a_config_names_and_overrides_are_part_of_it():
+    assert stage_settings(STAGE, 0, {})["settings"] == {
+        "trainer": {"max_epochs": 1, "max_steps": 3},
+        "model": {"network": {"dim": 8}, "head": [1, 2]},
+    }
+
+
+def test_a_value_that_an_override_repeats_may_move_from_the_config():
+    before = now(Stage(STAGE.config, {"model.network.dim": 16}))
+    Path("configs/networks/tiny.yaml").write_text("dim: 9")
+    assert now(Stage(STAGE.config, {"model.network.dim": 16})) == before
+    Path("configs/networks/tiny.yaml").write_text("dim: 16")
+    assert now(Stage(STAGE.config)) == before
+    assert now(Stage(STAGE.config, {"trainer.max_steps": 3})) == now(Stage(STAGE.config, {"trainer": {"max_steps": 3}}))
+
+
+def test_an_object_from_a_file_hides_what_the_config_says_of_it():
+    Path("configs/head.yaml").write_text("{class_path: Head, init_args: {depth: 2, width: 4}}")
+    Path("configs/other.yaml").write_text("{class_path: Head, init_args: {depth: 3}}")
+    settings = stage_settings(Stage(STAGE.config, {"model.head": "configs/other.yaml"}), 0, {})["settings"]
+    assert settings["model"]["head"] == {"class_path": "Head", "init_args": {"depth": 3}}
+    settings = stage_settings(Stage(STAGE.config, {"model.head": {"init_args": {"depth": 3}}}), 0, {})["settings"]
+    assert settings["model"]["head"]["init_args"] == {"depth": 3, "width": 4}
 
 
 @pytest.mark.parametrize(
@@ -60,8 +80,8 @@ def test_a_change_is_told_with_its_place_and_both_values():
     Path("configs/networks/tiny.yaml").write_text("{dim: 16, depth: 2}")
     new = stage_settings(Stage(STAGE.config, {"trainer.max_steps": 6}), 0, {"teacher": "abc"})
     assert changes(old, new) == [
-        "config / model / network / dim: 8 -> 16",
-        "config / model / network / depth: null -> 2",
-        "overrides / trainer.max_steps: 3 -> 6",
+        "settings / model / network / dim: 8 -> 16",
+        "settings / model / network / depth: null -> 2",
+        "settings / trainer / max_steps: 3 -> 6",
     ]
     assert changes(old, old) == []

@@ -264,7 +264,7 @@ def test_changed_settings_run_again_with_all_that_needs_them_and_keep_what_was(c
     write_list(row("teacher", score=0.2), STUDENT, row("other"))
     assert run("--dry-run") == 0
     said = capsys.readouterr().out
-    assert "teacher, seed 0: fit (changed: overrides / score: 0.1 -> 0.2)" in said
+    assert "teacher, seed 0: fit (changed: settings / score: 0.1 -> 0.2)" in said
     assert "student, seed 0: fit (changed: needs / teacher: " in said
     assert "other, seed 0: nothing (done)" in said
     assert calls() == []
@@ -284,7 +284,7 @@ def test_a_change_that_is_accepted_runs_nothing_again(capsys):
     Path("mine.yaml").write_text("model: {dim: 8, name: new}")
     assert run("--accept-changes") == 0
     said = capsys.readouterr().out
-    assert 'teacher, seed 0: accepted fit / config / model / name: null -> "new"' in said
+    assert 'teacher, seed 0: accepted fit / settings / model / name: null -> "new"' in said
     assert "student, seed 0: accepted fit / needs / teacher: " in said
     assert run() == 0
     assert calls() == []
