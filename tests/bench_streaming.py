@@ -69,8 +69,8 @@ the teacher with keep rate 0.7. "EVAD's head" is the teacher's own, on one frame
 `configs/networks/*_vit_b.yaml` make. What each costs in mAP: `results/student_heads.md`.
 """
 PARTS_NOTE = """
-The students as configured; a part's time is what its modules took, the rest (position codes, residuals, the choice of
-tokens to remember) is in the last row but one.
+The students as configured; a part's time is what its modules took, the rest (position codes, residuals, the memory) is
+in the last row but one.
 """
 LANES_NOTE = """
 Streams in one batch, as configured. Each lane has a clock of its own: state is renewed and held lane by lane
