@@ -105,10 +105,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def cell(values: Sequence[float], digits: int, runs: int) -> str:
-    """Mean and spread; how many runs have the value where not all do."""
+    """Mean and spread, where runs differ at all (GFLOPs do not); how many runs have the value where not all do."""
     if not values:
         return "-"
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(set(values)) > 1 else ""
     of = f" ({len(values)} of {runs})" if len(values) < runs else ""
     return f"{statistics.mean(values):.{digits}f}{spread}{of}"
 

@@ -67,11 +67,11 @@ def test_the_table_is_means_and_sample_deviations_in_aligned_columns(listed):
     page = table_page(Path("list.yaml"), *listed)
     # Of 50, 60, 70 the squares about the mean are 100 + 0 + 100, over two is 100, its root 10.
     expected = """
-| experiment |         mAP % |    GFLOPs | training min |   n |
-| ---------- | ------------: | --------: | -----------: | --: |
-| the first  | 60.00 ± 10.00 | 2.0 ± 0.0 |         11.0 |   3 |
-| two        |         41.23 |         - |            - |   1 |
-| three      |             - |         - |            - |   - |
+| experiment |         mAP % | GFLOPs | training min |   n |
+| ---------- | ------------: | -----: | -----------: | --: |
+| the first  | 60.00 ± 10.00 |    2.0 |         11.0 |   3 |
+| two        |         41.23 |      - |            - |   1 |
+| three      |             - |      - |            - |   - |
 """
     assert expected in page
     assert page.startswith("# Mine\n\nWhat was done.\n\n| experiment |")
@@ -84,6 +84,10 @@ def test_a_value_that_only_some_runs_have_says_so():
     assert cell([1.0], 2, 1) == "1.00"
     assert cell([1.0, 2.0], 1, 2) == "1.5 ± 0.7"
     assert cell([1.0, 2.0], 1, 3) == "1.5 ± 0.7 (2 of 3)"
+
+
+def test_a_value_that_every_run_has_alike_has_no_spread():
+    assert cell([0.277, 0.277, 0.277], 3, 3) == "0.277"
 
 
 def test_the_page_has_the_commands_of_every_row(listed):
