@@ -25,9 +25,7 @@ FEWEST_ROWS = 256
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear``, faster for many rows of float32 on a CPU. Values agree to rounding."""
     # First, so that nothing else is traced: a compiler chooses for itself, and what is exported stays plain.
-    if torch.compiler.is_compiling() or not _goes_to_mkl(inputs) or inputs.shape[:-1].numel() < FEWEST_ROWS:
-        return F.linear(inputs, weight, bias)
-    if not _convolves_faster():
+    if torch.compiler.is_compiling() or not _goes_to_mkl(inputs) or not _convolves_faster(inputs):
         return F.linear(inputs, weight, bias)
     rows = inputs.shape[:-1].numel()
     # Rows become the pixels of one image in channels-last memory, which is the memory they are in.
@@ -46,9 +44,13 @@ def _goes_to_mkl(inputs: Tensor) -> bool:
     )
 
 
-def _convolves_faster() -> bool:
-    """Whether convolutions go to oneDNN and do more than MKL's products there."""
-    return torch.get_num_threads() > 1 and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+def _convolves_faster(inputs: Tensor) -> bool:
+    """Whether convolutions go to oneDNN, do more than MKL's products there, and have rows enough to gain by it."""
+    return (
+        inputs.shape[:-1].numel() >= FEWEST_ROWS
+        and torch.get_num_threads() > 1
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    )
 
 
 class Linear(Preparable, nn.Linear):
