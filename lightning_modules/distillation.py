@@ -25,8 +25,6 @@ from .stream_detection import StreamDetectionModule
 
 TASKS = ("detection", "features", "actions", "boxes", "mimicry", "attention")
 DEFAULT_TASK_WEIGHTS = {"detection": 1.0, "features": 5.0, "actions": 5.0, "boxes": 1.0}
-WEIGHTING_LR_MULTIPLIER = 20.0
-"""A log-variance has to cover a range of several units in as many steps as a weight needs to move by a tenth."""
 
 
 class DistillationModule(StreamDetectionModule):
@@ -56,6 +54,8 @@ class DistillationModule(StreamDetectionModule):
         task_weights: initial weights of the tasks; a task without one is left out. By default detection 1, features 5,
             actions 5, boxes 1.
         weighting: see ``TaskWeighting``.
+        weighting_lr_multiplier: learning rate of learned weights and variances over that of the student: a log-variance
+            has to cover a range of several units in as many steps as a weight needs to move by a tenth.
         feature_variance: see ``FeatureLoss``. With learned variances the weight of ``features`` stays as it is.
         proposal_matching: which of the teacher's proposals each of the student's imitates: the one of the same
             ``index``, since a student starts from its teacher's proposals, or the one of an ``assignment``, see
@@ -75,6 +75,7 @@ class DistillationModule(StreamDetectionModule):
         from_teacher: bool = True,
         task_weights: Mapping[str, float] | None = None,
         weighting: Literal["uncertainty", "fixed"] = "uncertainty",
+        weighting_lr_multiplier: float = 20.0,
         feature_variance: Variance = "constant",
         proposal_matching: Literal["index", "assignment"] | None = None,
         action_temperature: float = 1.0,
@@ -86,6 +87,7 @@ class DistillationModule(StreamDetectionModule):
         super().__init__(network, **kwargs)
         self.teacher = FrozenNetwork(teacher)
         self.teacher_keyframe, self.curriculum_until = teacher_keyframe, curriculum_until
+        self.weighting_lr_multiplier = weighting_lr_multiplier
         self.feature_loss = FeatureLoss(feature_variance, len(network.pyramid_layers), network.dim)
         self.attention_imitation = AttentionImitation()
         self.action_imitation = ActionImitation(action_temperature)
@@ -110,7 +112,7 @@ class DistillationModule(StreamDetectionModule):
         return [*super().trained_modules(), *learned]
 
     def lr_multipliers(self) -> dict[str, float]:
-        multipliers = dict.fromkeys(("task_weighting.*", "feature_loss.*"), WEIGHTING_LR_MULTIPLIER)
+        multipliers = dict.fromkeys(("task_weighting.*", "feature_loss.*"), self.weighting_lr_multiplier)
         return multipliers | super().lr_multipliers()
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:

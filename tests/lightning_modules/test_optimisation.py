@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 
 from lightning_modules.clip_detection import ClipDetectionModule
-from lightning_modules.distillation import WEIGHTING_LR_MULTIPLIER, DistillationModule
+from lightning_modules.distillation import DistillationModule
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.weights import save_weights
 from lightning_modules.optimisation import Schedule, WarmupCosine, WarmupSteps, parameter_groups, scheduled
@@ -74,11 +74,13 @@ def test_what_a_student_has_and_its_teacher_has_not_learns_by_a_multiplier_of_it
 
 def test_log_variances_are_trained_without_decay_and_the_teacher_is_not(tmp_path: Path):
     save_weights(tiny.teacher().state_dict(), tmp_path / "teacher.pt")
-    module = DistillationModule(tiny.student(), tiny.teacher(), str(tmp_path / "teacher.pt"))
+    module = DistillationModule(
+        tiny.student(), tiny.teacher(), str(tmp_path / "teacher.pt"), weighting_lr_multiplier=30
+    )
     groups = groups_by_name(module)
     for task in ("features", "actions", "boxes"):
         assert groups[f"task_weighting.log_variances.{task}"]["weight_decay"] == 0
-        assert groups[f"task_weighting.log_variances.{task}"]["lr"] == pytest.approx(0.1 * WEIGHTING_LR_MULTIPLIER)
+        assert groups[f"task_weighting.log_variances.{task}"]["lr"] == pytest.approx(3.0)
     assert not any(name.startswith("teacher.") for name in groups)
     assert len(groups) == sum(parameter.requires_grad for parameter in module.parameters())
 
