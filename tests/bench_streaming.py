@@ -66,7 +66,8 @@ SPEED_NOTE = """
 *faster* is against the dense teacher's sliding window, which sees a whole clip for every new frame; beside it against
 the teacher with keep rate 0.7. "EVAD's head" is the teacher's own, on one frame: {num_proposals} proposals,
 {num_stages} stages, {decoder_depth} decoder blocks; each saving is made alone, "as configured" are all that
-`configs/networks/*_vit_b.yaml` make. What each costs in mAP: `results/student_heads.md`.
+`configs/networks/*_vit_b.yaml` make; the memory of all students holds the eight slots of their teacher's clip, and
+answers come seven sampled frames late. What each costs in mAP: `results/student_heads.md`.
 """
 PARTS_NOTE = """
 The students as configured; a part's time is what its modules took, the rest (position codes, residuals, the memory) is
