@@ -66,8 +66,8 @@ SPEED_NOTE = """
 *faster* is against the dense teacher's sliding window, which sees a whole clip for every new frame; beside it against
 the teacher with keep rate 0.7. "EVAD's head" is the teacher's own, on one frame: {num_proposals} proposals,
 {num_stages} stages, {decoder_depth} decoder blocks; each saving is made alone, "as configured" are all that
-`configs/networks/*_vit_b.yaml` make; the memory of all students holds the eight slots of their teacher's clip, and
-answers come seven sampled frames late. What each costs in mAP: `results/student_heads.md`.
+`configs/networks/*_vit_b.yaml` make; all students read the eight slots of their teacher's clip, and answers
+come seven sampled frames late. What each costs in mAP: `results/student_heads.md`.
 """
 PARTS_NOTE = """
 The students as configured; a part's time is what its modules took, the rest (position codes, residuals, the memory) is
@@ -78,10 +78,10 @@ Streams in one batch, as configured. Each lane has a clock of its own: state is 
 (`select_lanes`), timed with it.
 """
 COMPILED_NOTE = """
-`torch.compile` of the step, bf16 autocast, and both, against the plain step in fp32: errors are the largest over
-20 frames of a stream, boxes relative to their size, scores as probabilities. All proposals are read (`num_actors`
-none): random weights score them so nearly alike that rounding would decide which are chosen. Recompilations are those
-after the second step.
+`torch.compile` of the step and, where the processor computes it, bf16 autocast and both, against the plain step in
+fp32: errors are the largest over 20 frames of a stream, boxes relative to their size, scores as probabilities. All
+proposals are read (`num_actors` none): random weights score them so nearly alike that rounding would decide which are
+chosen. Recompilations are those after the second step.
 """
 STEADY_NOTE = """
 The shipped students of the demo on noise: median latency of frames {young} to {young_to} of one stream and of frames
