@@ -30,15 +30,18 @@ class Rule(NamedTuple):
     not_outside: tuple[str, ...] = ()
 
 
+COMMON_GROUND = ("datamodules.errors", "datamodules.files")
+"""What every room may import: the error of users, and how files are written."""
+
 # The first rule whose name is a module's own or a parent's is the module's rule.
 RULES = (
     *(
-        Rule(room, (room,), f"{room} knows torch, field libraries and itself", LIGHTNING)
+        Rule(room, (room, *COMMON_GROUND), f"{room} knows torch, field libraries and itself", LIGHTNING)
         for room in ("lightning_modules.networks", "lightning_modules.losses", "lightning_modules.metrics")
     ),
     Rule(
         "lightning_modules",
-        ("lightning_modules", "datamodules.batches"),
+        ("lightning_modules", "datamodules.batches", *COMMON_GROUND),
         "LightningModules know each other, networks, losses, metrics and datamodules.batches",
     ),
     Rule(
@@ -51,13 +54,14 @@ RULES = (
             "lightning_modules.metrics.tube_results",
             "lightning_modules.metrics.tubes",
             "datamodules.batches",
+            *COMMON_GROUND,
         ),
         "callbacks know themselves, networks.streaming, networks.detections, the forms of results in metrics, and "
         "datamodules.batches",
     ),
     Rule("datamodules", ("datamodules",), "datamodules knows nothing else of ours"),
     Rule("main", ROOMS, "main knows the rooms"),
-    Rule("results", ("results", "callbacks.benchmark"), "results know themselves and callbacks.benchmark", LIGHTNING),
+    Rule("results", ("results", "callbacks.benchmark", *COMMON_GROUND), "results know themselves and callbacks.benchmark", LIGHTNING),
 )
 
 

@@ -1,0 +1,106 @@
+"""Files that are whole or not there, whatever ends the program that writes them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from .errors import UserError
+
+UNFINISHED = ".partial"
+"""Ending of what is being written; ``sweep`` removes what a killed program left."""
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Write text (UTF-8) or bytes under a name that readers find either as it was before or complete.
+
+    Raises:
+        UserError: the file cannot be written: no space, no permission, a folder in its place, a name too long.
+    """
+    with whole_path(path) as unfinished:
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_file(path: str | Path, mode: str = "w", newline: str | None = None) -> Iterator[IO]:
+    """Open a file for writing; it takes its name when the block ends without an error.
+
+    Args:
+        mode: ``w`` for text in UTF-8, ``wb`` for bytes.
+        newline: as of ``open``; ``""`` for the csv module.
+    """
+    with (
+        whole_path(path) as unfinished,
+        unfinished.open(mode, newline=newline, encoding=None if "b" in mode else "utf-8") as file,
+    ):
+        yield file
+
+
+@contextmanager
+def whole_path(path: str | Path) -> Iterator[Path]:
+    """Yield a path in the same folder; what the block makes there, file or folder, takes the name when it succeeds.
+
+    The yielded path keeps the ending of ``path``, since some libraries choose a format by it. A file is on the disk
+    before it gets its name. Folders on the way are made.
+
+    Raises:
+        UserError: the operating system refused; the message names ``path``.
+    """
+    path = Path(path)
+    unfinished = _beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        if unfinished.is_file():
+            _flush(unfinished)
+        unfinished.replace(path)
+    except OSError as error:
+        if error.filename not in (None, *map(str, (unfinished, path, path.parent)), path, unfinished, path.parent):
+            raise  # about another file, which its own reader or writer has to name
+        raise UserError(f"cannot be written: {error.strerror or error}", where=path) from error
+    finally:
+        # A disk that is full or gone may refuse this too; the first error is the one to see.
+        with suppress(OSError):
+            _remove(unfinished)
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove what programs of this machine that no longer run have left unfinished in ``folder``."""
+    for leftover in Path(folder).glob(f".*-{_host()}-*{UNFINISHED}*"):
+        process = leftover.name.split(UNFINISHED)[0].rpartition("-")[2]
+        if process.isdigit() and not Path("/proc", process).exists():
+            with suppress(OSError):
+                _remove(leftover)
+
+
+def _beside(path: Path) -> Path:
+    """Name the unfinished file: hidden, short whatever the target's length, telling whose it is."""
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
+    ending = path.suffix if len(path.suffix) < 16 else ""
+    return path.with_name(f".{name}-{_host()}-{os.getpid()}{UNFINISHED}{ending}")
+
+
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _flush(path: Path) -> None:
+    """Wait until the disk has the file, so that a power cut cannot leave its name with half of it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
