@@ -61,7 +61,12 @@ RULES = (
     ),
     Rule("datamodules", ("datamodules",), "datamodules knows nothing else of ours"),
     Rule("main", ROOMS, "main knows the rooms"),
-    Rule("results", ("results", "callbacks.benchmark", *COMMON_GROUND), "results know themselves and callbacks.benchmark", LIGHTNING),
+    Rule(
+        "results",
+        ("results", "callbacks.benchmark", *COMMON_GROUND),
+        "results know themselves and callbacks.benchmark",
+        LIGHTNING,
+    ),
 )
 
 

@@ -70,7 +70,8 @@ def test_errors_about_other_files_are_left_as_they_are(tmp_path):
 def test_a_killed_program_leaves_no_file_of_that_name_and_its_leftover_is_swept(tmp_path):
     program = (
         "import sys, time; from datamodules.files import whole_file\n"
-        "with whole_file(sys.argv[1]) as file: file.write('half'); file.flush(); print('there', flush=True); time.sleep(60)"
+        "with whole_file(sys.argv[1]) as file:\n    file.write('half'); file.flush(); print('there', flush=True)\n"
+        "    time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "a.csv")], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
