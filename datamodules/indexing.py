@@ -24,22 +24,6 @@ def window_indices(keyframe: int, past: int, future: int, stride: int, length: i
     return np.clip(keyframe + stride * np.arange(1 - past, future + 1), 0, length - 1)
 
 
-def clip_indices(keyframe: int, num_frames: int, stride: int, length: int) -> np.ndarray:
-    """The frames of a clip around its keyframe, which is frame ``num_frames // 2`` of it: (num_frames,) int64.
-
-    A clip of 16 frames with stride 4 around frame c spans c - 32 .. c + 28 (EVAD). Stride 0 repeats the keyframe.
-
-    >>> clip_indices(100, num_frames=4, stride=4, length=500).tolist()
-    [92, 96, 100, 104]
-    >>> clip_indices(3, num_frames=4, stride=4, length=6).tolist()
-    [0, 0, 3, 5]
-    >>> clip_indices(3, num_frames=4, stride=0, length=6).tolist()
-    [3, 3, 3, 3]
-    """
-    past = num_frames // 2 + 1
-    return window_indices(keyframe, past, num_frames - past, stride, length)
-
-
 def num_slots(length: int, stride: int) -> int:
     """How many frames a stream takes of a video: frames 0, stride, 2 * stride, ...
 

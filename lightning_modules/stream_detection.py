@@ -15,7 +15,6 @@ from .delayed_evaluation import DelayedEvaluation
 from .detection import DetectionModule
 from .lane_tracks import LaneTracks
 from .losses.detection import DetectionLoss
-from .networks.detection_head import DetectionHead
 from .networks.detections import Detections, DetectorOutputs, ScoredBoxes
 from .networks.frames import normalise_frames
 from .networks.prepared import prepare_for_inference
@@ -114,12 +113,10 @@ class StreamDetectionModule(DetectionModule):
         encoded, _ = self.network.encode(frames[:, : last + 1 + look_ahead], state)
         return encoded, state
 
-    def detect_supervised(
-        self, batch: ClipBatch, encoded: EncodedFrames, state: StudentState, head: DetectionHead | None = None
-    ) -> DetectorOutputs:
-        """Outputs at the L supervised frames, folded into the batch, of the student's head or of another one."""
+    def detect_supervised(self, batch: ClipBatch, encoded: EncodedFrames, state: StudentState) -> DetectorOutputs:
+        """Return outputs at the L supervised frames, folded into the batch."""
         outputs, _ = self.network.detect(
-            encoded, state, batch.image_sizes, last=len(batch.keyframes), deep=True, head=head, ends_here=True
+            encoded, state, batch.image_sizes, last=len(batch.keyframes), deep=True, ends_here=True
         )
         return outputs
 

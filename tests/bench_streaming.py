@@ -37,7 +37,6 @@ TEACHERS = {"evad, dense": 1.0, "evad, keep rate 0.7": 0.7}
 EVADS_HEAD: dict[str, Any] = {
     "num_proposals": 100,
     "num_stages": 6,
-    "carried_proposals": 0,
     "num_actors": None,
     "decoder_depth": 6,
     "decoder_refines_context": True,
@@ -48,7 +47,6 @@ SAVINGS: dict[str, dict[str, Any]] = {
     "context as it is": {"decoder_refines_context": False},
     "decoder_depth 3": {"decoder_depth": 3},
     "num_stages 2": {"num_stages": 2},
-    "num_stages 2, 20 carried": {"num_stages": 2, "carried_proposals": 20},
     "num_proposals 40": {"num_proposals": 40},
 }
 """What each saving changes of EVAD's head."""

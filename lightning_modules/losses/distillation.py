@@ -3,70 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .matching import paired_giou
-from .uncertainty import LOG_VARIANCE_RANGE
-
-Variance = Literal["constant", "channel", "token"]
 
 
 class FeatureLoss(nn.Module):
-    """Squared difference d2 of layer-normed token features at the pyramid's layers (`papers`, equation 9).
+    """Mean squared difference of layer-normed token features at the pyramid's layers.
 
     Without learned scale or shift: what is compared is a token's direction, not its size.
-
-    variance:
-        ``constant``: the mean of d2.
-        ``channel``: (d2 / v + ln v) / 2 with a learned variance v of every channel and layer (Ahn et al., 2019,
-            https://arxiv.org/abs/1904.05835): channels that cannot be matched count less.
-        ``token``: the same with one variance a token, which a linear map predicts from the student's token (Kendall and
-            Gal, 2017, https://arxiv.org/abs/1703.04977): what the student cannot know, such as the future, counts less.
-
-    Learned variances start at 1 and are kept within ``LOG_VARIANCE_RANGE``; with them the loss may fall below zero.
-
-    Args:
-        num_layers: how many maps are compared. dim: C. Both are needed for learned variances only.
 
     Shapes: two sequences of maps (B, C, h, w); both of equal width.
     """
 
-    def __init__(self, variance: Variance = "constant", num_layers: int = 0, dim: int = 0) -> None:
-        super().__init__()
-        if variance not in get_args(Variance):
-            raise ValueError(f"variance must be one of {get_args(Variance)}, got {variance!r}")
-        self.variance = variance
-        if variance == "channel":
-            self.log_variances = nn.Parameter(torch.zeros(num_layers, dim))
-        elif variance == "token":
-            self.weight = nn.Parameter(torch.zeros(num_layers, dim))
-            self.bias = nn.Parameter(torch.zeros(num_layers))
-
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         losses = [
-            self._compare(layer, self._normed(own), self._normed(other))
-            for layer, (own, other) in enumerate(zip(student, teacher, strict=True))
+            (self._normed(own) - self._normed(taught)).square().mean()
+            for own, taught in zip(student, teacher, strict=True)
         ]
         return torch.stack(losses).mean()
-
-    def _compare(self, layer: int, student: Tensor, teacher: Tensor) -> Tensor:
-        """Normed maps (B, h, w, C) of one layer."""
-        squared = (student - teacher).square()
-        if self.variance == "constant":
-            return squared.mean()
-        if self.variance == "channel":
-            log_variance = self.log_variances[layer]
-        else:
-            squared = squared.mean(-1)
-            log_variance = student @ self.weight[layer].to(student.dtype) + self.bias[layer]
-        log_variance = log_variance.float()
-        # The gradient goes past the bounds, or what has left them could not come back.
-        log_variance = log_variance + (log_variance.clamp(*LOG_VARIANCE_RANGE) - log_variance).detach()
-        return ((-log_variance).exp() * squared + log_variance).mean() / 2
 
     @staticmethod
     def _normed(maps: Tensor) -> Tensor:
@@ -92,23 +50,18 @@ class AttentionImitation(nn.Module):
 
 
 class ActionImitation(nn.Module):
-    """Binary cross-entropy of action scores with the teacher's, at ``temperature``, times its square (equation 10).
+    """Binary cross-entropy of action scores with the teacher's, less the entropy of these.
 
-    Proposals are compared by index, see ``DistillationModule``. Each counts as much as the teacher takes it for a
-    person. Shapes: student (D, B, Q, K) of D decoder blocks, teacher (B, Q, K), persons (B, Q).
+    A perfect imitation is a loss of zero. Proposals are compared by index, see ``DistillationModule``; each is weighted
+    by the teacher's person score. Shapes: student (D, B, Q, K) of D decoder blocks, teacher (B, Q, K), persons (B, Q).
     """
 
-    def __init__(self, temperature: float = 1.0) -> None:
-        super().__init__()
-        self.temperature = temperature
-
     def forward(self, student: Tensor, teacher: Tensor, persons: Tensor) -> Tensor:
-        soft = (teacher.float() / self.temperature).sigmoid().expand_as(student)
-        loss = F.binary_cross_entropy_with_logits(student.float() / self.temperature, soft, reduction="none")
-        # Minus the entropy of the target, so that a perfect imitation is a loss of zero whatever the teacher thinks.
+        soft = teacher.float().sigmoid().expand_as(student)
+        loss = F.binary_cross_entropy_with_logits(student.float(), soft, reduction="none")
         entropy = F.binary_cross_entropy(soft, soft, reduction="none")
         weighted = (loss - entropy).mean(dim=(0, 3)) * persons
-        return self.temperature**2 * weighted.sum() / persons.sum().clamp(min=1e-6)
+        return weighted.sum() / persons.sum().clamp(min=1e-6)
 
 
 class BoxImitation(nn.Module):

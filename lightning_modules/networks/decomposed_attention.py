@@ -32,8 +32,6 @@ class DecomposedAttention(StreamingModule[RecurrentState]):
     The LSTM's weights are shared by all patches, each of which has a state of its own. What leads out of it starts at
     zero, so an untrained block is a block of the frame-wise ViT whose weights it took.
 
-    ``lstm_dim=0`` leaves the LSTM out: the block then sees its frame alone.
-
     Shapes: B streams, T frames of the chunk, N patches a frame, C channels, R = lstm_dim: (B, T, N, C) -> (B, T, N, C).
     """
 
@@ -45,8 +43,6 @@ class DecomposedAttention(StreamingModule[RecurrentState]):
         self.attn = SelfAttention(dim, num_heads)
         self.num_patches = num_patches
         self.lstm_dim = dim // 4 if lstm_dim is None else lstm_dim
-        if self.lstm_dim == 0:
-            return
         self.temporal_norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.into_lstm = Linear(dim, self.lstm_dim) if self.lstm_dim != dim else nn.Identity()
         self.lstm = LSTM(self.lstm_dim)
@@ -72,8 +68,6 @@ class DecomposedAttention(StreamingModule[RecurrentState]):
 
     def forward(self, tokens: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         tokens = tokens + self.attn(self.norm1(tokens))
-        if self.lstm_dim == 0:
-            return tokens, state
         remembered, new_state = self._remember(self.into_lstm(self.temporal_norm(tokens)), state)
         return tokens + self.gate * self.out_of_lstm(remembered.to(tokens.dtype)), new_state
 

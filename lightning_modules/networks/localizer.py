@@ -22,8 +22,6 @@ class LocalizedActors(NamedTuple):
 
     person_logits: Tensor
     boxes: Tensor
-    features: Tensor
-    """(B, P, D) of the last stage."""
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -180,13 +178,9 @@ class Localizer(nn.Module):
         pyramid: tuple[Tensor, ...],
         strides: tuple[int, ...],
         image_sizes: Tensor,
-        start: tuple[Tensor, Tensor] | None = None,
     ) -> LocalizedActors:
-        """Pyramid maps (B, D, h_i, w_i) and unpadded sizes (B, 2) (height, width) in pixels.
-
-        ``start`` are the proposals to refine, as ``proposals`` gives them; the learned ones by default.
-        """
-        features, boxes = self.proposals(image_sizes) if start is None else start
+        """Refine proposals on pyramid maps (B, D, h_i, w_i), with unpadded sizes (B, 2) (height, width) in pixels."""
+        features, boxes = self.proposals(image_sizes)
         logits, stages = [], []
         for stage in self.stages:
             crops = pyramid_roi_align(pyramid, strides, boxes, self.roi_size, self.roi_kernel)
@@ -194,4 +188,4 @@ class Localizer(nn.Module):
             logits.append(person_logits)
             stages.append(boxes)
             boxes = boxes.detach()
-        return LocalizedActors(torch.stack(logits), torch.stack(stages), features)
+        return LocalizedActors(torch.stack(logits), torch.stack(stages))

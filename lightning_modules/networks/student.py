@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .actor_queue import ActorQueue, QueueState
-from .carried_proposals import CarriedProposals, ProposalState
 from .context_decoder import ContextDecoder
 from .context_memory import ContextMemory, MemoryState
 from .detection_head import DetectionHead
@@ -45,8 +44,6 @@ class StudentState(NamedTuple):
     """The states of the blocks, first to last."""
     memory: MemoryState
     """What the context decoder reads of past frames."""
-    proposals: ProposalState
-    """What the localizer starts from; nothing is in it where no proposals are carried."""
     actors: QueueState
     """Those that are not answered for yet; none without a look-ahead."""
 
@@ -63,15 +60,12 @@ class StreamingDetector(StreamingModule[StudentState]):
         temporal: ``tsa``, Temporal Shift Attention, or ``dsta``, Decomposed Spatial-Temporal Attention.
         shift_mode, shift_rate: see ``TemporalShiftAttention``.
         lstm_dim: width of the LSTM of ``dsta``; a quarter of ``dim`` by default.
-        lstm_blocks: the blocks of ``dsta`` (from 0) that have one; all by default.
         num_frames: frames of the teacher's clip, for its position codes.
         window: past frames in the context memory. memory_keep_rate: share of their tokens that is kept.
         memory_stride: the context decoder reads the past frames that are so many, twice so many ... frames old. 2, with
             all tokens kept, gives it slots as the teacher's, which do not share frames.
         keyframe_code: which frame's tokens the context decoder finds where the teacher's keyframe is: those of the
             ``newest`` frame, or of the one that is ``answered`` for, so that newer frames stand in its future.
-        carried_proposals: how many of the ``num_proposals`` start where the previous frame's most person-like ones
-            ended, see ``CarriedProposals``.
         look_ahead: what is said at frame t is about frame t - look_ahead, in frames of the stream: answers come that
             much later and know that much more. The network is trained so, and who reads its answers has to know.
         localizes: with a look-ahead, which frame boxes are found in: the one that is answered for, so that they wait
@@ -92,7 +86,6 @@ class StreamingDetector(StreamingModule[StudentState]):
         shift_mode: ShiftMode = "concat_kv",
         shift_rate: float = 0.25,
         lstm_dim: int | None = None,
-        lstm_blocks: Sequence[int] | None = None,
         window: int = 7,
         memory_keep_rate: float = 0.5,
         memory_stride: int = 1,
@@ -118,7 +111,6 @@ class StreamingDetector(StreamingModule[StudentState]):
         decoder_hidden: int = 2048,
         decoder_roi_size: int = 7,
         roi_extension: tuple[float, float] = (0.4, 0.2),
-        carried_proposals: int = 0,
         look_ahead: int = 0,
         localizes: Literal["answered", "next", "newest"] = "answered",
         num_actors: int | None = None,
@@ -132,10 +124,6 @@ class StreamingDetector(StreamingModule[StudentState]):
         self.lateness = int(localizes == "next")
         if self.lateness > look_ahead:
             raise ValueError(f"localizes=next needs a look_ahead of at least 1, got {look_ahead}")
-        if temporal == "tsa" and lstm_blocks is not None:
-            raise ValueError(f"lstm_blocks={list(lstm_blocks)} says where dsta has LSTMs; tsa has none")
-        if not set(lstm_blocks or ()) <= set(range(depth)):
-            raise ValueError(f"lstm_blocks={list(lstm_blocks)} must lie in 0..{depth - 1}")
         if pretrain_size % (2 * patch_size):
             raise ValueError(f"pretrain_size={pretrain_size} must be a multiple of twice patch_size={patch_size}")
         if num_frames % TUBELET:
@@ -147,14 +135,13 @@ class StreamingDetector(StreamingModule[StudentState]):
         grid, num_slots = pretrain_size // patch_size, num_frames // TUBELET
         self.patch_embed = FramePairEmbedding(dim, patch_size, (grid, grid))
         self.positions = SpaceTimePositions(num_slots, grid, dim)
-        widths = [lstm_dim if lstm_blocks is None or layer in lstm_blocks else 0 for layer in range(depth)]
         self.blocks = nn.ModuleList(
             StreamingBlock(
                 dim,
                 mlp_ratio,
-                causal_attention(temporal, dim, num_heads, grid**2, shift_mode, shift_rate, width),
+                causal_attention(temporal, dim, num_heads, grid**2, shift_mode, shift_rate, lstm_dim),
             )
-            for width in widths
+            for _ in range(depth)
         )
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.pyramid = KeyframePyramid(dim, head_dim, patch_size)
@@ -188,10 +175,9 @@ class StreamingDetector(StreamingModule[StudentState]):
         self.memory = ContextMemory(decoder_dim, window, memory_keep_rate, TUBELET, memory_stride, keyframe_age)
         waits = 0 if localizes == "newest" else ahead
         self.actors = ActorQueue(waits, num_stages, num_proposals)
-        self.carried, self.num_actors = CarriedProposals(carried_proposals, num_proposals), num_actors
+        self.num_actors = num_actors
         # The embedding and every block look back one frame; the memory keeps what the last block made of its frames.
-        recurrent = temporal == "dsta" or carried_proposals > 0
-        self.receptive_field = None if recurrent else depth + TUBELET + max(window, waits)
+        self.receptive_field = None if temporal == "dsta" else depth + TUBELET + max(window, waits)
 
     def initial_state(
         self,
@@ -210,7 +196,6 @@ class StreamingDetector(StreamingModule[StudentState]):
             self.patch_embed.initial_state(batch_size, grid, device=device, dtype=dtype),
             tuple(block.initial_state(batch_size, patches, device=device, dtype=dtype) for block in self.blocks),
             self.memory.initial_state(batch_size, patches, self.decoder_dim, device, dtype),
-            self.carried.initial_state(batch_size, self.localizer.dim, device, dtype),
             self.actors.initial_state(batch_size, device, dtype),
         )
 
@@ -271,15 +256,14 @@ class StreamingDetector(StreamingModule[StudentState]):
         image_sizes: Tensor | None = None,
         last: int | None = None,
         deep: bool = False,
-        head: DetectionHead | None = None,
         ends_here: bool = False,
-    ) -> tuple[DetectorOutputs, tuple[MemoryState, ProposalState, QueueState]]:
-        """What the head, or another one in its place, finds in encoded frames, and the rest of the state after them.
+    ) -> tuple[DetectorOutputs, tuple[MemoryState, QueueState]]:
+        """Return what the head finds in encoded frames, and the rest of the state after them.
 
-        Arguments as in ``outputs``; ``state`` is that before the chunk. The context memory stays the student's own,
-        filled by the head's projection. ``ends_here`` saves what only later chunks ask for: the state is of no use.
+        Arguments as in ``outputs``; ``state`` is that before the chunk. ``ends_here`` saves what only later chunks ask
+        for: the state is of no use.
         """
-        head = head or self.head
+        head = self.head
         batch, num_frames = encoded.tokens.shape[:2]
         grid = tuple(encoded.maps[0].shape[-2:])
         last = num_frames if last is None else last
@@ -291,7 +275,7 @@ class StreamingDetector(StreamingModule[StudentState]):
 
         begin = self.actors.needed(num_frames, last)
         end = max(begin + 1, num_frames - self.actors.length) if ends_here else num_frames
-        found, proposals = self._localize(head, encoded.maps, state.proposals, image_sizes, begin, end)
+        found = self._localize(encoded.maps, image_sizes, begin, end)
         answered, waiting = self.actors(found, state.actors, num_frames, last)
         person_logits, boxes = (part.flatten(0, 1).transpose(0, 1) for part in answered)  # (R, B L, P, ...)
         if self.num_actors is not None and not deep:
@@ -302,36 +286,16 @@ class StreamingDetector(StreamingModule[StudentState]):
         sizes = image_sizes.repeat_interleave(last, dim=0)
         action_logits = self.memory.read(head.decoder, newest, past, boxes[-1], sizes, grid, every_block=deep)
         maps = tuple(levels[:, -last:].flatten(0, 1) for levels in encoded.maps)
-        return DetectorOutputs(person_logits, boxes, action_logits, maps), (memory, proposals, waiting)
+        return DetectorOutputs(person_logits, boxes, action_logits, maps), (memory, waiting)
 
-    def _localize(
-        self,
-        head: DetectionHead,
-        levels: tuple[Tensor, ...],
-        state: ProposalState,
-        image_sizes: Tensor,
-        begin: int,
-        end: int,
-    ) -> tuple[QueueState, ProposalState]:
-        """Actors of the frames ``begin`` to ``end`` from maps (B, T, C, h, w), and what the last of them leaves."""
-        if not self.carried.count:
-            maps = head.pyramid(tuple(level[:, begin:end].flatten(0, 1) for level in levels))
-            sizes = image_sizes.repeat_interleave(end - begin, dim=0)
-            actors = head.localizer(maps, head.pyramid.strides, sizes)
-            frames = (image_sizes.shape[0], end - begin)
-            parts = (actors.person_logits, actors.boxes)
-            return QueueState(*(part.transpose(0, 1).unflatten(0, frames) for part in parts)), state
-        learned, found = head.localizer.proposals(image_sizes), []
-        for frame in range(end):
-            is_read = frame >= begin
-            with torch.set_grad_enabled(is_read and torch.is_grad_enabled()):
-                maps = head.pyramid(tuple(level[:, frame] for level in levels))
-                start = self.carried.mix(*learned, state)
-                actors = head.localizer(maps, head.pyramid.strides, image_sizes, start)
-                state = self.carried.select(actors, state)
-            if is_read:
-                found.append(QueueState(actors.person_logits.transpose(0, 1), actors.boxes.transpose(0, 1)))
-        return QueueState(*(torch.stack(parts, dim=1) for parts in zip(*found, strict=True))), state
+    def _localize(self, levels: tuple[Tensor, ...], image_sizes: Tensor, begin: int, end: int) -> QueueState:
+        """Return the actors of the frames ``begin`` to ``end`` from maps (B, T, C, h, w)."""
+        maps = self.pyramid(tuple(level[:, begin:end].flatten(0, 1) for level in levels))
+        sizes = image_sizes.repeat_interleave(end - begin, dim=0)
+        actors = self.localizer(maps, self.pyramid.strides, sizes)
+        frames = (image_sizes.shape[0], end - begin)
+        parts = (actors.person_logits, actors.boxes)
+        return QueueState(*(part.transpose(0, 1).unflatten(0, frames) for part in parts))
 
     @torch.no_grad()
     def _received(self, block: StreamingBlock, tokens: Tensor) -> Tensor:

@@ -16,14 +16,14 @@ from .attention import SelfAttention, attend
 from .streaming import StreamingModule, compact_copy
 from .vit import NORM_EPS
 
-ShiftMode = Literal["channel", "head_kv", "concat_kv"]
+ShiftMode = Literal["channel", "concat_kv"]
 
 
 class ShiftState(NamedTuple):
     """What the newest frame leaves to the next one."""
 
     past: Tensor
-    """``channel``: its first channels (B, N, F). Else its keys and values (B, 2, H', N, D) of the H' shifted heads."""
+    """``channel``: its first channels (B, N, F). ``concat_kv``: its keys and values (B, 2, H, N, D)."""
     filled: Tensor
     """(B,) bool: whether there is a previous frame."""
 
@@ -34,8 +34,6 @@ class TemporalShiftAttention(StreamingModule[ShiftState]):
     mode:
         ``channel``: the first ``shift_rate`` of the channels that enter attention are the previous frame's
             (zeros in a stream's first frame).
-        ``head_kv``: the first ``shift_rate`` of the heads read the previous frame's keys and values
-            (their own in a stream's first frame).
         ``concat_kv``: every head reads both frames' keys and values, those of the previous frame marked by a learned
             code that starts at zero (in a stream's first frame its own stand in for them, as if the scene had been
             still).
@@ -61,8 +59,7 @@ class TemporalShiftAttention(StreamingModule[ShiftState]):
         self.num_patches, self.mode = num_patches, mode
         if mode == "concat_kv":
             self.past_code = nn.Parameter(torch.zeros(2, num_heads, 1, dim // num_heads))
-        whole = dim if mode == "channel" else num_heads
-        self.shifted = whole if mode == "concat_kv" else max(1, round(shift_rate * whole))
+        self.shifted = max(1, round(shift_rate * dim))
 
     def initial_state(
         self,
@@ -74,7 +71,7 @@ class TemporalShiftAttention(StreamingModule[ShiftState]):
     ) -> ShiftState:
         head_dim = self.attn.qkv.in_features // self.attn.num_heads
         patches = num_patches or self.num_patches
-        shape = (patches, self.shifted) if self.mode == "channel" else (2, self.shifted, patches, head_dim)
+        shape = (patches, self.shifted) if self.mode == "channel" else (2, self.attn.num_heads, patches, head_dim)
         past = torch.zeros(batch_size, *shape, device=device, dtype=dtype)
         return ShiftState(past, torch.zeros(batch_size, dtype=torch.bool, device=device))
 
@@ -92,19 +89,15 @@ class TemporalShiftAttention(StreamingModule[ShiftState]):
 
     def _attend_back(self, normed: Tensor, state: ShiftState) -> tuple[Tensor, Tensor]:
         query, key, value = self.attn.project(normed)  # (B, T, H, N, D)
-        moving = torch.stack([key[:, :, : self.shifted], value[:, :, : self.shifted]], dim=2)  # (B, T, 2, H', N, D)
+        moving = torch.stack([key, value], dim=2)  # (B, T, 2, H, N, D)
         earlier = self._delay(moving, state.past)
         has_past = torch.ones(moving.shape[:2], dtype=torch.bool, device=moving.device)  # (B, T)
         has_past = torch.cat([state.filled[:, None], has_past[:, 1:]], dim=1)
         # In a stream's first frame the frame itself stands in, so that it behaves as a plain frame-wise ViT.
         earlier = torch.where(has_past[:, :, None, None, None, None], earlier, moving)
         past_key, past_value = earlier.unbind(2)
-        if self.mode == "head_kv":
-            key = torch.cat([past_key, key[:, :, self.shifted :]], dim=2)
-            value = torch.cat([past_value, value[:, :, self.shifted :]], dim=2)
-        else:
-            key_code, value_code = self.past_code.to(key.dtype)
-            key, value = torch.cat([past_key + key_code, key], 3), torch.cat([past_value + value_code, value], 3)
+        key_code, value_code = self.past_code.to(key.dtype)
+        key, value = torch.cat([past_key + key_code, key], 3), torch.cat([past_value + value_code, value], 3)
         return attend(query, key, value), moving[:, -1]
 
     @staticmethod

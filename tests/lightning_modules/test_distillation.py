@@ -8,7 +8,8 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from datamodules.samplers import Request
 from datamodules.windows import WindowDataset, annotated_samples
 from lightning_modules.clip_detection import ClipDetectionModule
-from lightning_modules.distillation import DEFAULT_TASK_WEIGHTS, DistillationModule
+from lightning_modules.distillation import DistillationModule
+from lightning_modules.distillation_terms import ActionTerm, AttentionTerm, BoxTerm, Lesson
 from lightning_modules.networks.frames import normalise_frames
 from lightning_modules.networks.student import EncodedFrames
 from lightning_modules.networks.weights import load_exactly, read_state_dict, save_weights, student_from_teacher
@@ -110,14 +111,15 @@ def test_tasks_their_weights_and_the_terms_of_the_ground_truth_are_logged(data, 
         set(logged)
         == {"train/loss", *(f"train/loss/{t}" for t in tasks), *(f"train/weight/{t}" for t in tasks)} | terms
     )
-    assert [logged[f"train/weight/{task}"] for task in tasks] == pytest.approx(list(DEFAULT_TASK_WEIGHTS.values()))
+    weights = {"detection": 1.0, "features": 5.0, "actions": 5.0, "boxes": 1.0}
+    assert {task: logged[f"train/weight/{task}"] for task in tasks} == pytest.approx(weights)
     total = sum(logged[f"train/weight/{task}"] * logged[f"train/loss/{task}"] for task in tasks)
-    total -= sum(np.log(DEFAULT_TASK_WEIGHTS[task]) for task in tasks[1:])  # the ground truth is not weighted
+    total -= sum(np.log(weights[task]) for task in tasks[1:])  # the ground truth is not weighted
     assert logged["train/loss"] == pytest.approx(total, rel=1e-5)
 
 
-def test_a_task_without_a_weight_is_left_out(data, distil, tmp_path):
-    module = distil(task_weights={"detection": 1.0, "actions": 2.0}, weighting="fixed")
+def test_a_term_that_is_not_named_is_left_out(data, distil, tmp_path):
+    module = distil(terms=[ActionTerm(2.0)], weighting="fixed")
     trainer = tiny.trainer(tmp_path, max_epochs=1)
     trainer.fit(module, datamodule=tiny.Repeated(next(iter(data.train_dataloader())), steps=1))
     assert "train/loss/features" not in trainer.callback_metrics
@@ -125,9 +127,21 @@ def test_a_task_without_a_weight_is_left_out(data, distil, tmp_path):
     assert "train/loss/actions" in trainer.callback_metrics
 
 
-def test_unknown_tasks_are_named(distil):
-    with pytest.raises(ValueError, match=r"unknown tasks \['motion'\]"):
-        distil(task_weights={"detection": 1.0, "motion": 1.0})
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"terms": [ActionTerm(), BoxTerm(), ActionTerm(2.0)]}, "two of actions"),
+        ({"terms": [], "truth_weight": 0}, "nothing to learn"),
+    ],
+)
+def test_terms_that_cannot_be_meant_are_refused(distil, changes, problem):
+    with pytest.raises(ValueError, match=problem):
+        distil(**changes)
+
+
+def test_a_weight_that_is_not_above_zero_is_refused():
+    with pytest.raises(ValueError, match="weight of actions must be above 0, got 0"):
+        ActionTerm(0)
 
 
 def test_the_teacher_sees_the_clips_that_it_was_trained_on(data, distil, source, folder):
@@ -145,26 +159,6 @@ def test_the_teacher_sees_the_clips_that_it_was_trained_on(data, distil, source,
     torch.testing.assert_close(asked, expected, rtol=0, atol=0)
 
 
-def test_a_teacher_that_may_not_see_the_future_sees_the_newest_frame_again(data, distil):
-    batch = next(iter(data.train_dataloader()))
-    asked = seen_by_the_teacher(distil(teacher_keyframe="last"), batch)
-    frames = normalise_frames(batch.frames, batch.image_sizes)
-    first, last = batch.keyframes
-    for lane in range(len(frames)):
-        for clip, keyframe in zip(asked[2 * lane : 2 * lane + 2], (first, last), strict=True):
-            expected = frames[lane, [keyframe - 2, keyframe - 1, keyframe, keyframe]].transpose(0, 1)
-            torch.testing.assert_close(clip, expected, rtol=0, atol=0)
-
-
-def test_a_curriculum_lets_the_future_in_frame_by_frame(distil, monkeypatch):
-    module = distil(teacher_keyframe="curriculum", curriculum_until=0.5)
-    seen = []
-    for progress in (0.0, 0.2, 0.25, 0.5, 1.0):
-        monkeypatch.setattr(type(module), "progress", progress)
-        seen.append(module.future_frames)
-    assert seen == [0, 0, 1, 1, 1]  # of a clip of four frames one lies after the keyframe
-
-
 @pytest.mark.parametrize("changes", [{"train_past_frames": 3}, {"train_future_frames": 0}])
 def test_a_clip_that_reaches_outside_the_window_is_an_error_with_the_numbers_to_set(
     source, folder, data, distil, changes
@@ -178,9 +172,6 @@ def test_a_clip_that_reaches_outside_the_window_is_an_error_with_the_numbers_to_
         assert f"data.init_args.{advice}" in str(error.value)
     advised = tiny.streams(source, folder / "cache", train_past_frames=4, train_future_frames=1)
     ask(module, whole_dataset(data, advised.window)[[Request(3, None)]])  # and so it is enough
-    last = distil(teacher_keyframe="last")
-    without_future = tiny.streams(source, folder / "cache", train_past_frames=4, train_future_frames=0)
-    ask(last, whole_dataset(data, without_future.window)[[Request(3, None)]])
 
 
 def test_a_student_starts_from_its_teacher_unless_told_otherwise(distil):
@@ -196,8 +187,7 @@ def test_a_student_starts_from_its_teacher_unless_told_otherwise(distil):
 
 def test_a_student_whose_proposals_are_not_its_teachers_imitates_those_nearest(distil):
     assert distil().proposal_matching == "index"
-    for changes in ({"carried_proposals": 2}, {"num_proposals": 3}):
-        assert distil(network=tiny.student(**changes)).proposal_matching == "assignment"
+    assert distil(network=tiny.student(num_proposals=3)).proposal_matching == "assignment"
     with pytest.raises(ValueError, match="proposal_matching=index needs the teacher's"):
         distil(network=tiny.student(num_proposals=3), proposal_matching="index")
 
@@ -212,42 +202,31 @@ def test_what_is_imitated_is_the_teachers_in_the_order_of_the_assignment(distil)
     student = teacher._replace(boxes=teacher.boxes[-1:].gather(2, order_of_boxes))
     # All of them persons, so that the boxes alone decide.
     teacher = teacher._replace(person_logits=torch.tensor([9.0, -9.0]).expand_as(teacher.person_logits))
-    found = module.imitated(student, teacher, sizes)
+    networks = module.network, module.teacher.network
+    found = Lesson(student, teacher, (), sizes, networks, same_order=False).imitated
     torch.testing.assert_close(found.boxes, student.boxes[-1])
     torch.testing.assert_close(
         found.action_logits, torch.stack([teacher.action_logits[-1, item, order[item]] for item in range(2)])
     )
 
 
-@pytest.mark.parametrize("changes", [{"carried_proposals": 2}, {"num_proposals": 3, "num_actors": 2}])
-def test_a_student_with_a_cheaper_head_learns(data, distil, tmp_path, changes):
+def test_a_student_with_a_cheaper_head_learns(data, distil, tmp_path):
     batch, losses = next(iter(data.train_dataloader())), tiny.Losses()
-    module = distil(network=tiny.student(**changes), weighting="fixed", from_teacher=False)
+    module = distil(network=tiny.student(num_proposals=3, num_actors=2), weighting="fixed", from_teacher=False)
     trainer = tiny.trainer(tmp_path, max_epochs=1, callbacks=[losses])
     trainer.fit(module, datamodule=tiny.Repeated(batch, steps=30))
     assert losses.values[-1] < 0.7 * losses.values[0]
 
 
-def test_through_its_teachers_head_a_student_of_the_same_weights_finds_the_same(data, distil):
-    module, batch = distil(), next(iter(data.train_dataloader()))
-    module.network.memory.age_code.data.zero_()
-    encoded, state = module.encode(batch, normalise_frames(batch.frames, batch.image_sizes))
-    own = module.detect_supervised(batch, encoded, state)
-    through_teacher = module.detect_supervised(batch, encoded, state, module.teacher.network.head)
-    for name in ("person_logits", "boxes", "action_logits"):
-        torch.testing.assert_close(getattr(own, name), getattr(through_teacher, name))
-
-
-@pytest.mark.parametrize(("task", "taught"), [("mimicry", "blocks.0.mlp"), ("attention", "blocks.1.temporal.attn.qkv")])
-def test_mimicry_and_attention_teach_the_trunk_and_not_the_head(data, distil, task, taught, monkeypatch):
-    module = distil(task_weights={task: 1.0})
+def test_attention_teaches_the_trunk_and_not_the_head(data, distil, monkeypatch):
+    module = distil(terms=[AttentionTerm()], truth_weight=0)
     monkeypatch.setattr(type(module), "progress", 0.5)
     monkeypatch.setattr(type(module), "log_losses", lambda *_: None)
     monkeypatch.setattr(type(module), "log_dict", lambda *_, **__: None)
     torch.nn.init.normal_(module.network.blocks[0].mlp.fc1.weight)  # no longer the teacher's
     module.training_step(next(iter(data.train_dataloader())), 0).backward()
     learns = {name for name, part in module.network.named_parameters() if part.grad is not None and part.grad.any()}
-    assert any(name.startswith(taught) for name in learns)
+    assert any(name.startswith("blocks.1.temporal.attn.qkv") for name in learns)
     assert not any(name.startswith(("localizer", "decoder", "pyramid")) for name in learns)
     assert all(part.grad is None for part in module.teacher.parameters())
 
@@ -269,22 +248,9 @@ def test_a_student_that_localizes_in_the_next_frame_compares_features_of_the_pai
     torch.testing.assert_close(compared, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_learned_variances_of_features_are_trained_and_go_on_from_a_checkpoint(data, distil, tmp_path):
-    module = distil(feature_variance="token")
-    assert set(module.task_weighting.log_variances) == {"actions", "boxes"}  # the features weigh themselves
-    trainer = tiny.trainer(tmp_path, max_epochs=1)
-    trainer.fit(module, datamodule=data)
-    assert module.feature_loss.bias.abs().min() > 0
-    trainer.save_checkpoint(tmp_path / "last.ckpt")
-    load_exactly(tiny.student(), read_state_dict(tmp_path / "last.ckpt"))  # the student alone
-    further = distil(feature_variance="token")
-    tiny.trainer(tmp_path).test(further, datamodule=data, ckpt_path=tmp_path / "last.ckpt", verbose=False)
-    torch.testing.assert_close(further.feature_loss.bias, module.feature_loss.bias)
-
-
 def test_an_average_of_weights_over_training_is_what_is_evaluated_and_kept(data, distil, tmp_path):
     """Lightning's callback, around a module that holds a frozen teacher."""
-    module = distil(teacher_keyframe="last")
+    module = distil()
     checkpoint = ModelCheckpoint(tmp_path, save_last=True)
     callbacks = [EMAWeightAveraging(decay=0.5), checkpoint]
     trainer = tiny.trainer(tmp_path, max_epochs=1, callbacks=callbacks, enable_checkpointing=True)

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SIZE = (48, 60)
 """Of the frames; the networks see them padded to 64 x 64."""
 NAMES = ("walk", "sit")
-ALL_OPTIONS = {"num_proposals": 6, "carried_proposals": 2, "num_actors": 3, "decoder_refines_context": False}
+ALL_OPTIONS = {"num_proposals": 6, "num_actors": 3, "decoder_refines_context": False}
 SHALLOW = {"num_stages": 1, "decoder_depth": 1}
 """The exporter takes its time for every operator."""
 needs_onnx = pytest.mark.skipif(

@@ -18,7 +18,7 @@ def kept_by(network) -> int:
 @pytest.mark.parametrize("temporal", ["tsa", "dsta"])
 @torch.no_grad()
 def test_a_prepared_student_gives_what_it_gave_before(temporal):
-    student = randomise(tiny_student(temporal, carried_proposals=2, num_actors=3))
+    student = randomise(tiny_student(temporal, num_actors=3))
     frames, state = torch.randn(2, 4, 3, 64, 96), student.initial_state(2, (64, 96))
     before, state_before = student(frames, state)
     prepare_for_inference(student)

@@ -29,7 +29,7 @@ STREAMS, FRAMES, PATCHES, DIM = 2, 8, 4, 8
 ATTENTIONS: dict[str, Callable[[], StreamingModule]] = {
     **{
         f"tsa_{mode}_{rate}": lambda mode=mode, rate=rate: TemporalShiftAttention(DIM, 4, PATCHES, mode, rate)
-        for mode in ("channel", "head_kv", "concat_kv")
+        for mode in ("channel", "concat_kv")
         for rate in (0.25, 1.0)
     },
     "dsta_whole_width": lambda: DecomposedAttention(DIM, 2, PATCHES, lstm_dim=DIM),
@@ -41,14 +41,11 @@ BLOCKS: dict[str, Callable[[], StreamingModule]] = {
 }
 STUDENTS: dict[str, Callable[[], StreamingModule]] = {
     "student_tsa_channel": lambda: tiny_student("tsa", shift_mode="channel", memory_keep_rate=1.0),
-    "student_tsa_head_kv": lambda: tiny_student("tsa", shift_mode="head_kv", roi_kernel="separable"),
     "student_tsa_concat_kv": lambda: tiny_student("tsa", shift_mode="concat_kv"),
     "student_tsa_no_memory": lambda: tiny_student("tsa", window=0),
     "student_dsta": lambda: tiny_student("dsta"),
     "student_tsa_ahead": lambda: tiny_student("tsa", look_ahead=2, roi_kernel="separable"),
-    "student_dsta_ahead": lambda: tiny_student(
-        "dsta", look_ahead=3, carried_proposals=2, num_actors=2, roi_kernel="separable"
-    ),
+    "student_dsta_ahead": lambda: tiny_student("dsta", look_ahead=3, num_actors=2, roi_kernel="separable"),
     "student_tsa_slots": lambda: tiny_student(
         "tsa", look_ahead=2, window=4, memory_stride=2, keyframe_code="answered", roi_kernel="separable"
     ),
@@ -64,16 +61,12 @@ STUDENTS: dict[str, Callable[[], StreamingModule]] = {
         keyframe_code="answered",
         roi_kernel="separable",
     ),
-    "student_dsta_lstm_at_the_end": lambda: tiny_student("dsta", lstm_blocks=[1], roi_kernel="separable"),
     "student_dsta_keeps_all": lambda: tiny_student("dsta", lstm_dim=16, memory_keep_rate=1.0, roi_kernel="separable"),
     "student_dsta_no_memory": lambda: tiny_student("dsta", window=0),
-    "student_tsa_carries": lambda: tiny_student("tsa", carried_proposals=2),
-    "student_dsta_carries_separable": lambda: tiny_student("dsta", carried_proposals=3, roi_kernel="separable"),
     "student_tsa_few_actors": lambda: tiny_student("tsa", num_actors=2),
     "student_tsa_plain_context": lambda: tiny_student("tsa", decoder_refines_context=False),
     "student_dsta_every_saving": lambda: tiny_student(
         "dsta",
-        carried_proposals=2,
         num_actors=2,
         decoder_refines_context=False,
         num_stages=1,
@@ -432,13 +425,12 @@ def test_every_kind_of_student_is_in_this_file():
     students = [build() for build in STUDENTS.values()]
     assert all(isinstance(student, StreamingDetector) for student in students)
     attentions = [student.blocks[0].temporal for student in students]
-    assert {a.mode for a in attentions if isinstance(a, TemporalShiftAttention)} == {"channel", "head_kv", "concat_kv"}
+    assert {a.mode for a in attentions if isinstance(a, TemporalShiftAttention)} == {"channel", "concat_kv"}
     assert any(isinstance(attention, DecomposedAttention) for attention in attentions)
     assert {student.memory.window for student in students} == {0, 3, 4}
     assert {student.memory.stride for student in students} == {1, 2}
     assert {student.memory.keyframe_age for student in students} == {0, 1, 2}
     assert {student.memory.keep_rate for student in students} >= {0.5, 1.0}
-    assert {student.carried.count > 0 for student in students} == {True, False}
     assert {student.num_actors for student in students} == {None, 2}
     assert {student.decoder.refines_context for student in students} == {True, False}
 

@@ -12,7 +12,7 @@ from tests.networks.tiny import CONFIG, randomise, tiny_student, tiny_teacher
 
 SHARED = {key: value for key, value in CONFIG.items() if key not in ("keep_rates", "enhanced_weight", "key_order")}
 HEIGHT, WIDTH = 64, 96
-TEACHER_LIKE_AT_FIRST = [("dsta", {}), ("tsa", {"shift_mode": "head_kv"}), ("tsa", {"shift_mode": "concat_kv"})]
+TEACHER_LIKE_AT_FIRST = [("dsta", {}), ("tsa", {"shift_mode": "concat_kv"})]
 
 
 def pair(temporal: str, **changes) -> tuple[StreamingDetector, EvadTeacher]:
@@ -159,16 +159,12 @@ def test_state_bytes_are_those_of_the_arithmetic():
     memory = 3 * (12 * 8 * 4 + 12 * 8) + 8  # window x (12 of 24 tokens, 8 wide, and their int64 places), filled
     tsa = tiny_student("tsa", shift_mode="concat_kv")
     blocks = 2 * (2 * patches * 8 * 4 + 1)  # keys and values, and whether there are any
-    memory += 1  # whether proposals are carried
     assert state_bytes(tsa.initial_state(lanes, (64, 96))) == lanes * (embedding + blocks + memory)
     dsta = tiny_student("dsta", lstm_dim=5)
     blocks = 2 * (2 * patches * 5 * 4)  # hidden and cell values
     assert state_bytes(dsta.initial_state(lanes, (64, 96))) == lanes * (embedding + blocks + memory)
     channel = tiny_student("tsa", shift_mode="channel", shift_rate=0.25, window=0)
-    assert state_bytes(channel.initial_state(lanes, (64, 96))) == lanes * (embedding + 2 * (patches * 2 * 4 + 1) + 9)
-    carrying = tiny_student("dsta", lstm_dim=5, carried_proposals=3)
-    proposals = 3 * (8 + 4) * 4  # features and boxes
-    assert state_bytes(carrying.initial_state(lanes, (64, 96))) == lanes * (embedding + blocks + memory + proposals)
+    assert state_bytes(channel.initial_state(lanes, (64, 96))) == lanes * (embedding + 2 * (patches * 2 * 4 + 1) + 8)
 
 
 def test_what_an_unfilled_memory_holds_does_not_matter():
@@ -195,46 +191,8 @@ def test_a_student_with_less_of_a_head_takes_the_first_stages_and_blocks_and_eve
     }
 
 
-@pytest.mark.parametrize("temporal", ["tsa", "dsta"])
-def test_carried_proposals_start_where_the_most_person_like_ones_of_the_frame_before_ended(temporal):
-    student = randomise(tiny_student(temporal, carried_proposals=2))  # of 4: the learned ones 0 and 2 are replaced
-    frames = torch.randn(1, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    start = student.initial_state(1)
-    first, _ = student.outputs(frames[:, :1], start)
-    both, _ = student.outputs(frames, start, last=1)
-
-    sizes = torch.tensor([[64, 64]])
-    learned = student.localizer.proposals(sizes)
-    maps = student.pyramid(tuple(tap for tap in first.maps))
-    in_first = student.localizer(maps, student.pyramid.strides, sizes, learned)
-    torch.testing.assert_close(in_first.boxes, first.boxes)  # nothing is carried into a first frame
-    persons = (in_first.person_logits[-1, 0, :, 0] - in_first.person_logits[-1, 0, :, 1]).tolist()
-    best = sorted(sorted(range(4), key=persons.__getitem__)[-2:])
-    features, boxes = learned[0].clone(), learned[1].clone()
-    features[0, [0, 2]], boxes[0, [0, 2]] = in_first.features[0, best], in_first.boxes[-1, 0, best]
-    maps = student.pyramid(tuple(tap for tap in both.maps))
-    expected = student.localizer(maps, student.pyramid.strides, sizes, (features, boxes))
-    torch.testing.assert_close(both.boxes, expected.boxes)
-    torch.testing.assert_close(both.person_logits, expected.person_logits)
-
-
-def test_supervised_frames_pass_no_gradient_to_the_frames_that_their_proposals_come_from():
-    student = randomise(tiny_student("tsa", carried_proposals=2, window=0, memory_keep_rate=1.0))
-    with torch.enable_grad():
-        outputs, state = student.outputs(torch.randn(1, 3, 3, 64, 64), student.initial_state(1), last=2, deep=True)
-        assert outputs.boxes.requires_grad
-        assert not state.proposals.boxes.requires_grad and not state.proposals.features.requires_grad
-
-
-@pytest.mark.parametrize("count", [-1, 4, 9])
-def test_carrying_every_proposal_is_refused_since_nothing_new_would_be_found(count):
-    with pytest.raises(ValueError, match=f"carried_proposals={count} .* num_proposals=4"):
-        tiny_student("tsa", carried_proposals=count)
-
-
-@pytest.mark.parametrize("changes", [{}, {"carried_proposals": 2}], ids=["", "carried"])
-def test_few_actors_are_the_most_person_like_proposals_and_training_sees_all(changes):
-    student, few = (randomise(tiny_student("dsta", num_actors=count, **changes)) for count in (None, 2))
+def test_few_actors_are_the_most_person_like_proposals_and_training_sees_all():
+    student, few = (randomise(tiny_student("dsta", num_actors=count)) for count in (None, 2))
     frames = torch.randn(2, 3, 3, 64, 64)
     every, _ = student(frames, student.initial_state(2))
     chosen, _ = few(frames, few.initial_state(2))
@@ -265,9 +223,7 @@ def test_sizes_that_cannot_be_meant_are_refused_at_construction(changes):
 
 
 @pytest.mark.parametrize("temporal", ["tsa", "dsta"])
-@pytest.mark.parametrize(
-    "changes", [{"look_ahead": 2}, {"carried_proposals": 2, "num_actors": 2, "decoder_refines_context": False}]
-)
+@pytest.mark.parametrize("changes", [{"look_ahead": 2}, {"num_actors": 2, "decoder_refines_context": False}])
 def test_the_step_is_one_graph_to_torch_compile_and_is_compiled_once(temporal, changes):
     torch._dynamo.reset()  # what other networks have left
     student = randomise(tiny_student(temporal, **changes))
@@ -289,23 +245,6 @@ def test_the_step_is_one_graph_to_torch_compile_and_is_compiled_once(temporal, c
         for one, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     assert len(graphs) == 1
-
-
-def test_blocks_without_an_lstm_have_neither_its_weights_nor_a_state():
-    student = tiny_student("dsta", lstm_blocks=[1])
-    has_lstm = {name.split(".")[1] for name, _ in student.named_parameters() if ".lstm." in name}
-    assert has_lstm == {"1"}
-    first, second = student.initial_state(2).blocks
-    assert first.hidden.numel() == first.cell.numel() == 0 and second.hidden.numel() > 0
-
-
-@pytest.mark.parametrize(
-    ("temporal", "blocks", "told"),
-    [("dsta", [0, 9], r"lstm_blocks=\[0, 9\] must lie in 0..1"), ("tsa", [1], "tsa has none")],
-)
-def test_lstms_where_there_can_be_none_are_refused(temporal, blocks, told):
-    with pytest.raises(ValueError, match=told):
-        tiny_student(temporal, lstm_blocks=blocks)
 
 
 @pytest.mark.parametrize("last", [1, 4, 7])

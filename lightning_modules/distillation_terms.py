@@ -1,0 +1,134 @@
+"""What a student learns from its teacher beside the ground truth: one class per term."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .losses.distillation import ActionImitation, AttentionImitation, BoxImitation, FeatureLoss
+from .losses.matching import ProposalMatcher
+from .networks.detections import Detections, DetectorOutputs
+from .networks.evad import EvadTeacher
+from .networks.student import StreamingDetector
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one training step compares: N supervised frames as the student and as the teacher see them."""
+
+    student: DetectorOutputs
+    teacher: DetectorOutputs
+    maps: Sequence[Tensor]
+    """The student's token maps (N, C, h, w) of the supervised frames, at the layers of ``teacher.maps``."""
+    image_sizes: Tensor
+    """(N, 2) height and width before padding."""
+    networks: tuple[StreamingDetector, EvadTeacher]
+    """Student and teacher."""
+    same_order: bool
+    """Whether the student's proposals are its teacher's, one by one; they are assigned to each other otherwise."""
+
+    @cached_property
+    def imitated(self) -> Detections:
+        """The teacher's detections in the order of the student's proposals."""
+        detections = self.teacher.detections
+        if self.same_order:
+            return detections
+        scale = self.image_sizes.flip(-1).repeat(1, 2)
+        matcher = ProposalMatcher()
+        places = matcher(self.student.boxes[-1], detections.person_logits, detections.boxes, scale)[..., None]
+        return Detections(*(part.gather(1, places.expand(-1, -1, part.shape[-1])) for part in detections))
+
+
+class DistillationTerm(ABC):
+    """One term of the loss.
+
+    Args:
+        weight: how much it counts at first; weights may be learned, see ``TaskWeighting``.
+    """
+
+    name: str
+    """What it is logged as: ``train/loss/<name>`` and ``train/weight/<name>``."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        if weight <= 0:
+            raise ValueError(f"the weight of {self.name} must be above 0, got {weight}; leave the term out instead")
+        self.weight = weight
+
+    @abstractmethod
+    def __call__(self, lesson: Lesson) -> Tensor:
+        """Return the unweighted loss, a scalar."""
+
+
+class FeatureTerm(DistillationTerm):
+    """The teacher's tokens at the pyramid's layers, see ``FeatureLoss``."""
+
+    name = "features"
+
+    def __init__(self, weight: float = 5.0) -> None:
+        super().__init__(weight)
+        self.loss = FeatureLoss()
+
+    def __call__(self, lesson: Lesson) -> Tensor:
+        return self.loss(lesson.maps, lesson.teacher.maps)
+
+
+class ActionTerm(DistillationTerm):
+    """The teacher's action scores, see ``ActionImitation``."""
+
+    name = "actions"
+
+    def __init__(self, weight: float = 5.0) -> None:
+        super().__init__(weight)
+        self.loss = ActionImitation()
+
+    def __call__(self, lesson: Lesson) -> Tensor:
+        imitated = lesson.imitated
+        persons = imitated.person_logits.softmax(-1)[..., 0]
+        return self.loss(lesson.student.action_logits, imitated.action_logits, persons)
+
+
+class BoxTerm(DistillationTerm):
+    """The teacher's boxes and person scores, see ``BoxImitation``."""
+
+    name = "boxes"
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        self.loss = BoxImitation()
+
+    def __call__(self, lesson: Lesson) -> Tensor:
+        student, imitated = lesson.student, lesson.imitated
+        truth = (imitated.person_logits, imitated.boxes)
+        return self.loss(student.person_logits, student.boxes, *truth, lesson.image_sizes)
+
+
+class AttentionTerm(DistillationTerm):
+    """The attention inside a frame in the block after every layer of the pyramid, see ``AttentionImitation``."""
+
+    name = "attention"
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        self.loss = AttentionImitation()
+
+    def __call__(self, lesson: Lesson) -> Tensor:
+        student, teacher = lesson.networks
+        losses = []
+        for layer, own, taught in zip(student.pyramid_layers, lesson.maps, lesson.teacher.maps, strict=True):
+            if layer + 1 < len(student.blocks):
+                block, teaching = student.blocks[layer + 1].temporal, teacher.backbone.blocks[layer + 1]
+                with torch.no_grad():
+                    wanted = teaching.attn.project(teaching.norm1(taught.flatten(2).transpose(1, 2)))[:2]
+                paid = block.attn.project(block.norm1(own.flatten(2).transpose(1, 2)))[:2]
+                losses.append(self.loss(paid, wanted))
+        return torch.stack(losses).mean()
+
+
+def default_terms() -> tuple[DistillationTerm, ...]:
+    """Features, actions and boxes."""
+    return FeatureTerm(), ActionTerm(), BoxTerm()
