@@ -18,7 +18,7 @@ from .networks.evad import EvadTeacher
 from .networks.frames import normalise_frames
 from .networks.prepared import prepare_for_inference
 from .networks.published_cost import published_gflops
-from .networks.vit import TUBELET
+from .networks.trunk_size import TUBELET
 from .video_evaluation import VideoEvaluation
 
 

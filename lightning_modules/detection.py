@@ -38,8 +38,6 @@ class DetectionModule(ExperimentModule):
     The other arguments are those of ``ExperimentModule``.
     """
 
-    head: Sequence[str] = ("network.localizer.stages.*", "network.decoder.*")
-
     def __init__(
         self,
         network: nn.Module,
@@ -86,7 +84,7 @@ class DetectionModule(ExperimentModule):
 
     def lr_multipliers(self) -> dict[str, float]:
         """Patterns of parameter names and how much faster than the rest they learn; the first match counts."""
-        return dict.fromkeys(self.head, self.head_lr_multiplier)
+        return dict.fromkeys((f"network.{name}" for name in self.network.head_parameters()), self.head_lr_multiplier)
 
     def decode(self, detections: Detections, image_sizes: Tensor, original_sizes: Tensor) -> list[ScoredBoxes]:
         """The one way from network outputs to scored boxes in the original video."""

@@ -18,8 +18,10 @@ from .networks.evad import EvadTeacher
 from .networks.frames import gather_clips, normalise_frames
 from .networks.frozen import FrozenNetwork
 from .networks.prepared import prepare_for_inference
-from .networks.student import EncodedFrames, StreamingDetector
-from .networks.weights import load_exactly, read_state_dict, student_from_teacher
+from .networks.streaming_trunk import EncodedFrames
+from .networks.student import StreamingDetector
+from .networks.student_start import student_from_teacher
+from .networks.weights import load_exactly, read_state_dict
 from .stream_detection import StreamDetectionModule
 
 
@@ -112,9 +114,9 @@ class DistillationModule(StreamDetectionModule):
     def supervised_maps(self, encoded: EncodedFrames, batch: ClipBatch) -> list[Tensor]:
         """Return the maps (B L, C, h, w) of the supervised frames themselves, wherever the outputs for them are.
 
-        They come out of the trunk ``lateness`` frames after these frames.
+        They come out of the trunk ``token_delay`` frames after these frames, see ``Timing``.
         """
-        first, last = (batch.keyframes[end] + self.network.lateness for end in (0, -1))
+        first, last = (batch.keyframes[end] + self.network.timing.token_delay for end in (0, -1))
         return [levels[:, first : last + 1].flatten(0, 1) for levels in encoded.maps]
 
     def ask_teacher(self, batch: ClipBatch, frames: Tensor) -> DetectorOutputs:

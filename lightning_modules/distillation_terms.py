@@ -119,9 +119,9 @@ class AttentionTerm(DistillationTerm):
     def __call__(self, lesson: Lesson) -> Tensor:
         student, teacher = lesson.networks
         losses = []
-        for layer, own, taught in zip(student.pyramid_layers, lesson.maps, lesson.teacher.maps, strict=True):
-            if layer + 1 < len(student.blocks):
-                block, teaching = student.blocks[layer + 1].temporal, teacher.backbone.blocks[layer + 1]
+        for layer, own, taught in zip(student.size.pyramid_layers, lesson.maps, lesson.teacher.maps, strict=True):
+            if layer + 1 < student.size.depth:
+                block, teaching = student.trunk.blocks[layer + 1].attention, teacher.backbone.blocks[layer + 1]
                 with torch.no_grad():
                     wanted = teaching.attn.project(teaching.norm1(taught.flatten(2).transpose(1, 2)))[:2]
                 paid = block.attn.project(block.norm1(own.flatten(2).transpose(1, 2)))[:2]

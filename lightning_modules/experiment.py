@@ -24,7 +24,7 @@ class ExperimentModule(L.LightningModule):
         optimizer: called with parameter groups.
         weights: a weights file or checkpoint to start from (or to evaluate). Nothing may be missing or left over.
         fresh: patterns of parameters that start fresh although ``weights`` are given; for other classes than the
-            weights know: ``["decoder.blocks.*.action_logits.*"]``.
+            weights know: ``["head.decoder.blocks.*.action_logits.*"]``.
         schedule: of the learning rate: ``WarmupCosine`` (the default) or ``WarmupSteps``.
     """
 

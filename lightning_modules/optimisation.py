@@ -10,7 +10,15 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-NO_DECAY = ("*bias", "*mask_token", "*positions.table", "*proposal_features", "*proposal_boxes", "*_code", "*gate")
+
+def no_weight_decay(module: nn.Module) -> set[str]:
+    """Return the names of the matrices that parts of a module declare not to decay (``no_weight_decay``, as timm)."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, part in module.named_modules()
+        if hasattr(part, "no_weight_decay")
+        for name in part.no_weight_decay()
+    }
 
 
 def parameter_groups(
@@ -19,14 +27,15 @@ def parameter_groups(
     """Trainable parameters, grouped by learning rate and by whether they decay.
 
     A parameter's rate is ``lr`` times the multiplier of the first pattern of ``lr_multipliers`` that its name matches.
-    Vectors (norms, biases), mask token, proposals and codes do not decay (`evad-facts`, section 10).
+    Vectors (norms, biases, gates) do not decay, nor does what ``no_weight_decay`` names.
     """
     groups: dict[tuple[float, bool], list] = {}
     for prefix, module in modules:
+        spared = no_weight_decay(module)
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
                 matches = (rate for pattern, rate in lr_multipliers.items() if fnmatch(f"{prefix}.{name}", pattern))
-                decayed = parameter.dim() > 1 and not any(fnmatch(name, pattern) for pattern in NO_DECAY)
+                decayed = parameter.dim() > 1 and name not in spared
                 groups.setdefault((next(matches, 1.0), decayed), []).append(parameter)
     result = []
     for (multiplier, decayed), parameters in groups.items():
@@ -65,7 +74,7 @@ class WarmupCosine(Schedule):
 
 
 class WarmupSteps(Schedule):
-    """Linear warm-up, then constant rates that change at given epochs; EVAD's schedule (`evad-facts`, section 10).
+    """Linear warm-up, then constant rates that change at given epochs; EVAD's schedule.
 
     Epochs are fractional: with 100 steps an epoch, step 150 is at 1.5. Milestones {5: 0.1, 8: 0.01} mean a tenth of the
     configured rate from epoch 5 on and a hundredth from epoch 8 on.

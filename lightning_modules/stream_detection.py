@@ -19,8 +19,10 @@ from .networks.detections import Detections, DetectorOutputs, ScoredBoxes
 from .networks.frames import normalise_frames
 from .networks.prepared import prepare_for_inference
 from .networks.streaming import select_lanes
-from .networks.student import EncodedFrames, StreamingDetector, StudentState
-from .networks.weights import read_state_dict, student_from_teacher
+from .networks.streaming_trunk import EncodedFrames
+from .networks.student import DetectorState, StreamingDetector
+from .networks.student_start import student_from_teacher
+from .networks.weights import read_state_dict
 from .stream_answers import Answer, StreamAnswers
 
 
@@ -52,15 +54,6 @@ class StreamDetectionModule(DetectionModule):
     The other arguments are those of ``DetectionModule``.
     """
 
-    new = (
-        "network.blocks.*.temporal.*lstm*",
-        "network.blocks.*.temporal.temporal_norm.*",
-        "network.blocks.*.temporal.gate",
-        "network.blocks.*.temporal.past_code",
-        "network.memory.age_code",
-    )
-    """What a student has and its teacher has not."""
-
     def __init__(
         self,
         network: StreamingDetector,
@@ -76,8 +69,8 @@ class StreamDetectionModule(DetectionModule):
         self.loss = loss or DetectionLoss()
         self.new_lr_multiplier = new_lr_multiplier
         self.delayed_evaluation = DelayedEvaluation(scored_delays, self.metric)
-        self.answers = StreamAnswers(network.look_ahead)
-        self.state: StudentState | None = None
+        self.answers = StreamAnswers(network.timing.look_ahead)
+        self.state: DetectorState | None = None
         self.tracks: dict[int, LaneTracks] = {}
         """Of each lane, in prediction."""
 
@@ -86,7 +79,8 @@ class StreamDetectionModule(DetectionModule):
         self.delayed_evaluation = DelayedEvaluation(self.delayed_evaluation.delays, self.metric)
 
     def lr_multipliers(self) -> dict[str, float]:
-        return dict.fromkeys(self.new, self.new_lr_multiplier) | super().lr_multipliers()
+        new = (f"network.{name}" for name in self.network.new_parameters())
+        return dict.fromkeys(new, self.new_lr_multiplier) | super().lr_multipliers()
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         encoded, state = self.encode(batch, normalise_frames(batch.frames, batch.image_sizes))
@@ -95,7 +89,7 @@ class StreamDetectionModule(DetectionModule):
         self.log_losses(losses, len(batch.frames))
         return losses["total"]
 
-    def encode(self, batch: ClipBatch, frames: Tensor) -> tuple[EncodedFrames, StudentState]:
+    def encode(self, batch: ClipBatch, frames: Tensor) -> tuple[EncodedFrames, DetectorState]:
         """Training windows up to the answer about their last supervised frame, and the state before them.
 
         ``frames`` are the batch's, normalised.
@@ -103,7 +97,7 @@ class StreamDetectionModule(DetectionModule):
         first, last = batch.keyframes[0], batch.keyframes[-1]
         if last - first + 1 != len(batch.keyframes):
             raise ValueError(f"a streaming detector is supervised on consecutive frames, got {batch.keyframes}")
-        look_ahead = self.network.look_ahead
+        look_ahead = self.network.timing.look_ahead
         if last + look_ahead >= frames.shape[1]:
             raise ValueError(
                 f"a look_ahead of {look_ahead} reaches outside the sample of {frames.shape[1]} frames; set at least "
@@ -113,9 +107,9 @@ class StreamDetectionModule(DetectionModule):
         encoded, _ = self.network.encode(frames[:, : last + 1 + look_ahead], state)
         return encoded, state
 
-    def detect_supervised(self, batch: ClipBatch, encoded: EncodedFrames, state: StudentState) -> DetectorOutputs:
+    def detect_supervised(self, batch: ClipBatch, encoded: EncodedFrames, state: DetectorState) -> DetectorOutputs:
         """Return outputs at the L supervised frames, folded into the batch."""
-        outputs, _ = self.network.detect(
+        outputs, *_ = self.network.detect(
             encoded, state, batch.image_sizes, last=len(batch.keyframes), deep=True, ends_here=True
         )
         return outputs
@@ -134,7 +128,7 @@ class StreamDetectionModule(DetectionModule):
 
     def on_validation_epoch_start(self) -> None:
         self.state = None
-        self.answers = StreamAnswers(self.network.look_ahead)
+        self.answers = StreamAnswers(self.network.timing.look_ahead)
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -150,7 +144,7 @@ class StreamDetectionModule(DetectionModule):
         module's state moves on by the chunk.
         """
         frames = normalise_frames(batch.frames, batch.image_sizes)
-        goes_on = self.network.look_ahead > 0 and bool(batch.is_last.any())
+        goes_on = self.network.timing.look_ahead > 0 and bool(batch.is_last.any())
         if goes_on:
             frames = with_last_repeated(frames, batch.is_valid)
         fresh = self.network.initial_state(len(frames), tuple(frames.shape[-2:]), device=frames.device)
@@ -163,7 +157,7 @@ class StreamDetectionModule(DetectionModule):
         if not goes_on:
             return detections, None
         ended = tree_map(lambda part: part[batch.is_last], after)
-        last = frames[batch.is_last, -1:].expand(-1, self.network.look_ahead, -1, -1, -1)
+        last = frames[batch.is_last, -1:].expand(-1, self.network.timing.look_ahead, -1, -1, -1)
         return detections, self.network(last, ended, batch.image_sizes[batch.is_last])[0]
 
     def detect(self, batch: StreamBatch) -> list[list[ScoredBoxes]]:
@@ -194,7 +188,9 @@ class StreamDetectionModule(DetectionModule):
         """What is said about the frames that answers have come for with this chunk; with the last chunk, about all."""
         answers = self.answers.add(batch, self.detect(batch))
         # Asked only where something can wait: without a look-ahead a step needs no Trainer.
-        return answers + self.answers.finish() if self.network.look_ahead and self._is_last(batch_idx) else answers
+        return (
+            answers + self.answers.finish() if self.network.timing.look_ahead and self._is_last(batch_idx) else answers
+        )
 
     def _is_last(self, batch_idx: int) -> bool:
         """Whether a chunk is the last one; never of an endless stream."""
@@ -260,7 +256,7 @@ class StreamDetectionModule(DetectionModule):
     @property
     def benchmark_protocol(self) -> str:
         """As of every detector, and how late its answers are."""
-        late = self.network.look_ahead
+        late = self.network.timing.look_ahead
         return f"{super().benchmark_protocol}, answers {late} frames late" if late else super().benchmark_protocol
 
     def benchmark_step(self) -> tuple[nn.Module, tuple, str, Callable[[], object]]:
@@ -278,7 +274,7 @@ class StreamDetectionModule(DetectionModule):
 
         return self.network, (frame, initial, sizes), "frame", run_once
 
-    def benchmark_state(self) -> StudentState:
+    def benchmark_state(self) -> DetectorState:
         return self.network.initial_state(1, device=self.device)
 
     def benchmark_reference(self) -> Callable[[], object] | None:

@@ -6,11 +6,12 @@ import inspect
 import json
 import pydoc
 from collections.abc import Sequence
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -32,12 +33,12 @@ def with_whole_files(arguments: Sequence[str]) -> list[str]:
 
 
 def whole_file(value: str) -> str | None:
-    """The object that a YAML file describes as JSON with its defaults, None for anything else."""
+    """Return the object that a YAML file describes as JSON with its defaults, None for anything else."""
     file = Path(value)
     if file.suffix not in SUFFIXES or not file.is_file():
         return None
     content = yaml.safe_load(file.read_text())
-    return json.dumps(completed(content, file.parent)) if is_object(content) else None
+    return json.dumps(completed(content, file)) if is_object(content) else None
 
 
 def is_object(content: Any) -> bool:
@@ -45,35 +46,21 @@ def is_object(content: Any) -> bool:
     return isinstance(content, dict) and isinstance(pydoc.locate(str(content.get("class_path"))), type)
 
 
-def completed(content: Any, folder: Path) -> Any:
-    """With the defaults of what it leaves out, inside objects too; files, relative to ``folder``, are read."""
-    if isinstance(content, str) and content.endswith(SUFFIXES) and (folder / content).is_file():
-        file = folder / content
-        inner = yaml.safe_load(file.read_text())
-        return completed(inner, file.parent) if is_object(inner) else str(file.resolve())
-    if isinstance(content, list):
-        return [completed(part, folder) for part in content]
-    if not isinstance(content, dict):
-        return content
-    parts = {key: completed(part, folder) for key, part in content.items()}
-    if is_object(content):
-        parts["init_args"] = defaults(content["class_path"]) | (parts.get("init_args") or {})
-    return parts
+def completed(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Return the object of ``file`` with the defaults of what it leaves out, inside objects too.
 
-
-def defaults(class_path: str) -> dict[str, Any]:
-    """Of a class's arguments, those that JSON can hold; what has no default is not among them."""
-    kind, parser = pydoc.locate(class_path), ArgumentParser()
-    parser.add_class_arguments(kind, "object", fail_untyped=False)
-    found = (parser.get_defaults().get("object") or Namespace()).as_dict()
-    parameters = inspect.signature(kind).parameters.items()
-    required = {name for name, parameter in parameters if parameter.default is inspect.Parameter.empty}
-    return {key: value for key, value in found.items() if key not in required and in_json(value)}
-
-
-def in_json(value: Any) -> bool:
+    Files that it names, relative to its own folder, are read. What has no default and is not given is left out, for the
+    parser to ask for, or for whoever calls the object to give.
+    """
+    kind, given = pydoc.locate(content["class_path"]), content.get("init_args") or {}
+    parameters = inspect.signature(kind).parameters.values()
+    absent = {p.name for p in parameters if p.default is inspect.Parameter.empty and p.name not in given}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "object", fail_untyped=False, skip=absent, sub_configs=True)
     try:
-        json.dumps(value)
-    except TypeError:
-        return False
-    return True
+        with chdir(file.parent):  # so that the parser finds the files that the object names
+            arguments = parser.parse_object({"object": given}).object
+            written = json.loads(parser.dump(Namespace(object=arguments), format="json", skip_unset=False))["object"]
+    except (ArgumentError, TypeError, ValueError):
+        return content  # the parser says what is wrong, and where
+    return {"class_path": content["class_path"], "init_args": written}

@@ -21,9 +21,11 @@ from torch import Tensor
 
 from callbacks.latency import interleave, synchronizer
 from lightning_modules.losses.detection import DetectionLoss
+from lightning_modules.networks.detection_head import DetectionHead, HeadFactory
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.linear import linear
 from lightning_modules.networks.published_cost import published_gflops
+from lightning_modules.networks.vit import VideoViT
 from lightning_modules.precision import computes_bfloat16
 from tests.bench_page import Part, main, row_ratio
 from tests.networks.naive_evad import naive_evad
@@ -63,10 +65,11 @@ class Setting(NamedTuple):
     keep_rate: float
     enhanced_weight: float
 
-    def teacher(self, device: torch.device | str, **changes: Any) -> EvadTeacher:
+    def teacher(self, device: torch.device | str, head: HeadFactory | None = None, **changes: Any) -> EvadTeacher:
         """In eval mode, with random weights (seed 0) among which every part matters and boxes stay in reach."""
         rates = dict.fromkeys(KEEP_LAYERS, self.keep_rate)
-        teacher = EvadTeacher(keep_rates=rates, enhanced_weight=self.enhanced_weight, **changes)
+        backbone = VideoViT(keep_rates=rates, enhanced_weight=self.enhanced_weight, **changes)
+        teacher = EvadTeacher(80, backbone, head or DetectionHead)
         return randomise(teacher).eval().to(device)
 
 

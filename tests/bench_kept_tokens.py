@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
 from callbacks.benchmark import commit, device_name
 from datamodules.clip import ClipDataModule
 from datamodules.puppets import Puppets
+from lightning_modules.networks.configured import network_of
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.frames import normalise_frames
 from lightning_modules.networks.weights import load_exactly, read_state_dict
@@ -85,14 +85,16 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=192, help="how many are looked at (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("results/kept_tokens.md"))
     arguments = parser.parse_args(args)
-    size = yaml.safe_load(Path("configs/networks/evad_tiny.yaml").read_text())["init_args"]
+    file = Path("configs/networks/evad_tiny.yaml")
+    num_frames = network_of(file).num_frames
     weights = read_state_dict("results/weights/evad.pt")
-    data = ClipDataModule(Puppets(size="full"), num_frames=size["num_frames"], frame_stride=2, num_workers=0)
+    data = ClipDataModule(Puppets(size="full"), num_frames=num_frames, frame_stride=2, num_workers=0)
     data.prepare_data()
     data.setup("validate")
     rows, share = "", 0.0
     for name, keep_rates, enhanced_weight in SETTINGS:
-        teacher = EvadTeacher(**(size | {"keep_rates": dict(keep_rates), "enhanced_weight": enhanced_weight}))
+        changes = [f"backbone.keep_rates={dict(keep_rates)}", f"backbone.enhanced_weight={enhanced_weight}"]
+        teacher = network_of(file, changes)
         load_exactly(teacher, weights)
         left, share = shares(teacher.eval(), data, arguments.clips)
         people, background = (", ".join(f"{100 * value:.0f}" for value in kind) for kind in left.T)

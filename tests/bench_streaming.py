@@ -7,18 +7,19 @@ one process, so that whatever else the machine does meets all of it.
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from callbacks.flops import count_gflops
 from callbacks.latency import Latency, interleave, synchronizer
+from lightning_modules.networks.configured import network_of
 from lightning_modules.networks.detections import Detections, decode_detections
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.prepared import prepare_for_inference
@@ -35,19 +36,19 @@ KEEP_LAYERS = (3, 6, 9)
 TEACHERS = {"evad, dense": 1.0, "evad, keep rate 0.7": 0.7}
 """Row -> keep rate; the first is what all are compared with."""
 EVADS_HEAD: dict[str, Any] = {
-    "num_proposals": 100,
-    "num_stages": 6,
+    "head.localizer.num_proposals": 100,
+    "head.localizer.num_stages": 6,
     "num_actors": None,
-    "decoder_depth": 6,
-    "decoder_refines_context": True,
+    "head.decoder.depth": 6,
+    "head.decoder.context": "refined",
 }
 SAVINGS: dict[str, dict[str, Any]] = {
     "EVAD's head": {},
     "num_actors 20": {"num_actors": 20},
-    "context as it is": {"decoder_refines_context": False},
-    "decoder_depth 3": {"decoder_depth": 3},
-    "num_stages 2": {"num_stages": 2},
-    "num_proposals 40": {"num_proposals": 40},
+    "context as it is": {"head.decoder.context": "read"},
+    "decoder_depth 3": {"head.decoder.depth": 3},
+    "num_stages 2": {"head.localizer.num_stages": 2},
+    "num_proposals 40": {"head.localizer.num_proposals": 40},
 }
 """What each saving changes of EVAD's head."""
 YOUNG, OLD, COMPARED = 100, 9_000, 1_000
@@ -94,23 +95,34 @@ def normalised_frames(count: int, side: int, device: torch.device, lanes: int = 
     return torch.randn(lanes, count, 3, side, side, generator=generator).to(device)
 
 
-def configured(name: str, **changes: Any) -> dict[str, Any]:
-    """The arguments of a network in ``configs/networks``."""
-    return yaml.safe_load((NETWORKS / f"{name}.yaml").read_text())["init_args"] | changes
+def configured(name: str, changes: Mapping[str, Any]) -> nn.Module:
+    """The network of a file in ``configs/networks`` with changes: place -> value."""
+    return network_of(NETWORKS / f"{name}.yaml", [f"{place}={json.dumps(value)}" for place, value in changes.items()])
+
+
+def named(place: str) -> str:
+    """The name of a setting of the head on the page."""
+    return place.replace("head.decoder.", "decoder_").rpartition(".")[2]
 
 
 def teacher(keep_rate: float, device: torch.device) -> EvadTeacher:
     rates = dict.fromkeys(KEEP_LAYERS, keep_rate)
-    network = EvadTeacher(**configured("evad_vit_b", num_frames=FRAMES, keep_rates=rates)).eval().to(device)
+    changes = {"backbone.size.num_frames": FRAMES, "backbone.keep_rates": rates}
+    network = configured("evad_vit_b", changes).eval().to(device)
     prepare_for_inference(network)
     return network
 
 
-def student(temporal: str, device: torch.device, trunk: StreamingDetector | None = None, **changes: Any):
+def student(
+    temporal: str,
+    device: torch.device,
+    trunk: StreamingDetector | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> StreamingDetector:
     """The ViT-B student as configured, but for ``changes``; its trunk may be another's, which saves memory."""
-    network = StreamingDetector(**configured(f"{temporal}_vit_b", **changes)).eval().to(device)
+    network = configured(f"{temporal}_vit_b", changes or {}).eval().to(device)
     if trunk is not None:
-        network.patch_embed, network.blocks = trunk.patch_embed, trunk.blocks
+        network.trunk = trunk.trunk
     prepare_for_inference(network)
     return network
 
@@ -143,7 +155,7 @@ def measure_speed(device: torch.device, side: int, rounds: int) -> list[Row]:
         trunk = student(temporal, device)
         for name, changes in SAVINGS.items():
             if temporal == "tsa" or not changes:  # the head is the same in both
-                networks[f"{temporal}, {name}"] = student(temporal, device, trunk, **(EVADS_HEAD | changes))
+                networks[f"{temporal}, {name}"] = student(temporal, device, trunk, EVADS_HEAD | changes)
         networks[f"{temporal}, as configured"] = trunk
     steps = {
         name: clip_step(network, side, device)
@@ -161,7 +173,10 @@ def measure_speed(device: torch.device, side: int, rounds: int) -> list[Row]:
             "ms": timed.latencies[name].p50_ms,
             "faster": 1 / row_ratio(timed, name, dense),
             "faster_than_dropping": 1 / row_ratio(timed, name, dropping),
-            **EVADS_HEAD,
+            **{
+                place.replace("head.decoder.", "decoder_").rpartition(".")[2]: size
+                for place, size in EVADS_HEAD.items()
+            },
         }
         for name, network in networks.items()
     ]
@@ -183,16 +198,16 @@ def gflops(network: nn.Module, side: int, device: torch.device) -> tuple[float, 
 
 def part_of(name: str) -> str | None:
     """The part of a step that a sub-module belongs to, None where its parent or nothing does."""
-    if name == "patch_embed":
+    if name == "trunk.patch_embed":
         return "embedding"
-    if name in ("pyramid", "localizer"):
-        return name
-    if name.startswith("blocks."):
+    if name in ("head.pyramid", "head.localizer"):
+        return name.removeprefix("head.")
+    if name.startswith("trunk.blocks."):
         *_, last = name.split(".")
         if last in ("temporal_norm", "into_lstm", "lstm", "out_of_lstm"):
             return "LSTM"
-        if last in ("temporal", "norm2", "mlp") and name.count(".") == 2:
-            return "attention" if last == "temporal" else "MLP"
+        if last in ("attention", "norm2", "mlp") and name.count(".") == 3:
+            return "attention" if last == "attention" else "MLP"
     return None
 
 
@@ -221,7 +236,7 @@ def stopwatches(network: StreamingDetector, synchronize: Callable[[], None]) -> 
         if (part := part_of(name)) is not None:
             handles += [module.register_forward_pre_hook(begin(name)), module.register_forward_hook(end(name, part))]
     # Whatever comes after the localizer is the decoder's, the memory it reads included.
-    handles += [network.localizer.register_forward_hook(begin("decoder"))]
+    handles += [network.head.localizer.register_forward_hook(begin("decoder"))]
     handles += [network.register_forward_hook(end("decoder", "decoder"))]
     try:
         yield spent
@@ -239,7 +254,7 @@ def measure_parts(device: torch.device, side: int, rounds: int) -> list[Row]:
         network = student(temporal, device)
         total, by_module = gflops(network, side, device)
         step = frame_step(network, network.initial_state(1, (side, side), device=device), side, device)
-        for _ in range(network.memory.window + 1):
+        for _ in range(network.memory.size.frames + 1):
             step()
         samples: dict[str, list[float]] = defaultdict(list)
         for _ in range(rounds * 3):
@@ -262,9 +277,9 @@ def measure_parts(device: torch.device, side: int, rounds: int) -> list[Row]:
                 cost[part] += count
         cost["attention"] -= cost["LSTM"]
         cost["decoder"] = (
-            by_module["decoder.encoder_to_decoder"]
+            by_module["head.decoder.encoder_to_decoder"]
             + total
-            - sum(cost.values(), by_module["decoder.encoder_to_decoder"])
+            - sum(cost.values(), by_module["head.decoder.encoder_to_decoder"])
         )
         cost["all"] = total
         for row in rows:
@@ -384,7 +399,7 @@ def measure_steadiness(device: torch.device, side: int, rounds: int) -> list[Row
     """Latency and memory of the demo's students after 10,000 frames, against those of a young stream."""
     rows = []
     for temporal in ("tsa", "dsta"):
-        network = StreamingDetector(**configured(f"{temporal}_tiny")).eval().to(device)
+        network = configured(f"{temporal}_tiny", {}).eval().to(device)
         load_exactly(network, read_state_dict(ROOT / "results" / "weights" / f"{temporal}.pt"))
         prepare_for_inference(network)
         young, old = Stream(network, device), Stream(network, device)

@@ -5,7 +5,7 @@ import torch
 
 from tests import bench_streaming
 from tests.bench_page import render
-from tests.networks.tiny import CONFIG, STUDENT
+from tests.networks.tiny import CONFIG, PLACES, STUDENT, student_of, teacher_of
 
 CPU = torch.device("cpu")
 
@@ -14,13 +14,21 @@ CPU = torch.device("cpu")
 def tiny(monkeypatch):
     """The networks of the tests in place of ViT-B."""
 
-    def configured(name: str, **changes):
-        sizes = {**CONFIG, "num_frames": 16} if name.startswith("evad") else {**STUDENT, "temporal": name.split("_")[0]}
-        return sizes | changes
+    def configured(name: str, changes):
+        flat = {f"{part}.{argument}": setting for setting, (part, argument) in PLACES.items()}
+        changes = {flat.get(place.removeprefix("head."), place): value for place, value in changes.items()}
+        changes.pop("backbone.size.num_frames", None)
+        if name.startswith("evad"):
+            return teacher_of({**CONFIG, "num_frames": 16} | changes)
+        return student_of(name.split("_")[0], STUDENT | changes)
 
     monkeypatch.setattr(bench_streaming, "configured", configured)
     monkeypatch.setattr(bench_streaming, "KEEP_LAYERS", (1, 3))
-    monkeypatch.setattr(bench_streaming, "EVADS_HEAD", {"num_proposals": 4, "num_stages": 2, "decoder_depth": 2})
+    monkeypatch.setattr(
+        bench_streaming,
+        "EVADS_HEAD",
+        {"head.localizer.num_proposals": 4, "head.localizer.num_stages": 2, "head.decoder.depth": 2},
+    )
     monkeypatch.setattr(bench_streaming, "SAVINGS", {"EVAD's head": {}, "num_actors 2": {"num_actors": 2}})
 
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from datamodules.puppets import Puppets
-from lightning_modules.networks.evad import EvadTeacher
+from lightning_modules.networks.configured import network_of
 from lightning_modules.networks.weights import save_weights
 from main import main
 from tests.datamodules.miniature_ava import SCORED, write_ava
@@ -37,8 +37,7 @@ def puppets(tmp_path_factory) -> Path:
     """The tiny Puppets data, with a cache and a teacher's weights beside them."""
     folder = tmp_path_factory.mktemp("puppets")
     Puppets(root=folder, size="tiny").prepare()
-    network = yaml.safe_load((ROOT / "configs" / "networks" / "evad_tiny.yaml").read_text())["init_args"]
-    save_weights(EvadTeacher(**network).state_dict(), folder / "evad.pt")
+    save_weights(network_of(ROOT / "configs" / "networks" / "evad_tiny.yaml").state_dict(), folder / "evad.pt")
     return folder
 
 
@@ -130,13 +129,14 @@ def test_the_ava_recipes_are_those_of_evads_authors(capsys):
         assert (model["score"], model["person_threshold"]) == ("action", 0.7)
         assert model["loss"]["init_args"]["action_weight"] == action_weight
         network = model["network"]["init_args"]
-        assert (network["drop_path_rate"], network["decoder_drop_path_rate"]) == (drop_path, 0.1)
+        decoder = network["head"]["init_args"]["decoder"]["init_args"]
+        assert (network["backbone"]["init_args"]["drop_path_rate"], decoder["drop_path_rate"]) == (drop_path, 0.1)
         trainer = printed["trainer"]
         assert (trainer["max_epochs"], trainer["gradient_clip_val"], trainer["precision"]) == (12, None, "32-true")
 
 
 SAVING_MEMORY = (
-    "--model.init_args.network.init_args.checkpoint_blocks=true",
+    "--model.init_args.network.init_args.backbone.init_args.checkpoint_blocks=true",
     "--trainer.precision=bf16-mixed",
     "--trainer.accumulate_grad_batches=2",
 )
@@ -146,10 +146,11 @@ def test_a_network_given_as_a_file_keeps_nothing_of_the_one_in_the_config(capsys
     arguments = [f"--config={ROOT / 'configs' / 'evad.yaml'}", "--model.init_args.network"]
     arguments += [str(ROOT / "configs" / "networks" / "evad_dense_tiny.yaml")]
     network = yaml.safe_load(printed_config(capsys, "fit", *arguments[:1]))["model"]["init_args"]["network"]
-    assert network["init_args"]["keep_rates"]
-    arguments += ["--model.init_args.network.init_args.enhanced_weight=2"]
+    assert network["init_args"]["backbone"]["init_args"]["keep_rates"]
+    arguments += ["--model.init_args.network.init_args.backbone.init_args.enhanced_weight=2"]
     network = yaml.safe_load(printed_config(capsys, "fit", *arguments))["model"]["init_args"]["network"]
-    assert (network["init_args"]["keep_rates"], network["init_args"]["enhanced_weight"]) == (None, 2)
+    backbone = network["init_args"]["backbone"]["init_args"]
+    assert (backbone["keep_rates"], backbone["enhanced_weight"]) == (None, 2)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,7 @@ def test_a_checkpoint_is_tested_into_the_table_and_predicts_into_files(name, pup
         ("--model.init_args.one_slot_untill=0.4", "one_slot_untill"),
         ("--data.init_args.num_frame=8", "num_frame"),
         ("--trainer.max_epoks=3", "max_epoks"),
-        ("--model.init_args.network.init_args.dim=wide", "dim"),
+        ("--model.init_args.network.init_args.backbone.init_args.size.dim=wide", "dim"),
     ],
 )
 def test_a_misspelt_key_ends_with_an_error_that_names_it(mistake, named, capsys, puppets):
@@ -248,7 +249,10 @@ def test_a_misspelt_key_in_a_file_ends_with_an_error_that_names_it(tmp_path, cap
     ("mistake", "message"),
     [
         (["--model.init_args.weights=nowhere.pt"], "no weights at nowhere.pt; name an existing file"),
-        (["--model.init_args.network.init_args.dim=130"], "dim=130 does not divide into num_heads=4"),
+        (
+            ["--model.init_args.network.init_args.backbone.init_args.size.dim=130"],
+            "dim=130 does not divide into num_heads=4",
+        ),
         (["--data.init_args.past_frames=9"], "past_frames must lie within 1..num_frames (8), got 9"),
         (["--data.init_args.source.init_args.seed=-1"], "seed must not be negative, got -1"),
     ],

@@ -16,6 +16,7 @@ import yaml
 from lightning_modules.networks.weights import save_weights
 from main import main
 from tests.lightning_modules import tiny
+from tests.networks.tiny import student_config, teacher_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # where pytest has arguments itself
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,12 +31,8 @@ def folder(tmp_path_factory) -> Path:
     """Three experiments of the smallest size, their weights, and no data yet."""
     folder = tmp_path_factory.mktemp("ddp")
     shapes = tiny.SHAPES | {"num_classes": 10}
-    networks = "lightning_modules.networks"
-    clip = {"class_path": f"{networks}.evad.EvadTeacher", "init_args": shapes | {"keep_rates": {1: 0.8}}}
-    streaming = {
-        "class_path": f"{networks}.student.StreamingDetector",
-        "init_args": shapes | {"temporal": "dsta", "window": 3},
-    }
+    clip = teacher_config(shapes | {"keep_rates": {1: 0.8}})
+    streaming = student_config("dsta", shapes | {"window": 3})
     models = {
         "clip": ("clip_detection.ClipDetectionModule", {"network": clip}),
         "stream": ("stream_detection.StreamDetectionModule", {"network": streaming}),

@@ -25,8 +25,9 @@ PROTOCOLS = {
     "ucf101_24": "pascal frame mAP@0.5, stride 4",
     "jhmdb": "pascal frame mAP@0.5, stride 2",
 }
-NARROW = {"dim": 48, "num_heads": 4, "pretrain_size": 64, "head_dim": 32, "localizer_heads": 4, "dynamic_dim": 8}
-NARROW |= {"localizer_hidden": 32, "decoder_dim": 32, "decoder_heads": 4, "decoder_hidden": 32}
+HEAD = {"localizer.dim": 32, "localizer.num_heads": 4, "localizer.dynamic_dim": 8, "localizer.hidden_dim": 32}
+HEAD |= {"decoder.dim": 32, "decoder.num_heads": 4, "decoder.hidden_dim": 32}
+SIZE = {"dim": 48, "num_heads": 4, "pretrain_size": 64}
 """Widths for the recipes' networks; their depths, frames, keep rates, proposals and stages stay."""
 SAVE_LAST = '{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": true}}'
 
@@ -90,7 +91,10 @@ def link(pictures: list[Path], folder: Path, name: str) -> None:
 def fit(recipe: str, source: dict[str, object], *more: str) -> OnlookerCLI:
     """Two steps and an evaluation of a recipe, narrow and on small frames, in the working directory."""
     networks = ("network", "teacher") if recipe.startswith("distill") else ("network",)
-    widths = [f"--model.init_args.{of}.init_args.{name}={value}" for of in networks for name, value in NARROW.items()]
+    widths = [f"--model.{of}.head.{name}={value}" for of in networks for name, value in HEAD.items()]
+    for of in networks:
+        trunk = "trunk" if recipe.startswith("distill") and of == "network" else "backbone"
+        widths += [f"--model.{of}.{trunk}.size.{name}={value}" for name, value in SIZE.items()]
     small = ["--data.init_args.short_side=64", "--data.init_args.num_workers=0", "--trainer.max_epochs=1"]
     small += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=4", "--trainer.accelerator=cpu"]
     quiet = ["--trainer.enable_progress_bar=false", f"--trainer.callbacks=[{SAVE_LAST}]"]
@@ -142,7 +146,7 @@ def test_a_teachers_recipe_trains_and_is_evaluated(data, trained):
 def test_a_students_recipe_finds_its_teacher_trains_and_is_evaluated(student, data, trained, sources, monkeypatch):
     folder, of_teacher = trained(data)
     monkeypatch.chdir(folder)
-    widths = ["--model.init_args.network.init_args.lstm_dim=12"] if student == "dsta" else []
+    widths = ["--model.network.trunk.attention.lstm_dim=12"] if student == "dsta" else []
     cli = fit(f"distill_{student}_vit_b_{data}", sources[data], *widths)
     assert_trained_and_evaluated(cli, data, late=", answers 7 frames late")
     teacher = cli.model.teacher.network.state_dict()

@@ -24,6 +24,7 @@ from lightning_modules.stream_detection import StreamDetectionModule
 from main import main
 from tests.datamodules import miniature_ava
 from tests.lightning_modules import tiny
+from tests.networks.tiny import teacher_config
 from tests.test_ddp import on_two_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # where pytest has arguments itself
@@ -103,8 +104,7 @@ def config(folder, source) -> Path:
     27 keyframes are evaluated, 20 of one shape and 7 of another: 7 batches of at most 4, which two processes share
     unevenly.
     """
-    shapes = tiny.SHAPES | {"keep_rates": {1: 0.8}}
-    network = {"class_path": "lightning_modules.networks.evad.EvadTeacher", "init_args": shapes}
+    network = teacher_config(tiny.SHAPES | {"keep_rates": {1: 0.8}})
     (folder / "classes.txt").write_text("walk\nwave\n")
     with (folder / "boxes.csv").open("w", newline="") as file:
         for split in ("train", "val"):

@@ -1,6 +1,8 @@
-"""Context refinement decoder: actors joined with all kept tokens (EVAD, section 3.3; `evad-facts`, section 6)."""
+"""Context refinement decoder: actors joined with all kept tokens (EVAD, section 3.3)."""
 
 from __future__ import annotations
+
+from typing import Literal, NamedTuple
 
 import torch
 from timm.layers import DropPath
@@ -9,9 +11,28 @@ from torch import Tensor, nn
 from .attention import SelfAttention
 from .linear import Linear, Mlp
 from .localizer import at_least_float32
-from .positions import Keyframe, SpaceTimePositions, keyframe_slot
+from .positions import SpaceTimePositions, keyframe_slot
 from .roi_align import separable_roi_align
-from .vit import NORM_EPS, EncodedClip
+from .trunk_size import NORM_EPS, TokenLayout
+from .vit import EncodedClip
+
+
+class SceneContext(NamedTuple):
+    """What actors are classified in: B scenes of T' slots of S = h w tokens, C channels, position codes added.
+
+    A clip makes it of its slots, a stream of its context memory.
+    """
+
+    canvas: Tensor
+    """(B, T', S, C): every place of the slots that actors are pooled in, the mask token where a token is missing."""
+    slot_weights: Tensor | None
+    """(B, T') summing to one: what each slot counts in the pooling; None where all count alike."""
+    sequence: Tensor
+    """(B, M, C): the tokens that actors attend to."""
+    readable: Tensor | None
+    """(B, M) bool: which of them exist; None where all do."""
+    grid: tuple[int, int]
+    """h, w."""
 
 
 def extend_boxes(boxes: Tensor, extension: tuple[float, float], image_sizes: Tensor) -> Tensor:
@@ -59,22 +80,25 @@ class DecoderBlock(nn.Module):
 
 
 class ContextDecoder(nn.Module):
-    """Pools each actor over all slots and refines it with every kept token, seen or forgotten.
+    """Pools each actor over all slots of a scene and refines it with every token, seen or remembered.
 
-    Three switches leave parts of it out; weights fit whatever they say.
+    Shapes: B scenes, P actors, C decoder width, K classes.
 
-    - ``refines_context=False`` leaves the tokens as they come from the encoder: every block then computes the actors
-      alone, which read the tokens and each other.
-    - ``reads_context=False`` leaves the tokens out: actors are classified from their RoI features, reading each other.
-    - ``temporal_roi=False`` pools an actor in the keyframe's slot alone. No token is missing there, so the mask token
-      is not trained.
-
-    Shapes: B clips, T' slots of S = h w tokens, M kept tokens outside the keyframe, P actors, C decoder width.
+    Args:
+        tokens: what the trunk hands over. num_classes: K.
+        dim, depth, num_heads, mlp_ratio, drop_path_rate: of the transformer.
+        hidden_dim: of the action head of every block.
+        roi_size: bins along a side of an actor's RoI. roi_extension: how much wider and taller than its box it is.
+        context: what blocks do with the tokens around the actors. ``refined``: they compute tokens and actors alike (as
+            published). ``read``: they compute the actors alone, which read the tokens as the trunk left them, and each
+            other. ``none``: actors are classified from their RoI features, reading each other.
+        temporal_roi: an actor is pooled over all slots; in the keyframe's alone otherwise. No token is missing there,
+            so the mask token is not trained.
     """
 
     def __init__(
         self,
-        encoder_dim: int,
+        tokens: TokenLayout,
         num_classes: int,
         dim: int = 384,
         depth: int = 6,
@@ -84,23 +108,17 @@ class ContextDecoder(nn.Module):
         roi_size: int = 7,
         roi_extension: tuple[float, float] = (0.4, 0.2),
         drop_path_rate: float = 0.0,
-        patch_size: int = 16,
-        num_slots: int = 8,
-        pretrain_grid: int = 14,
-        refines_context: bool = True,
-        reads_context: bool = True,
+        context: Literal["refined", "read", "none"] = "refined",
         temporal_roi: bool = True,
-        keyframe: Keyframe = "middle",
     ) -> None:
         super().__init__()
-        self.refines_context, self.reads_context = refines_context, reads_context
-        self.temporal_roi = temporal_roi
+        self.context, self.temporal_roi = context, temporal_roi
         self.dim, self.num_classes = dim, num_classes
-        self.roi_size, self.roi_extension, self.patch_size = roi_size, roi_extension, patch_size
-        self.encoder_to_decoder = Linear(encoder_dim, dim, bias=False)
+        self.roi_size, self.roi_extension, self.patch_size = roi_size, roi_extension, tokens.patch_size
+        self.encoder_to_decoder = Linear(tokens.dim, dim, bias=False)
         # Frozen where nothing reads it: a trained parameter without a gradient would stop DistributedDataParallel.
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim), requires_grad=temporal_roi)
-        self.positions = SpaceTimePositions(num_slots, pretrain_grid, dim, keyframe=keyframe)
+        self.positions = SpaceTimePositions(tokens.num_slots, tokens.grid, dim, keyframe=tokens.keyframe)
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             DecoderBlock(dim, num_heads, mlp_ratio, hidden_dim, num_classes, rate) for rate in rates
@@ -111,8 +129,12 @@ class ContextDecoder(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def forward(self, encoded: EncodedClip, boxes: Tensor, image_sizes: Tensor, every_block: bool = False) -> Tensor:
-        """Action logits (depth or 1, B, P, num_classes) of the last block, or of every block for deep supervision."""
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that do not decay although they are matrices."""
+        return {"mask_token"}
+
+    def clip_context(self, encoded: EncodedClip) -> SceneContext:
+        """Return the scene of a clip's keyframe: M tokens of all slots that token dropout has kept."""
         slots, height, width = encoded.grid
         key, num_keyframe = keyframe_slot(slots, self.positions.keyframe), height * width
         tokens = self.encoder_to_decoder(encoded.tokens)
@@ -127,10 +149,20 @@ class ContextDecoder(nn.Module):
             canvas = torch.cat([canvas[:, :key], keyframe[:, None], canvas[:, key:]], dim=1) + positions
         else:
             canvas = (keyframe + positions[key])[:, None]
+        sequence = torch.cat([keyframe + positions[key], others + past_and_future[encoded.kept]], dim=1)
+        return SceneContext(canvas, None, sequence, None, (height, width))
 
-        actors = self.pool_actors(canvas, boxes, image_sizes, (height, width))
-        sequence = torch.cat([keyframe + positions[key], others + past_and_future[encoded.kept], actors], dim=1)
-        return self.refine(sequence, actors.shape[1], every_block=every_block)
+    def forward(self, context: SceneContext, boxes: Tensor, image_sizes: Tensor, every_block: bool = False) -> Tensor:
+        """Return action logits (depth or 1, B, P, K) of the last block, or of every block for deep supervision.
+
+        boxes (B, P, 4) xyxy in pixels, image_sizes (B, 2) height, width before padding.
+        """
+        actors = self.pool_actors(context.canvas, boxes, image_sizes, context.grid, context.slot_weights)
+        sequence, mask = torch.cat([context.sequence, actors], dim=1), None
+        if context.readable is not None:
+            always = context.readable.new_ones(actors.shape[:2])
+            mask = torch.cat([context.readable, always], dim=1)[:, None, None]
+        return self.refine(sequence, actors.shape[1], mask, every_block)
 
     def pool_actors(
         self,
@@ -161,15 +193,15 @@ class ContextDecoder(nn.Module):
 
         What the last block makes of the other tokens is not read by anything, so it computes the actors alone.
         """
-        if not self.reads_context:
+        if self.context == "none":
             sequence = sequence[:, -num_actors:]
             mask = None if mask is None else mask[..., -num_actors:]
-        logits, context = [], sequence[:, :-num_actors]
+        logits, tokens, alone = [], sequence[:, :-num_actors], self.context != "refined"
         for number, block in enumerate(self.blocks, start=1):
             last = number == len(self.blocks)
-            sequence = block(sequence, mask, num_actors if last or not self.refines_context else None)
+            sequence = block(sequence, mask, num_actors if last or alone else None)
             if last or every_block:
                 logits.append(block.classify(sequence[:, -num_actors:]))
-            if not (last or self.refines_context):
-                sequence = torch.cat([context, sequence], dim=1)
+            if alone and not last:
+                sequence = torch.cat([tokens, sequence], dim=1)
         return torch.stack(logits)

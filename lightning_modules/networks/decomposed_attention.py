@@ -1,8 +1,7 @@
 """Decomposed Spatial-Temporal Attention: attention inside the frame, an LSTM over time.
 
 A re-implementation from the abstract of "Distilling Offline Action Detection Models into Real-Time Streaming Models"
-(Patel et al., WACV 2026), which names the two parts; their order, width and gate are our choices
-(`papers`, section 1.3, equations 5 to 8).
+(Patel et al., WACV 2026), which names the two parts; their order, width and gate are our choices.
 """
 
 from __future__ import annotations
@@ -12,11 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .attention import SelfAttention
+from .causal_attention import CausalAttention
 from .linear import Linear
 from .recurrence import LSTM
-from .streaming import StreamingModule
-from .vit import NORM_EPS
+from .trunk_size import NORM_EPS
 
 
 class RecurrentState(NamedTuple):
@@ -26,7 +24,7 @@ class RecurrentState(NamedTuple):
     cell: Tensor
 
 
-class DecomposedAttention(StreamingModule[RecurrentState]):
+class DecomposedAttention(CausalAttention[RecurrentState]):
     """s = x + attention(LayerNorm(x)) inside the frame, then s + gate * LSTM(LayerNorm(s)) over time.
 
     The LSTM's weights are shared by all patches, each of which has a state of its own. What leads out of it starts at
@@ -38,16 +36,13 @@ class DecomposedAttention(StreamingModule[RecurrentState]):
     receptive_field = None
 
     def __init__(self, dim: int, num_heads: int, num_patches: int, lstm_dim: int | None = None) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = SelfAttention(dim, num_heads)
-        self.num_patches = num_patches
+        super().__init__(dim, num_heads, num_patches)
         self.lstm_dim = dim // 4 if lstm_dim is None else lstm_dim
         self.temporal_norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.into_lstm = Linear(dim, self.lstm_dim) if self.lstm_dim != dim else nn.Identity()
         self.lstm = LSTM(self.lstm_dim)
         self.out_of_lstm = Linear(self.lstm_dim, dim)
-        # Not the gate is zero: behind a random map its gradient is noise, and it stayed closed through whole trainings.
+        # Zero is the output projection, not the gate: behind a random map its gradient is noise and it never opened.
         nn.init.zeros_(self.out_of_lstm.weight)
         nn.init.zeros_(self.out_of_lstm.bias)
         # As small as it is, out_of_lstm may learn ten times as fast as the weights of the teacher and move as they do.

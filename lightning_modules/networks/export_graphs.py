@@ -27,7 +27,7 @@ STATE, NEXT = "state.", "next_"
 
 
 def state_names(state: State) -> State:
-    """The same nesting with every tensor replaced by the name that leads to it, such as ``state.blocks.0.hidden``.
+    """Return the same nesting with a name in place of every tensor, such as ``state.trunk.blocks.0.hidden``.
 
     Tensors without elements stay as they are: they hold what an option leaves out, and few runtimes take them.
     """

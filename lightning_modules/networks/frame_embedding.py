@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .streaming import StreamingModule, compact_copy
-from .vit import TUBELET
+from .trunk_size import TUBELET
 
 
 class EmbeddingState(NamedTuple):

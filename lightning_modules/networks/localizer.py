@@ -167,6 +167,14 @@ class Localizer(nn.Module):
         sizes = torch.tensor([0.25, 0.6]).expand(num_proposals, 2)
         return torch.cat([places[:num_proposals].flip(1), sizes], dim=1)
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that do not decay although they are matrices."""
+        return {"proposal_features", "proposal_boxes"}
+
+    @property
+    def num_proposals(self) -> int:
+        return len(self.proposal_boxes)
+
     def proposals(self, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
         """The learned proposals: features (B, P, D), and boxes (B, P, 4) xyxy in pixels of frames of these sizes."""
         scale = at_least_float32(image_sizes.flip(-1).repeat(1, 2)[:, None].to(self.proposal_boxes))  # (B, 1, 4)

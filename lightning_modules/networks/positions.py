@@ -59,6 +59,10 @@ class SpaceTimePositions(Preparable):
         else:
             self.register_buffer("table", table, persistent=False)
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that do not decay although they are matrices."""
+        return {"table"} if isinstance(self.table, nn.Parameter) else set()
+
     def forward(self, num_slots: int, height: int, width: int) -> Tensor:
         """Codes of ``num_slots`` slots around the keyframe on a ``height`` x ``width`` grid: (num_slots, h * w, C)."""
         if num_slots > self.num_slots:

@@ -61,7 +61,7 @@ class PretrainedReport(NamedTuple):
 
     def table(self) -> str:
         """One row a part of the network or the file; under them the notes."""
-        columns = (self.used, self.left_over, self.missing)
+        columns = (self.used, self.left_over, tuple(name.removeprefix("head.") for name in self.missing))
         parts = [[part_of(our_name(name)) for name in names] for names in columns]
         rows = [
             (part, *counts)
@@ -135,9 +135,9 @@ def load_videomae(network: nn.Module, weights: str | Path | Mapping[str, object]
             "all query and value biases are zero, which is what early versions of transformers 5 made of the published "
             "ones (huggingface/transformers#48675); take the published file"
         )
-    if isinstance(decoder := getattr(network, "decoder", None), ContextDecoder):
+    if isinstance(decoder := getattr(getattr(network, "head", None), "decoder", None), ContextDecoder):
         fitting, note = decoder_weights(stored, decoder)
-        placed |= fitting
+        placed |= {f"head.{name}": entry for name, entry in fitting.items()}
         notes += [note] if note else []
 
     # The rest is missing on purpose, and in the report.
@@ -336,7 +336,7 @@ def decoder_weights(stored: Mapping[str, Stored], decoder: ContextDecoder) -> tu
         if entry.value.shape != own[name].shape:
             return {}, (
                 f"the pre-training decoder is left over: {entry.keys[0]} is {tuple(entry.value.shape)} in the file, "
-                f"{tuple(own[name].shape)} in the network (decoder_dim, decoder_mlp_ratio)"
+                f"{tuple(own[name].shape)} in the network (the decoder's dim and mlp_ratio)"
             )
     if not depth_in_file:
         return theirs, ""

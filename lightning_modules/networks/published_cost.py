@@ -11,14 +11,14 @@ from typing import NamedTuple
 from torch import nn
 
 from .evad import EvadTeacher
-from .vit import TUBELET
+from .trunk_size import TUBELET
 
 NORM_COST = 5
 """Operations an element of a norm with weights, in fvcore's convention."""
 
 
 class PublishedCost(NamedTuple):
-    """GFLOPs of one clip, by part; a multiply-add counts once (`evad-facts`, section 14).
+    """GFLOPs of one clip, by part; a multiply-add counts once.
 
     Softmax, activations and RoIAlign count nothing. Heads that no output of inference reads count nothing either, as
     the counter drops them: the action heads of all decoder blocks but the last, the person logits of all stages but the
@@ -52,7 +52,7 @@ def published_gflops(teacher: EvadTeacher, height: int, width: int, num_frames: 
     grid = [2 * ceil(side / (2 * teacher.patch_size)) for side in (height, width)]
     num_keyframe = grid[0] * grid[1]
     num_tokens = (num_frames or teacher.num_frames) // TUBELET * num_keyframe
-    backbone, decoder = teacher.backbone, teacher.decoder
+    backbone, decoder = teacher.backbone, teacher.head.decoder
     patch_embedding = _layers(num_tokens, backbone.patch_embed)
 
     blocks, encoder_attention, encoder_mlp, norms = [], 0, 0, 0
@@ -65,8 +65,8 @@ def published_gflops(teacher: EvadTeacher, height: int, width: int, num_frames: 
         blocks.append(attention + mlp + norm)
     norms += _layers(num_tokens, backbone.norm)
 
-    num_actors = len(teacher.localizer.proposal_boxes)
-    length = num_actors + (num_tokens if decoder.reads_context else 0)
+    num_actors = teacher.num_proposals
+    length = num_actors + (num_tokens if decoder.context != "none" else 0)
     parts = (
         patch_embedding,
         encoder_attention,
@@ -101,7 +101,7 @@ def _attention(num_tokens: int, attention: nn.Module) -> int:
 
 def _pyramid(teacher: EvadTeacher, num_keyframe: int) -> int:
     """Maps resampled first, then convolved; interpolation counts one operation an element, as fvcore has it."""
-    pyramid, operations = teacher.pyramid, 0
+    pyramid, operations = teacher.head.pyramid, 0
     for level, factor in enumerate((*pyramid.upsampling, 0.5)):
         pixels, lateral = int(num_keyframe * factor**2), pyramid.laterals[level]
         operations += _layers(pixels, lateral, pyramid.outputs[level])
@@ -112,7 +112,7 @@ def _pyramid(teacher: EvadTeacher, num_keyframe: int) -> int:
 
 
 def _localizer(teacher: EvadTeacher) -> int:
-    localizer, operations = teacher.localizer, 0
+    localizer, operations = teacher.head.localizer, 0
     num_proposals, points = len(localizer.proposal_boxes), localizer.roi_size**2
     for stage in localizer.stages:
         inner = stage.inst_interact

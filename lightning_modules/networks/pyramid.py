@@ -74,6 +74,7 @@ class KeyframePyramid(Preparable):
     (B, D, h, w), (B, D, h/2, w/2).
     """
 
+    num_levels = 4
     upsampling = (4, 2, 1)
 
     def __init__(self, in_dim: int, dim: int = 256, patch_size: int = 16) -> None:

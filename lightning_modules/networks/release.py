@@ -1,30 +1,27 @@
-"""EVAD's published checkpoints: the names of their parameters, and what their shapes tell about the network.
-
-Keys and shapes: `evad-state-dict-vitb.txt`; containers and buffers: `evad-facts`, section 11.
-"""
+"""EVAD's published checkpoints: the names of their parameters, and what their shapes tell about the network."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .vit import TUBELET
+from .trunk_size import TUBELET
 
 POSITIONS = "backbone.positions.table"
 
 # The first pattern that matches a name at its beginning is replaced.
 _NAMES = (
-    (r"det_head\.s0_headseries\.(\d+)\.self_attn\.in_proj_", r"localizer.stages.\1.self_attn.qkv."),
-    (r"det_head\.s0_headseries\.(\d+)\.self_attn\.out_proj\.", r"localizer.stages.\1.self_attn.proj."),
-    (r"det_head\.s0_headseries\.", "localizer.stages."),
-    (r"det_head\.decoder\.", "decoder."),
-    (r"det_head\.", "decoder."),
-    (r"init_proposal_features\.weight$", "localizer.proposal_features"),
-    (r"init_proposal_boxes\.weight$", "localizer.proposal_boxes"),
+    (r"det_head\.s0_headseries\.(\d+)\.self_attn\.in_proj_", r"head.localizer.stages.\1.self_attn.qkv."),
+    (r"det_head\.s0_headseries\.(\d+)\.self_attn\.out_proj\.", r"head.localizer.stages.\1.self_attn.proj."),
+    (r"det_head\.s0_headseries\.", "head.localizer.stages."),
+    (r"det_head\.decoder\.", "head.decoder."),
+    (r"det_head\.", "head.decoder."),
+    (r"init_proposal_features\.weight$", "head.localizer.proposal_features"),
+    (r"init_proposal_boxes\.weight$", "head.localizer.proposal_boxes"),
     (r"(patch_embed|blocks|norm)\.", r"backbone.\1."),
     (r"pos_embed$", POSITIONS),
 )
@@ -62,8 +59,21 @@ def renamed_from_release(content: Mapping[str, Any]) -> dict[str, Tensor]:
     return state
 
 
-def sizes_from_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arguments of ``EvadTeacher`` that the shapes of its parameters tell; names as ``renamed_from_release`` gives.
+class ReleaseSizes(NamedTuple):
+    """What the shapes of a checkpoint's parameters tell; arguments by the part that takes them."""
+
+    num_classes: int
+    trunk: dict[str, Any]
+    """Of ``TrunkSize``."""
+    learned_positions: bool
+    localizer: dict[str, Any]
+    """Of ``Localizer``."""
+    decoder: dict[str, Any]
+    """Of ``ContextDecoder``."""
+
+
+def sizes_from_shapes(state: Mapping[str, Tensor]) -> ReleaseSizes:
+    """Read sizes from the shapes of parameters under the names that ``renamed_from_release`` gives.
 
     Raises:
         ValueError: a parameter that tells a size is absent; it is named.
@@ -80,36 +90,42 @@ def sizes_from_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     dim, _, tubelet, patch_size, _ = shape("backbone.patch_embed.proj.weight")
     if tubelet != TUBELET:
         raise ValueError(f"the patch embedding spans {tubelet} frames, a slot has {TUBELET}")
-    stage = "localizer.stages.0"
-    num_proposals, head_dim = shape("localizer.proposal_features")
+    stage = "head.localizer.stages.0"
+    num_proposals, head_dim = shape("head.localizer.proposal_features")
     roi_area = shape(f"{stage}.inst_interact.out_layer.weight")[1] / head_dim
-    num_classes, decoder_hidden = shape("decoder.blocks.0.action_logits.weight")
-    decoder_dim = shape("decoder.encoder_to_decoder.weight")[0]
-    return {
-        "num_classes": num_classes,
-        "dim": dim,
-        "depth": _count(state, "backbone.blocks"),
-        "patch_size": patch_size,
-        "mlp_ratio": shape("backbone.blocks.0.mlp.fc1.weight")[0] / dim,
-        "learned_positions": POSITIONS in state,
-        "head_dim": head_dim,
-        "num_proposals": num_proposals,
-        "num_stages": _count(state, "localizer.stages"),
-        "dynamic_dim": shape(f"{stage}.inst_interact.norm1.weight")[0],
-        "localizer_hidden": shape(f"{stage}.linear1.weight")[0],
-        "localizer_roi_size": round(math.sqrt(roi_area)),
-        "decoder_dim": decoder_dim,
-        "decoder_depth": _count(state, "decoder.blocks"),
-        "decoder_mlp_ratio": shape("decoder.blocks.0.mlp.fc1.weight")[0] / decoder_dim,
-        "decoder_hidden": decoder_hidden,
-    }
+    num_classes, decoder_hidden = shape("head.decoder.blocks.0.action_logits.weight")
+    decoder_dim = shape("head.decoder.encoder_to_decoder.weight")[0]
+    return ReleaseSizes(
+        num_classes=num_classes,
+        trunk={
+            "dim": dim,
+            "depth": _count(state, "backbone.blocks"),
+            "patch_size": patch_size,
+            "mlp_ratio": shape("backbone.blocks.0.mlp.fc1.weight")[0] / dim,
+        },
+        learned_positions=POSITIONS in state,
+        localizer={
+            "dim": head_dim,
+            "num_proposals": num_proposals,
+            "num_stages": _count(state, "head.localizer.stages"),
+            "dynamic_dim": shape(f"{stage}.inst_interact.norm1.weight")[0],
+            "hidden_dim": shape(f"{stage}.linear1.weight")[0],
+            "roi_size": round(math.sqrt(roi_area)),
+        },
+        decoder={
+            "dim": decoder_dim,
+            "depth": _count(state, "head.decoder.blocks"),
+            "mlp_ratio": shape("head.decoder.blocks.0.mlp.fc1.weight")[0] / decoder_dim,
+            "hidden_dim": decoder_hidden,
+        },
+    )
 
 
 def _own_name(name: str) -> str:
     pyramid = _PYRAMID.match(name)
     if pyramid:
         kind, level = pyramid.groups()
-        return f"pyramid.{kind}s.{int(level) - 2}.{name[pyramid.end() :]}"
+        return f"head.pyramid.{kind}s.{int(level) - 2}.{name[pyramid.end() :]}"
     for pattern, replacement in _NAMES:
         renamed, count = re.subn(f"^{pattern}", replacement, name)
         if count:

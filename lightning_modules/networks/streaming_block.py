@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
+import torch
 from torch import Tensor, nn
 
-from .decomposed_attention import DecomposedAttention
+from .causal_attention import CausalAttention
 from .linear import Mlp
-from .streaming import StreamingModule
-from .temporal_shift import ShiftMode, TemporalShiftAttention
-from .vit import NORM_EPS
+from .streaming import State, StreamingModule
+from .trunk_size import NORM_EPS
 
 
-class StreamingBlock(StreamingModule):
+class StreamingBlock(StreamingModule[State]):
     """A causal attention with its residual, then the MLP: (B, T, N, C) -> (B, T, N, C)."""
 
-    def __init__(self, dim: int, mlp_ratio: float, temporal: TemporalShiftAttention | DecomposedAttention) -> None:
+    def __init__(self, dim: int, mlp_ratio: float, attention: CausalAttention[State]) -> None:
         super().__init__()
-        self.temporal = temporal
+        self.attention = attention
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
-        self.receptive_field = temporal.receptive_field
+        self.receptive_field = attention.receptive_field
 
-    def initial_state(self, batch_size: int, num_patches: int | None = None, *, device=None, dtype=None):
-        return self.temporal.initial_state(batch_size, num_patches, device=device, dtype=dtype)
+    def initial_state(
+        self,
+        batch_size: int,
+        num_patches: int | None = None,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        return self.attention.initial_state(batch_size, num_patches, device=device, dtype=dtype)
 
-    def forward(self, tokens: Tensor, state):
-        tokens, state = self.temporal(tokens, state)
+    def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        tokens, state = self.attention(tokens, state)
         return tokens + self.mlp(self.norm2(tokens)), state
-
-
-def causal_attention(
-    temporal: Literal["tsa", "dsta"],
-    dim: int,
-    num_heads: int,
-    num_patches: int,
-    shift_mode: ShiftMode = "concat_kv",
-    shift_rate: float = 0.25,
-    lstm_dim: int | None = None,
-) -> TemporalShiftAttention | DecomposedAttention:
-    """``tsa``, Temporal Shift Attention, or ``dsta``, Decomposed Spatial-Temporal Attention."""
-    if temporal == "tsa":
-        return TemporalShiftAttention(dim, num_heads, num_patches, shift_mode, shift_rate)
-    return DecomposedAttention(dim, num_heads, num_patches, lstm_dim)

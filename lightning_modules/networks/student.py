@@ -1,186 +1,109 @@
-"""The streaming detector: EVAD's parts around a causal trunk that sees one frame at a time. The student."""
+"""The streaming detector: a causal trunk that sees one frame at a time, and the teacher's kind of head. The student."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from .actor_queue import ActorQueue, QueueState
-from .context_decoder import ContextDecoder
-from .context_memory import ContextMemory, MemoryState
-from .detection_head import DetectionHead
+from .context_memory import ContextMemory, MemorySize, MemoryState
+from .detection_head import DetectionHead, HeadFactory
 from .detections import Detections, DetectorOutputs
-from .frame_embedding import EmbeddingState, FramePairEmbedding
-from .localizer import Localizer, most_person_like
-from .positions import Keyframe, SpaceTimePositions
-from .pyramid import KeyframePyramid
-from .roi_align import RoiKernel
+from .localizer import most_person_like
 from .streaming import StreamingModule
-from .streaming_block import StreamingBlock, causal_attention
-from .temporal_shift import ShiftMode
-from .vit import NORM_EPS, TUBELET
+from .streaming_trunk import EncodedFrames, StreamingTrunk, TrunkState
+from .timing import Timing
+from .trunk_size import TrunkSize
 
 
-class EncodedFrames(NamedTuple):
-    """What the trunk makes of a chunk: T frames of B streams, N = h w tokens each."""
-
-    tokens: Tensor
-    """(B, T, N, C) after the last block, not normed."""
-    maps: tuple[Tensor, ...]
-    """(B, T, C, h, w) after each of ``pyramid_layers``."""
-    received: Tensor
-    """(B, T, N): the attention that each token receives inside its frame in the last block."""
-
-
-class StudentState(NamedTuple):
+class DetectorState(NamedTuple):
     """What a stream remembers."""
 
-    embedding: EmbeddingState
-    blocks: tuple
-    """The states of the blocks, first to last."""
+    trunk: TrunkState
     memory: MemoryState
     """What the context decoder reads of past frames."""
     actors: QueueState
-    """Those that are not answered for yet; none without a look-ahead."""
+    """Those whose output is still to come; none without a look-ahead."""
 
 
-class StreamingDetector(StreamingModule[StudentState]):
-    """Detects actors and actions in the newest frame of a stream from that frame and a state of constant size.
+class StreamingDetector(StreamingModule[DetectorState]):
+    """Detects actors and actions in a stream, frame by frame, from the newest frame and a state of constant size.
 
-    Each frame is a slot of its own: embedded with the frame before it as a tubelet of the teacher is, and with the
-    position code of the teacher's keyframe slot whatever its time. The pyramid and the localizer read each frame by
-    itself; the context decoder reads the newest whole and the tokens kept of the ``window`` frames before it. Arguments
-    are those of ``EvadTeacher`` except:
+    The head localizes actors in each frame by itself; it classifies them in the newest frame with what the context
+    memory keeps of the frames before it.
 
     Args:
-        temporal: ``tsa``, Temporal Shift Attention, or ``dsta``, Decomposed Spatial-Temporal Attention.
-        shift_mode, shift_rate: see ``TemporalShiftAttention``.
-        lstm_dim: width of the LSTM of ``dsta``; a quarter of ``dim`` by default.
-        num_frames: frames of the teacher's clip, for its position codes.
-        keyframe: where its keyframe stands in it, for the same.
-        window: past frames in the context memory. memory_keep_rate: share of their tokens that is kept.
-        memory_stride: the context decoder reads the past frames that are so many, twice so many ... frames old. 2, with
-            all tokens kept, gives it slots as the teacher's, which do not share frames.
-        keyframe_code: which frame's tokens the context decoder finds where the teacher's keyframe is: those of the
-            ``newest`` frame, or of the one that is ``answered`` for, so that newer frames stand in its future.
-        look_ahead: what is said at frame t is about frame t - look_ahead, in frames of the stream: answers come that
-            much later and know that much more. The network is trained so, and who reads its answers has to know.
-        localizes: with a look-ahead, which frame boxes are found in: the one that is answered for, so that they wait
-            in the state (``ActorQueue``) while the context decoder goes on to newer frames; the ``next`` one, whose
-            tokens are of the answered frame and itself, as those of the teacher's keyframe are; or the newest, which
-            then has to tell where people were.
-        num_actors: at inference the context decoder reads, and the detections are, the so many most person-like
-            proposals; all of them by default and in training.
-        decoder_refines_context: see ``ContextDecoder``.
+        num_classes: K.
+        trunk: encodes the frames.
+        head: makes the head for the trunk's tokens.
+        memory: what is kept of past frames.
+        timing: delay of the output, and which frame boxes come from.
+        num_actors: at inference the decoder reads, and the detections are, the so many most person-like proposals; all
+            of them by default and in training.
     """
 
     def __init__(
         self,
-        temporal: Literal["tsa", "dsta"],
-        num_classes: int = 80,
-        num_frames: int = 16,
-        pretrain_size: int = 224,
-        shift_mode: ShiftMode = "concat_kv",
-        shift_rate: float = 0.25,
-        lstm_dim: int | None = None,
-        window: int = 7,
-        memory_keep_rate: float = 0.5,
-        memory_stride: int = 1,
-        keyframe_code: Literal["newest", "answered"] = "newest",
-        dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        patch_size: int = 16,
-        mlp_ratio: float = 4.0,
-        pyramid_layers: Sequence[int] = (2, 5, 8, 11),
-        head_dim: int = 256,
-        num_proposals: int = 100,
-        num_stages: int = 6,
-        localizer_heads: int = 8,
-        dynamic_dim: int = 64,
-        localizer_hidden: int = 2048,
-        localizer_roi_size: int = 7,
-        proposal_boxes: Literal["image", "grid"] = "image",
-        roi_kernel: RoiKernel = "torchvision",
-        decoder_dim: int = 384,
-        decoder_depth: int = 6,
-        decoder_heads: int = 6,
-        decoder_hidden: int = 2048,
-        decoder_roi_size: int = 7,
-        roi_extension: tuple[float, float] = (0.4, 0.2),
-        look_ahead: int = 0,
-        localizes: Literal["answered", "next", "newest"] = "answered",
+        num_classes: int,
+        trunk: StreamingTrunk,
+        head: HeadFactory = DetectionHead,
+        memory: MemorySize = MemorySize(),  # noqa: B008  (frozen)
+        timing: Timing = Timing(),  # noqa: B008  (frozen)
         num_actors: int | None = None,
-        decoder_refines_context: bool = True,
-        keyframe: Keyframe = "middle",
     ) -> None:
         super().__init__()
-        if num_actors is not None and not 1 <= num_actors <= num_proposals:
-            raise ValueError(f"num_actors={num_actors} must be 1 to num_proposals={num_proposals}")
-        if look_ahead < 0:
-            raise ValueError(f"look_ahead is a number of frames, at least 0, got {look_ahead}")
-        self.lateness = int(localizes == "next")
-        if self.lateness > look_ahead:
-            raise ValueError(f"localizes=next needs a look_ahead of at least 1, got {look_ahead}")
-        if pretrain_size % (2 * patch_size):
-            raise ValueError(f"pretrain_size={pretrain_size} must be a multiple of twice patch_size={patch_size}")
-        if num_frames % TUBELET:
-            raise ValueError(f"num_frames={num_frames} must be a multiple of the teacher's tubelet of {TUBELET}")
-        self.num_classes, self.patch_size, self.frame_size = num_classes, patch_size, pretrain_size
-        self.num_proposals, self.look_ahead = num_proposals, look_ahead
-        self.dim, self.decoder_dim = dim, decoder_dim
-        self.pyramid_layers = tuple(pyramid_layers)
-        grid, num_slots = pretrain_size // patch_size, num_frames // TUBELET
-        self.patch_embed = FramePairEmbedding(dim, patch_size, (grid, grid))
-        self.positions = SpaceTimePositions(num_slots, grid, dim, keyframe=keyframe)
-        self.blocks = nn.ModuleList(
-            StreamingBlock(
-                dim,
-                mlp_ratio,
-                causal_attention(temporal, dim, num_heads, grid**2, shift_mode, shift_rate, lstm_dim),
+        if trunk.size.grid % 2:
+            raise ValueError(
+                f"pretrain_size={trunk.size.pretrain_size} must be a multiple of twice "
+                f"patch_size={trunk.size.patch_size}, as the pyramid's coarsest level needs"
             )
-            for _ in range(depth)
-        )
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.pyramid = KeyframePyramid(dim, head_dim, patch_size)
-        self.localizer = Localizer(
-            dim=head_dim,
-            num_proposals=num_proposals,
-            num_stages=num_stages,
-            num_heads=localizer_heads,
-            dynamic_dim=dynamic_dim,
-            hidden_dim=localizer_hidden,
-            roi_size=localizer_roi_size,
-            proposal_boxes=proposal_boxes,
-            roi_kernel=roi_kernel,
-        )
-        self.decoder = ContextDecoder(
-            encoder_dim=dim,
-            num_classes=num_classes,
-            dim=decoder_dim,
-            depth=decoder_depth,
-            num_heads=decoder_heads,
-            hidden_dim=decoder_hidden,
-            roi_size=decoder_roi_size,
-            roi_extension=roi_extension,
-            patch_size=patch_size,
-            num_slots=num_slots,
-            pretrain_grid=grid,
-            refines_context=decoder_refines_context,
-            keyframe=keyframe,
-        )
-        ahead = look_ahead - self.lateness
-        keyframe_age = ahead if keyframe_code == "answered" else 0
-        self.memory = ContextMemory(decoder_dim, window, memory_keep_rate, TUBELET, memory_stride, keyframe_age)
-        waits = 0 if localizes == "newest" else ahead
-        self.actors = ActorQueue(waits, num_stages, num_proposals)
-        self.num_actors = num_actors
-        # The embedding and every block look back one frame; the memory keeps what the last block made of its frames.
-        self.receptive_field = None if temporal == "dsta" else depth + TUBELET + max(window, waits)
+        self.trunk = trunk
+        self.head = head(trunk.layout, num_classes)
+        self.timing, self.num_actors = timing, num_actors
+        if num_actors is not None and not 1 <= num_actors <= self.num_proposals:
+            raise ValueError(f"num_actors={num_actors} must be 1 to num_proposals={self.num_proposals}")
+        self.memory = ContextMemory(memory, self.head.decoder.dim, timing.keyframe_age)
+        self.actors = ActorQueue(timing.frames_waiting, len(self.head.localizer.stages), self.num_proposals)
+        field = trunk.receptive_field
+        self.receptive_field = None if field is None else field + max(memory.frames, timing.frames_waiting)
+
+    @property
+    def size(self) -> TrunkSize:
+        """Of the trunk."""
+        return self.trunk.size
+
+    @property
+    def num_classes(self) -> int:
+        return self.head.num_classes
+
+    @property
+    def frame_size(self) -> int:
+        """Side in pixels of the frames that it was made for."""
+        return self.size.pretrain_size
+
+    @property
+    def patch_size(self) -> int:
+        return self.size.patch_size
+
+    @property
+    def num_proposals(self) -> int:
+        return self.head.localizer.num_proposals
+
+    @property
+    def look_ahead(self) -> int:
+        """Delay of the output in frames of the stream, see ``Timing``."""
+        return self.timing.look_ahead
+
+    def new_parameters(self) -> set[str]:
+        """Return the names of parameters that a teacher has no weights for: they keep their own start."""
+        return {"memory.age_code", *(f"trunk.{name}" for name in self.trunk.new_parameters())}
+
+    def head_parameters(self) -> set[str]:
+        """Return the names of parameters that may learn faster than the trunk."""
+        return {f"head.{name}" for name in self.head.fast_parameters()}
 
     def initial_state(
         self,
@@ -189,22 +112,19 @@ class StreamingDetector(StreamingModule[StudentState]):
         *,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
-    ) -> StudentState:
+    ) -> DetectorState:
         """``frame_size`` is the padded height and width of the frames to come; square at the pre-training size by
         default."""
-        height, width = frame_size or (self.frame_size, self.frame_size)
-        grid = (height // self.patch_size, width // self.patch_size)
-        patches = grid[0] * grid[1]
-        return StudentState(
-            self.patch_embed.initial_state(batch_size, grid, device=device, dtype=dtype),
-            tuple(block.initial_state(batch_size, patches, device=device, dtype=dtype) for block in self.blocks),
-            self.memory.initial_state(batch_size, patches, self.decoder_dim, device, dtype),
+        rows, columns = self.trunk.grid_of(*(frame_size or (self.frame_size, self.frame_size)))
+        return DetectorState(
+            self.trunk.initial_state(batch_size, frame_size, device=device, dtype=dtype),
+            self.memory.initial_state(batch_size, rows * columns, device=device, dtype=dtype),
             self.actors.initial_state(batch_size, device, dtype),
         )
 
     def forward(
-        self, frames: Tensor, state: StudentState, image_sizes: Tensor | None = None
-    ) -> tuple[Detections, StudentState]:
+        self, frames: Tensor, state: DetectorState, image_sizes: Tensor | None = None
+    ) -> tuple[Detections, DetectorState]:
         """Normalised frames (B, T, 3, H, W) -> detections with axes (B, T, Q, ...) and the state after the chunk.
 
         ``image_sizes`` (B, 2) are heights and widths before padding; the whole frame by default.
@@ -215,58 +135,43 @@ class StreamingDetector(StreamingModule[StudentState]):
     def outputs(
         self,
         frames: Tensor,
-        state: StudentState,
+        state: DetectorState,
         image_sizes: Tensor | None = None,
         last: int | None = None,
         deep: bool = False,
-    ) -> tuple[DetectorOutputs, StudentState]:
+    ) -> tuple[DetectorOutputs, DetectorState]:
         """All there is to supervise on the chunk's ``last`` frames (all by default), their axis folded into the batch.
 
         The frames before them only advance the state: that is how training warms it up. ``deep`` asks for what training
         supervises: the action logits of every decoder block, and of all proposals whatever ``num_actors`` says.
         """
-        encoded, trunk_state = self.encode(frames, state)
-        outputs, head_state = self.detect(encoded, state, image_sizes, last, deep)
-        return outputs, StudentState(*trunk_state, *head_state)
+        encoded, trunk = self.encode(frames, state)
+        outputs, memory, actors = self.detect(encoded, state, image_sizes, last, deep)
+        return outputs, DetectorState(trunk, memory, actors)
 
-    def encode(self, frames: Tensor, state: StudentState) -> tuple[EncodedFrames, tuple[EmbeddingState, tuple]]:
+    def encode(self, frames: Tensor, state: DetectorState) -> tuple[EncodedFrames, TrunkState]:
         """Normalised frames (B, T, 3, H, W) -> what the trunk makes of them, and its state after the chunk."""
-        grid = (frames.shape[-2] // self.patch_size, frames.shape[-1] // self.patch_size)
-        self._check(frames, state, grid)
-        tokens, embedding = self.patch_embed(frames, state.embedding)  # (B, T, N, C)
-        keyframe_slot = torch.tensor([self.positions.keyframe_slot], device=frames.device)
-        tokens = tokens + self.positions.slots(keyframe_slot, *grid).to(tokens.dtype)
-        maps, block_states = {}, []
-        for layer, (block, block_state) in enumerate(zip(self.blocks, state.blocks, strict=True)):
-            if layer == len(self.blocks) - 1:
-                received = self._received(block, tokens)
-            tokens, block_state = block(tokens, block_state)
-            block_states.append(block_state)
-            if layer in self.pyramid_layers:
-                maps[layer] = tokens.transpose(2, 3).unflatten(3, grid)  # (B, T, C, h, w)
-        encoded = EncodedFrames(tokens, tuple(maps[layer] for layer in self.pyramid_layers), received)
-        return encoded, (embedding, tuple(block_states))
-
-    @property
-    def head(self) -> DetectionHead:
-        """What turns encoded frames into detections."""
-        return DetectionHead(self.norm, self.pyramid, self.localizer, self.decoder)
+        side = 2 * self.patch_size
+        if frames.shape[-2] % side or frames.shape[-1] % side:
+            raise ValueError(f"frames of {tuple(frames.shape[-2:])} must be padded to multiples of {side}")
+        encoded = self.trunk(frames, state.trunk)
+        self._check_memory(frames, state.memory)
+        return encoded
 
     def detect(
         self,
         encoded: EncodedFrames,
-        state: StudentState,
+        state: DetectorState,
         image_sizes: Tensor | None = None,
         last: int | None = None,
         deep: bool = False,
         ends_here: bool = False,
-    ) -> tuple[DetectorOutputs, tuple[MemoryState, QueueState]]:
+    ) -> tuple[DetectorOutputs, MemoryState, QueueState]:
         """Return what the head finds in encoded frames, and the rest of the state after them.
 
         Arguments as in ``outputs``; ``state`` is that before the chunk. ``ends_here`` saves what only later chunks ask
         for: the state is of no use.
         """
-        head = self.head
         batch, num_frames = encoded.tokens.shape[:2]
         grid = tuple(encoded.maps[0].shape[-2:])
         last = num_frames if last is None else last
@@ -279,52 +184,37 @@ class StreamingDetector(StreamingModule[StudentState]):
         begin = self.actors.needed(num_frames, last)
         end = max(begin + 1, num_frames - self.actors.length) if ends_here else num_frames
         found = self._localize(encoded.maps, image_sizes, begin, end)
-        answered, waiting = self.actors(found, state.actors, num_frames, last)
-        person_logits, boxes = (part.flatten(0, 1).transpose(0, 1) for part in answered)  # (R, B L, P, ...)
+        due, waiting = self.actors(found, state.actors, num_frames, last)
+        person_logits, boxes = (part.flatten(0, 1).transpose(0, 1) for part in due)  # (R, B L, P, ...)
         if self.num_actors is not None and not deep:
             person_logits, boxes = most_person_like(person_logits, boxes, self.num_actors)
-        projected = head.decoder.encoder_to_decoder(head.norm(encoded.tokens))
-        past, memory = self.memory(projected, encoded.received, state.memory, last)
-        newest = projected[:, -last:].flatten(0, 1)
+        decoder = self.head.decoder
+        projected = decoder.encoder_to_decoder(encoded.tokens)
+        chooses = self.memory.size.chooses
+        received = self.trunk.received(encoded) if chooses else projected.new_zeros(projected.shape[:3])
+        past, memory = self.memory(projected, received, state.memory, last)
+        context = self.memory.context(decoder, projected[:, -last:].flatten(0, 1), past, grid)
         sizes = image_sizes.repeat_interleave(last, dim=0)
-        action_logits = self.memory.read(head.decoder, newest, past, boxes[-1], sizes, grid, every_block=deep)
+        action_logits = self.head.classify(context, boxes[-1], sizes, every_block=deep)
         maps = tuple(levels[:, -last:].flatten(0, 1) for levels in encoded.maps)
-        return DetectorOutputs(person_logits, boxes, action_logits, maps), (memory, waiting)
+        return DetectorOutputs(person_logits, boxes, action_logits, maps), memory, waiting
 
     def _localize(self, levels: tuple[Tensor, ...], image_sizes: Tensor, begin: int, end: int) -> QueueState:
         """Return the actors of the frames ``begin`` to ``end`` from maps (B, T, C, h, w)."""
-        maps = self.pyramid(tuple(level[:, begin:end].flatten(0, 1) for level in levels))
-        sizes = image_sizes.repeat_interleave(end - begin, dim=0)
-        actors = self.localizer(maps, self.pyramid.strides, sizes)
+        maps = tuple(level[:, begin:end].flatten(0, 1) for level in levels)
+        actors = self.head.localize(maps, image_sizes.repeat_interleave(end - begin, dim=0))
         frames = (image_sizes.shape[0], end - begin)
         parts = (actors.person_logits, actors.boxes)
         return QueueState(*(part.transpose(0, 1).unflatten(0, frames) for part in parts))
 
-    @torch.no_grad()
-    def _received(self, block: StreamingBlock, tokens: Tensor) -> Tensor:
-        """(B, T, N): the attention that each token of a frame receives inside that frame in this block."""
-        if self.memory.window == 0 or self.memory.keep_rate == 1:
-            return tokens.new_zeros(tokens.shape[:3])  # nothing is chosen by it
-        query, key, _ = block.temporal.attn.project(block.temporal.norm1(tokens))
-        attention = (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(-1)  # (B, T, H, N, N)
-        return attention.mean(dim=(-3, -2))
-
-    def _check(self, frames: Tensor, state: StudentState, grid: tuple[int, int]) -> None:
-        """A state made for other frames would give wrong answers, not errors, further down."""
-        side = 2 * self.patch_size
-        if frames.shape[-2] % side or frames.shape[-1] % side:
-            raise ValueError(f"frames of {tuple(frames.shape[-2:])} must be padded to multiples of {side}")
-        embedded = (frames.shape[0], *grid, self.dim)
-        if tuple(state.embedding.past.shape) != embedded:
+    def _check_memory(self, frames: Tensor, state: MemoryState) -> None:
+        """Refuse a memory of other frames, which would give wrong detections further down, not errors."""
+        rows, columns = self.trunk.grid_of(*frames.shape[-2:])
+        size = self.memory.size
+        expected = (frames.shape[0], size.frames, size.num_kept(rows * columns), self.memory.dim)
+        if tuple(state.tokens.shape) != expected:
             raise ValueError(
-                f"the state is one of {tuple(state.embedding.past.shape)} (streams, rows, columns, channels) but the "
-                f"frames need {embedded}; where the number of streams or the size of their frames changes, start anew "
-                "with initial_state(batch_size, frame_size)"
-            )
-        expected = (frames.shape[0], self.memory.window, self.memory.num_kept(grid[0] * grid[1]), self.decoder_dim)
-        if tuple(state.memory.tokens.shape) != expected:
-            raise ValueError(
-                f"the state's memory is {tuple(state.memory.tokens.shape)} but {frames.shape[0]} streams of "
+                f"the state's memory is {tuple(state.tokens.shape)} but {frames.shape[0]} streams of "
                 f"{tuple(frames.shape[-2:])} pixels need {expected}; "
                 "make one with initial_state(batch_size, frame_size)"
             )

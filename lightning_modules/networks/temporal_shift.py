@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .attention import SelfAttention, attend
-from .streaming import StreamingModule, compact_copy
-from .vit import NORM_EPS
+from .attention import attend
+from .causal_attention import CausalAttention
+from .streaming import compact_copy
 
 ShiftMode = Literal["channel", "concat_kv"]
 
@@ -28,7 +28,7 @@ class ShiftState(NamedTuple):
     """(B,) bool: whether there is a previous frame."""
 
 
-class TemporalShiftAttention(StreamingModule[ShiftState]):
+class TemporalShiftAttention(CausalAttention[ShiftState]):
     """x + attention(LayerNorm(x)) inside each frame, with a look at the frame before. The teacher's weights fit.
 
     mode:
@@ -51,15 +51,17 @@ class TemporalShiftAttention(StreamingModule[ShiftState]):
         mode: ShiftMode = "concat_kv",
         shift_rate: float = 0.25,
     ) -> None:
-        super().__init__()
+        super().__init__(dim, num_heads, num_patches)
         if not 0 < shift_rate <= 1:
             raise ValueError(f"shift_rate must be above 0 and at most 1, got {shift_rate}")
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = SelfAttention(dim, num_heads)
-        self.num_patches, self.mode = num_patches, mode
+        self.mode = mode
         if mode == "concat_kv":
             self.past_code = nn.Parameter(torch.zeros(2, num_heads, 1, dim // num_heads))
         self.shifted = max(1, round(shift_rate * dim))
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that do not decay although they are matrices."""
+        return {"past_code"} if self.mode == "concat_kv" else set()
 
     def initial_state(
         self,

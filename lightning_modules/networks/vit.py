@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
 from typing import NamedTuple
@@ -14,12 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import SelfAttention
 from .linear import Mlp
-from .positions import Keyframe, SpaceTimePositions, keyframe_slot
+from .positions import SpaceTimePositions, keyframe_slot
 from .token_dropout import KeyframeTokenDropout, KeyOrder
-
-TUBELET = 2
-"""Frames that one slot (tubelet) holds."""
-NORM_EPS = 1e-6
+from .trunk_size import NORM_EPS, TUBELET, TokenLayout, TrunkSize
 
 
 class EncodedClip(NamedTuple):
@@ -87,80 +83,57 @@ class VideoViT(nn.Module):
     is. Parameters are named as VideoMAE's.
 
     Args:
-        num_frames: frames of a full clip; a shorter clip is taken as its part around the keyframe (see
-            ``SpaceTimePositions``).
-        pretrain_size: side in pixels of the frames the position codes were made for.
+        size: see ``TrunkSize``. A clip shorter than its ``num_frames`` is taken as the part around the keyframe, see
+            ``SpaceTimePositions``.
+        keep_rates: block number (from 0) -> share of tokens kept there; blocks not named keep all tokens.
+        enhanced_weight, key_order: see ``KeyframeTokenDropout``.
         learned_positions: the position codes are a parameter instead of the fixed sine table.
-        keep_rates: block number (from 0) -> keep rate; blocks not named keep all tokens.
-        pyramid_layers: blocks after which the keyframe's map is taken, from the finest pyramid level to the coarsest.
+        drop_path_rate: of the last block; it rises from 0 at the first.
         checkpoint_blocks: recompute activations in the backward pass, for memory.
-        in_channels: of a frame, 3 for RGB.
-        keyframe: the slot of the keyframe; ``last`` sees nothing that comes after it.
     """
 
     def __init__(
         self,
-        dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        patch_size: int = 16,
-        num_frames: int = 16,
-        pretrain_size: int = 224,
-        mlp_ratio: float = 4.0,
-        learned_positions: bool = False,
+        size: TrunkSize = TrunkSize(),  # noqa: B008  (frozen)
         keep_rates: dict[int, float] | None = None,
         enhanced_weight: float = 1.0,
         key_order: KeyOrder = "position",
-        pyramid_layers: Sequence[int] = (2, 5, 8, 11),
+        learned_positions: bool = False,
         drop_path_rate: float = 0.0,
         checkpoint_blocks: bool = False,
-        in_channels: int = 3,
-        keyframe: Keyframe = "middle",
     ) -> None:
         super().__init__()
         keep_rates = keep_rates or {}
         if not all(0 < rate <= 1 for rate in keep_rates.values()):
             raise ValueError(f"keep rates must be above 0 and at most 1 (which keeps all tokens), got {keep_rates}")
         keep_rates = {layer: rate for layer, rate in keep_rates.items() if rate < 1}
-        if num_frames < TUBELET or num_frames % TUBELET:
-            raise ValueError(f"num_frames must be a positive multiple of {TUBELET} (a slot), got {num_frames}")
-        if keyframe == "middle" and num_frames > TUBELET and (num_frames // TUBELET) % 2:
-            raise ValueError(
-                f"num_frames={num_frames} gives an odd number of slots, {num_frames // TUBELET} of {TUBELET} frames; "
-                f"a keyframe in the middle needs an even one: set num_frames to a multiple of {2 * TUBELET}"
-            )
-        if pretrain_size % patch_size:
-            raise ValueError(f"pretrain_size={pretrain_size} does not divide into patches of {patch_size}")
-        if any(not 0 <= layer < depth for layer in [*keep_rates, *pyramid_layers]):
-            raise ValueError(
-                f"keep_rates {sorted(keep_rates)} and pyramid_layers {list(pyramid_layers)} must lie in 0..{depth - 1}"
-            )
-        _check_shares(keep_rates, num_frames // TUBELET)
-        self.dim, self.depth, self.num_heads, self.mlp_ratio = dim, depth, num_heads, mlp_ratio
-        self.patch_size, self.num_frames = patch_size, num_frames
-        self.pyramid_layers = tuple(pyramid_layers)
-        self.key_order, self.keyframe = key_order, keyframe
-        self.checkpoint_blocks = checkpoint_blocks
-        self.patch_embed = TubeletEmbedding(dim, patch_size, in_channels)
-        self.positions = SpaceTimePositions(
-            num_frames // TUBELET, pretrain_size // patch_size, dim, learned_positions, keyframe
-        )
-        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        if any(not 0 <= layer < size.depth for layer in keep_rates):
+            raise ValueError(f"keep_rates {sorted(keep_rates)} must lie in 0..{size.depth - 1}")
+        _check_shares(keep_rates, size.num_slots)
+        self.size, self.key_order, self.checkpoint_blocks = size, key_order, checkpoint_blocks
+        self.patch_embed = TubeletEmbedding(size.dim, size.patch_size, size.in_channels)
+        self.positions = SpaceTimePositions(size.num_slots, size.grid, size.dim, learned_positions, size.keyframe)
+        rates = torch.linspace(0, drop_path_rate, size.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             EncoderBlock(
-                dim,
-                num_heads,
-                mlp_ratio,
+                size.dim,
+                size.num_heads,
+                size.mlp_ratio,
                 rates[layer],
                 KeyframeTokenDropout(keep_rates[layer], enhanced_weight, key_order) if layer in keep_rates else None,
             )
-            for layer in range(depth)
+            for layer in range(size.depth)
         )
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(size.dim, eps=NORM_EPS)
+
+    @property
+    def layout(self) -> TokenLayout:
+        """What a detection head has to know of the tokens."""
+        return self.size.layout
 
     def forward(self, clips: Tensor) -> EncodedClip:
         """Normalised clips (B, in_channels, T, H, W), H and W multiples of the patch size."""
-        size = self.patch_size
+        size = self.size.patch_size
         if clips.shape[2] % TUBELET or clips.shape[3] % size or clips.shape[4] % size:
             raise ValueError(
                 f"a clip of {tuple(clips.shape[2:])} (frames, height, width) "
@@ -170,7 +143,7 @@ class VideoViT(nn.Module):
         tokens = self.patch_embed(clips)
         num_slots = tokens.shape[1]
         tokens = tokens + self.positions(num_slots, height, width).to(tokens.dtype)
-        key, num_keyframe = keyframe_slot(num_slots, self.keyframe), height * width
+        key, num_keyframe = keyframe_slot(num_slots, self.size.keyframe), height * width
         tokens = torch.cat([tokens[:, key : key + 1], tokens[:, :key], tokens[:, key + 1 :]], dim=1).flatten(1, 2)
         kept = torch.arange(tokens.shape[1] - num_keyframe, device=tokens.device).expand(tokens.shape[0], -1)
 
@@ -182,14 +155,14 @@ class VideoViT(nn.Module):
                 tokens, kept = block(tokens, kept)
             if block.dropout is not None:
                 kept_by_layer.append(kept)
-            if layer in self.pyramid_layers:
+            if layer in self.size.pyramid_layers:
                 maps[layer] = tokens[:, :num_keyframe].transpose(1, 2).unflatten(2, (height, width))
         if self.key_order == "as_published":
             kept = kept.sort(dim=1).values
         return EncodedClip(
             self.norm(tokens),
             kept,
-            tuple(maps[layer] for layer in self.pyramid_layers),
+            tuple(maps[layer] for layer in self.size.pyramid_layers),
             tuple(kept_by_layer),
             (num_slots, height, width),
         )

@@ -1,26 +1,33 @@
-"""Reading, checking and placing weights: checkpoints, shipped weights, a student's start from its teacher.
+"""Reading, checking and saving weights: checkpoints, shipped weights, and those that EVAD's authors published.
 
-``python -m lightning_modules.networks.weights runs/evad/latest/checkpoints/last.ckpt results/weights/evad.pt`` takes
-the network out of a checkpoint, in half precision. Checkpoints that EVAD's authors published are read like our own.
+``python -m lightning_modules.networks.take_weights`` takes a network out of a checkpoint.
 """
 
 from __future__ import annotations
 
 import pickle
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from datamodules.files import whole_file
+
+from .context_decoder import ContextDecoder
+from .detection_head import DetectionHead
 from .evad import EvadTeacher
+from .localizer import Localizer
+from .old_names import has_old_names, renamed_from_old
 from .release import is_release, renamed_from_release, sizes_from_shapes
-from .student import StreamingDetector
 from .token_dropout import KeyOrder
+from .trunk_size import TrunkSize
+from .vit import VideoViT
+from .weights_card import Card
 
 KEYS_SHOWN = 12
 
@@ -29,7 +36,18 @@ def read_state_dict(path: str | Path, prefix: str = "network.") -> dict[str, Ten
     """The tensors of a weights file or a Lightning checkpoint, in float32, without executing anything in it.
 
     Of a checkpoint only the keys that start with ``prefix`` are taken, and lose it. Weights are stored in half
-    precision where they ship with the repository. A checkpoint of EVAD's release comes out under our names.
+    precision where they ship with the repository. A checkpoint of EVAD's release comes out under our names, and so does
+    a file from before detectors were made of parts.
+    """
+    return read_weights(path, prefix)[0]
+
+
+def read_weights(path: str | Path, prefix: str = "network.") -> tuple[dict[str, Tensor], Card | None]:
+    """Return the tensors of a file, see ``read_state_dict``, and its card, None where it has none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no weights, more than weights, or a card that is none.
     """
     path = Path(path)
     if not path.is_file():
@@ -38,14 +56,23 @@ def read_state_dict(path: str | Path, prefix: str = "network.") -> dict[str, Ten
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} holds more than tensors and is not read: {error}") from error
-    if isinstance(content, Mapping) and "state_dict" in content:
+    card = None
+    if isinstance(content, Mapping) and "card" in content and "state_dict" in content:
+        try:
+            card = Card.from_dict(content["card"])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        content = content["state_dict"]
+    elif isinstance(content, Mapping) and "state_dict" in content:
         whole = content["state_dict"]
         content = {key.removeprefix(prefix): value for key, value in whole.items() if key.startswith(prefix)}
     elif isinstance(content, Mapping) and is_release(content):
         content = renamed_from_release(content)
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"{path} holds no weights of a network (expected tensors by name, or a Lightning checkpoint)")
-    return {key: value.float() if value.is_floating_point() else value for key, value in content.items()}
+    if has_old_names(content):
+        content = renamed_from_old(content)
+    return {key: value.float() if value.is_floating_point() else value for key, value in content.items()}, card
 
 
 def load_exactly(network: nn.Module, state_dict: Mapping[str, Tensor], fresh: Sequence[str] = ()) -> None:
@@ -106,7 +133,7 @@ def evad_from_release(
 
     Every size that shapes tell is read from them; the arguments are what they do not tell. The defaults are those of
     the published ViT-B models with token dropout; the one without has ``roi_extension=(0, 0)``, ViT-L has 16, 8 and 8
-    heads and ``pyramid_layers=(5, 11, 17, 23)`` (`evad-facts`, sections 2 to 6).
+    heads and ``pyramid_layers=(5, 11, 17, 23)``.
 
     Args:
         state_dict: a release checkpoint as ``torch.load(..., weights_only=True)`` gives it, or its ``model_state``.
@@ -122,8 +149,10 @@ def evad_from_release(
     renamed = renamed_from_release(state_dict)
     sizes = sizes_from_shapes(renamed)
     if not isinstance(keep_rates, Mapping):
-        if len(keep_rates) != sizes["depth"]:
-            raise ValueError(f"keep_rates has {len(keep_rates)} entries but the encoder has {sizes['depth']} blocks")
+        if len(keep_rates) != sizes.trunk["depth"]:
+            raise ValueError(
+                f"keep_rates has {len(keep_rates)} entries but the encoder has {sizes.trunk['depth']} blocks"
+            )
         keep_rates = dict(enumerate(keep_rates))
     if key_order == "position" and any(rate < 1 for rate in keep_rates.values()):
         warnings.warn(
@@ -131,72 +160,27 @@ def evad_from_release(
             'key_order="as_published" reproduces their results, "position" is right for training on',
             stacklevel=2,
         )
-    teacher = EvadTeacher(
-        **sizes,
+    trunk = TrunkSize(
+        **sizes.trunk,
         num_heads=num_heads,
-        decoder_heads=decoder_heads,
-        localizer_heads=localizer_heads,
-        keep_rates=dict(keep_rates),
-        enhanced_weight=enhanced_weight,
-        pyramid_layers=pyramid_layers,
-        roi_extension=roi_extension,
-        decoder_roi_size=decoder_roi_size,
-        pretrain_size=pretrain_size,
         num_frames=num_frames,
-        key_order=key_order,
+        pretrain_size=pretrain_size,
+        pyramid_layers=tuple(pyramid_layers),
     )
+    backbone = VideoViT(trunk, dict(keep_rates), enhanced_weight, key_order, sizes.learned_positions)
+    decoder = partial(
+        ContextDecoder, **sizes.decoder, num_heads=decoder_heads, roi_size=decoder_roi_size, roi_extension=roi_extension
+    )
+    localizer = Localizer(**sizes.localizer, num_heads=localizer_heads)
+    head = partial(DetectionHead, localizer=localizer, decoder=decoder)
+    teacher = EvadTeacher(sizes.num_classes, backbone, head)
     load_exactly(teacher, renamed)
     return teacher.eval()
 
 
-def save_weights(state_dict: Mapping[str, Tensor], path: str | Path) -> None:
-    """Weights only, in half precision, with nothing to execute: what ships with the repository."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+def save_weights(state_dict: Mapping[str, Tensor], path: str | Path, card: Card | None = None) -> None:
+    """Save weights in half precision with nothing to execute, and their card: what ships with the repository."""
     halves = {key: (value.half() if value.is_floating_point() else value).clone() for key, value in state_dict.items()}
-    torch.save(halves, path)
-
-
-@torch.no_grad()
-def student_from_teacher(student: StreamingDetector, teacher: Mapping[str, Tensor]) -> None:
-    """Start a student from its teacher's ``state_dict``: every weight that has a place in it is copied.
-
-    The embedding reads the newest two frames with the teacher's tubelet kernel. A student with fewer refinement stages
-    or decoder blocks takes the first ones, each of which has been trained to give boxes or actions by itself; one with
-    fewer proposals takes every so many. Parts that the teacher lacks (LSTM, gates, codes of age and
-    of the previous frame) keep their own start.
-
-    Raises:
-        ValueError: where the two do not have the same sizes otherwise; it lists the parameters.
-    """
-    weights = {}
-    depths = {"localizer.stages": len(student.localizer.stages), "decoder.blocks": len(student.decoder.blocks)}
-    for key, value in teacher.items():
-        if (deep := re.match(r"(localizer\.stages|decoder\.blocks)\.(\d+)\.", key)) and int(deep[2]) >= depths[deep[1]]:
-            continue
-        if key.startswith("localizer.proposal_"):
-            value = value[_every_so_many(len(value), len(student.localizer.proposal_boxes))]
-        key = key.removeprefix("backbone.")
-        for part in ("norm1", "attn"):
-            if key.startswith("blocks."):
-                key = key.replace(f".{part}.", f".temporal.{part}.")
-        weights[key] = value
-    new = ["blocks.*.temporal.temporal_norm.*", "blocks.*.temporal.into_lstm.*", "blocks.*.temporal.lstm.*"]
-    new += ["blocks.*.temporal.out_of_lstm.*", "blocks.*.temporal.gate", "blocks.*.temporal.past_code"]
-    new.append("memory.age_code")
-    own = student.state_dict()
-    load_exactly(student, weights, [pattern for pattern in new if any(fnmatch(key, pattern) for key in own)])
-
-
-def _every_so_many(there: int, wanted: int) -> list[int]:
-    """``wanted`` of the numbers 0..there-1, evenly spread; all of them where more are wanted than there are."""
-    return [number * there // wanted for number in range(wanted)] if wanted < there else list(range(there))
-
-
-if __name__ == "__main__":
-    import sys
-
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m lightning_modules.networks.weights CHECKPOINT WEIGHTS_FILE")
-    # The branch head of a motion distillation serves training alone.
-    kept = {key: value for key, value in read_state_dict(sys.argv[1]).items() if not key.startswith("branch_head.")}
-    save_weights(kept, sys.argv[2])
+    content = halves if card is None else {"state_dict": halves, "card": card.to_dict()}
+    with whole_file(path, "wb") as file:
+        torch.save(content, file)

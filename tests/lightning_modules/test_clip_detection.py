@@ -169,15 +169,15 @@ def test_weights_start_the_network_and_fresh_ones_do_not(tmp_path):
 
     # Other classes than the weights know: the action heads start over.
     other = tiny.teacher(num_classes=3)
-    start = other.decoder.blocks[0].action_logits.weight.clone()
-    ClipDetectionModule(other, weights=str(tmp_path / "weights.pt"), fresh=["decoder.blocks.*.action_logits.*"])
-    torch.testing.assert_close(other.decoder.blocks[0].action_logits.weight, start, rtol=0, atol=0)
+    start = other.head.decoder.blocks[0].action_logits.weight.clone()
+    ClipDetectionModule(other, weights=str(tmp_path / "weights.pt"), fresh=["head.decoder.blocks.*.action_logits.*"])
+    torch.testing.assert_close(other.head.decoder.blocks[0].action_logits.weight, start, rtol=0, atol=0)
     torch.testing.assert_close(other.backbone.norm.weight, stored["backbone.norm.weight"], rtol=0, atol=0)
 
 
 def test_fresh_parameters_without_weights_are_refused():
     with pytest.raises(ValueError, match="set weights too"):
-        ClipDetectionModule(tiny.teacher(), fresh=["decoder.*"])
+        ClipDetectionModule(tiny.teacher(), fresh=["head.decoder.*"])
 
 
 def test_a_checkpoint_gives_back_the_same_accuracy(data, tmp_path):

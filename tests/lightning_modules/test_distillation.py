@@ -11,8 +11,9 @@ from lightning_modules.clip_detection import ClipDetectionModule
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.distillation_terms import ActionTerm, AttentionTerm, BoxTerm, Lesson
 from lightning_modules.networks.frames import normalise_frames
-from lightning_modules.networks.student import EncodedFrames
-from lightning_modules.networks.weights import load_exactly, read_state_dict, save_weights, student_from_teacher
+from lightning_modules.networks.streaming_trunk import EncodedFrames
+from lightning_modules.networks.student_start import student_from_teacher
+from lightning_modules.networks.weights import load_exactly, read_state_dict, save_weights
 from tests.lightning_modules import tiny
 
 
@@ -178,12 +179,12 @@ def test_a_clip_that_reaches_outside_the_window_is_an_error_with_the_numbers_to_
 
 def test_a_student_starts_from_its_teacher_unless_told_otherwise(distil):
     weights = tiny.teacher(seed=3).backbone.norm.weight.half().float()
-    own = tiny.student().decoder.blocks[0].attn.qkv.weight.clone()
+    own = tiny.student().head.decoder.blocks[0].attn.qkv.weight.clone()
     teacher = distil().teacher.network
     torch.testing.assert_close(teacher.backbone.norm.weight, weights, rtol=0, atol=0)
-    started = distil().network.decoder.blocks[0].attn.qkv.weight
-    torch.testing.assert_close(started, teacher.decoder.blocks[0].attn.qkv.weight, rtol=0, atol=0)
-    fresh = distil(from_teacher=False).network.decoder.blocks[0].attn.qkv.weight
+    started = distil().network.head.decoder.blocks[0].attn.qkv.weight
+    torch.testing.assert_close(started, teacher.head.decoder.blocks[0].attn.qkv.weight, rtol=0, atol=0)
+    fresh = distil(from_teacher=False).network.head.decoder.blocks[0].attn.qkv.weight
     torch.testing.assert_close(fresh, own, rtol=0, atol=0)
 
 
@@ -225,25 +226,25 @@ def test_attention_teaches_the_trunk_and_not_the_head(data, distil, monkeypatch)
     monkeypatch.setattr(type(module), "progress", 0.5)
     monkeypatch.setattr(type(module), "log_losses", lambda *_: None)
     monkeypatch.setattr(type(module), "log_dict", lambda *_, **__: None)
-    torch.nn.init.normal_(module.network.blocks[0].mlp.fc1.weight)  # no longer the teacher's
+    torch.nn.init.normal_(module.network.trunk.blocks[0].mlp.fc1.weight)  # no longer the teacher's
     module.training_step(next(iter(data.train_dataloader())), 0).backward()
     learns = {name for name, part in module.network.named_parameters() if part.grad is not None and part.grad.any()}
-    assert any(name.startswith("blocks.1.temporal.attn.qkv") for name in learns)
-    assert not any(name.startswith(("localizer", "decoder", "pyramid")) for name in learns)
+    assert any(name.startswith("trunk.blocks.1.attention.attn.qkv") for name in learns)
+    assert not any(name.startswith("head.") for name in learns)
     assert all(part.grad is None for part in module.teacher.parameters())
 
 
 @torch.no_grad()
 def test_a_student_that_localizes_in_the_next_frame_compares_features_of_the_pair_its_teacher_sees(data, distil):
     batch = next(iter(data.train_dataloader()))
-    module = distil(network=tiny.student(look_ahead=1, localizes="next"))
+    module = distil(network=tiny.student(look_ahead=1, boxes_from="next"))
     frames = normalise_frames(batch.frames, batch.image_sizes)
-    embed = module.network.patch_embed
+    embed = module.network.trunk.patch_embed
     size = tuple(frames.shape[-2:])
     grid = tuple(side // module.network.patch_size for side in size)
-    tokens, _ = embed(frames, module.network.initial_state(len(frames), size).embedding)
+    tokens, _ = embed(frames, module.network.initial_state(len(frames), size).trunk.embedding)
     maps = tokens.transpose(2, 3).unflatten(3, grid)
-    (compared,) = module.supervised_maps(EncodedFrames(tokens, (maps,), tokens[..., 0]), batch)
+    (compared,) = module.supervised_maps(EncodedFrames(tokens, (maps,), tokens), batch)
     # The teacher's keyframe opens the middle tubelet of its clip.
     pairs = [frames[:, keyframe : keyframe + 2].transpose(1, 2) for keyframe in batch.keyframes]
     expected = torch.stack([embed.proj(pair)[:, :, 0] for pair in pairs], dim=1).flatten(0, 1)
@@ -261,7 +262,7 @@ def test_an_average_of_weights_over_training_is_what_is_evaluated_and_kept(data,
     load_exactly(tiny.student(), kept)
     start = tiny.student()
     student_from_teacher(start, module.teacher.network.state_dict())
-    name = "decoder.blocks.0.attn.qkv.weight"
+    name = "head.decoder.blocks.0.attn.qkv.weight"
     current = torch.load(tmp_path / "last.ckpt", weights_only=True)["current_model_state"][f"network.{name}"]
     first = start.state_dict()[name]
     assert 0 < (kept[name] - first).norm() < (current - first).norm()

@@ -59,7 +59,8 @@ def test_an_evaluation_says_what_it_saw(data, tmp_path, caplog):
 def test_a_zero_is_explained_and_a_result_is_not(data, tmp_path):
     nothing_near = tiny.teacher()
     tiny.place_proposals(nothing_near)
-    nothing_near.localizer.proposal_boxes.data[:] = nothing_near.localizer.proposal_boxes.data[-1]
+    boxes = nothing_near.head.localizer.proposal_boxes.data
+    boxes[:] = boxes[-1]
     for tested, count in ((ClipDetectionModule(nothing_near), 1), (module(), 0)):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")

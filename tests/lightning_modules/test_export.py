@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SIZE = (48, 60)
 """Of the frames; the networks see them padded to 64 x 64."""
 NAMES = ("walk", "sit")
-ALL_OPTIONS = {"num_proposals": 6, "num_actors": 3, "decoder_refines_context": False}
+ALL_OPTIONS = {"num_proposals": 6, "num_actors": 3, "decoder_context": "read"}
 SHALLOW = {"num_stages": 1, "decoder_depth": 1}
 """The exporter takes its time for every operator."""
 needs_onnx = pytest.mark.skipif(
@@ -145,16 +145,14 @@ def test_the_state_changes_what_a_step_detects(dsta):
 @needs_onnx
 def test_inputs_and_outputs_are_named_after_the_state(dsta):
     _, model = dsta
-    state = ["embedding.past", "embedding.filled"]
-    state += [f"blocks.{block}.{part}" for block in (0, 1) for part in ("hidden", "cell")]
+    state = ["trunk.embedding.past", "trunk.embedding.filled"]
+    state += [f"trunk.blocks.{block}.{part}" for block in (0, 1) for part in ("hidden", "cell")]
     state += ["memory.tokens", "memory.places", "memory.filled"]
-    state += ["proposals.features", "proposals.boxes", "proposals.filled"]
     runtime = session(model.path)
     inputs = {given.name: (given.type, given.shape) for given in runtime.get_inputs()}
     assert list(inputs) == ["frames", *(f"state.{name}" for name in state)]
     assert inputs["frames"] == ("tensor(uint8)", [1, *SIZE, 3])
     assert inputs["state.memory.places"] == ("tensor(int64)", [1, 3, 8])
-    assert inputs["state.proposals.boxes"] == ("tensor(float)", [1, 2, 4])
     outputs = {given.name: given.shape for given in runtime.get_outputs()}
     assert list(outputs) == [
         "boxes",
@@ -172,8 +170,8 @@ def test_the_initial_state_lies_beside_the_model(dsta):
     with np.load(model.state_path) as stored:
         assert set(stored) == {given.name for given in session(model.path).get_inputs()} - {"frames"}
         for name, value in (
-            ("state.embedding.past", state.embedding.past),
-            ("state.blocks.1.cell", state.blocks[1].cell),
+            ("state.trunk.embedding.past", state.trunk.embedding.past),
+            ("state.trunk.blocks.1.cell", state.trunk.blocks[1].cell),
             ("state.memory.filled", state.memory.filled),
         ):
             np.testing.assert_array_equal(stored[name], value.numpy())

@@ -12,10 +12,13 @@ from datamodules.segments import SegmentDataModule
 from lightning_modules.metrics.per_frame_map import PerFrameMeanAveragePrecision, frame_targets
 from lightning_modules.networks.temporal.frame_scores import FrameScores
 from lightning_modules.networks.temporal.recurrent_features import RecurrentFeatures
-from lightning_modules.networks.temporal.streaming_trunk import StreamingTrunk
+from lightning_modules.networks.temporal.trunk_features import TrunkFeatures
 from lightning_modules.online_detection import OnlineDetectionModule, frame_loss
 from tests.lightning_modules.temporal import CHANNELS, features
 from tests.lightning_modules.tiny import trainer
+from tests.networks.tiny import trunk_of
+
+SIZES = {"dim": 8, "depth": 1, "num_heads": 2, "num_frames": 2, "pretrain_size": 32, "pyramid_layers": ()}
 
 
 def module(**changes) -> OnlineDetectionModule:
@@ -134,7 +137,7 @@ def test_a_window_that_stands_in_does_not_count(tmp_path):
 
 
 def test_frames_are_trained_on_as_well():
-    network = FrameScores(StreamingTrunk("dsta", frame_size=32, dim=8, depth=1, num_heads=2, patch_size=16), 2)
+    network = FrameScores(TrunkFeatures(trunk_of("dsta", SIZES)), 2)
     ours = OnlineDetectionModule(network)
     ours.log_losses = lambda losses, batch_size: None
     batch = SegmentBatch(

@@ -9,10 +9,10 @@ import torch
 from datamodules.collate import stack_frames
 from lightning_modules.networks.detections import Detections
 from lightning_modules.networks.frames import normalise_frames
-from lightning_modules.networks.student import StreamingDetector
 from lightning_modules.networks.weights import save_weights
 from lightning_modules.stream_detection import StreamDetectionModule
 from tests.lightning_modules import tiny
+from tests.networks.tiny import student_of
 
 CUTS = [(1, 1), (3, 4), (8, 8)]
 """Lanes and frames of a chunk; there are four videos of different lengths to stream."""
@@ -190,14 +190,14 @@ def test_a_student_starts_from_a_clip_detectors_weights(tmp_path):
     student = StreamDetectionModule(tiny.student(), start_from=str(tmp_path / "teacher.pt")).network
     teacher = tiny.teacher(seed=7)
     half = teacher.backbone.blocks[1].attn.qkv.weight.half().float()
-    torch.testing.assert_close(student.blocks[1].temporal.attn.qkv.weight, half, rtol=0, atol=0)
+    torch.testing.assert_close(student.trunk.blocks[1].attention.attn.qkv.weight, half, rtol=0, atol=0)
 
 
 def test_the_way_out_of_an_lstm_that_has_no_effect_yet_learns_from_the_first_step(training_batch):
     """A gate of zero behind a random map had next to no gradient, and stayed closed through whole trainings."""
     torch.manual_seed(0)
-    student = StreamDetectionModule(StreamingDetector("dsta", **tiny.SHAPES))
+    student = StreamDetectionModule(student_of("dsta", tiny.SHAPES))
     supervised_losses(student, training_batch)["total"].backward()
-    for block in student.network.blocks:
-        assert block.temporal.out_of_lstm.weight.abs().max() == 0
-        assert block.temporal.out_of_lstm.weight.grad.norm() > 1e-3 * block.temporal.attn.proj.weight.grad.norm()
+    for block in student.network.trunk.blocks:
+        assert block.attention.out_of_lstm.weight.abs().max() == 0
+        assert block.attention.out_of_lstm.weight.grad.norm() > 1e-3 * block.attention.attn.proj.weight.grad.norm()

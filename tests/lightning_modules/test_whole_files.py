@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_modules.networks.vit import TUBELET
+from lightning_modules.networks.trunk_size import TUBELET
 from lightning_modules.whole_files import with_whole_files
 
 

@@ -16,6 +16,7 @@ from datamodules.stream import StreamDataModule
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.student import StreamingDetector
 from tests.datamodules.miniature import NumberedVideos
+from tests.networks.tiny import student_of, teacher_of
 
 SHAPES: dict[str, Any] = {
     "num_classes": 2,
@@ -40,19 +41,19 @@ SHAPES: dict[str, Any] = {
     "decoder_hidden": 32,
     "decoder_roi_size": 3,
 }
-"""Arguments that a clip detector and a streaming one share."""
+"""Flat settings that a clip detector and a streaming one share, see ``tests.networks.tiny``."""
 
 
 def teacher(seed: int = 0, **changes: Any) -> EvadTeacher:
     """A clip detector that drops tokens, with random weights."""
     torch.manual_seed(seed)
-    return EvadTeacher(**{**SHAPES, "keep_rates": {1: 0.8}, **changes})
+    return teacher_of({**SHAPES, "keep_rates": {1: 0.8}, **changes})
 
 
 def student(temporal: Literal["tsa", "dsta"] = "dsta", seed: int = 1, **changes: Any) -> StreamingDetector:
     """A streaming detector that remembers: the gates of its recurrence are open, and something comes through them."""
     torch.manual_seed(seed)
-    network = StreamingDetector(temporal, **{**SHAPES, "window": 3, **changes})
+    network = student_of(temporal, {**SHAPES, "window": 3, **changes})
     for name, parameter in network.named_parameters():
         if name.endswith("gate"):
             torch.nn.init.ones_(parameter)
@@ -67,8 +68,8 @@ def place_proposals(network: EvadTeacher | StreamingDetector) -> None:
     boxes = torch.tensor(
         [[0.25, 0.5, 0.25, 0.5], [0.6875, 0.625, 0.375, 0.75], [0.5, 0.2, 0.1, 0.1], [0.2, 0.2, 0.1, 0.1]]
     )
-    network.localizer.proposal_boxes.copy_(boxes)
-    for stage in network.localizer.stages:
+    network.head.localizer.proposal_boxes.copy_(boxes)
+    for stage in network.head.localizer.stages:
         stage.bboxes_delta.weight.zero_()
         stage.bboxes_delta.bias.zero_()
 

@@ -32,7 +32,7 @@ class NaiveOutputs(NamedTuple):
 
 def naive_evad(teacher: EvadTeacher, clips: Tensor, image_sizes: Tensor) -> NaiveOutputs:
     """The outputs of ``teacher`` for clips (B, 3, T, H, W), padded, of the given sizes (B, 2)."""
-    backbone, decoder = teacher.backbone, teacher.decoder
+    backbone, decoder = teacher.backbone, teacher.head.decoder
     embedded = backbone.patch_embed.proj(clips)
     slots, height, width = embedded.shape[2:]
     per_slot, key = height * width, slots // 2
@@ -52,9 +52,9 @@ def naive_evad(teacher: EvadTeacher, clips: Tensor, image_sizes: Tensor) -> Naiv
             kept.append(places.sort(dim=1).values)
         del attention
         tokens = tokens + mlp(block.mlp, block.norm2(tokens))
-        if number in backbone.pyramid_layers:
+        if number in backbone.size.pyramid_layers:
             maps.append(tokens[:, :per_slot].transpose(1, 2).reshape(len(clips), -1, height, width))
-    maps = [maps[sorted(backbone.pyramid_layers).index(layer)] for layer in backbone.pyramid_layers]
+    maps = [maps[sorted(backbone.size.pyramid_layers).index(layer)] for layer in backbone.size.pyramid_layers]
 
     person_logits, boxes = localise(teacher, pyramid(teacher, maps), image_sizes)
     action_logits = refine(decoder, backbone.norm(tokens), places, boxes[-1], image_sizes, (slots, height, width))
@@ -105,16 +105,16 @@ def pyramid(teacher: EvadTeacher, maps: list[Tensor]) -> list[Tensor]:
         maps[2],
         maps[3][..., ::2, ::2],
     ]
-    laterals = [conv(level) for conv, level in zip(teacher.pyramid.laterals, resampled, strict=True)]
-    inner, levels = laterals[3], [teacher.pyramid.outputs[3](laterals[3])]
+    laterals = [conv(level) for conv, level in zip(teacher.head.pyramid.laterals, resampled, strict=True)]
+    inner, levels = laterals[3], [teacher.head.pyramid.outputs[3](laterals[3])]
     for level in (2, 1, 0):
         inner = laterals[level] + F.interpolate(inner, scale_factor=2, mode="nearest")
-        levels.insert(0, teacher.pyramid.outputs[level](inner))
+        levels.insert(0, teacher.head.pyramid.outputs[level](inner))
     return levels
 
 
 def localise(teacher: EvadTeacher, levels: list[Tensor], image_sizes: Tensor) -> tuple[Tensor, Tensor]:
-    localizer, strides = teacher.localizer, teacher.pyramid.strides
+    localizer, strides = teacher.head.localizer, teacher.head.pyramid.strides
     scale = image_sizes.flip(-1).repeat(1, 2)[:, None].float()
     boxes = box_convert(localizer.proposal_boxes, "cxcywh", "xyxy") * scale
     features = localizer.proposal_features.expand(len(boxes), -1, -1)

@@ -208,10 +208,10 @@ def pyramid_of(maps, weights):
     levels = [upsampled(maps[0], 4), upsampled(maps[1], 2), maps[2], maps[3][:, ::2, ::2]]
     inner, result = None, []
     for number in (3, 2, 1, 0):
-        kernel, bias = (weights[f"pyramid.laterals.{number}.{part}"] for part in ("weight", "bias"))
+        kernel, bias = (weights[f"head.pyramid.laterals.{number}.{part}"] for part in ("weight", "bias"))
         lateral = np.einsum("oi,iyx->oyx", kernel[:, :, 0, 0], levels[number]) + bias[:, None, None]
         inner = lateral if inner is None else lateral + upsampled(inner, 2)
-        kernel, bias = (weights[f"pyramid.outputs.{number}.{part}"] for part in ("weight", "bias"))
+        kernel, bias = (weights[f"head.pyramid.outputs.{number}.{part}"] for part in ("weight", "bias"))
         result.insert(0, conv3x3(inner, kernel, bias))
     return result
 
@@ -252,12 +252,12 @@ def level_of(box):
 def localize(levels, size, weights, config):
     """Person logits (R, P, 2) and boxes (R, P, 4)."""
     height, width = size
-    cx, cy, w, h = weights["localizer.proposal_boxes"].T
+    cx, cy, w, h = weights["head.localizer.proposal_boxes"].T
     boxes = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=1) * [width, height, width, height]
-    features = weights["localizer.proposal_features"]
+    features = weights["head.localizer.proposal_features"]
     all_logits, all_boxes = [], []
     for number in range(config["num_stages"]):
-        stage = f"localizer.stages.{number}"
+        stage = f"head.localizer.stages.{number}"
         crops = []
         for box in boxes:
             level = level_of(box)
@@ -291,10 +291,10 @@ def decode(tokens, places, boxes, grid, size, weights, config):
     num_slots, height, width = grid
     patches, dim = height * width, config["decoder_dim"]
     key = num_slots - 1 if config.get("keyframe") == "last" else num_slots // 2
-    tokens = tokens @ weights["decoder.encoder_to_decoder.weight"].T
+    tokens = tokens @ weights["head.decoder.encoder_to_decoder.weight"].T
     codes = position_codes(num_slots, config["pretrain_size"] // config["patch_size"], dim, height, width)
     other_slots = [slot for slot in range(num_slots) if slot != key]
-    canvas = np.tile(weights["decoder.mask_token"][0, 0], (num_slots, patches, 1))
+    canvas = np.tile(weights["head.decoder.mask_token"][0, 0], (num_slots, patches, 1))
     canvas[key] = tokens[:patches]
     sequence = list(tokens[:patches] + codes[key])
     for token, place in zip(tokens[patches:], places, strict=True):
@@ -308,7 +308,7 @@ def decode(tokens, places, boxes, grid, size, weights, config):
         sequence.append(np.mean([crop.max(axis=(1, 2)) for crop in crops], axis=0))
     sequence, logits = np.array(sequence), []
     for number in range(config["decoder_depth"]):
-        block = f"decoder.blocks.{number}"
+        block = f"head.decoder.blocks.{number}"
         normed = layer_norm(sequence, weights, f"{block}.norm1", 1e-6)
         sequence = sequence + video_attention(normed, weights, f"{block}.attn", config["decoder_heads"])[0]
         sequence = sequence + mlp(layer_norm(sequence, weights, f"{block}.norm2", 1e-6), weights, f"{block}.mlp")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.networks.context_decoder import ContextDecoder, extend_boxes
+from lightning_modules.networks.trunk_size import TokenLayout
 from lightning_modules.networks.vit import EncodedClip
 from tests.networks import slow_evad
 from tests.networks.tiny import randomise
@@ -16,8 +17,18 @@ GRID = (2, 2, 3)
 
 
 def tiny_decoder(**changes) -> ContextDecoder:
-    sizes = {"encoder_dim": 8, "num_classes": 3, "dim": 8, "depth": 3, "num_heads": 2, "hidden_dim": 8, "roi_size": 2}
-    return randomise(ContextDecoder(**(sizes | {"num_slots": 2, "pretrain_grid": 2} | changes))).double().eval()
+    sizes = {"dim": 8, "depth": 3, "num_heads": 2, "hidden_dim": 8, "roi_size": 2}
+    tokens = TokenLayout(8, 16, changes.pop("num_slots", 2), 2, "middle", 4)
+    return randomise(ContextDecoder(tokens, 3, **(sizes | changes))).double().eval()
+
+
+def classify(decoder: ContextDecoder, clip: EncodedClip, boxes: Tensor, every_block: bool = False) -> Tensor:
+    """Action logits of the clip's actors."""
+    return decoder(decoder.clip_context(clip), boxes, SIZES, every_block)
+
+
+def context_of(reads_context: bool) -> str:
+    return "refined" if reads_context else "none"
 
 
 def some_clip(kept=((4, 0, 2), (1, 5, 3))) -> EncodedClip:
@@ -33,7 +44,7 @@ SWITCHES = [*product((True, False), repeat=2)]
 
 def long_decoder(reads_context: bool, temporal_roi: bool, **changes) -> ContextDecoder:
     """For clips of four slots, the same weights whatever the switches say."""
-    return tiny_decoder(num_slots=4, reads_context=reads_context, temporal_roi=temporal_roi, **changes)
+    return tiny_decoder(num_slots=4, context=context_of(reads_context), temporal_roi=temporal_roi, **changes)
 
 
 def long_clip() -> EncodedClip:
@@ -84,13 +95,13 @@ def test_the_order_in_which_kept_tokens_are_handed_over_does_not_matter():
     shuffled = clip._replace(
         tokens=torch.cat([clip.tokens[:, :6], clip.tokens[:, 6:][:, order]], dim=1), kept=clip.kept[:, order]
     )
-    torch.testing.assert_close(decoder(shuffled, BOXES, SIZES), decoder(clip, BOXES, SIZES), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(classify(decoder, shuffled, BOXES), classify(decoder, clip, BOXES), rtol=1e-6, atol=1e-6)
 
 
 def test_a_token_matters_where_it_stands():
     decoder, clip = tiny_decoder(), some_clip()
     moved = clip._replace(kept=(clip.kept + 1) % 6)
-    assert (decoder(moved, BOXES, SIZES) - decoder(clip, BOXES, SIZES)).abs().max() > 1e-3
+    assert (classify(decoder, moved, BOXES) - classify(decoder, clip, BOXES)).abs().max() > 1e-3
 
 
 def test_actors_are_pooled_by_maximum_over_bins_and_weighted_mean_over_slots():
@@ -118,12 +129,12 @@ def test_actors_are_pooled_by_maximum_over_bins_and_weighted_mean_over_slots():
 
 def test_no_gradient_reaches_the_boxes():
     boxes = BOXES.clone().requires_grad_(True)
-    tiny_decoder()(some_clip(), boxes, SIZES).sum().backward()
+    classify(tiny_decoder(), some_clip(), boxes).sum().backward()
     assert boxes.grad is None
 
 
 def test_matrices_start_xavier_uniform_with_the_mask_token_and_biases_at_zero():
-    decoder = ContextDecoder(encoder_dim=32, num_classes=3, dim=64, depth=1, num_heads=2, hidden_dim=16)
+    decoder = ContextDecoder(TokenLayout(32, 16, 8, 14, "middle", 4), 3, dim=64, depth=1, num_heads=2, hidden_dim=16)
     bound = math.sqrt(6 / (2 * 64))
     assert 0.8 * bound < decoder.mask_token.abs().max() <= bound
     for name, parameter in decoder.named_parameters():
@@ -132,7 +143,7 @@ def test_matrices_start_xavier_uniform_with_the_mask_token_and_biases_at_zero():
 
 
 def test_a_decoder_that_does_not_refine_its_context_reads_the_same_tokens_in_every_block():
-    decoder = randomise(ContextDecoder(8, 3, dim=8, depth=3, num_heads=2, hidden_dim=8, refines_context=False)).eval()
+    decoder = tiny_decoder(context="read").float()
     context, actors = torch.randn(2, 5, 8), torch.randn(2, 4, 8)
     logits = decoder.refine(torch.cat([context, actors], dim=1), 4, every_block=True)
     for block, block_logits in zip(decoder.blocks, logits, strict=True):
@@ -172,8 +183,8 @@ def test_with_and_without_context_and_temporal_roi_it_equals_the_decoder_by_hand
     with torch.no_grad():
         expected = logits_by_hand(decoder, clip, reads_context, temporal_roi)
         # Sampling matrices of boxes are in float32.
-        torch.testing.assert_close(decoder(clip, BOXES, SIZES, every_block=True), expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(decoder(clip, BOXES, SIZES), expected[-1:], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(classify(decoder, clip, BOXES, every_block=True), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(classify(decoder, clip, BOXES), expected[-1:], rtol=1e-4, atol=1e-5)
 
 
 def change_of_actions(decoder: ContextDecoder, clip: EncodedClip, tokens: slice) -> float:
@@ -182,7 +193,7 @@ def change_of_actions(decoder: ContextDecoder, clip: EncodedClip, tokens: slice)
     changed = clip.tokens.clone()
     changed[:, tokens] += 1 + changed[:, tokens].abs()
     with torch.no_grad():
-        before, after = (decoder(version, boxes, SIZES) for version in (clip, clip._replace(tokens=changed)))
+        before, after = (classify(decoder, version, boxes) for version in (clip, clip._replace(tokens=changed)))
     return float((after - before).abs().max())
 
 
@@ -209,7 +220,7 @@ def test_without_temporal_roi_other_slots_reach_the_actors_through_the_context_a
 
 
 def test_without_context_a_longer_sequence_and_its_mask_are_cut_to_the_actors():
-    decoder, sequence = tiny_decoder(reads_context=False), torch.randn(2, 11, 8, dtype=torch.float64)
+    decoder, sequence = tiny_decoder(context="none"), torch.randn(2, 11, 8, dtype=torch.float64)
     mask = torch.ones(2, 1, 1, 11, dtype=torch.bool)
     mask[0, ..., -1] = False
     expected = decoder.refine(sequence[:, -4:], 4, mask[..., -4:], every_block=True)
@@ -222,9 +233,9 @@ def test_the_switches_change_no_weight_and_what_is_trained_receives_a_gradient(r
     torch.manual_seed(0)
     plain = tiny_decoder()
     torch.manual_seed(0)
-    decoder = tiny_decoder(reads_context=reads_context, temporal_roi=temporal_roi).train()
+    decoder = tiny_decoder(context=context_of(reads_context), temporal_roi=temporal_roi).train()
     torch.testing.assert_close(decoder.state_dict(), plain.state_dict(), rtol=0, atol=0)
-    decoder(some_clip(), BOXES, SIZES, every_block=True).square().sum().backward()
+    classify(decoder, some_clip(), BOXES, every_block=True).square().sum().backward()
     trained = {name for name, parameter in decoder.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, parameter in decoder.named_parameters() if parameter.grad is not None}
     untrained = plain.state_dict().keys() - trained

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lightning_modules.networks.context_decoder import ContextDecoder
-from lightning_modules.networks.context_memory import ContextMemory, MemoryState
+from lightning_modules.networks.context_memory import ContextMemory, MemorySize, MemoryState
+from lightning_modules.networks.trunk_size import TokenLayout
 from lightning_modules.networks.vit import EncodedClip
 from tests.networks.slow_evad import (
     extend_box,
@@ -26,11 +27,19 @@ BOXES = torch.tensor([[[3.0, 2, 40, 60], [-20, 10, 130, 50], [50, 5, 60, 18]]])
 SIZE = (50, 90)
 
 
-def networks(**changes) -> tuple[ContextDecoder, ContextMemory]:
+def networks(keyframe_age: int = 0, temporal_roi: bool = True, **changes) -> tuple[ContextDecoder, ContextMemory]:
+    tokens = TokenLayout(8, 16, SLOTS, 4, "middle", 4)
     decoder = ContextDecoder(
-        8, num_classes=4, dim=DIM, depth=2, num_heads=2, hidden_dim=10, roi_size=2, num_slots=SLOTS, pretrain_grid=4
+        tokens,
+        4,
+        dim=DIM,
+        depth=2,
+        num_heads=2,
+        hidden_dim=10,
+        roi_size=2,
+        temporal_roi=temporal_roi,
     )
-    memory = ContextMemory(DIM, WINDOW, **({"keep_rate": 0.2, "frames_per_slot": 2} | changes))
+    memory = ContextMemory(MemorySize(WINDOW, **({"keep_rate": 0.2} | changes)), DIM, keyframe_age)
     return randomise(decoder), randomise(memory, seed=1)
 
 
@@ -84,8 +93,9 @@ def test_reading_the_memory_equals_plain_loops_over_the_frames_it_holds(stride, 
     past = MemoryState(tokens, places, filled)
     boxes, sizes = BOXES.expand(streams, -1, -1), torch.tensor([SIZE] * streams)
     with torch.no_grad():
-        ours = memory.read(decoder, newest, past, boxes, sizes, GRID, every_block=True)
-        last = memory.read(decoder, newest, past, boxes, sizes, GRID)
+        context = memory.context(decoder, newest, past, GRID)
+        ours = decoder(context, boxes, sizes, every_block=True)
+        last = decoder(context, boxes, sizes)
     torch.testing.assert_close(last[0], ours[-1], rtol=1e-5, atol=1e-5)
     weights = {f"decoder.{key}": value.double().numpy() for key, value in decoder.state_dict().items()}
     age_code = memory.age_code.detach().double().numpy()
@@ -103,9 +113,9 @@ def test_reading_the_memory_equals_plain_loops_over_the_frames_it_holds(stride, 
 
 
 def test_the_memory_keeps_the_most_attended_tokens_of_each_frame_in_order_of_place():
-    memory = ContextMemory(DIM, window=2, keep_rate=0.5, frames_per_slot=2)
+    memory = ContextMemory(MemorySize(2, keep_rate=0.5), DIM)
     tokens, received = torch.randn(1, 3, 4, DIM), torch.tensor([[[1, 9, 3, 7], [8, 2, 6, 4], [5, 1, 0, 9.0]]])
-    before, after = memory(tokens, received, memory.initial_state(1, 4, DIM, None, None), last=2)
+    before, after = memory(tokens, received, memory.initial_state(1, 4), last=2)
     assert after.places.tolist() == [[[0, 2], [0, 3]]] and after.filled.tolist() == [2]
     assert torch.equal(after.tokens[0], torch.stack([tokens[0, 1, [0, 2]], tokens[0, 2, [0, 3]]]))
     assert before.filled.tolist() == [1, 2], "what the second and the third frame find"
@@ -113,9 +123,9 @@ def test_the_memory_keeps_the_most_attended_tokens_of_each_frame_in_order_of_pla
 
 
 def test_at_a_stride_a_frame_finds_those_that_are_so_many_and_twice_so_many_frames_older():
-    memory = ContextMemory(DIM, window=4, keep_rate=1.0, frames_per_slot=2, stride=2)
+    memory = ContextMemory(MemorySize(4, 2, 1.0), DIM)
     tokens, received = torch.randn(1, 7, 4, DIM), torch.rand(1, 7, 4)
-    before, after = memory(tokens, received, memory.initial_state(1, 4, DIM, None, None), last=4)
+    before, after = memory(tokens, received, memory.initial_state(1, 4), last=4)
     assert before.filled.tolist() == [1, 2, 2, 2], "before frames 3, 4, 5 and 6"
     assert torch.equal(before.tokens[0, -1], tokens[0, 1])
     assert torch.equal(before.tokens[3], tokens[0, [2, 4]])
@@ -130,24 +140,38 @@ def test_every_second_frame_whole_and_the_answered_one_as_keyframe_read_as_the_t
     every_place = torch.arange(patches).expand(2, SLOTS - 1, -1)
     boxes, sizes = BOXES.expand(2, -1, -1), torch.tensor([SIZE] * 2)
     past = MemoryState(slots[:, :-1], every_place, torch.tensor([SLOTS - 1] * 2))
-    streamed = memory.read(decoder, slots[:, -1], past, boxes, sizes, GRID, every_block=True)
+    streamed = decoder(memory.context(decoder, slots[:, -1], past, GRID), boxes, sizes, every_block=True)
 
     decoder.encoder_to_decoder = torch.nn.Identity()
     key = SLOTS // 2
     order = [key, *(slot for slot in range(SLOTS) if slot != key)]
     kept = torch.arange((SLOTS - 1) * patches).expand(2, -1)
     clip = EncodedClip(slots[:, order].flatten(1, 2), kept, (), (), (SLOTS, *GRID))
-    torch.testing.assert_close(streamed, decoder(clip, boxes, sizes, every_block=True), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        streamed, decoder(decoder.clip_context(clip), boxes, sizes, every_block=True), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_without_temporal_roi_a_stream_pools_its_actors_in_the_newest_frame_alone():
+    decoder, memory = networks(temporal_roi=False)
+    past = memory.initial_state(1, GRID[0] * GRID[1])._replace(filled=torch.tensor([2]))
+    newest = torch.randn(1, GRID[0] * GRID[1], DIM)
+    context, other = (
+        memory.context(decoder, newest, past._replace(tokens=torch.randn_like(past.tokens)), GRID) for _ in range(2)
+    )
+    assert context.canvas.shape[1] == 1 and context.slot_weights is None
+    assert torch.equal(context.canvas, other.canvas) and not torch.equal(context.sequence, other.sequence)
+    assert decoder(context, BOXES, torch.tensor([SIZE])).isfinite().all()
 
 
 @pytest.mark.parametrize("stride", [0, 4])
 def test_a_stride_that_does_not_divide_the_window_is_refused(stride):
-    with pytest.raises(ValueError, match=f"memory_stride={stride} must be at least 1 and divide window=6"):
+    with pytest.raises(ValueError, match=f"stride={stride} must be at least 1 and divide its frames=6"):
         networks(stride=stride)
 
 
 @pytest.mark.parametrize(("keep_rate", "patches", "kept"), [(1.0, 24, 24), (0.5, 24, 12), (0.5, 25, 13), (0.01, 24, 1)])
 def test_the_share_kept_of_a_frame_rounds_up(keep_rate, patches, kept):
-    memory = ContextMemory(DIM, 1, keep_rate, 2)
-    assert memory.num_kept(patches) == kept
-    assert memory.initial_state(2, patches, DIM, None, None).tokens.shape == (2, 1, kept, DIM)
+    memory = ContextMemory(MemorySize(1, keep_rate=keep_rate), DIM)
+    assert memory.size.num_kept(patches) == kept
+    assert memory.initial_state(2, patches).tokens.shape == (2, 1, kept, DIM)

@@ -1,17 +1,22 @@
 """The teacher against a slow recomputation of the whole model, and against what is known of the released one."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torchvision.ops import box_convert
 
 from callbacks.flops import count_gflops
+from lightning_modules.networks.detection_head import DetectionHead
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.frames import pad_clips
+from lightning_modules.networks.localizer import Localizer
 from lightning_modules.networks.roi_align import pyramid_levels
+from lightning_modules.networks.vit import VideoViT
 from tests.networks.naive_evad import naive_evad
 from tests.networks.slow_evad import slow_evad
-from tests.networks.tiny import CONFIG, tiny_teacher
+from tests.networks.tiny import CONFIG, teacher_of, tiny_teacher
 
 SIZES = [(50, 90), (64, 96)]
 """Not square, and the first not a multiple of anything; both are padded to 64 x 96, a 4 x 6 grid."""
@@ -61,7 +66,8 @@ def test_every_output_equals_the_slow_recomputation(changes):
 
 def test_the_proposals_of_that_comparison_lie_in_every_pyramid_level_and_leave_the_image():
     with torch.no_grad():
-        first = box_convert(tiny_teacher().localizer.proposal_boxes, "cxcywh", "xyxy") * torch.tensor([90, 50, 90, 50])
+        first = box_convert(tiny_teacher().head.localizer.proposal_boxes, "cxcywh", "xyxy")
+        first = first * torch.tensor([90, 50, 90, 50])
     assert pyramid_levels(first, 4).unique().tolist() == [0, 1, 2, 3]
     assert (first < 0).any() and (first[:, 2] > 90).any()
 
@@ -86,7 +92,7 @@ def test_a_shorter_clip_has_its_keyframe_on_the_code_of_the_whole_clips(keyframe
     """The curriculum shows the keyframe's slot alone: it must stand where the whole clip has it."""
     teacher = tiny_teacher(keyframe=keyframe)
     assert teacher.keyframe_of(8) == place
-    for positions in (teacher.backbone.positions, teacher.decoder.positions):
+    for positions in (teacher.backbone.positions, teacher.head.decoder.positions):
         alone, whole = positions(1, 4, 4), positions(4, 4, 4)
         torch.testing.assert_close(alone[0], whole[place // 2], rtol=0, atol=0)
 
@@ -113,9 +119,9 @@ def test_inference_takes_the_last_stage_and_the_last_block():
     [
         ({}, []),
         ({"checkpoint_blocks": True}, []),
-        ({"decoder_reads_context": False}, []),
-        ({"temporal_roi": False}, ["decoder.mask_token"]),
-        ({"decoder_reads_context": False, "temporal_roi": False}, ["decoder.mask_token"]),
+        ({"decoder_context": "none"}, []),
+        ({"temporal_roi": False}, ["head.decoder.mask_token"]),
+        ({"decoder_context": "none", "temporal_roi": False}, ["head.decoder.mask_token"]),
     ],
 )
 def test_every_parameter_that_is_trained_receives_a_gradient(changes, untrained):
@@ -152,12 +158,12 @@ def test_token_dropout_differs_between_the_two_key_orders_in_actions_alone():
 
 def test_the_default_model_has_the_released_parameters():
     with torch.device("meta"):
-        teacher = EvadTeacher(keep_rates={3: 0.7, 6: 0.7, 9: 0.7})
+        teacher = EvadTeacher(80, VideoViT(keep_rates={3: 0.7, 6: 0.7, 9: 0.7}))
     assert len(list(teacher.parameters())) == 528
     assert sum(parameter.numel() for parameter in teacher.parameters()) == RELEASED_PARAMETERS
     assert len(teacher.state_dict()) == 528, "position tables are recomputed, not stored"
-    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in teacher.named_children()}
-    assert parts == {
+    parts = {"backbone": teacher.backbone, **dict(teacher.head.named_children())}
+    assert {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()} == {
         "backbone": 1_180_416 + 85_045_248 + 1_536,
         "pyramid": 4 * (196_864 + 590_080),
         "localizer": 79_292_196 + 25_600 + 400,
@@ -167,7 +173,8 @@ def test_the_default_model_has_the_released_parameters():
 
 def test_a_published_clip_has_the_published_token_counts():
     with torch.device("meta"):
-        teacher = EvadTeacher(keep_rates={3: 0.7, 6: 0.7, 9: 0.7}, roi_kernel="separable")
+        head = partial(DetectionHead, localizer=Localizer(roi_kernel="separable"))
+        teacher = EvadTeacher(80, VideoViT(keep_rates={3: 0.7, 6: 0.7, 9: 0.7}), head)
         outputs = teacher.outputs(torch.empty(2, 3, 16, 288, 288), deep=True)
     assert [324 + kept.shape[1] for kept in outputs.kept_by_layer] == [1815, 1271, 890]
     assert [tuple(tap.shape) for tap in outputs.maps] == [(2, 768, 18, 18)] * 4
@@ -176,7 +183,7 @@ def test_a_published_clip_has_the_published_token_counts():
     assert outputs.action_logits.shape == (6, 2, 100, 80)
 
 
-WITHOUT_CONTEXT, WITHOUT_TEMPORAL_ROI = {"decoder_reads_context": False}, {"temporal_roi": False}
+WITHOUT_CONTEXT, WITHOUT_TEMPORAL_ROI = {"decoder_context": "none"}, {"temporal_roi": False}
 
 
 def test_the_switches_of_context_and_temporal_roi_change_actions_alone_and_no_weight():
@@ -215,8 +222,8 @@ def test_every_operation_is_counted_without_context_and_without_temporal_roi():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pyramid_layers": (0, 1, 2)}, "four blocks"),
-        ({"pyramid_layers": (0, 1, 2, 5)}, r"pyramid_layers \[0, 1, 2, 5\] must lie in 0..4"),
+        ({"pyramid_layers": (0, 1, 2)}, "name 4 blocks"),
+        ({"pyramid_layers": (0, 1, 2, 5)}, r"pyramid_layers=\[0, 1, 2, 5\] must lie in 0..4"),
         ({"keep_rates": {5: 0.9}}, r"keep_rates \[5\]"),
         ({"keep_rates": {1: 0.2}}, r"keep rates 0\.2 at blocks 1 leave 0\.2 of .* 1/4 = 0\.25 .* num_frames=8"),
         ({"keep_rates": {2: 0.5, 0: 0.6, 1: 0.7}}, r"0\.6, 0\.7, 0\.5 at blocks 0, 1, 2 leave 0\.6, 0\.42, 0\.21 of"),
@@ -236,7 +243,7 @@ def test_every_operation_is_counted_without_context_and_without_temporal_roi():
 )
 def test_impossible_sizes_are_refused_at_construction(changes, message):
     with pytest.raises(ValueError, match=message):
-        EvadTeacher(**(CONFIG | changes))
+        teacher_of(CONFIG | changes)
 
 
 @pytest.mark.parametrize(

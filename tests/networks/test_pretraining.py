@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_modules.clip_detection import ClipDetectionModule
 from lightning_modules.networks.positions import sine_table
 from lightning_modules.networks.pretraining import PretrainedReport, load_videomae
+from lightning_modules.networks.trunk_size import TrunkSize
 from lightning_modules.networks.vit import VideoViT
 from lightning_modules.networks.weights import save_weights
 from tests.networks.tiny import tiny_student, tiny_teacher
@@ -200,7 +201,7 @@ def test_a_pretraining_checkpoint_fills_the_encoder_and_the_decoder_blocks_it_ha
     network, weights = tiny_teacher(decoder_depth=3), pretraining()
     before = values(network)
     report = load_videomae(network, {wrapper + key: value for key, value in weights.items()})
-    backbone, decoder = network.backbone, network.decoder
+    backbone, decoder = network.backbone, network.head.decoder
     same(backbone.patch_embed.proj.weight.data, weights["encoder.patch_embed.proj.weight"])
     same(backbone.patch_embed.proj.bias.data, weights["encoder.patch_embed.proj.bias"])
     for number, block in enumerate(backbone.blocks):
@@ -216,8 +217,8 @@ def test_a_pretraining_checkpoint_fills_the_encoder_and_the_decoder_blocks_it_ha
         wrapper + key
         for key in ("decoder.norm.weight", "decoder.norm.bias", "decoder.head.weight", "decoder.head.bias")
     )
-    assert {name for name in report.missing if name.startswith("decoder.blocks.2.")} >= {
-        "decoder.blocks.2.norm1.weight"
+    assert {name for name in report.missing if name.startswith("head.decoder.blocks.2.")} >= {
+        "head.decoder.blocks.2.norm1.weight"
     }
     assert report.notes == ("2 of the context decoder's 3 blocks start from the pre-training's",)
 
@@ -226,7 +227,7 @@ def test_decoder_blocks_beyond_the_networks_are_left_over():
     network, weights = tiny_teacher(), pretraining(decoder_depth=4)
     report = load_videomae(network, weights)
     for number in range(2):
-        assert_block_is(network.decoder.blocks[number], weights, f"decoder.blocks.{number}.")
+        assert_block_is(network.head.decoder.blocks[number], weights, f"decoder.blocks.{number}.")
     beyond = {key for key in weights if key.startswith(("decoder.blocks.2.", "decoder.blocks.3."))}
     assert len(beyond) == 26 and beyond < set(report.left_over)
 
@@ -239,15 +240,15 @@ def test_a_decoder_of_another_width_is_left_over_as_a_whole_and_the_encoder_is_f
     assert_block_is(network.backbone.blocks[4], weights, "encoder.blocks.4.")
     assert set(report.left_over) == {key for key in weights if not key.startswith("encoder.")}
     (note,) = report.notes
-    assert re.search(r"left over: decoder\.\S+ is \(8,\) in the file, \(12,\) in the network \(decoder_dim", note)
+    assert re.search(r"left over: decoder\.\S+ is \(8,\) in the file, \(12,\) in the network \(the decoder's dim", note)
 
 
 def test_a_decoder_with_parameters_that_the_context_decoder_lacks_is_left_over_as_a_whole():
     network, weights = tiny_teacher(), pretraining()
     weights["decoder.blocks.1.gamma_1"] = torch.ones(DECODER_DIM)
-    before = values(network.decoder)
+    before = values(network.head.decoder)
     report = load_videomae(network, weights)
-    assert all(torch.equal(value, before[name]) for name, value in network.decoder.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in network.head.decoder.state_dict().items())
     assert report.notes == (
         "the pre-training decoder is left over: decoder.blocks.1.gamma_1 has no place in the context decoder",
     )
@@ -294,10 +295,10 @@ def test_names_of_transformers_fill_the_encoder_and_the_decoder(newer):
         assert_layer_is(block, weights, f"videomae.encoder.layer.{number}.", newer)
     same(network.backbone.norm.weight.data, weights["videomae.layernorm.weight"])
     same(network.backbone.norm.bias.data, weights["videomae.layernorm.bias"])
-    for number, block in enumerate(network.decoder.blocks):
+    for number, block in enumerate(network.head.decoder.blocks):
         assert_layer_is(block, weights, f"decoder.decoder_layers.{number}.", newer)
-    same(network.decoder.encoder_to_decoder.weight.data, weights["encoder_to_decoder.weight"])
-    same(network.decoder.mask_token.data, weights["mask_token"])
+    same(network.head.decoder.encoder_to_decoder.weight.data, weights["encoder_to_decoder.weight"])
+    same(network.head.decoder.mask_token.data, weights["mask_token"])
     assert_accounts_for_everything(report, weights, network, before)
     assert set(report.left_over) == {key for key in weights if key.startswith(("decoder.norm", "decoder.head"))}
 
@@ -469,7 +470,7 @@ def test_the_error_about_shapes_names_the_arguments_with_which_the_network_fits(
     told = dict(re.findall(r"(dim|patch_size|mlp_ratio|depth)=([0-9.]*\d)", str(error.value)))
     assert len(told) == 4
     told = {name: float(value) if name == "mlp_ratio" else int(value) for name, value in told.items()}
-    fitting = VideoViT(num_heads=2, pyramid_layers=(0, 1, 2, 2), **told)
+    fitting = VideoViT(TrunkSize(num_heads=2, pyramid_layers=(0, 1, 2, 2), **told))
     load_videomae(fitting, giant)
     assert_block_is(fitting.blocks[2], giant, "encoder.blocks.2." if weights is pretraining else "blocks.2.")
 

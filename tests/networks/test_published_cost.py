@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from callbacks.flops import count_gflops
 from lightning_modules.networks import localizer
+from lightning_modules.networks.configured import network_of
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.published_cost import PublishedCost, published_gflops
 from tests.networks.tiny import tiny_teacher
@@ -23,9 +23,9 @@ IDS = ["keep 1.0", "keep 0.7", "keep 0.6"]
 
 def configured(name: str, **changes: Any) -> EvadTeacher:
     """The network of a config without memory for its weights."""
-    settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["init_args"]
+    changed = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
     with torch.device("meta"):
-        return EvadTeacher(**(settings | changes)).eval().requires_grad_(False)
+        return network_of(CONFIGS / f"{name}.yaml", changed).eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def configured(name: str, **changes: Any) -> EvadTeacher:
 )
 def test_every_part_of_the_published_vit_b_is_found_again(keep_rates, enhanced_weight, total, parts):
     """On one 16 x 288 x 288 clip (`evad-facts`, section 14); the paper rounds the totals to 425, 243 and 209."""
-    teacher = configured("evad_vit_b", keep_rates=keep_rates, enhanced_weight=enhanced_weight)
+    teacher = configured("evad_vit_b", backbone__keep_rates=keep_rates, backbone__enhanced_weight=enhanced_weight)
     cost = published_gflops(teacher, 288, 288)
     assert cost.total == pytest.approx(total, abs=0.006)
     for name, found, published in zip(PublishedCost._fields, cost, parts, strict=False):
@@ -48,7 +48,7 @@ def test_every_part_of_the_published_vit_b_is_found_again(keep_rates, enhanced_w
 
 
 def test_every_block_of_the_published_vit_b_is_found_again():
-    cost = published_gflops(configured("evad_vit_b", keep_rates=KEEP_70), 288, 288)
+    cost = published_gflops(configured("evad_vit_b", backbone__keep_rates=KEEP_70), 288, 288)
     published = [28.69] * 3 + [25.02] + [17.92] * 2 + [15.35] + [11.49] * 2 + [9.69] + [7.52] * 2
     assert cost.encoder_blocks == pytest.approx(published, abs=0.006)
 
@@ -67,7 +67,10 @@ def test_the_config_of_vit_l_is_the_published_737():
     ],
 )
 def test_other_frame_sizes_cost_what_is_published(height, width, published):
-    costs = [published_gflops(configured("evad_vit_b", keep_rates=r), height, width) for r in (DENSE, KEEP_70, KEEP_60)]
+    costs = [
+        published_gflops(configured("evad_vit_b", backbone__keep_rates=r), height, width)
+        for r in (DENSE, KEEP_70, KEEP_60)
+    ]
     assert [cost.total for cost in costs] == pytest.approx(published, rel=3e-4)
 
 
@@ -90,20 +93,23 @@ class Plain(nn.Module):
         self.teacher, self.left = teacher, left
 
     def forward(self, clip: Tensor) -> tuple[Tensor, ...]:
-        backbone, pyramid, decoder = self.teacher.backbone, self.teacher.pyramid, self.teacher.decoder
-        grid, left, maps = [side // backbone.patch_size for side in clip.shape[-2:]], iter(self.left), []
+        backbone, pyramid, decoder = self.teacher.backbone, self.teacher.head.pyramid, self.teacher.head.decoder
+        grid, left, maps = [side // backbone.size.patch_size for side in clip.shape[-2:]], iter(self.left), []
         tokens = backbone.patch_embed(clip).flatten(1, 2)
         for layer, block in enumerate(backbone.blocks):
             tokens = tokens + block.attn(block.norm1(tokens))
             if block.dropout is not None:
                 tokens = tokens[:, : next(left)]
             tokens = tokens + block.mlp(block.norm2(tokens))
-            if layer in backbone.pyramid_layers:
+            if layer in backbone.size.pyramid_layers:
                 maps.append(tokens[:, : grid[0] * grid[1]].transpose(1, 2).unflatten(2, grid))
         levels = self.levels(pyramid, maps)
-        features, boxes = self.teacher.localizer.proposal_features[None], self.teacher.localizer.proposal_boxes[None]
-        crops = torch.zeros(*features.shape, *[self.teacher.localizer.roi_size] * 2)
-        for stage in self.teacher.localizer.stages:
+        features, boxes = (
+            self.teacher.head.localizer.proposal_features[None],
+            self.teacher.head.localizer.proposal_boxes[None],
+        )
+        crops = torch.zeros(*features.shape, *[self.teacher.head.localizer.roi_size] * 2)
+        for stage in self.teacher.head.localizer.stages:
             features, person_logits, boxes = stage(features, crops, boxes)
         tokens = decoder.encoder_to_decoder(backbone.norm(tokens))
         actors = torch.zeros(1, boxes.shape[1], decoder.dim)
@@ -160,7 +166,7 @@ def test_vit_b_executes_less_than_published(keep_rates, executed, monkeypatch):
 
     The compiled RoIAlign does not run so, and torch counts no norms and no interpolation: they are added by hand.
     """
-    teacher = configured("evad_vit_b", keep_rates=keep_rates)
+    teacher = configured("evad_vit_b", backbone__keep_rates=keep_rates)
 
     def empty_crops(pyramid: tuple[Tensor, ...], strides, boxes: Tensor, size: int, kernel: str) -> Tensor:
         return boxes.new_empty(*boxes.shape[:2], pyramid[0].shape[1], size, size)

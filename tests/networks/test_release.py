@@ -2,17 +2,23 @@
 
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from lightning_modules.networks.context_decoder import ContextDecoder
+from lightning_modules.networks.detection_head import DetectionHead
 from lightning_modules.networks.evad import EvadTeacher
+from lightning_modules.networks.localizer import Localizer
 from lightning_modules.networks.positions import sine_table
 from lightning_modules.networks.release import is_release, renamed_from_release, sizes_from_shapes
+from lightning_modules.networks.trunk_size import TrunkSize
+from lightning_modules.networks.vit import VideoViT
 from lightning_modules.networks.weights import evad_from_release, load_exactly, read_state_dict
-from tests.networks.tiny import CONFIG, randomise, tiny_teacher
+from tests.networks.tiny import CONFIG, by_part, randomise, teacher_of, tiny_teacher
 
 KEYS_OF_THE_RELEASE = Path(__file__).parents[3] / "shared" / "research" / "evad-state-dict-vitb.txt"
 UNTOLD = {
@@ -37,12 +43,15 @@ def published_state(teacher: EvadTeacher) -> dict[str, torch.Tensor]:
         for key, value in getattr(teacher.backbone, part).state_dict().items():
             state[f"{part}.{key}"] = value
     for number in range(4):
-        for kind, convolutions in (("lateral", teacher.pyramid.laterals), ("output", teacher.pyramid.outputs)):
+        for kind, convolutions in (
+            ("lateral", teacher.head.pyramid.laterals),
+            ("output", teacher.head.pyramid.outputs),
+        ):
             state[f"fpn_{kind}{number + 2}.weight"] = convolutions[number].weight
             state[f"fpn_{kind}{number + 2}.bias"] = convolutions[number].bias
-    state["init_proposal_features.weight"] = teacher.localizer.proposal_features
-    state["init_proposal_boxes.weight"] = teacher.localizer.proposal_boxes
-    for number, stage in enumerate(teacher.localizer.stages):
+    state["init_proposal_features.weight"] = teacher.head.localizer.proposal_features
+    state["init_proposal_boxes.weight"] = teacher.head.localizer.proposal_boxes
+    for number, stage in enumerate(teacher.head.localizer.stages):
         prefix = f"det_head.s0_headseries.{number}"
         state[f"{prefix}.self_attn.in_proj_weight"] = stage.self_attn.qkv.weight
         state[f"{prefix}.self_attn.in_proj_bias"] = stage.self_attn.qkv.bias
@@ -51,9 +60,9 @@ def published_state(teacher: EvadTeacher) -> dict[str, torch.Tensor]:
         for key, value in stage.state_dict().items():
             if not key.startswith("self_attn."):
                 state[f"{prefix}.{key}"] = value
-    state["det_head.mask_token"] = teacher.decoder.mask_token
-    state["det_head.encoder_to_decoder.weight"] = teacher.decoder.encoder_to_decoder.weight
-    for key, value in teacher.decoder.blocks.state_dict().items():
+    state["det_head.mask_token"] = teacher.head.decoder.mask_token
+    state["det_head.encoder_to_decoder.weight"] = teacher.head.decoder.encoder_to_decoder.weight
+    for key, value in teacher.head.decoder.blocks.state_dict().items():
         state[f"det_head.decoder.blocks.{key}"] = value
     state["criterion.empty_weight"] = torch.tensor([1.0, 0.1])
     return {key: value.detach().clone() for key, value in state.items()}
@@ -98,10 +107,10 @@ def test_sizes_are_read_from_the_shapes():
     changes = {"num_classes": 7, "mlp_ratio": 1.75, "decoder_mlp_ratio": 2.25, "num_stages": 2, "localizer_roi_size": 5}
     original = tiny_teacher(**changes)
     found = sizes_from_shapes(renamed_from_release(published_state(original)))
-    assert found == {key: value for key, value in (CONFIG | changes).items() if key in found} | {
-        "learned_positions": False
-    }
-    assert not found.keys() & UNTOLD.keys()
+    parts = by_part(CONFIG | changes)
+    assert (found.num_classes, found.learned_positions) == (7, False)
+    for told, given in ((found.trunk, "size"), (found.localizer, "localizer"), (found.decoder, "decoder")):
+        assert told.items() <= parts[given].items()
     torch.testing.assert_close(
         outputs_of(evad_from_release(published_state(original), **UNTOLD)), outputs_of(original), rtol=0, atol=0
     )
@@ -119,7 +128,7 @@ def test_a_learned_position_table_is_used():
 
 def test_learned_positions_start_at_the_fixed_ones():
     torch.testing.assert_close(
-        EvadTeacher(**CONFIG, learned_positions=True).backbone.positions.table.data, sine_table(4 * 4 * 4, 24)
+        teacher_of(CONFIG | {"learned_positions": True}).backbone.positions.table.data, sine_table(4 * 4 * 4, 24)
     )
 
 
@@ -154,7 +163,7 @@ def test_what_does_not_fit_is_listed():
     del state["det_head.s0_headseries.1.linear1.bias"]
     state["det_head.extra.weight"] = torch.zeros(1)
     with pytest.raises(
-        ValueError, match=r"missing \(1\): localizer.stages.1.linear1.bias; left over \(1\): decoder.extra"
+        ValueError, match=r"missing \(1\): head.localizer.stages.1.linear1.bias; left over \(1\): head.decoder.extra"
     ):
         evad_from_release(state, **UNTOLD)
     with pytest.raises(ValueError, match="expected a checkpoint of EVAD's release"):
@@ -165,7 +174,7 @@ def test_a_release_file_is_read_like_our_own_weights(tmp_path):
     original = tiny_teacher()
     path = tmp_path / "EVAD.pyth"
     torch.save({"epoch": 3, "model_state": published_state(original), "cfg": "text", "amp": None}, path)
-    network = randomise(EvadTeacher(**CONFIG), seed=9).eval()
+    network = randomise(teacher_of(CONFIG), seed=9).eval()
     load_exactly(network, read_state_dict(path))
     torch.testing.assert_close(outputs_of(network), outputs_of(original), rtol=0, atol=0)
 
@@ -177,7 +186,10 @@ def test_every_key_and_shape_of_the_published_vit_b_finds_its_place():
     assert len(state) == 529
     renamed = renamed_from_release(state)
     with torch.device("meta"):
-        network = EvadTeacher(**sizes_from_shapes(renamed))
+        sizes = sizes_from_shapes(renamed)
+        decoder = partial(ContextDecoder, **sizes.decoder)
+        head = partial(DetectionHead, localizer=Localizer(**sizes.localizer), decoder=decoder)
+        network = EvadTeacher(sizes.num_classes, VideoViT(TrunkSize(**sizes.trunk)), head)
     assert {key: value.shape for key, value in renamed.items()} == {
         key: value.shape for key, value in network.state_dict().items()
     }

@@ -15,17 +15,48 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_modules.networks.causal_attention import AttentionFactory, CausalAttention
 from lightning_modules.networks.decomposed_attention import DecomposedAttention
 from lightning_modules.networks.streaming import StreamingModule, select_lanes, state_bytes
 from lightning_modules.networks.streaming_block import StreamingBlock
 from lightning_modules.networks.student import StreamingDetector
 from lightning_modules.networks.temporal.frame_scores import FrameScores
 from lightning_modules.networks.temporal.recurrent_features import RecurrentFeatures
-from lightning_modules.networks.temporal.streaming_trunk import StreamingTrunk
+from lightning_modules.networks.temporal.trunk_features import TrunkFeatures
 from lightning_modules.networks.temporal_shift import TemporalShiftAttention
-from tests.networks.tiny import randomise, tiny_student
+from tests.networks.tiny import randomise, tiny_student, trunk_of
 
 STREAMS, FRAMES, PATCHES, DIM = 2, 8, 4, 8
+
+
+class MeanState(NamedTuple):
+    """The sum of a stream's normed tokens so far (B, N, C), and of how many frames it is (B,)."""
+
+    total: Tensor
+    count: Tensor
+
+
+class RunningMean(CausalAttention[MeanState]):
+    """An attention that this project does not ship: a frame's tokens are mixed with the mean of the stream so far."""
+
+    receptive_field = None
+
+    def __init__(self, dim: int, num_heads: int, num_patches: int) -> None:
+        super().__init__(dim, num_heads, num_patches)
+        self.share = torch.nn.Parameter(torch.zeros(dim))
+
+    def initial_state(self, batch_size, num_patches=None, *, device=None, dtype=None) -> MeanState:
+        shape = (batch_size, num_patches or self.num_patches, self.share.numel())
+        return MeanState(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(batch_size, device=device))
+
+    def forward(self, tokens: Tensor, state: MeanState) -> tuple[Tensor, MeanState]:
+        normed = self.norm1(tokens)
+        totals = state.total[:, None] + normed.cumsum(1)
+        counts = state.count[:, None] + torch.arange(1, tokens.shape[1] + 1)
+        tokens = tokens + self.attn(normed) + self.share * totals / counts[..., None, None]
+        return tokens, MeanState(totals[:, -1].clone(), counts[:, -1].clone())
+
+
 ATTENTIONS: dict[str, Callable[[], StreamingModule]] = {
     **{
         f"tsa_{mode}_{rate}": lambda mode=mode, rate=rate: TemporalShiftAttention(DIM, 4, PATCHES, mode, rate)
@@ -34,6 +65,7 @@ ATTENTIONS: dict[str, Callable[[], StreamingModule]] = {
     },
     "dsta_whole_width": lambda: DecomposedAttention(DIM, 2, PATCHES, lstm_dim=DIM),
     "dsta_narrow": lambda: DecomposedAttention(DIM, 2, PATCHES, lstm_dim=3),
+    "a_third": lambda: RunningMean(DIM, 2, PATCHES),
 }
 BLOCKS: dict[str, Callable[[], StreamingModule]] = {
     "block_tsa": lambda: StreamingBlock(DIM, 2.0, TemporalShiftAttention(DIM, 2, PATCHES)),
@@ -50,12 +82,12 @@ STUDENTS: dict[str, Callable[[], StreamingModule]] = {
         "tsa", look_ahead=2, window=4, memory_stride=2, keyframe_code="answered", roi_kernel="separable"
     ),
     "student_tsa_next": lambda: tiny_student(
-        "tsa", look_ahead=2, localizes="next", keyframe_code="answered", roi_kernel="separable"
+        "tsa", look_ahead=2, boxes_from="next", keyframe_code="answered", roi_kernel="separable"
     ),
     "student_dsta_next_slots": lambda: tiny_student(
         "dsta",
         look_ahead=3,
-        localizes="next",
+        boxes_from="next",
         window=4,
         memory_stride=2,
         keyframe_code="answered",
@@ -64,11 +96,13 @@ STUDENTS: dict[str, Callable[[], StreamingModule]] = {
     "student_dsta_keeps_all": lambda: tiny_student("dsta", lstm_dim=16, memory_keep_rate=1.0, roi_kernel="separable"),
     "student_dsta_no_memory": lambda: tiny_student("dsta", window=0),
     "student_tsa_few_actors": lambda: tiny_student("tsa", num_actors=2),
-    "student_tsa_plain_context": lambda: tiny_student("tsa", decoder_refines_context=False),
+    "student_tsa_plain_context": lambda: tiny_student("tsa", decoder_context="read"),
+    "student_tsa_other_contexts": lambda: tiny_student("tsa", decoder_context="none", temporal_roi=False),
+    "student_of_a_third_attention": lambda: tiny_student(RunningMean, roi_kernel="separable"),
     "student_dsta_every_saving": lambda: tiny_student(
         "dsta",
         num_actors=2,
-        decoder_refines_context=False,
+        decoder_context="read",
         num_stages=1,
         decoder_depth=1,
         memory_keep_rate=0.3,
@@ -76,8 +110,9 @@ STUDENTS: dict[str, Callable[[], StreamingModule]] = {
 }
 
 
-def trunk(temporal: str) -> StreamingTrunk:
-    return StreamingTrunk(temporal, frame_size=32, dim=DIM, depth=2, num_heads=2, patch_size=16, mlp_ratio=2.0)
+def trunk(temporal: str | AttentionFactory) -> TrunkFeatures:
+    sizes = {"dim": DIM, "depth": 2, "num_heads": 2, "patch_size": 16, "mlp_ratio": 2.0}
+    return TrunkFeatures(trunk_of(temporal, sizes | {"num_frames": 2, "pretrain_size": 32, "pyramid_layers": ()}))
 
 
 SCORES: dict[str, Callable[[], StreamingModule]] = {
@@ -424,15 +459,16 @@ def test_asking_for_more_frames_than_there_are_is_refused(last):
 def test_every_kind_of_student_is_in_this_file():
     students = [build() for build in STUDENTS.values()]
     assert all(isinstance(student, StreamingDetector) for student in students)
-    attentions = [student.blocks[0].temporal for student in students]
+    attentions = [student.trunk.blocks[0].attention for student in students]
     assert {a.mode for a in attentions if isinstance(a, TemporalShiftAttention)} == {"channel", "concat_kv"}
     assert any(isinstance(attention, DecomposedAttention) for attention in attentions)
-    assert {student.memory.window for student in students} == {0, 3, 4}
-    assert {student.memory.stride for student in students} == {1, 2}
+    assert {student.memory.size.frames for student in students} == {0, 3, 4}
+    assert {student.memory.size.stride for student in students} == {1, 2}
     assert {student.memory.keyframe_age for student in students} == {0, 1, 2}
-    assert {student.memory.keep_rate for student in students} >= {0.5, 1.0}
+    assert {student.memory.size.keep_rate for student in students} >= {0.5, 1.0}
     assert {student.num_actors for student in students} == {None, 2}
-    assert {student.decoder.refines_context for student in students} == {True, False}
+    assert {student.head.decoder.context for student in students} == {"refined", "read", "none"}
+    assert {student.head.decoder.temporal_roi for student in students} == {True, False}
 
 
 @pytest.mark.parametrize(
@@ -441,7 +477,7 @@ def test_every_kind_of_student_is_in_this_file():
         (lambda: TemporalShiftAttention(DIM, 2, PATCHES, shift_rate=0.0), "shift_rate must be above 0"),
         (lambda: TemporalShiftAttention(DIM, 2, PATCHES, shift_rate=1.5), "at most 1"),
         (lambda: TemporalShiftAttention(DIM, 3, PATCHES), "num_heads=3"),
-        (lambda: tiny_student("dsta", window=-1), "window must be 0"),
+        (lambda: tiny_student("dsta", window=-1), "frames=0"),
         (lambda: tiny_student("dsta", memory_keep_rate=0.0), "keep_rate must be above 0"),
     ],
 )

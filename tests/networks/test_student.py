@@ -7,8 +7,8 @@ from torch import Tensor
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.streaming import state_bytes
 from lightning_modules.networks.student import StreamingDetector
-from lightning_modules.networks.weights import student_from_teacher
-from tests.networks.tiny import CONFIG, randomise, tiny_student, tiny_teacher
+from lightning_modules.networks.student_start import student_from_teacher
+from tests.networks.tiny import CONFIG, randomise, student_of, tiny_student, tiny_teacher
 
 SHARED = {key: value for key, value in CONFIG.items() if key not in ("keep_rates", "enhanced_weight", "key_order")}
 HEIGHT, WIDTH = 64, 96
@@ -18,7 +18,7 @@ TEACHER_LIKE_AT_FIRST = [("dsta", {}), ("tsa", {"shift_mode": "concat_kv"})]
 def pair(temporal: str, **changes) -> tuple[StreamingDetector, EvadTeacher]:
     """A student that was started from a random teacher without token dropout."""
     teacher = tiny_teacher(keep_rates={})
-    student = StreamingDetector(temporal, **(SHARED | {"window": 3} | changes)).eval()
+    student = student_of(temporal, SHARED | {"window": 3} | changes).eval()
     student_from_teacher(student, teacher.state_dict())
     return student, teacher
 
@@ -71,8 +71,8 @@ def test_without_a_memory_an_untrained_dsta_student_is_the_frame_wise_teacher_at
 @pytest.mark.parametrize(
     "changes",
     [
-        {"look_ahead": 3, "localizes": "next", "keyframe_code": "answered"},
-        {"look_ahead": 0, "localizes": "answered", "keyframe_code": "newest", "keyframe": "last"},
+        {"look_ahead": 3, "boxes_from": "next", "keyframe_code": "answered"},
+        {"look_ahead": 0, "boxes_from": "answered", "keyframe_code": "newest", "keyframe": "last"},
     ],
     ids=["late", "at_once"],
 )
@@ -84,7 +84,7 @@ def test_with_the_slots_of_a_clip_only_attention_over_time_is_between_an_untrain
     student, _ = pair("dsta", window=6, memory_stride=2, memory_keep_rate=1.0, **changes)
     teacher = tiny_teacher(keep_rates={}, keyframe=changes.get("keyframe", "middle"))
     look_ahead = changes["look_ahead"]
-    for network in (teacher.backbone, student):
+    for network in (teacher.backbone, student.trunk):
         codes = network.positions.table.view(network.positions.num_slots, -1, network.positions.table.shape[-1])
         codes.copy_(codes[network.positions.keyframe_slot].clone().expand_as(codes))
     for block in teacher.backbone.blocks:
@@ -111,7 +111,7 @@ def test_a_channel_shift_sees_zeros_before_the_first_frame():
 def test_every_weight_of_the_teacher_arrives_in_one_place_and_nothing_else_changes(temporal):
     teacher = tiny_teacher(keep_rates={}).state_dict()
     numbered = {key: torch.full_like(value, number) for number, (key, value) in enumerate(teacher.items(), start=1)}
-    student = StreamingDetector(temporal, **SHARED)
+    student = student_of(temporal, SHARED)
     fresh = {key: value.clone() for key, value in student.state_dict().items()}
     student_from_teacher(student, numbered)
     new_parts = ("temporal_norm", "into_lstm", ".lstm.", "out_of_lstm", "gate", "age_code", "past_code")
@@ -128,18 +128,18 @@ def test_every_weight_of_the_teacher_arrives_in_one_place_and_nothing_else_chang
 @pytest.mark.parametrize(
     ("changes", "listed"),
     [
-        ({"dim": 12}, "blocks.0.mlp.fc1.weight"),
-        ({"num_classes": 5}, r"decoder.blocks.0.action_logits.bias: \(4,\) in the file, \(5,\) in the network"),
+        ({"dim": 12}, "trunk.blocks.0.attention.attn.qkv.weight"),
+        ({"num_classes": 5}, r"head.decoder.blocks.0.action_logits.bias: \(4,\) in the file, \(5,\) in the network"),
         ({"depth": 6}, "missing .*blocks.5.mlp.fc1.bias"),
         ({"depth": 4, "pyramid_layers": (0, 1, 2, 3)}, "left over .*blocks.4.mlp.fc1.bias"),
-        ({"num_proposals": 7}, "localizer.proposal_boxes"),
+        ({"num_proposals": 7}, "head.localizer.proposal_boxes"),
         ({"num_stages": 4}, "missing .*localizer.stages.3"),
         ({"decoder_depth": 3}, "missing .*decoder.blocks.2"),
         ({"patch_size": 8}, "patch_embed.proj.weight"),
     ],
 )
 def test_sizes_that_disagree_are_an_error_that_lists_the_weights(changes, listed):
-    student = StreamingDetector("dsta", **(SHARED | changes))
+    student = student_of("dsta", SHARED | changes)
     before = {key: value.clone() for key, value in student.state_dict().items()}
     with pytest.raises(ValueError, match=listed):
         student_from_teacher(student, tiny_teacher(keep_rates={}).state_dict())
@@ -184,7 +184,7 @@ def test_what_an_unfilled_memory_holds_does_not_matter():
 
 def test_a_student_with_less_of_a_head_takes_the_first_stages_and_blocks_and_every_so_many_proposals():
     teacher = tiny_teacher(keep_rates={}).state_dict()
-    student = StreamingDetector("tsa", **(SHARED | {"num_stages": 2, "decoder_depth": 1, "num_proposals": 4}))
+    student = student_of("tsa", SHARED | {"num_stages": 2, "decoder_depth": 1, "num_proposals": 4})
     student_from_teacher(student, teacher)
     own = student.state_dict()
     for key, value in own.items():
@@ -229,7 +229,7 @@ def test_sizes_that_cannot_be_meant_are_refused_at_construction(changes):
 
 
 @pytest.mark.parametrize("temporal", ["tsa", "dsta"])
-@pytest.mark.parametrize("changes", [{"look_ahead": 2}, {"num_actors": 2, "decoder_refines_context": False}])
+@pytest.mark.parametrize("changes", [{"look_ahead": 2}, {"num_actors": 2, "decoder_context": "read"}])
 def test_the_step_is_one_graph_to_torch_compile_and_is_compiled_once(temporal, changes):
     torch._dynamo.reset()  # what other networks have left
     student = randomise(tiny_student(temporal, **changes))
@@ -264,7 +264,7 @@ def test_with_a_look_ahead_people_are_where_they_were_found_then(temporal, last)
         plain, _ = at_once.outputs(frames, at_once.initial_state(2))
         late, _ = ahead.outputs(frames, ahead.initial_state(2), last=last)
         encoded, _ = ahead.encode(frames, ahead.initial_state(2))
-        training, _ = ahead.detect(encoded, ahead.initial_state(2), last=last, deep=True, ends_here=True)
+        training, *_ = ahead.detect(encoded, ahead.initial_state(2), last=last, deep=True, ends_here=True)
     boxes, persons = (part.unflatten(1, (2, 7)) for part in (plain.boxes, plain.person_logits))
     found, of_persons = (part.unflatten(1, (2, last)) for part in (late.boxes, late.person_logits))
     for place in range(last):
@@ -291,7 +291,7 @@ def test_what_waits_is_the_newest_frames_people():
 
 @pytest.mark.parametrize("temporal", ["tsa", "dsta"])
 def test_people_can_be_found_in_the_frame_after_the_one_that_is_answered_for(temporal):
-    late = randomise(tiny_student(temporal, look_ahead=2, localizes="next"))
+    late = randomise(tiny_student(temporal, look_ahead=2, boxes_from="next"))
     at_once = tiny_student(temporal)
     at_once.load_state_dict(late.state_dict())
     frames = torch.randn(2, 6, 3, 64, 64)
@@ -303,5 +303,5 @@ def test_people_can_be_found_in_the_frame_after_the_one_that_is_answered_for(tem
 
 
 def test_the_next_frame_is_not_there_for_those_that_answer_at_once():
-    with pytest.raises(ValueError, match="localizes=next needs a look_ahead of at least 1, got 0"):
-        tiny_student("tsa", localizes="next")
+    with pytest.raises(ValueError, match="boxes_from=next needs a look_ahead of at least 1, got 0"):
+        tiny_student("tsa", boxes_from="next")

@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from lightning_modules.networks.vit import EncoderBlock, TubeletEmbedding, VideoViT
-from tests.networks.tiny import randomise
+from tests.networks.tiny import randomise, vit_of
 
 SIZES = {"dim": 12, "depth": 3, "num_heads": 2, "patch_size": 8, "num_frames": 8, "pretrain_size": 32}
 
 
 def tiny_vit(**changes) -> VideoViT:
-    return randomise(VideoViT(**(SIZES | {"pyramid_layers": (0, 1, 2, 2)} | changes))).eval()
+    return randomise(vit_of(SIZES | {"pyramid_layers": (0, 1, 2, 2)} | changes)).eval()
 
 
 def silenced(vit: VideoViT) -> VideoViT:

@@ -2,11 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
 import torch
 from torch import nn
 
+from lightning_modules.networks.causal_attention import AttentionFactory
+from lightning_modules.networks.context_decoder import ContextDecoder
+from lightning_modules.networks.context_memory import MemorySize
+from lightning_modules.networks.decomposed_attention import DecomposedAttention
+from lightning_modules.networks.detection_head import DetectionHead, HeadFactory
 from lightning_modules.networks.evad import EvadTeacher
+from lightning_modules.networks.localizer import Localizer
+from lightning_modules.networks.streaming_trunk import StreamingTrunk
 from lightning_modules.networks.student import StreamingDetector
+from lightning_modules.networks.temporal_shift import TemporalShiftAttention
+from lightning_modules.networks.timing import Timing
+from lightning_modules.networks.trunk_size import TrunkSize
+from lightning_modules.networks.vit import VideoViT
+
+ATTENTIONS: dict[str, type] = {"tsa": TemporalShiftAttention, "dsta": DecomposedAttention}
+PLACES = {
+    "head_dim": ("localizer", "dim"),
+    "num_proposals": ("localizer", "num_proposals"),
+    "num_stages": ("localizer", "num_stages"),
+    "localizer_heads": ("localizer", "num_heads"),
+    "dynamic_dim": ("localizer", "dynamic_dim"),
+    "localizer_hidden": ("localizer", "hidden_dim"),
+    "localizer_roi_size": ("localizer", "roi_size"),
+    "proposal_boxes": ("localizer", "proposal_boxes"),
+    "roi_kernel": ("localizer", "roi_kernel"),
+    "decoder_dim": ("decoder", "dim"),
+    "decoder_depth": ("decoder", "depth"),
+    "decoder_heads": ("decoder", "num_heads"),
+    "decoder_mlp_ratio": ("decoder", "mlp_ratio"),
+    "decoder_hidden": ("decoder", "hidden_dim"),
+    "decoder_roi_size": ("decoder", "roi_size"),
+    "decoder_drop_path_rate": ("decoder", "drop_path_rate"),
+    "decoder_context": ("decoder", "context"),
+    "roi_extension": ("decoder", "roi_extension"),
+    "temporal_roi": ("decoder", "temporal_roi"),
+    "shift_mode": ("attention", "mode"),
+    "shift_rate": ("attention", "shift_rate"),
+    "lstm_dim": ("attention", "lstm_dim"),
+    "window": ("memory", "frames"),
+    "memory_stride": ("memory", "stride"),
+    "memory_keep_rate": ("memory", "keep_rate"),
+    "look_ahead": ("timing", "look_ahead"),
+    "boxes_from": ("timing", "boxes_from"),
+    "keyframe_code": ("timing", "keyframe_code"),
+    "keep_rates": ("backbone", "keep_rates"),
+    "enhanced_weight": ("backbone", "enhanced_weight"),
+    "key_order": ("backbone", "key_order"),
+    "learned_positions": ("backbone", "learned_positions"),
+    "drop_path_rate": ("backbone", "drop_path_rate"),
+    "checkpoint_blocks": ("backbone", "checkpoint_blocks"),
+    "num_classes": ("network", "num_classes"),
+    "num_actors": ("network", "num_actors"),
+}
+"""Flat name of a setting -> the part that takes it and its name there; all others are the trunk's sizes."""
 
 CONFIG = {
     "num_classes": 4,
@@ -34,7 +90,69 @@ CONFIG = {
     "decoder_roi_size": 2,
     "roi_extension": (0.4, 0.2),
 }
-"""Arguments of a small ``EvadTeacher``: 4 slots, a 4 x 4 position grid."""
+"""Flat settings of a small ``EvadTeacher``: 4 slots, a 4 x 4 position grid."""
+
+
+def by_part(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Sort flat settings by the part that takes them."""
+    parts: dict[str, dict[str, Any]] = {part: {} for part, _ in PLACES.values()} | {"size": {}}
+    for name, value in settings.items():
+        part, argument = PLACES.get(name, ("size", name))
+        parts[part][argument] = value
+    return parts
+
+
+def head_of(parts: Mapping[str, Mapping[str, Any]]) -> HeadFactory:
+    """Make a head as often as asked for."""
+    decoder = partial(ContextDecoder, **parts["decoder"])
+    return lambda tokens, num_classes: DetectionHead(tokens, num_classes, Localizer(**parts["localizer"]), decoder)
+
+
+def vit_of(settings: Mapping[str, Any]) -> VideoViT:
+    """Build an encoder from flat settings; those of other parts are passed over."""
+    parts = by_part(settings)
+    return VideoViT(TrunkSize(**parts["size"]), **parts["backbone"])
+
+
+def teacher_of(settings: Mapping[str, Any]) -> EvadTeacher:
+    """Build a teacher from flat settings."""
+    parts = by_part(settings)
+    return EvadTeacher(**parts["network"], backbone=vit_of(settings), head=head_of(parts))
+
+
+def trunk_of(temporal: str | AttentionFactory, settings: Mapping[str, Any]) -> StreamingTrunk:
+    """Build a trunk from flat settings; ``temporal`` is ``tsa``, ``dsta`` or what makes another attention."""
+    parts = by_part(settings)
+    attention = partial(ATTENTIONS[temporal] if isinstance(temporal, str) else temporal, **parts["attention"])
+    return StreamingTrunk(TrunkSize(**parts["size"]), attention)
+
+
+def student_of(temporal: str | AttentionFactory, settings: Mapping[str, Any]) -> StreamingDetector:
+    """Build a student from flat settings, see ``trunk_of``."""
+    parts, trunk = by_part(settings), trunk_of(temporal, settings)
+    memory, timing = MemorySize(**parts["memory"]), Timing(**parts["timing"])
+    return StreamingDetector(trunk=trunk, head=head_of(parts), memory=memory, timing=timing, **parts["network"])
+
+
+def teacher_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a teacher of flat settings as a config does."""
+    parts = by_part(settings)
+    head = {"localizer": parts["localizer"], "decoder": parts["decoder"]}
+    arguments = parts["network"] | {"backbone": parts["backbone"] | {"size": parts["size"]}, "head": head}
+    return {"class_path": f"{EvadTeacher.__module__}.EvadTeacher", "init_args": arguments}
+
+
+def student_config(temporal: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a student of flat settings as a config does."""
+    parts = by_part(settings)
+    attention = {"class_path": ATTENTIONS[temporal].__name__, "init_args": parts["attention"]}
+    arguments = parts["network"] | {
+        "trunk": {"size": parts["size"], "attention": attention},
+        "head": {"localizer": parts["localizer"], "decoder": parts["decoder"]},
+        "memory": parts["memory"],
+        "timing": parts["timing"],
+    }
+    return {"class_path": f"{StreamingDetector.__module__}.StreamingDetector", "init_args": arguments}
 
 
 def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -63,9 +181,9 @@ def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
     return network
 
 
-def tiny_teacher(seed: int = 0, **changes) -> EvadTeacher:
+def tiny_teacher(seed: int = 0, **changes: Any) -> EvadTeacher:
     """A random teacher of ``CONFIG`` with ``changes``, in eval mode."""
-    return randomise(EvadTeacher(**(CONFIG | changes)), seed).eval()
+    return randomise(teacher_of(CONFIG | changes), seed).eval()
 
 
 STUDENT = {
@@ -93,9 +211,9 @@ STUDENT = {
     "decoder_hidden": 8,
     "decoder_roi_size": 2,
 }
-"""Arguments of the smallest ``StreamingDetector`` in which all of its parts have something to do."""
+"""Flat settings of the smallest ``StreamingDetector`` in which all of its parts have something to do."""
 
 
-def tiny_student(temporal: str, **changes) -> StreamingDetector:
+def tiny_student(temporal: str | AttentionFactory, **changes: Any) -> StreamingDetector:
     """A student of ``STUDENT`` with ``changes``, as constructed, in eval mode."""
-    return StreamingDetector(temporal, **(STUDENT | changes)).eval()
+    return student_of(temporal, STUDENT | changes).eval()

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..pretraining import load_videomae
-from ..vit import TUBELET, VideoViT
+from ..trunk_size import TUBELET, TrunkSize
+from ..vit import VideoViT
 from .segment_backbone import SegmentBackbone
 
 
@@ -26,7 +27,8 @@ class VideoViTBackbone(SegmentBackbone):
         clip_frames: frames that see each other.
         frame_size: side in pixels of the frames that the position codes are made for; others resize the codes.
         pretrained: VideoMAE weights to start from, see ``load_videomae``; for ``in_channels=3``.
-        dim, depth, num_heads, patch_size, mlp_ratio, drop_path_rate, checkpoint_blocks: see ``VideoViT``.
+        dim, depth, num_heads, patch_size, mlp_ratio: see ``TrunkSize``.
+        drop_path_rate, checkpoint_blocks: see ``VideoViT``.
     """
 
     step_stride = TUBELET
@@ -51,19 +53,10 @@ class VideoViTBackbone(SegmentBackbone):
                 f"VideoMAE weights are for 3 channels, not in_channels={in_channels}; leave out pretrained"
             )
         self.in_channels, self.out_channels, self.clip_frames = in_channels, dim, clip_frames
-        self.encoder = VideoViT(
-            dim=dim,
-            depth=depth,
-            num_heads=num_heads,
-            patch_size=patch_size,
-            num_frames=clip_frames,
-            pretrain_size=frame_size,
-            mlp_ratio=mlp_ratio,
-            pyramid_layers=(),
-            drop_path_rate=drop_path_rate,
-            checkpoint_blocks=checkpoint_blocks,
-            in_channels=in_channels,
+        size = TrunkSize(
+            dim, depth, num_heads, mlp_ratio, patch_size, clip_frames, frame_size, (), in_channels=in_channels
         )
+        self.encoder = VideoViT(size, drop_path_rate=drop_path_rate, checkpoint_blocks=checkpoint_blocks)
         if pretrained is not None:
             load_videomae(self.encoder, pretrained)
 

@@ -10,14 +10,15 @@ from callbacks.flops import count_gflops
 from lightning_modules.networks.temporal.frame_scores import FrameScores
 from lightning_modules.networks.temporal.recurrent_features import RecurrentFeatures
 from lightning_modules.networks.temporal.streaming_backbone import StreamingBackbone
-from lightning_modules.networks.temporal.streaming_trunk import StreamingTrunk
-from tests.networks.tiny import STUDENT, randomise, tiny_student
+from lightning_modules.networks.temporal.trunk_features import TrunkFeatures
+from tests.networks.tiny import STUDENT, randomise, tiny_student, trunk_of
 
 SIZES = {"dim": 8, "depth": 2, "num_heads": 2, "patch_size": 16, "mlp_ratio": 2.0}
+ONE_SLOT = {"num_frames": 2, "pretrain_size": 32, "pyramid_layers": ()}
 
 
-def trunk(temporal: str = "dsta", **changes) -> StreamingTrunk:
-    return randomise(StreamingTrunk(temporal, frame_size=32, **(SIZES | changes))).double().eval()
+def trunk(temporal: str = "dsta", **changes) -> TrunkFeatures:
+    return randomise(TrunkFeatures(trunk_of(temporal, SIZES | ONE_SLOT | changes))).double().eval()
 
 
 def frames(steps: int = 6, height: int = 32, width: int = 32, channels: int = 3) -> torch.Tensor:
@@ -54,13 +55,12 @@ def test_what_lies_after_the_end_changes_nothing_before_it():
 def test_the_trunk_has_the_students_parameters_and_makes_its_last_tokens_of_them(temporal):
     student = randomise(tiny_student(temporal, num_frames=2)).double()
     ours = trunk(temporal, **{key: STUDENT[key] for key in SIZES})
-    theirs = student.state_dict()
-    ours.load_state_dict({key: theirs[key] for key in ours.state_dict()})
+    ours.trunk.load_state_dict(student.trunk.state_dict())
     window, taps = frames(5, 64, 64), []
-    student.norm.register_forward_hook(lambda module, inputs, output: taps.append(output))
+    student.trunk.norm.register_forward_hook(lambda module, inputs, output: taps.append(output))
     student(window, student.initial_state(2, dtype=torch.float64))
     # The student's codes are those of one slot of a grid of its own size.
-    ours.positions = student.positions
+    ours.trunk.positions = student.trunk.positions
     torch.testing.assert_close(ours(window, ours.state_for(window))[0], taps[0].mean(2))
 
 
@@ -74,14 +74,14 @@ def test_flow_has_two_channels():
 def test_a_state_for_other_frames_and_frames_that_do_not_divide_are_refused():
     module = trunk()
     state = module.initial_state(2, (32, 64), dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"need \(2, 4, 2\); start anew"):  # as many patches, in other places
+    with pytest.raises(ValueError, match=r"need \(2, 4, 2, 8\); .*start anew"):  # as many patches, in other places
         module(frames(height=64), state)
-    with pytest.raises(ValueError, match=r"need \(2, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"need \(2, 2, 2, 8\)"):
         module(frames(), module.initial_state(3, dtype=torch.float64))
     with pytest.raises(ValueError, match="40 x 32"):
         module(frames(height=40), state)
-    with pytest.raises(ValueError, match="frame_size=40"):
-        StreamingTrunk("tsa", frame_size=40)
+    with pytest.raises(ValueError, match="pretrain_size=40"):
+        trunk("tsa", pretrain_size=40)
 
 
 def test_scores_are_the_linear_classifiers_of_each_feature():
