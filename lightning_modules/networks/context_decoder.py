@@ -129,6 +129,11 @@ class ContextDecoder(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
+    @property
+    def reads_other_slots(self) -> bool:
+        """Whether anything but the keyframe's slot changes the outputs."""
+        return self.temporal_roi or self.context != "none"
+
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that do not decay although they are matrices."""
         return {"mask_token"}

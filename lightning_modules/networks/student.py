@@ -67,8 +67,8 @@ class StreamingDetector(StreamingModule[DetectorState]):
             raise ValueError(f"num_actors={num_actors} must be 1 to num_proposals={self.num_proposals}")
         self.memory = ContextMemory(memory, self.head.decoder.dim, timing.keyframe_age)
         self.actors = ActorQueue(timing.frames_waiting, len(self.head.localizer.stages), self.num_proposals)
-        field = trunk.receptive_field
-        self.receptive_field = None if field is None else field + max(memory.frames, timing.frames_waiting)
+        field, read = trunk.receptive_field, memory.frames if self.head.decoder.reads_other_slots else 0
+        self.receptive_field = None if field is None else field + max(read, timing.frames_waiting)
 
     @property
     def size(self) -> TrunkSize:
