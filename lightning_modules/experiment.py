@@ -12,6 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from .networks.old_names import has_old_names, renamed_from_old
 from .networks.weights import load_exactly, read_state_dict
 from .optimisation import Schedule, WarmupCosine, parameter_groups, scheduled
 
@@ -60,6 +61,15 @@ class ExperimentModule(L.LightningModule):
                 f"model.init_args.{self.classes_argument}={in_data}, or --count_classes true"
             )
         self._zeros_explained.clear()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give the network's weights in a checkpoint from before detectors were made of parts the names of today."""
+        state, prefix = checkpoint["state_dict"], "network."
+        network = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if has_old_names(network):
+            others = {key: value for key, value in state.items() if not key.startswith(prefix)}
+            renamed = {prefix + key: value for key, value in renamed_from_old(network).items()}
+            checkpoint["state_dict"] = renamed | others
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer([nn.Parameter(torch.zeros(()))])  # only to learn the configured learning rate

@@ -201,3 +201,18 @@ def test_the_way_out_of_an_lstm_that_has_no_effect_yet_learns_from_the_first_ste
     for block in student.network.trunk.blocks:
         assert block.attention.out_of_lstm.weight.abs().max() == 0
         assert block.attention.out_of_lstm.weight.grad.norm() > 1e-3 * block.attention.attn.proj.weight.grad.norm()
+
+
+def test_a_checkpoint_from_before_detectors_were_made_of_parts_is_gone_on_from():
+    module = StreamDetectionModule(tiny.student(seed=5))
+    state = module.state_dict()
+    old = {key.replace("network.head.", "network.").replace("network.trunk.", "network."): key for key in state}
+    old = {key.replace(".attention.", ".temporal."): state[now] for key, now in old.items()}
+    assert "network.blocks.0.temporal.attn.qkv.weight" in old and "network.localizer.proposal_boxes" in old
+    checkpoint = {"state_dict": old}
+    fresh = StreamDetectionModule(tiny.student(seed=6))
+    fresh.on_load_checkpoint(checkpoint)
+    fresh.load_state_dict(checkpoint["state_dict"])
+    assert all(torch.equal(value, state[key]) for key, value in fresh.state_dict().items())
+    # The optimiser's state goes by the order of parameters, which is the same.
+    assert list(checkpoint["state_dict"]) == list(state)
