@@ -28,9 +28,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-import callbacks.benchmark
+import callbacks.benchmark.callback
 import callbacks.detection_file
 import callbacks.frame_score_file
+import callbacks.measures.monitors
 import callbacks.prediction_writer
 import callbacks.progress
 import callbacks.segment_file
@@ -55,7 +56,9 @@ import lightning_modules.motion_distillation
 import lightning_modules.online_detection
 import lightning_modules.stream_detection
 import lightning_modules.temporal_detection
-from callbacks.exported_latency import runtime_rows
+from callbacks.benchmark.provenance import commit
+from callbacks.benchmark.rows import enter
+from callbacks.measures.exported_latency import runtime_rows
 from datamodules.check import check_data
 from datamodules.frames import DecodedFrames
 from lightning_modules.export import export_graph, first_inputs, graph_of, load, moving_blobs, run_torch
@@ -63,6 +66,7 @@ from lightning_modules.metrics.frame_ap import FrameMapSettings
 from lightning_modules.metrics.video_ap import VideoProtocol
 from lightning_modules.networks.export_graphs import ExportGraph
 from lightning_modules.networks.prepared import prepare_for_inference
+from lightning_modules.networks.streaming import state_bytes
 from lightning_modules.networks.weights import load_exactly, read_state_dict
 from lightning_modules.precision import useful_precision
 from lightning_modules.scoring import score_file, segment_score_text, tube_score_text
@@ -204,7 +208,7 @@ class OnlookerTrainer(Trainer):
                 "frame_stride": datamodule.frame_stride,
                 "person_threshold": model.person_threshold,
                 "weights": weights,
-                "commit": callbacks.benchmark.commit(Path(__file__).parent),
+                "commit": commit(Path(__file__).parent),
                 "compared_on": "moving blobs" if video is None else video.name,
             },
         )
@@ -240,11 +244,11 @@ def benchmark_exported(path: Path, graph: ExportGraph, model: LightningModule, n
         name,
         weights,
         {runtime: lambda: exported(inputs), "PyTorch, same inputs": lambda: own(inputs)},
-        model.benchmark_reference() if is_teachers_size else None,
+        getattr(model, "reference_step", lambda: None)() if is_teachers_size else None,
         parameters=sum(parameter.numel() for parameter in model.network.parameters()),
-        state_mib=callbacks.benchmark.state_mib(graph.initial_state(1)),
+        state_mib=state_bytes(graph.initial_state(1)) / 2**20,
     )
-    return [callbacks.benchmark.enter(Path("results"), row) for row in rows][-1]
+    return [enter(Path("results"), row) for row in rows][-1]
 
 
 class OnlookerCLI(LightningCLI):
@@ -324,7 +328,7 @@ class OnlookerCLI(LightningCLI):
                 point_latest_at(Path(board.log_dir))
         trainer = super().instantiate_trainer(**kwargs)
         for callback in trainer.callbacks:
-            if isinstance(callback, callbacks.benchmark.BenchmarkTable):
+            if isinstance(callback, callbacks.benchmark.callback.BenchmarkTable):
                 callback.experiment = callback.experiment or config.name
                 callback.folder = config.table_folder or callback.folder
         return trainer

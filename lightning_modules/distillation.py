@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from datamodules.batches import ClipBatch
 
 from .clip_detection import benchmark_clip
+from .evaluation.benchmark import Step
 from .losses.distillation import ActionImitation, AttentionImitation, BoxImitation, FeatureLoss, Variance
 from .losses.matching import ProposalMatcher
 from .losses.uncertainty import TaskWeighting
@@ -215,8 +216,8 @@ class DistillationModule(StreamDetectionModule):
             frames = frames.to(torch.get_autocast_dtype(frames.device.type))  # half as much to copy
         return self.teacher(gather_clips(frames, needed), sizes, method="outputs")
 
-    def benchmark_reference(self) -> Callable[[], object]:
-        """The teacher's sliding window: one full clip for one new frame."""
+    def reference_step(self) -> Step:
+        """Return the teacher's sliding window: one full clip for one new frame."""
         prepare_for_inference(self.teacher.network)
         clip, sizes = benchmark_clip(self.teacher.network, self.device, self.teacher.network.num_frames)
         return lambda: self.decode(self.teacher(clip, sizes), sizes, sizes)

@@ -124,7 +124,7 @@ def facts(threads: int, jobs: int) -> dict[str, Any]:
     # Here, since they take seconds to import, and a list with nothing to do has no need of them.
     import torch
 
-    from callbacks.benchmark import commit, device_name
+    from callbacks.benchmark.provenance import commit, device_name
 
     machine = device_name(torch.device("cpu"))
     if torch.cuda.is_available():

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from callbacks.latency import interleave, synchronizer
+from callbacks.measures.latency import interleave, synchronizer
 from lightning_modules.losses.detection import DetectionLoss
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.linear import linear

@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from callbacks.benchmark import commit, device_name
+from callbacks.benchmark.provenance import commit, device_name
 from datamodules.clip import ClipDataModule
 from datamodules.puppets import Puppets
 from lightning_modules.networks.evad import EvadTeacher

@@ -21,9 +21,9 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from callbacks.benchmark import commit, device_name
-from callbacks.flops import count_gflops
-from callbacks.latency import interleave, synchronizer
+from callbacks.benchmark.provenance import commit, device_name
+from callbacks.measures.flops import count_gflops
+from callbacks.measures.latency import interleave, synchronizer
 from datamodules.frames import DecodedFrames, FrameScale
 from datamodules.optical_flow import DisFlow
 from datamodules.puppets.segments import PuppetSegments

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from callbacks.benchmark import commit, device_name
-from callbacks.latency import Interleaved
+from callbacks.benchmark.provenance import commit, device_name
+from callbacks.measures.latency import Interleaved
 
 Row = dict[str, Any]
 Columns = dict[str, Callable[[Row], str]]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
-from callbacks.benchmark import read_rows
+from callbacks.benchmark.rows import read_rows
 from tests.bench_page import Row
 
 LEAST_SPAN = 6.0
@@ -68,5 +69,5 @@ if __name__ == "__main__":
     parser.add_argument("--table", type=Path, default=Path("results/benchmark.jsonl"))
     parser.add_argument("--out", type=Path, default=Path("results/latency_map.png"))
     arguments = parser.parse_args()
-    draw(read_rows(arguments.table), arguments.out)
+    draw([asdict(row) for row in read_rows(arguments.table)], arguments.out)
     print(f"written to {arguments.out}")

@@ -17,8 +17,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from callbacks.flops import count_gflops
-from callbacks.latency import Latency, interleave, synchronizer
+from callbacks.measures.flops import count_gflops
+from callbacks.measures.latency import Latency, interleave, synchronizer
 from lightning_modules.networks.detections import Detections, decode_detections
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.prepared import prepare_for_inference

@@ -167,7 +167,7 @@ def test_an_ava_recipe_runs_on_what_looks_like_ava(name, lr, options, tmp_path):
     (optimizer,) = cli.trainer.optimizers
     assert sorted({group["initial_lr"] for group in optimizer.param_groups}) == pytest.approx([lr, 8 * lr])
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0, 1e-4}
-    assert cli.model.benchmark_protocol == "ava frame mAP@0.5, 4 of 80 classes, stride 4"
+    assert cli.model.protocol == "ava frame mAP@0.5, 4 of 80 classes, stride 4"
     # Crawling is annotated and learned, but not scored.
     logged = {name for name in cli.trainer.callback_metrics if name.startswith("val/ap/")}
     assert logged == {f"val/ap/{action}" for action in SCORED.values()}

@@ -146,7 +146,7 @@ def test_the_command_line_scores_what_test_saved_under_the_configs_protocol(conf
     monkeypatch.chdir(tmp_path)
     cli = main(["test", f"--config={config}", *QUIET, SAVE])
     mean_ap = float(cli.trainer.callback_metrics["test/map"])
-    assert cli.model.benchmark_protocol == "act frame mAP@0.5, labelled frames only, stride 2"
+    assert cli.model.protocol == "act frame mAP@0.5, labelled frames only, stride 2"
     first = Path("predictions.csv").read_text().splitlines()[0].split(",")
     assert len(first) == 8 and float(first[1]) >= 10  # the csv's seconds, not the file's
     capsys.readouterr()

@@ -12,7 +12,7 @@ from datamodules.annotations.tubes import GroundTruthPickle, TubeFile, TubeSourc
 class JHMDB(TubeSource):
     """928 videos of 15 to 40 frames, 21 classes, three splits. Published results are the mean over the three.
 
-    Train and test once with each ``split``, then ``python -m callbacks.split_mean`` averages the three rows.
+    Train and test once with each ``split``, then ``python -m callbacks.benchmark.split_mean`` averages the three rows.
 
     Args:
         videos: see ``TubeSource``: ``Frames/<class>/<video>/00001.png``, ``rgb-images/...`` or

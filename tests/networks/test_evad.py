@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import box_convert
 
-from callbacks.flops import count_gflops
+from callbacks.measures.flops import count_gflops
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.frames import pad_clips
 from lightning_modules.networks.roi_align import pyramid_levels

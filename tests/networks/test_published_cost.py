@@ -10,7 +10,7 @@ import yaml
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from callbacks.flops import count_gflops
+from callbacks.measures.flops import count_gflops
 from lightning_modules.networks import localizer
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.published_cost import PublishedCost, published_gflops

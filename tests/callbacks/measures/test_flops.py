@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import roi_align
 
-from callbacks.flops import FlopCount, count_gflops, einsum_multiply_adds
+from callbacks.measures.flops import FlopCount, count_gflops, einsum_multiply_adds
 
 
 class Function(nn.Module):

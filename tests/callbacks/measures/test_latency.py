@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from callbacks.latency import Latency, interleave, measure_latency, synchronizer
+from callbacks.measures.latency import Latency, interleave, measure_latency, synchronizer
 
 
 class FakeDevice:

@@ -4,7 +4,7 @@ Once every split has been tested under a name of its own,
 
 ::
 
-    python -m callbacks.split_mean evad_jhmdb_1 evad_jhmdb_2 evad_jhmdb_3 --name evad_jhmdb
+    python -m callbacks.benchmark.split_mean evad_jhmdb_1 evad_jhmdb_2 evad_jhmdb_3 --name evad_jhmdb
 
 enters a row into the benchmark table whose accuracy and cost are the means of theirs.
 """
@@ -13,40 +13,38 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from callbacks.benchmark import Row, enter, read_rows
+from callbacks.benchmark.provenance import now
+from callbacks.benchmark.rows import BenchmarkRow, enter, read_rows
+from datamodules.errors import UserError
 
 ALIKE = ("protocol", "parameters", "gflops_unit")
 """What must be equal for a mean to mean something."""
 
 
-def mean_row(rows: Sequence[Row], name: str) -> dict[str, Any]:
-    """One row of several: fractional numbers averaged, what is equal kept, everything else listed.
+def mean_row(rows: Sequence[BenchmarkRow], name: str) -> BenchmarkRow:
+    """Return one row of several: fractional numbers averaged, what is equal kept, everything else listed.
 
     Raises:
-        ValueError: the rows are not of one protocol and network, or one has no mAP.
+        UserError: the rows are not of one protocol and network, or one has no mAP.
     """
     first = rows[0]
     for row in rows:
-        differing = [key for key in ALIKE if row[key] != first[key]]
-        if differing:
-            key = differing[0]
-            raise ValueError(
-                f"{row['experiment']} has {key} {row[key]!r}, {first['experiment']} has {first[key]!r}: "
-                "only results of one network under one protocol can be averaged"
-            )
-        if row["map"] is None:
-            raise ValueError(f"{row['experiment']} has no mAP; test it with ground truth first")
-    mean = {key: _combined([row.get(key) for row in rows]) for key in first}
-    protocol = f"{first['protocol']}, mean of {len(rows)} splits"
-    return mean | {
-        "experiment": name,
-        "protocol": protocol,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+        for key in ALIKE:
+            if getattr(row, key) != getattr(first, key):
+                raise UserError(
+                    f"{row.experiment} has {key} {getattr(row, key)!r}, "
+                    f"{first.experiment} has {getattr(first, key)!r}: "
+                    "only results of one network under one protocol can be averaged"
+                )
+        if row.map is None:
+            raise UserError(f"{row.experiment} has no mAP", remedy="test it with ground truth first")
+    records = [asdict(row) for row in rows]
+    mean = BenchmarkRow(**{key: _combined([record[key] for record in records]) for key in records[0]})
+    return replace(mean, experiment=name, protocol=f"{first.protocol}, mean of {len(rows)} splits", time=now())
 
 
 def _combined(values: list[Any]) -> Any:
@@ -60,7 +58,7 @@ def _combined(values: list[Any]) -> Any:
 def main(args: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m callbacks.split_mean",
+        prog="python -m callbacks.benchmark.split_mean",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -71,7 +69,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if len(set(given.experiments)) < max(len(given.experiments), 2):
         parser.error("name at least two experiments, each once")
     file = given.folder / "benchmark.jsonl"
-    newest = {row["experiment"]: row for row in read_rows(file)} if file.is_file() else {}
+    newest = {row.experiment: row for row in read_rows(file)} if file.is_file() else {}
     absent = [name for name in given.experiments if name not in newest]
     if absent:
         parser.exit(1, f"error: {file} has no row of {', '.join(absent)}; test it with --name {absent[0]}\n")
