@@ -17,11 +17,13 @@ Written by `python main.py test`; the newest run of each experiment, all runs ar
 
 - **mAP** in percent, under the protocol named beside it. **Video mAP** is that of tubes: its protocol, and the linker
   that made them, stand with it.
-- **GFLOPs** count a multiply-add once, for one clip or one new frame, without the decoding of detections. They are what
+- **GFLOPs** count a multiply-add once, of the unit beside them, without the decoding of detections. They are what
   is executed; "by published arithmetic" is what the published implementation needs for the same outputs.
-- **Latency** in milliseconds for one new frame at batch 1, from normalised frame to decoded detections; warm-up
-  excluded, device synchronised, loading of data outside the clock. A clip detector runs one full clip per new frame.
-- **Frames/s** is the inverse of the mean latency. **State** is what a stream keeps between two frames.
+- **Latency** in milliseconds of one step at batch 1, from normalised frames to decoded predictions; warm-up excluded,
+  device synchronised, loading of data outside the clock. The step is the unit beside GFLOPs: one new frame of a stream;
+  one full clip, which a sliding window needs for every new frame; or one window of a temporal detector, with the
+  optical flow that it needs. What it costs to extract stored features is not in it.
+- **Frames/s** are new frames over the mean latency. **State** is what a stream keeps between two frames.
 - **Speed-up** is the teacher's median latency for one full clip over the row's own for one frame, the two timed in turn
   in one run, so that a busy machine slows both. Latencies of different rows come from different runs.
 """
