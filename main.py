@@ -69,7 +69,7 @@ from lightning_modules.networks.prepared import prepare_for_inference
 from lightning_modules.networks.streaming import state_bytes
 from lightning_modules.networks.weights import load_exactly, read_state_dict
 from lightning_modules.precision import useful_precision
-from lightning_modules.scoring import score_file, segment_score_text, tube_score_text
+from lightning_modules.scoring import score_file, score_since_start, segment_score_text, tube_score_text
 from lightning_modules.whole_files import with_whole_files
 
 DEFAULTS = Path(__file__).parent / "configs" / "trainer" / "defaults.yaml"
@@ -121,6 +121,7 @@ class OnlookerTrainer(Trainer):
         tolerance_seconds: float = 0.01,
         tiou_thresholds: list[float] | None = None,
         verbose: bool = True,
+        since_start: bool = False,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
@@ -136,6 +137,7 @@ class OnlookerTrainer(Trainer):
             tolerance_seconds: how far a time stamp of a box may be from that of its keyframe.
             tiou_thresholds: overlaps of segments to average over; 0.3 to 0.7 by default.
             verbose: also print the AP of every class.
+            since_start: also print the frame mAP of boxes by the time since their action's start.
             ckpt_path, weights_only: not used; a run's ``config.yaml``, which has them, can be given as it is.
         """
         names = datamodule.class_names
@@ -151,6 +153,10 @@ class OnlookerTrainer(Trainer):
         keyframes = datamodule.true_keyframes(split)
         score = score_file(predictions, keyframes, len(names), datamodule.evaluated_classes, metric, tolerance_seconds)
         print(score.text(names, every_class=verbose))
+        if since_start:
+            seconds, scored = datamodule.seconds_since_start(split), datamodule.evaluated_classes
+            by_time = score_since_start(predictions, keyframes, seconds, len(names), scored, metric, tolerance_seconds)
+            print(f"\n{by_time.text()}")
 
     def export(
         self,

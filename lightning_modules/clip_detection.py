@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from datamodules.batches import ClipBatch
+from datamodules.errors import UserError
 
 from .detection import DetectionModule
 from .evaluation.benchmark import Benchmark
@@ -40,11 +41,27 @@ class ClipDetectionModule(DetectionModule):
         self.loss = loss or DetectionLoss()
         self.one_slot_until = one_slot_until
 
+    def setup(self, stage: str) -> None:
+        """Compare where network and data have the keyframe of a clip."""
+        super().setup(stage)
+        data = self.trainer.datamodule
+        if not hasattr(data, "window"):
+            return
+        in_network, in_data = self.network.keyframe_of(data.num_frames), data.window.past - 1
+        if in_network != in_data:
+            raise UserError(
+                f"the network has the keyframe in place {in_network} of a clip of {data.num_frames} frames (keyframe: "
+                f"{self.network.keyframe}), the data in place {in_data}",
+                where="data.init_args.past_frames",
+                remedy=f"set it to {in_network + 1}",
+            )
+
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         frames = batch.frames
         if self.progress < self.one_slot_until:
             (keyframe,) = batch.keyframes
-            frames = frames[:, keyframe : keyframe + TUBELET]
+            first = keyframe // TUBELET * TUBELET
+            frames = frames[:, first : first + TUBELET]
         outputs = self.network.outputs(self._clips(frames, batch.image_sizes), batch.image_sizes, deep=True)
         losses = self.loss(
             outputs.person_logits,

@@ -41,8 +41,8 @@ class DistillationModule(StreamDetectionModule):
       ground truth in one head.
     - ``attention``: the attention inside a frame in the block after every layer of the pyramid.
 
-    For every supervised frame the teacher looks at a whole clip around it, from the same crop and flip, so it knows the
-    future that the student does not.
+    For every supervised frame the teacher looks at a whole clip, from the same crop and flip. One with its keyframe in
+    the middle knows the future that the student does not; one with its keyframe last sees what the student sees.
 
     Args:
         network: the student.
@@ -190,7 +190,8 @@ class DistillationModule(StreamDetectionModule):
     @property
     def future_frames(self) -> int:
         """How many frames after its keyframe the teacher sees now."""
-        whole = self.teacher.network.num_frames - self.teacher.network.num_frames // 2 - 1
+        teacher = self.teacher.network
+        whole = teacher.num_frames - teacher.keyframe_of(teacher.num_frames) - 1
         if self.teacher_keyframe == "curriculum":
             return min(whole, int((whole + 1) * self.progress / max(self.curriculum_until, 1e-6)))
         return whole if self.teacher_keyframe == "centre" else 0
@@ -201,12 +202,13 @@ class DistillationModule(StreamDetectionModule):
         ``frames`` are the batch's, normalised.
         """
         num_frames, length = self.teacher.network.num_frames, batch.frames.shape[1]
-        offsets = torch.arange(num_frames, device=batch.frames.device) - num_frames // 2
+        keyframe = self.teacher.network.keyframe_of(num_frames)
+        offsets = torch.arange(num_frames, device=batch.frames.device) - keyframe
         offsets = offsets.clamp(max=self.future_frames)
         keyframes = torch.tensor(batch.keyframes, device=batch.frames.device)
         needed = keyframes[:, None] + offsets  # (L, T)
         if int(needed.min()) < 0 or int(needed.max()) >= length:
-            past, future = num_frames // 2 + len(keyframes), int(offsets.max())
+            past, future = keyframe + len(keyframes), int(offsets.max())
             raise ValueError(
                 f"the teacher's clips of {num_frames} frames reach outside the sample of {length}; set at least "
                 f"data.init_args.train_past_frames={past} and data.init_args.train_future_frames={future}"

@@ -154,7 +154,7 @@ def export_graph(
         "torch": torch.__version__,
     }
     if isinstance(graph, ClipGraph):
-        metadata |= {"num_frames": graph.frame_dims[0], "keyframe": graph.frame_dims[0] // 2}
+        metadata |= {"num_frames": graph.frame_dims[0], "keyframe": graph.network.keyframe_of(graph.frame_dims[0])}
     else:
         # Steps that the detections are late: those of frame t are about frame t - look_ahead.
         metadata |= {"look_ahead": getattr(graph.network, "look_ahead", 0)}

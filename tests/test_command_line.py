@@ -182,6 +182,18 @@ def test_every_subcommand_prints_its_config(subcommand, capsys):
     assert ("ckpt_path" in printed) or subcommand == "fit"
 
 
+def test_a_source_with_few_labels_takes_another_source_from_its_file(capsys):
+    few = ROOT / "configs" / "data" / "puppets_few_labels.yaml"
+    arguments = [f"--config={ROOT / 'configs' / 'dsta.yaml'}", f"--data.init_args.source={few}"]
+    arguments += ["--data.init_args.source.init_args.labelled_videos=0.1", "--data.init_args.unlabelled_share=0.5"]
+    data = yaml.safe_load(printed_config(capsys, "fit", *arguments))["data"]["init_args"]
+    assert data["unlabelled_share"] == 0.5 and data["source"]["class_path"].endswith("FewLabels")
+    source = data["source"]["init_args"]
+    assert (source["every"], source["labelled_videos"], source["seed"]) == (8, 0.1, 0)
+    assert source["source"]["class_path"] == "datamodules.puppets.Puppets"
+    assert source["source"]["init_args"]["size"] == "full"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("config", RUNNABLE, ids=lambda config: config.stem)
 def test_an_experiment_fits_for_two_batches(config, puppets):

@@ -13,13 +13,14 @@ import yaml
 
 from callbacks.detection_file import DetectionFile, rows
 from datamodules.annotations.ava import Ava
+from datamodules.annotations.own_videos import OwnVideos
 from datamodules.batches import TrueKeyframe
 from lightning_modules.clip_detection import ClipDetectionModule
 from lightning_modules.metrics.frame_ap import FrameMapSettings
 from lightning_modules.metrics.frame_results import read_frame_detections
 from lightning_modules.networks.detections import ScoredBoxes
 from lightning_modules.networks.weights import save_weights
-from lightning_modules.scoring import score_file
+from lightning_modules.scoring import score_file, score_since_start
 from lightning_modules.stream_detection import StreamDetectionModule
 from main import main
 from tests.datamodules import miniature_ava
@@ -161,6 +162,43 @@ def test_the_command_line_scores_what_test_saved_under_the_configs_protocol(conf
     main(["score", f"--config={config}", *QUIET, "--predictions=predictions.csv", "--metric.protocol=ava"])
     other = capsys.readouterr().out.splitlines()[0]
     assert other.startswith("ava frame mAP@0.5: ")
+
+
+def test_the_command_line_scores_by_the_time_since_the_start(config, tmp_path, monkeypatch, capsys):
+    """All of the four videos' people do the same from the first annotated moment to the last."""
+    monkeypatch.chdir(tmp_path)
+    protocol = "--model.init_args.metric.unlabelled_frames=false_positives"
+    main(["test", f"--config={config}", *QUIET, SAVE, protocol])
+    capsys.readouterr()
+    arguments = ["score", f"--config={config}", *QUIET, "--predictions=predictions.csv", "--since_start=true"]
+    main([*arguments, protocol])
+    said = [line.split() for line in capsys.readouterr().out.splitlines()[-5:]]
+    assert said[0][-4:] == ["since", "the", "action's", "start"]
+    own = OwnVideos(**yaml.safe_load(config.read_text())["data"]["init_args"]["source"]["init_args"])
+    data = tiny.clips(own, tmp_path / "cache")
+    seconds = np.concatenate([part[~np.isnan(part)] for part in data.seconds_since_start("test")])
+    assert len(seconds) == 81 and 0 < np.sum(seconds < 0.25) < 81
+    counts = [int(np.sum(np.digitize(seconds, (0.25, 0.5, 1.0)) == number)) for number in range(4)]
+    assert [int(line[1]) for line in said[1:]] == counts
+    with pytest.raises(ValueError, match="leave unlabelled_frames and max_rows_per_frame at their defaults"):
+        main(arguments)
+
+
+def test_times_since_the_start_belong_to_their_rows(tmp_path):
+    """Three people of a frame, found in another order than the ground truth has them; classes with a hole."""
+    boxes = [[0, 0, 50, 50], [100, 0, 150, 50], [150, 0, 200, 50]]
+    keyframes = [keyframe(boxes=boxes, labels=[[0, 1, 1], [1, 0, 0], [0, 0, 1]])]
+    seconds = [np.asarray([[np.nan, 0.1, 0.3], [0.1, np.nan, np.nan], [np.nan, np.nan, 2.0]])]
+    file = written(
+        tmp_path / "them.csv",
+        "kitchen,902,0.75,0,1,0.5,3,0.9",  # the third person, old
+        "kitchen,902,0.5,0,0.75,0.5,3,0.8",  # the second does not do so
+        "kitchen,902,0,0,0.25,0.5,3,0.7",  # the first, of the second bin
+    )
+    result = score_since_start(file, keyframes, seconds, 3, class_ids=(0, 2))
+    assert result.counts.tolist() == [[1, 0], [0, 1], [0, 0], [0, 1]]
+    assert result.per_class[:, 1].tolist() == pytest.approx([np.nan, 2 / 3, np.nan, 1.0], nan_ok=True)
+    assert result.per_class[0, 0] == 0.0
 
 
 @pytest.mark.slow

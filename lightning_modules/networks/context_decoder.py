@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .attention import SelfAttention
 from .linear import Linear, Mlp
 from .localizer import at_least_float32
-from .positions import SpaceTimePositions
+from .positions import Keyframe, SpaceTimePositions, keyframe_slot
 from .roi_align import separable_roi_align
 from .vit import NORM_EPS, EncodedClip
 
@@ -90,6 +90,7 @@ class ContextDecoder(nn.Module):
         refines_context: bool = True,
         reads_context: bool = True,
         temporal_roi: bool = True,
+        keyframe: Keyframe = "middle",
     ) -> None:
         super().__init__()
         self.refines_context, self.reads_context = refines_context, reads_context
@@ -99,7 +100,7 @@ class ContextDecoder(nn.Module):
         self.encoder_to_decoder = Linear(encoder_dim, dim, bias=False)
         # Frozen where nothing reads it: a trained parameter without a gradient would stop DistributedDataParallel.
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim), requires_grad=temporal_roi)
-        self.positions = SpaceTimePositions(num_slots, pretrain_grid, dim)
+        self.positions = SpaceTimePositions(num_slots, pretrain_grid, dim, keyframe=keyframe)
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             DecoderBlock(dim, num_heads, mlp_ratio, hidden_dim, num_classes, rate) for rate in rates
@@ -113,7 +114,7 @@ class ContextDecoder(nn.Module):
     def forward(self, encoded: EncodedClip, boxes: Tensor, image_sizes: Tensor, every_block: bool = False) -> Tensor:
         """Action logits (depth or 1, B, P, num_classes) of the last block, or of every block for deep supervision."""
         slots, height, width = encoded.grid
-        key, num_keyframe = slots // 2, height * width
+        key, num_keyframe = keyframe_slot(slots, self.positions.keyframe), height * width
         tokens = self.encoder_to_decoder(encoded.tokens)
         positions = self.positions(slots, height, width).to(tokens.dtype)  # (T', S, C)
         keyframe, others = tokens[:, :num_keyframe], tokens[:, num_keyframe:]

@@ -13,6 +13,7 @@ from .detection_head import DetectionHead
 from .detections import Detections, DetectorOutputs
 from .frames import pad_clips
 from .localizer import Localizer
+from .positions import Keyframe
 from .pyramid import KeyframePyramid
 from .roi_align import RoiKernel
 from .token_dropout import KeyOrder
@@ -22,9 +23,9 @@ from .vit import TUBELET, VideoViT
 class EvadTeacher(nn.Module):
     """Detects the actors of a clip's keyframe and their actions.
 
-    The keyframe is frame ``num_frames // 2`` of the clip. Defaults are those of the published ViT-B model; every size
-    is an argument. Arguments that start with ``decoder_`` belong to the context decoder, those of the localizer are
-    ``head_dim`` (also the pyramid's width) to ``roi_kernel``.
+    The keyframe is frame ``num_frames // 2`` of the clip, as published, or the newest. Defaults are those of the
+    published ViT-B model; every size is an argument. Arguments that start with ``decoder_`` belong to the context
+    decoder, those of the localizer are ``head_dim`` (also the pyramid's width) to ``roi_kernel``.
 
     Args:
         keep_rates: encoder block (from 0) -> share of tokens kept there.
@@ -32,6 +33,7 @@ class EvadTeacher(nn.Module):
         learned_positions: the encoder's position codes are a parameter instead of the fixed sine table.
         roi_extension: how much wider and taller than its box an actor's RoI in the context decoder is.
         temporal_roi: an actor is pooled over all slots; in the keyframe's slot alone otherwise.
+        keyframe: where it stands in the clip: in the ``middle``, so that half of the clip is its future, or ``last``.
         decoder_reads_context: actors are refined by the tokens of the clip; otherwise they are classified from their
             RoI features, reading each other alone.
     """
@@ -72,12 +74,13 @@ class EvadTeacher(nn.Module):
         decoder_drop_path_rate: float = 0.0,
         decoder_reads_context: bool = True,
         temporal_roi: bool = True,
+        keyframe: Keyframe = "middle",
     ) -> None:
         super().__init__()
         if len(pyramid_layers) != 4:
             raise ValueError(f"pyramid_layers needs four blocks, finest level first, got {list(pyramid_layers)}")
         self.num_classes, self.num_frames, self.patch_size = num_classes, num_frames, patch_size
-        self.frame_size, self.num_proposals = pretrain_size, num_proposals
+        self.frame_size, self.num_proposals, self.keyframe = pretrain_size, num_proposals, keyframe
         self.backbone = VideoViT(
             dim=dim,
             depth=depth,
@@ -93,6 +96,7 @@ class EvadTeacher(nn.Module):
             pyramid_layers=pyramid_layers,
             drop_path_rate=drop_path_rate,
             checkpoint_blocks=checkpoint_blocks,
+            keyframe=keyframe,
         )
         self.pyramid = KeyframePyramid(dim, head_dim, patch_size)
         self.localizer = Localizer(
@@ -122,7 +126,12 @@ class EvadTeacher(nn.Module):
             pretrain_grid=pretrain_size // patch_size,
             reads_context=decoder_reads_context,
             temporal_roi=temporal_roi,
+            keyframe=keyframe,
         )
+
+    def keyframe_of(self, num_frames: int) -> int:
+        """Return the number of the keyframe in a clip of ``num_frames``."""
+        return num_frames - 1 if self.keyframe == "last" else num_frames // 2
 
     @property
     def head(self) -> DetectionHead:

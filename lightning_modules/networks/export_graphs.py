@@ -129,7 +129,7 @@ class StepGraph(ExportGraph):
 
 
 class ClipGraph(ExportGraph):
-    """A whole clip: (B, T, H, W, 3) uint8 RGB -> detections in its keyframe, frame T // 2."""
+    """A whole clip: (B, T, H, W, 3) uint8 RGB -> detections in its keyframe."""
 
     def __init__(self, network: EvadTeacher, image_size: tuple[int, int], score: ScoreRule, num_frames: int) -> None:
         super().__init__(network, image_size, score)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .prepared import Preparable
+
+Keyframe = Literal["middle", "last"]
+"""The slot of a clip that holds the keyframe."""
+
+
+def keyframe_slot(num_slots: int, keyframe: Keyframe) -> int:
+    """Return the number of the keyframe's slot among ``num_slots``."""
+    return num_slots - 1 if keyframe == "last" else num_slots // 2
 
 
 def sine_table(num_positions: int, dim: int) -> Tensor:
@@ -27,18 +37,21 @@ class SpaceTimePositions(Preparable):
     """Position codes of a clip's slots (tubelets), made for ``num_slots`` x ``grid`` x ``grid`` patches.
 
     Other frame sizes resize every slot's grid bicubically (align_corners false, no antialiasing); time is never
-    resized. A clip with fewer slots takes those in the middle, so that its keyframe slot keeps its code: that is what a
-    curriculum from one slot to the whole clip needs. ``learned`` codes are a parameter that starts at the fixed ones.
-    Prepared for inference, the codes of every frame size met are kept.
+    resized. A clip with fewer slots takes those around ``keyframe``, so that its keyframe slot keeps its code: that is
+    what a curriculum from one slot to the whole clip needs. ``learned`` codes are a parameter that starts at the fixed
+    ones. Prepared for inference, the codes of every frame size met are kept.
     """
 
     table: Tensor
     """(num_slots grid grid, C)"""
 
-    def __init__(self, num_slots: int, grid: int, dim: int, learned: bool = False) -> None:
+    def __init__(
+        self, num_slots: int, grid: int, dim: int, learned: bool = False, keyframe: Keyframe = "middle"
+    ) -> None:
         super().__init__()
         self.num_slots = num_slots
-        self.keyframe_slot = num_slots // 2
+        self.keyframe = keyframe
+        self.keyframe_slot = keyframe_slot(num_slots, keyframe)
         self.grid = grid
         table = sine_table(num_slots * grid * grid, dim)
         if learned:
@@ -47,12 +60,12 @@ class SpaceTimePositions(Preparable):
             self.register_buffer("table", table, persistent=False)
 
     def forward(self, num_slots: int, height: int, width: int) -> Tensor:
-        """Codes of the middle ``num_slots`` slots on a ``height`` x ``width`` grid: (num_slots, height * width, C)."""
+        """Codes of ``num_slots`` slots around the keyframe on a ``height`` x ``width`` grid: (num_slots, h * w, C)."""
         if num_slots > self.num_slots:
             raise ValueError(
                 f"clip has {num_slots} slots but the network was made for {self.num_slots}; set num_frames"
             )
-        first = self.keyframe_slot - num_slots // 2
+        first = self.keyframe_slot - keyframe_slot(num_slots, self.keyframe)
         return self.slots(torch.arange(first, first + num_slots, device=self.table.device), height, width)
 
     def slots(self, indices: Tensor, height: int, width: int) -> Tensor:

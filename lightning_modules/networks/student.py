@@ -17,7 +17,7 @@ from .detection_head import DetectionHead
 from .detections import Detections, DetectorOutputs
 from .frame_embedding import EmbeddingState, FramePairEmbedding
 from .localizer import Localizer, most_person_like
-from .positions import SpaceTimePositions
+from .positions import Keyframe, SpaceTimePositions
 from .pyramid import KeyframePyramid
 from .roi_align import RoiKernel
 from .streaming import StreamingModule
@@ -65,6 +65,7 @@ class StreamingDetector(StreamingModule[StudentState]):
         lstm_dim: width of the LSTM of ``dsta``; a quarter of ``dim`` by default.
         lstm_blocks: the blocks of ``dsta`` (from 0) that have one; all by default.
         num_frames: frames of the teacher's clip, for its position codes.
+        keyframe: where its keyframe stands in it, for the same.
         window: past frames in the context memory. memory_keep_rate: share of their tokens that is kept.
         memory_stride: the context decoder reads the past frames that are so many, twice so many ... frames old. 2, with
             all tokens kept, gives it slots as the teacher's, which do not share frames.
@@ -123,6 +124,7 @@ class StreamingDetector(StreamingModule[StudentState]):
         localizes: Literal["answered", "next", "newest"] = "answered",
         num_actors: int | None = None,
         decoder_refines_context: bool = True,
+        keyframe: Keyframe = "middle",
     ) -> None:
         super().__init__()
         if num_actors is not None and not 1 <= num_actors <= num_proposals:
@@ -146,7 +148,7 @@ class StreamingDetector(StreamingModule[StudentState]):
         self.pyramid_layers = tuple(pyramid_layers)
         grid, num_slots = pretrain_size // patch_size, num_frames // TUBELET
         self.patch_embed = FramePairEmbedding(dim, patch_size, (grid, grid))
-        self.positions = SpaceTimePositions(num_slots, grid, dim)
+        self.positions = SpaceTimePositions(num_slots, grid, dim, keyframe=keyframe)
         widths = [lstm_dim if lstm_blocks is None or layer in lstm_blocks else 0 for layer in range(depth)]
         self.blocks = nn.ModuleList(
             StreamingBlock(
@@ -182,6 +184,7 @@ class StreamingDetector(StreamingModule[StudentState]):
             num_slots=num_slots,
             pretrain_grid=grid,
             refines_context=decoder_refines_context,
+            keyframe=keyframe,
         )
         ahead = look_ahead - self.lateness
         keyframe_age = ahead if keyframe_code == "answered" else 0

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import SelfAttention
 from .linear import Mlp
-from .positions import SpaceTimePositions
+from .positions import Keyframe, SpaceTimePositions, keyframe_slot
 from .token_dropout import KeyframeTokenDropout, KeyOrder
 
 TUBELET = 2
@@ -83,16 +83,19 @@ class EncoderBlock(nn.Module):
 class VideoViT(nn.Module):
     """Plain ViT over all tokens of a clip with keyframe-centric token dropout; EVAD's encoder.
 
-    The keyframe slot is the middle one, T' // 2; the annotated frame is its first. Parameters are named as VideoMAE's.
+    The keyframe slot is the middle one, T' // 2, whose first frame is annotated, or the last one, whose second frame
+    is. Parameters are named as VideoMAE's.
 
     Args:
-        num_frames: frames of a full clip; a shorter clip is taken as its middle (see ``SpaceTimePositions``).
+        num_frames: frames of a full clip; a shorter clip is taken as its part around the keyframe (see
+            ``SpaceTimePositions``).
         pretrain_size: side in pixels of the frames the position codes were made for.
         learned_positions: the position codes are a parameter instead of the fixed sine table.
         keep_rates: block number (from 0) -> keep rate; blocks not named keep all tokens.
         pyramid_layers: blocks after which the keyframe's map is taken, from the finest pyramid level to the coarsest.
         checkpoint_blocks: recompute activations in the backward pass, for memory.
         in_channels: of a frame, 3 for RGB.
+        keyframe: the slot of the keyframe; ``last`` sees nothing that comes after it.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class VideoViT(nn.Module):
         drop_path_rate: float = 0.0,
         checkpoint_blocks: bool = False,
         in_channels: int = 3,
+        keyframe: Keyframe = "middle",
     ) -> None:
         super().__init__()
         keep_rates = keep_rates or {}
@@ -120,10 +124,10 @@ class VideoViT(nn.Module):
         keep_rates = {layer: rate for layer, rate in keep_rates.items() if rate < 1}
         if num_frames < TUBELET or num_frames % TUBELET:
             raise ValueError(f"num_frames must be a positive multiple of {TUBELET} (a slot), got {num_frames}")
-        if num_frames > TUBELET and (num_frames // TUBELET) % 2:
+        if keyframe == "middle" and num_frames > TUBELET and (num_frames // TUBELET) % 2:
             raise ValueError(
                 f"num_frames={num_frames} gives an odd number of slots, {num_frames // TUBELET} of {TUBELET} frames; "
-                f"the keyframe needs an even one: set num_frames to a multiple of {2 * TUBELET}"
+                f"a keyframe in the middle needs an even one: set num_frames to a multiple of {2 * TUBELET}"
             )
         if pretrain_size % patch_size:
             raise ValueError(f"pretrain_size={pretrain_size} does not divide into patches of {patch_size}")
@@ -135,10 +139,12 @@ class VideoViT(nn.Module):
         self.dim, self.depth, self.num_heads, self.mlp_ratio = dim, depth, num_heads, mlp_ratio
         self.patch_size, self.num_frames = patch_size, num_frames
         self.pyramid_layers = tuple(pyramid_layers)
-        self.key_order = key_order
+        self.key_order, self.keyframe = key_order, keyframe
         self.checkpoint_blocks = checkpoint_blocks
         self.patch_embed = TubeletEmbedding(dim, patch_size, in_channels)
-        self.positions = SpaceTimePositions(num_frames // TUBELET, pretrain_size // patch_size, dim, learned_positions)
+        self.positions = SpaceTimePositions(
+            num_frames // TUBELET, pretrain_size // patch_size, dim, learned_positions, keyframe
+        )
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             EncoderBlock(
@@ -164,7 +170,7 @@ class VideoViT(nn.Module):
         tokens = self.patch_embed(clips)
         num_slots = tokens.shape[1]
         tokens = tokens + self.positions(num_slots, height, width).to(tokens.dtype)
-        key, num_keyframe = num_slots // 2, height * width
+        key, num_keyframe = keyframe_slot(num_slots, self.keyframe), height * width
         tokens = torch.cat([tokens[:, key : key + 1], tokens[:, :key], tokens[:, key + 1 :]], dim=1).flatten(1, 2)
         kept = torch.arange(tokens.shape[1] - num_keyframe, device=tokens.device).expand(tokens.shape[0], -1)
 

@@ -7,6 +7,7 @@ import torch
 
 from callbacks.benchmark.callback import BenchmarkTable
 from callbacks.benchmark.rows import read_rows
+from datamodules.errors import UserError
 from datamodules.samplers import STAND_IN, Request
 from lightning_modules.clip_detection import ClipDetectionModule
 from lightning_modules.networks.published_cost import published_gflops
@@ -38,9 +39,13 @@ def test_the_loss_of_a_repeated_batch_falls(data, tmp_path):
     assert losses.values[-1] < 0.4 * losses.values[0]
 
 
-def test_whole_clips_follow_the_time_of_the_keyframe_slot_alone(data, tmp_path):
+@pytest.mark.parametrize("keyframe", ["middle", "last"])
+def test_whole_clips_follow_the_time_of_the_keyframe_slot_alone(folder, tmp_path, keyframe):
+    data = tiny.clips(tiny.videos(folder / "videos"), folder / "cache", past_frames={"middle": 3, "last": 4}[keyframe])
+    data.prepare_data()
+    data.setup("fit")
     batch, shown = next(iter(data.train_dataloader())), []
-    module = ClipDetectionModule(tiny.teacher(), one_slot_until=0.5)
+    module = ClipDetectionModule(tiny.teacher(keyframe=keyframe), one_slot_until=0.5)
     whole = module.network.outputs
 
     def remember(clips, *args, **kwargs):
@@ -50,8 +55,19 @@ def test_whole_clips_follow_the_time_of_the_keyframe_slot_alone(data, tmp_path):
     module.network.outputs = remember
     tiny.trainer(tmp_path, max_epochs=1).fit(module, datamodule=tiny.Repeated(batch, steps=6))
     assert [clips.shape[2] for clips in shown] == [2, 2, 2, 4, 4, 4]
-    # The keyframe, frame 2 of 4, and the one after it.
+    # The keyframe, frame 2 of 4, and the one after it; or the one before it and the keyframe.
     torch.testing.assert_close(shown[0], shown[-1][:, :, 2:4], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("keyframe", "past_frames"), [("last", None), ("last", 3), ("middle", 4)])
+def test_data_with_the_keyframe_elsewhere_are_refused_with_the_way_out(folder, tmp_path, keyframe, past_frames):
+    data = tiny.clips(tiny.videos(folder / "videos"), folder / "cache", past_frames=past_frames)
+    module = ClipDetectionModule(tiny.teacher(keyframe=keyframe))
+    wanted = {"last": 4, "middle": 3}[keyframe]
+    with pytest.raises(UserError, match=f"data.init_args.past_frames: .*; set it to {wanted}"):
+        tiny.trainer(tmp_path).test(module, datamodule=data, verbose=False)
+    right = tiny.clips(data.source, folder / "cache", past_frames=wanted)
+    tiny.trainer(tmp_path).test(module, datamodule=right, verbose=False)
 
 
 def test_every_loss_is_logged_beside_their_mean(data, tmp_path):

@@ -130,15 +130,17 @@ def test_unknown_tasks_are_named(distil):
         distil(task_weights={"detection": 1.0, "motion": 1.0})
 
 
-def test_the_teacher_sees_the_clips_that_it_was_trained_on(data, distil, source, folder):
+@pytest.mark.parametrize(("keyframe", "past_frames"), [("middle", None), ("last", 4)])
+def test_the_teacher_sees_the_clips_that_it_was_trained_on(data, distil, source, folder, keyframe, past_frames):
     """For each of the two keyframes of a window, what ``ClipDataModule`` would cut around it, pixel by pixel."""
     windows = whole_dataset(data, data.window)
     chosen = [1, 5, len(windows) - 1]  # the first and the last clip reach beyond their videos
-    asked = seen_by_the_teacher(distil(), windows[[Request(index, None) for index in chosen]])
+    teacher = tiny.teacher(keyframe=keyframe)
+    asked = seen_by_the_teacher(distil(teacher=teacher), windows[[Request(index, None) for index in chosen]])
     rows = [
         (video, frame - back) for video, frame in windows.samples[chosen].tolist() for back in (data.frame_stride, 0)
     ]
-    clips = tiny.clips(source, folder / "cache")
+    clips = tiny.clips(source, folder / "cache", past_frames=past_frames)
     wanted = WindowDataset(windows.videos, np.asarray(rows), clips.window, data.num_classes, data.store)
     batch = wanted[[Request(index, None) for index in range(len(rows))]]
     expected = ClipDetectionModule._clips(batch.frames, batch.image_sizes)

@@ -173,7 +173,7 @@ def encode(clip, weights, config):
     tokens = embed(clip, weights, patch)
     num_slots, size, dim = tokens.shape
     tokens = tokens + position_codes(num_slots, config["pretrain_size"] // patch, dim, height, width)
-    key = num_slots // 2
+    key = num_slots - 1 if config.get("keyframe") == "last" else num_slots // 2
     order = [key, *range(key), *range(key + 1, num_slots)]
     tokens = np.concatenate([tokens[slot] for slot in order])
     places = np.arange(len(tokens) - size)
@@ -289,7 +289,8 @@ def extend_box(box, extension, size):
 def decode(tokens, places, boxes, grid, size, weights, config):
     """Action logits (D, P, K) of every decoder block, each computed over the whole sequence."""
     num_slots, height, width = grid
-    patches, key, dim = height * width, num_slots // 2, config["decoder_dim"]
+    patches, dim = height * width, config["decoder_dim"]
+    key = num_slots - 1 if config.get("keyframe") == "last" else num_slots // 2
     tokens = tokens @ weights["decoder.encoder_to_decoder.weight"].T
     codes = position_codes(num_slots, config["pretrain_size"] // config["patch_size"], dim, height, width)
     other_slots = [slot for slot in range(num_slots) if slot != key]

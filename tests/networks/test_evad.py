@@ -31,8 +31,10 @@ def some_clips(sizes=SIZES, frames=8, seed=1):
         {"key_order": "as_published"},
         {"roi_kernel": "separable", "keep_rates": {}, "roi_extension": (0.0, 0.0)},
         {"enhanced_weight": 1.0, "num_frames": 4, "keep_rates": {0: 0.9}},
+        {"keyframe": "last"},
+        {"keyframe": "last", "num_frames": 6},
     ],
-    ids=["defaults", "as_published", "nothing_dropped", "two_slots"],
+    ids=["defaults", "as_published", "nothing_dropped", "two_slots", "keyframe_last", "last_of_three_slots"],
 )
 def test_every_output_equals_the_slow_recomputation(changes):
     config = CONFIG | changes
@@ -77,6 +79,16 @@ def test_a_clip_gives_the_same_in_a_batch_of_unequal_clips_as_alone(roi_kernel):
                 torch.testing.assert_close(
                     getattr(together, name)[:, item], getattr(alone, name)[:, 0], rtol=1e-4, atol=1e-4
                 )
+
+
+@pytest.mark.parametrize(("keyframe", "place"), [("middle", 4), ("last", 7)])
+def test_a_shorter_clip_has_its_keyframe_on_the_code_of_the_whole_clips(keyframe, place):
+    """The curriculum shows the keyframe's slot alone: it must stand where the whole clip has it."""
+    teacher = tiny_teacher(keyframe=keyframe)
+    assert teacher.keyframe_of(8) == place
+    for positions in (teacher.backbone.positions, teacher.decoder.positions):
+        alone, whole = positions(1, 4, 4), positions(4, 4, 4)
+        torch.testing.assert_close(alone[0], whole[place // 2], rtol=0, atol=0)
 
 
 def test_the_whole_frame_is_the_image_where_no_sizes_are_given():

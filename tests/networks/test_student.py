@@ -68,17 +68,22 @@ def test_without_a_memory_an_untrained_dsta_student_is_the_frame_wise_teacher_at
             torch.testing.assert_close(one[:, t], other, rtol=1e-4, atol=1e-4)
 
 
-def test_with_the_slots_of_a_clip_only_attention_over_time_is_between_an_untrained_student_and_its_teacher():
-    """Without it, and without codes that tell slots apart in the trunk, the two say the same of every frame."""
-    student, teacher = pair(
-        "dsta",
-        look_ahead=3,
-        localizes="next",
-        window=6,
-        memory_stride=2,
-        memory_keep_rate=1.0,
-        keyframe_code="answered",
-    )
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"look_ahead": 3, "localizes": "next", "keyframe_code": "answered"},
+        {"look_ahead": 0, "localizes": "answered", "keyframe_code": "newest", "keyframe": "last"},
+    ],
+    ids=["late", "at_once"],
+)
+def test_with_the_slots_of_a_clip_only_attention_over_time_is_between_an_untrained_student_and_its_teacher(changes):
+    """Without it, and without codes that tell slots apart in the trunk, the two say the same of every frame.
+
+    At once, the teacher is one whose keyframe is the last of its clip.
+    """
+    student, _ = pair("dsta", window=6, memory_stride=2, memory_keep_rate=1.0, **changes)
+    teacher = tiny_teacher(keep_rates={}, keyframe=changes.get("keyframe", "middle"))
+    look_ahead = changes["look_ahead"]
     for network in (teacher.backbone, student):
         codes = network.positions.table.view(network.positions.num_slots, -1, network.positions.table.shape[-1])
         codes.copy_(codes[network.positions.keyframe_slot].clone().expand_as(codes))
@@ -88,10 +93,11 @@ def test_with_the_slots_of_a_clip_only_attention_over_time_is_between_an_untrain
     student_from_teacher(student, teacher.state_dict())
     frames = torch.randn(1, 12, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
     ours, _ = student(frames, student.initial_state(1, (HEIGHT, WIDTH)))
-    for answered in range(4, 9):
-        theirs = teacher(frames[:, answered - 4 : answered + 4].transpose(1, 2))
-        for one, other in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(one[:, answered + 3], other, rtol=1e-4, atol=1e-4)
+    for newest in range(7, 12):
+        clip = frames[:, newest - 7 : newest + 1].transpose(1, 2)
+        assert teacher.keyframe_of(8) == 7 - look_ahead
+        for one, other in zip(ours, teacher(clip), strict=True):
+            torch.testing.assert_close(one[:, newest], other, rtol=1e-4, atol=1e-4)
 
 
 def test_a_channel_shift_sees_zeros_before_the_first_frame():
