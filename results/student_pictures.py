@@ -1,6 +1,6 @@
 """Pictures of students beside their teacher, and a table of their gaps, from the finished runs of a list.
 
-    python -m results.student_pictures results/students.yaml
+    python -m results.student_pictures results/lists/students.yaml
 
 Beside the list are written ``student_classes.png`` (AP by class), ``student_weights.png`` (weights of the tasks over
 training, of the runs whose folders are here), ``student_delays.png`` (mAP against delay) and ``student_gaps.md``. Tests
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("list", type=Path, nargs="?", default=Path("results/students.yaml"), help="(%(default)s)")
+    made.add_argument("list", type=Path, nargs="?", default=Path("results/lists/students.yaml"), help="(%(default)s)")
     made.add_argument("--seeds", nargs="+", type=int, help="those of them that are shown; all by default")
     made.add_argument("--teacher", default=TEACHER, help="its row (%(default)s)")
     made.add_argument("--students", nargs="+", default=STUDENTS, help=f"their rows ({' '.join(STUDENTS)})")

@@ -61,6 +61,7 @@ RULES = (
     ),
     Rule("datamodules", ("datamodules",), "datamodules knows nothing else of ours"),
     Rule("main", ROOMS, "main knows the rooms"),
+    Rule("results.benchmarks", (*ROOMS, "results.benchmarks"), "benchmarks know the rooms and each other"),
     Rule(
         "results",
         ("results", "callbacks.benchmark", *COMMON_GROUND),

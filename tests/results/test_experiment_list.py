@@ -8,7 +8,7 @@ import yaml
 from results.experiment_list import Stage, read_list
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-LISTS = sorted((ROOT / "results").glob("*.yaml"))
+LISTS = sorted((ROOT / "results" / "lists").glob("*.yaml"))
 FIT = {"config": "mine.yaml"}
 
 

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from tests.bench_picture import draw, drawn_rows
+from results.benchmarks.latency_map import draw, drawn_rows
 
 ROW = {
     "experiment": "evad",

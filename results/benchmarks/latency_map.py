@@ -1,4 +1,4 @@
-"""The benchmark table as a picture, mAP against time: ``python -m tests.bench_picture``, part of ``make bench``."""
+"""Picture of the benchmark table, mAP against time: a part of ``make bench``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from callbacks.benchmark import read_rows
-from tests.bench_page import Row
+from results.benchmarks.page import Row
 
 LEAST_SPAN = 6.0
 """Points of mAP that the picture shows at least, so that a tenth of one does not look like much."""
@@ -66,7 +66,7 @@ def draw(rows: list[Row], path: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--table", type=Path, default=Path("results/benchmark.jsonl"))
-    parser.add_argument("--out", type=Path, default=Path("results/latency_map.png"))
+    parser.add_argument("--out", type=Path, default=Path("results/pages/latency_map.png"))
     arguments = parser.parse_args()
     draw(read_rows(arguments.table), arguments.out)
     print(f"written to {arguments.out}")

@@ -1,11 +1,11 @@
 """What it costs to look at a second of video: RGB alone, the distilled RGB detector, and the two-stream system.
 
-    python -m tests.bench_motion
+    python -m results.benchmarks.motion_speed
 
 The networks of the Puppets configs with random weights (the time does not depend on them), on the frames of one Puppets
 video in one window, batch 1, fp32. The three are timed in turn in one run, from frames in memory to segments after
-suppression; the two-stream system computes its optical flow within the clock. Writes ``results/motion_speed.md``, with
-the mAP that ``results/motion_distillation.jsonl`` has for each, where it is there.
+suppression; the two-stream system computes its optical flow within the clock. Writes
+``results/pages/motion_speed.md``, with the mAP that ``results/motion_distillation.jsonl`` has for each.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lightning_modules.networks.temporal.segment_suppression import SegmentSuppr
 from lightning_modules.networks.temporal.two_stream_detector import TwoStreamDetector
 from lightning_modules.segment_inputs import FLOW_UNIT
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SHORT_SIDE, FRAME_RATE = 64, 8
 """As in configs/rgb_baseline.yaml."""
 WINDOW_THRESHOLD, WINDOW_SEGMENTS = 0.001, 1000
@@ -127,11 +127,11 @@ def page(costs: dict[str, Cost], flow_ms: float, num_frames: int, results: Path)
     lines = [
         "# What the motion costs",
         "",
-        "Written by `python -m tests.bench_motion`: RGB detector, distilled one and two-stream system on one",
-        f"window of {num_frames} frames ({FRAME_RATE} a second, {SHORT_SIDE} x {SHORT_SIDE} pixels), batch 1, fp32,",
-        "timed in turn. The clock runs from frames in memory to segments after suppression; the two-stream system",
-        f"computes its optical flow (DIS, {flow_ms:.1f} ms a second of video) within it. GFLOPs are those of the",
-        "networks, a multiply-add counted once. mAP: segment mAP@tIoU 0.3:0.1:0.7 on Puppets, from",
+        "Written by `python -m results.benchmarks.motion_speed`: RGB detector, distilled one and two-stream system on",
+        f"one window of {num_frames} frames ({FRAME_RATE} a second, {SHORT_SIDE} x {SHORT_SIDE} pixels), batch 1,",
+        "fp32, timed in turn. The clock runs from frames in memory to segments after suppression; the two-stream",
+        f"system computes its optical flow (DIS, {flow_ms:.1f} ms a second of video) within it. GFLOPs are those of",
+        "the networks, a multiply-add counted once. mAP: segment mAP@tIoU 0.3:0.1:0.7 on Puppets, from",
         "`motion_distillation.md`.",
         "",
         f"{machine}, commit {commit(ROOT)}.",
@@ -149,9 +149,10 @@ def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30, help="timed calls of each system")
     parser.add_argument("--root", type=Path, default=Path("data/puppets"), help="folder of the Puppets")
-    parser.add_argument("--output", type=Path, default=Path("results/motion_speed.md"))
+    parser.add_argument("--output", type=Path, default=Path("results/pages/motion_speed.md"))
+    parser.add_argument("--results", type=Path, default=Path("results/motion_distillation.jsonl"), help="where mAP is")
     options = parser.parse_args(args)
-    text = page(*measure(options.root, options.rounds), options.output.with_name("motion_distillation.jsonl"))
+    text = page(*measure(options.root, options.rounds), options.results)
     options.output.write_text(text)
     print(text)
 

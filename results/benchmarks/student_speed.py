@@ -1,4 +1,4 @@
-"""What a streaming student saves at its teacher's real size: ``make bench``, or ``python -m tests.bench_streaming -h``.
+"""Speed of the streaming students at their teacher's real size: ``make bench``.
 
 Random weights (no value changes the work), batch 1 unless lanes are the question. What is compared is timed in turn in
 one process, so that whatever else the machine does meets all of it.
@@ -26,10 +26,10 @@ from lightning_modules.networks.streaming import state_bytes
 from lightning_modules.networks.student import StreamingDetector
 from lightning_modules.networks.weights import load_exactly, read_state_dict
 from lightning_modules.precision import computes_bfloat16
-from tests.bench_page import Part, Row, main, row_ratio
+from results.benchmarks.page import Part, Row, main, row_ratio
 
 FRAMES, SIDE = 16, 256
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NETWORKS = ROOT / "configs" / "networks"
 KEEP_LAYERS = (3, 6, 9)
 TEACHERS = {"evad, dense": 1.0, "evad, keep rate 0.7": 0.7}
@@ -67,7 +67,7 @@ SPEED_NOTE = """
 the teacher with keep rate 0.7. "EVAD's head" is the teacher's own, on one frame: {num_proposals} proposals,
 {num_stages} stages, {decoder_depth} decoder blocks; each saving is made alone, "as configured" are all that
 `configs/networks/*_vit_b.yaml` make; all students read the eight slots of their teacher's clip, and answers
-come seven sampled frames late. What each costs in mAP: `results/student_heads.md`.
+come seven sampled frames late. What each costs in mAP: `results/pages/student_heads.md`.
 """
 PARTS_NOTE = """
 The students as configured; a part's time is what its modules took, the rest (position codes, residuals, the memory) is
@@ -516,4 +516,4 @@ def measure(part: str, device: torch.device, side: int, rounds: int) -> list[Row
 
 
 if __name__ == "__main__":
-    main(__doc__, HEADER, PARTS, measure, side=SIDE, rounds=7, out="results/student_speed.md")
+    main(__doc__, HEADER, PARTS, measure, side=SIDE, rounds=7, out="results/pages/student_speed.md")

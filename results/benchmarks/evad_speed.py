@@ -1,4 +1,4 @@
-"""How fast EVAD runs here against its published arithmetic: ``make bench-evad``, or ``python -m tests.bench_evad -h``.
+"""Speed of EVAD against its published arithmetic: ``make bench-evad``.
 
 Same weights (random ones: no value changes the work), same clip, same outputs. Each figure of a table comes from runs
 in turn in one process, so that whatever else the machine does meets all of them; memory is taken in a process of its
@@ -25,9 +25,9 @@ from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.linear import linear
 from lightning_modules.networks.published_cost import published_gflops
 from lightning_modules.precision import computes_bfloat16
-from tests.bench_page import Part, main, row_ratio
-from tests.networks.naive_evad import naive_evad
-from tests.networks.tiny import randomise
+from results.benchmarks.naive_evad import naive_evad
+from results.benchmarks.page import Part, main, row_ratio
+from results.benchmarks.random_weights import randomise
 
 FRAMES, SIDE = 16, 288
 KEEP_LAYERS = (3, 6, 9)
@@ -35,7 +35,7 @@ HEADER = """# EVAD's speed
 
 Written by `make bench-evad`: ViT-B, random weights, one clip of 16 x {side} x {side}, batch 1, seed 0.
 
-*Published arithmetic* is `tests/networks/naive_evad.py`: plain torch with the operations of the published
+*Published arithmetic* is `results/benchmarks/naive_evad.py`: plain torch with the operations of the published
 implementation and the same outputs. Times are medians of calls in turn; a ratio is the median over rounds of ours over
 the published arithmetic's in the same round. Errors are against the published arithmetic in fp32: boxes relative to
 their size, actions as probabilities.
@@ -347,4 +347,4 @@ def measure(part: str, device: torch.device, side: int, rounds: int) -> list[dic
 
 
 if __name__ == "__main__":
-    main(__doc__, HEADER, PARTS, measure, side=SIDE, rounds=5, out="results/evad_speed.md")
+    main(__doc__, HEADER, PARTS, measure, side=SIDE, rounds=5, out="results/pages/evad_speed.md")

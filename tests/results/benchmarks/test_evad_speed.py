@@ -4,14 +4,15 @@ import json
 
 import torch
 
-from tests import bench_evad, bench_page
+from results.benchmarks import evad_speed
+from results.benchmarks import page as pages
 from tests.networks.tiny import tiny_teacher
 
 
 def test_the_time_ratio_is_taken_round_by_round():
     samples = {"ours": (1.0, 4.0, 3.0), "published": (2.0, 5.0, 12.0)}  # 0.5, 0.8, 0.25
     latencies = {name: type("L", (), {"samples": values}) for name, values in samples.items()}
-    assert bench_page.row_ratio(type("T", (), {"latencies": latencies}), "ours", "published") == 0.5
+    assert pages.row_ratio(type("T", (), {"latencies": latencies}), "ours", "published") == 0.5
 
 
 def test_errors_of_boxes_are_relative_to_their_size():
@@ -23,7 +24,7 @@ def test_errors_of_boxes_are_relative_to_their_size():
     moved = expected.boxes.clone()
     moved[-1, 0, 0, 1] += 0.25 * size
     found = expected._replace(boxes=moved)
-    boxes, actions = bench_evad.difference(found, expected)
+    boxes, actions = evad_speed.difference(found, expected)
     assert abs(boxes - 0.25) < 1e-3 and actions == 0
 
 
@@ -45,11 +46,17 @@ def test_parts_measured_at_different_times_share_a_page(tmp_path, monkeypatch, c
             "first_call_s": 4.0,
         }
     ]
-    arguments = ["bench_evad", "--parts", "autocast", "--out", str(tmp_path / "speed.md"), "--device", "cpu"]
+    arguments = ["evad_speed", "--parts", "autocast", "--out", str(tmp_path / "speed.md"), "--device", "cpu"]
 
     def run() -> None:
-        bench_page.main(
-            "", bench_evad.HEADER, bench_evad.PARTS, lambda *_: modes, side=288, rounds=5, out="results/evad_speed.md"
+        pages.main(
+            "",
+            evad_speed.HEADER,
+            evad_speed.PARTS,
+            lambda *_: modes,
+            side=288,
+            rounds=5,
+            out="unused.md",
         )
 
     monkeypatch.setattr("sys.argv", arguments)

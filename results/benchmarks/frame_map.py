@@ -1,6 +1,6 @@
 """Time and memory of frame mAP at the size of AVA's validation set, on random detections.
 
-    python -m tests.bench_frame_map
+    python -m results.benchmarks.frame_map
 
 57,000 keyframes, 5 boxes each with scores for 60 actions (17.1 million rows), 3 people with 2 actions each in the
 ground truth, handed over 8 keyframes at a time as a run does. Scores are float32. Prints one line of JSON.
