@@ -5,8 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from .experiment_table import aligned, cell
+from .markdown import markdown_table
 from .student_results import Comparison, Results
+from .table import cell
 
 CLASSES_NOTE = """\
 AP@0.5 in percent, ± the standard deviation over seeds; in brackets the difference from the teacher. The class with the
@@ -29,7 +30,7 @@ def page(comparison: Comparison, command: str) -> str:
         "## By delay",
         DELAYS_NOTE,
         delay_table(comparison),
-        comparison.outdated,
+        comparison.other_commands,
         f"Written by `{command}`.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -38,14 +39,14 @@ def page(comparison: Comparison, command: str) -> str:
 def class_table(comparison: Comparison) -> str:
     """A row a class, the mean over classes last."""
     teacher, students = comparison.teacher, comparison.students
-    rows = [["class", teacher.title, *(student.title for student in students)]]
+    head, rows = ["class", teacher.title, *(student.title for student in students)], []
     for name in classes_by_gap(comparison):
         own = teacher.classes()[name]
         others = [_with_gap(student.classes().get(name, []), own, len(student.lines)) for student in students]
         rows.append([name.replace("_", " "), cell(own, 1, len(teacher.lines)), *others])
     own = teacher.percent("test/map")
     others = [_with_gap(student.percent("test/map"), own, len(student.lines)) for student in students]
-    return aligned([*rows, ["mAP", cell(own, 1, len(teacher.lines)), *others]])
+    return markdown_table(head, [*rows, ["mAP", cell(own, 1, len(teacher.lines)), *others]])
 
 
 def classes_by_gap(comparison: Comparison) -> list[str]:
@@ -58,15 +59,15 @@ def classes_by_gap(comparison: Comparison) -> list[str]:
 def delay_table(comparison: Comparison) -> str:
     """Two rows a student, and the teacher without a delay first."""
     delays = sorted({delay for student in comparison.students for delay in student.delays(actions_alone=True)})
-    rows = [["", *(f"k = {delay}" for delay in delays), "gap closed"]]
+    head = ["", *(f"k = {delay}" for delay in delays), "gap closed"]
     own = comparison.teacher.percent("test/map")
-    rows.append([comparison.teacher.title, cell(own, 1, len(own)), *[""] * len(delays)])
+    rows = [[comparison.teacher.title, cell(own, 1, len(own)), *[""] * len(delays)]]
     for student in comparison.students:
         for words, actions_alone in (("actions late", True), ("all late", False)):
             late = student.delays(actions_alone=actions_alone)
             values = [cell(late.get(delay, []), 1, len(student.lines)) for delay in delays]
             rows.append([f"{student.title}, {words}", *values, gap_closed(late, own)])
-    return aligned(rows)
+    return markdown_table(head, rows)
 
 
 def gap_closed(late: Mapping[int, Sequence[float]], teacher: Sequence[float]) -> str:

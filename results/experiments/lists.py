@@ -38,8 +38,10 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentParser
 
+from datamodules.errors import UserError
+
 T = TypeVar("T")
-SET_BY_THE_RUNNER = ("config", "name", "seed_everything", "table_folder", "trainer.logger")
+SET_FOR_EVERY_RUN = ("config", "name", "seed_everything", "table_folder", "trainer.logger")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -100,12 +102,26 @@ class ExperimentList:
     defaults: Defaults = field(default_factory=Defaults)
 
 
+def stored_results(file: Path) -> Path:
+    """Return where the results of a list are kept: ``results/<list>.jsonl`` for ``results/lists/<list>.yaml``."""
+    return file.parent.parent / f"{file.stem}.jsonl"
+
+
+def pages_of(file: Path) -> Path:
+    """Return the folder of a list's tables and pictures: ``results/pages``."""
+    return file.parent.parent / "pages"
+
+
 def read_list(file: Path) -> ExperimentList:
-    """A list with every row complete; what is wrong in it is a ValueError that says where."""
+    """Read a list and complete its rows.
+
+    Raises:
+        UserError: something in it is wrong; the message says where.
+    """
     content = mapping(yaml.safe_load(file.read_text()), f"{file}")
     for key in ("rows", "metrics"):
         if not isinstance(content.get(key), list) or not content[key]:
-            raise ValueError(f"{file}: {key} must be a list with something in it, got {content.get(key)!r}")
+            raise UserError(f"{key} must be a list with something in it, got {content.get(key)!r}", where=file)
     listing = typed(
         ExperimentList,
         content,
@@ -133,25 +149,27 @@ def with_stages(kind: type[T], value: Any, where: str, absent: Stage | None) -> 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected names with values, got {value!r}")
+        raise UserError(f"expected names with values, got {value!r}", where=where)
     return value
 
 
 def typed(kind: type[T], value: Any, where: str, **parts: Any) -> T:
-    """An instance of a dataclass; a misspelt key or a value of another type is a ValueError that says where.
+    """An instance of a dataclass; a misspelt key or a value of another type is a UserError that says where.
 
     Args:
         parts: values that are read already.
     """
     names = [field.name for field in fields(kind)]
     if unknown := [key for key in mapping(value, where) if key not in names]:
-        raise ValueError(f"{where}: there is no {', '.join(map(repr, unknown))}; it may have {', '.join(names)}")
+        raise UserError(
+            f"there is no {', '.join(map(repr, unknown))}", where=where, remedy=f"it may have {', '.join(names)}"
+        )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, skip=set(parts))
     try:
         parsed = parser.parse_object({key: part for key, part in value.items() if key not in parts})
     except ArgumentError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise UserError(str(error), where=where) from None
     return kind(**dict(vars(parsed)) | parts)
 
 
@@ -166,16 +184,16 @@ def complete(row: Row, listing: ExperimentList) -> Row:
 
 
 def check(listing: ExperimentList, file: Path) -> None:
-    """Raise a ValueError at the first row that could not run."""
+    """Raise a UserError at the first row that could not run."""
     above: Mapping[str, Row] = {}
     for place, row in enumerate(listing.rows):
         where = f"{file}: rows[{place}] ({row.name})"
         if not NAME.fullmatch(row.name):
-            raise ValueError(f"{where}: a name is a folder's: letters, digits and _.- only")
+            raise UserError("a name is a folder's", where=where, remedy="use letters, digits and _.- only")
         if row.name in above:
-            raise ValueError(f"{where}: there is a row of this name above")
+            raise UserError("there is a row of this name above", where=where, remedy="give it another name")
         if not row.seeds or len(set(row.seeds)) < len(row.seeds) or min(row.seeds) < 0:
-            raise ValueError(f"{where}: seeds must be different numbers from 0 on, one at least, got {row.seeds}")
+            raise UserError(f"seeds must be different numbers from 0 on, one at least, got {row.seeds}", where=where)
         for kind, stage in (("fit", row.fit), ("test", row.test)):
             if stage is not None:
                 check_stage(row, stage, above, f"{where}.{kind}")
@@ -184,16 +202,19 @@ def check(listing: ExperimentList, file: Path) -> None:
 
 def check_stage(row: Row, stage: Stage, above: Mapping[str, Row], where: str) -> None:
     if stage.config is None:
-        raise ValueError(f"{where}: no config; name one here, in the row's fit or in defaults")
+        raise UserError("no config", where=where, remedy="name one here, in the row's fit or in defaults")
     if not Path(stage.config).is_file():
-        raise ValueError(f"{where}: no config at {stage.config}; paths are relative to the folder of main.py")
-    refused = (*SET_BY_THE_RUNNER, "ckpt_path") if row.fit else SET_BY_THE_RUNNER
+        raise UserError(
+            f"no config at {stage.config}", where=where, remedy="write paths relative to the folder of main.py"
+        )
+    refused = (*SET_FOR_EVERY_RUN, "ckpt_path") if row.fit else SET_FOR_EVERY_RUN
     for argument in (*stage.overrides, *stage.needs):
         if argument in refused:
-            raise ValueError(f"{where}: {argument} is set by the runner")
+            raise UserError(f"{argument} is set for every run", where=where, remedy="leave it out")
     for argument, needed in stage.needs.items():
         if needed not in above or above[needed].fit is None:
             rows = ", ".join(name for name, other in above.items() if other.fit) or "none"
-            raise ValueError(
-                f"{where}.needs: {argument} is the checkpoint of a row above that is trained ({rows}), got {needed}"
+            raise UserError(
+                f"{argument} is the checkpoint of a row above that is trained ({rows}), got {needed}",
+                where=f"{where}.needs",
             )

@@ -6,12 +6,14 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from .experiment_list import ExperimentList
-from .experiment_table import Line, values_of
+from datamodules.files import whole_path
+from results.experiments.lists import ExperimentList
+
+from .table import Line, values_of
 
 
 def draw(listing: ExperimentList, lines: Sequence[Line], path: Path) -> None:
-    """A panel for each metric that is drawn, experiments below each other in the list's order."""
+    """Draw a panel for each metric that is drawn, experiments below each other in the list's order."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -31,5 +33,6 @@ def draw(listing: ExperimentList, lines: Sequence[Line], path: Path) -> None:
     panels[0][0].set_yticks(range(len(listing.rows)), [row.title for row in listing.rows])
     panels[0][0].set_ylim(len(listing.rows) - 0.5, -0.5)
     figure.suptitle(listing.title, fontsize=10)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    with whole_path(path) as unfinished:
+        figure.savefig(unfinished, dpi=110, metadata={"Software": None})
     pyplot.close(figure)

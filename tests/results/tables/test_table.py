@@ -9,11 +9,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from results.experiment_files import write_json
-from results.experiment_list import read_list
-from results.experiment_picture import draw
-from results.experiment_run import runs_of
-from results.experiment_table import cell, collect, table_page, unknown_metrics
+from datamodules.errors import UserError
+from results.experiments.files import write_json
+from results.experiments.lists import read_list
+from results.experiments.runs import runs_of
+from results.tables.__main__ import publish
+from results.tables.picture import draw
+from results.tables.table import cell, collect, table_page, unknown_metrics
 
 LIST = {
     "title": "Mine",
@@ -39,7 +41,7 @@ def listed(tmp_path, monkeypatch):
     Path("list.yaml").write_text(yaml.safe_dump(LIST))
     listing = read_list(Path("list.yaml"))
     runs = runs_of(listing, "list")
-    fingerprints = {(run.row.name, run.seed): run.fingerprint for run in runs}
+    commands = {(run.row.name, run.seed): run.commands() for run in runs}
 
     def line(name: str, seed: int, value: float, gflops: float | None, minutes: float | None) -> dict:
         return {
@@ -56,7 +58,7 @@ def listed(tmp_path, monkeypatch):
             "threads": 1,
             "jobs": 2,
             "time": f"2026-01-0{seed + 1}",
-            "fingerprint": fingerprints[name, seed],
+            "commands": commands[name, seed],
         }
 
     ones = [line("one", seed, value, 2.0, 10.0 + seed) for seed, value in enumerate((0.5, 0.6, 0.7))]
@@ -67,14 +69,14 @@ def test_the_table_is_means_and_sample_deviations_in_aligned_columns(listed):
     page = table_page(Path("list.yaml"), *listed)
     # Of 50, 60, 70 the squares about the mean are 100 + 0 + 100, over two is 100, its root 10.
     expected = """
-| experiment |         mAP % | GFLOPs | training min |   n |
-| ---------- | ------------: | -----: | -----------: | --: |
-| the first  | 60.00 ± 10.00 |    2.0 |         11.0 |   3 |
-| two        |         41.23 |      - |            - |   1 |
-| three      |             - |      - |            - |   - |
+| experiment   |         mAP % |   GFLOPs |   training min |   n |
+|:-------------|--------------:|---------:|---------------:|----:|
+| the first    | 60.00 ± 10.00 |      2.0 |           11.0 |   3 |
+| two          |         41.23 |        - |              - |   1 |
+| three        |             - |        - |              - |   - |
 """
     assert expected in page
-    assert page.startswith("# Mine\n\nWhat was done.\n\n| experiment |")
+    assert page.startswith("# Mine\n\nWhat was done.\n\n| experiment")
     assert "- a computer; threads a run: 1, runs at a time: 2; precision of training: bf16-mixed" in page
     assert "- commits abc, def" in page
 
@@ -106,11 +108,11 @@ python main.py test --config=mine.yaml --seed_everything=0 --name=experiments/li
     assert f"--ckpt_path={checkpoint} --table_folder={runs}/two-seed0/test" in page
 
 
-def test_figures_from_before_a_change_are_named(listed):
+def test_figures_of_other_commands_are_counted(listed):
     listing, runs, lines = listed
-    assert "to be run again" not in table_page(Path("list.yaml"), listing, runs, lines)
-    lines[1]["fingerprint"] = "other"
-    assert "to be run again:** one (seed 1)." in table_page(Path("list.yaml"), listing, runs, lines)
+    assert "other arguments" not in table_page(Path("list.yaml"), listing, runs, lines)
+    lines[1]["commands"] = [["fit", "--other=1"]]
+    assert "1 of 4 runs were started with other arguments" in table_page(Path("list.yaml"), listing, runs, lines)
 
 
 def test_the_newest_result_of_each_run_is_kept_in_the_order_of_the_list(listed):
@@ -119,8 +121,7 @@ def test_the_newest_result_of_each_run_is_kept_in_the_order_of_the_list(listed):
     old = lines[1] | {"time": "2025", "metrics": {"test/map": 0.1}}
     gone = lines[0] | {"experiment": "of an earlier list"}
     file.write_text("".join(json.dumps(line) + "\n" for line in (gone, lines[3], old, lines[0])))
-    newer = {"settings": {"not": "in the line"}}
-    write_json(Path("runs/experiments/list/one-seed1/result.json"), lines[1] | newer)
+    write_json(Path("runs/experiments/list/one-seed1/result.json"), lines[1])
     write_json(Path("runs/experiments/list/one-seed0/result.json"), lines[0] | {"time": "2024"})
     assert collect(file, runs) == [lines[0], lines[3], lines[1], gone]
     assert [json.loads(line) for line in file.read_text().splitlines()] == [lines[0], lines[3], lines[1], gone]
@@ -144,3 +145,19 @@ def test_the_picture_is_one(listed):
     draw(listing, lines, Path("list.png"))
     with Image.open("list.png") as picture:
         assert picture.format == "PNG" and picture.width > 500
+
+
+def test_a_list_has_its_results_beside_its_folder_and_its_pages_in_theirs(listed, capsys):
+    pytest.importorskip("matplotlib")
+    *_, lines = listed
+    file = Path("results/lists/list.yaml")
+    file.parent.mkdir(parents=True)
+    Path("list.yaml").rename(file)
+    with pytest.raises(UserError, match="no run has come to its end yet; run snakemake list"):
+        publish(file)
+    write_json(Path("runs/experiments/list/one-seed1/result.json"), lines[1])
+    publish(file)
+    assert [json.loads(line) for line in Path("results/list.jsonl").read_text().splitlines()] == [lines[1]]
+    assert "| the first" in Path("results/pages/list.md").read_text()
+    assert Path("results/pages/list.png").is_file()
+    assert capsys.readouterr().out == "written to results/pages/list.md\n"

@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .experiment_files import read_json, write_text
-from .experiment_list import ExperimentList, Metric, Row
-from .experiment_run import Run
+from datamodules.files import write_whole
+from results.experiments.files import read_json
+from results.experiments.lists import ExperimentList, Metric, Row
+from results.experiments.runs import Run
+
+from .markdown import markdown_table
 
 Line = dict[str, Any]
 
@@ -22,18 +25,18 @@ and validation included, on a machine that may have been busy with other runs.
 
 
 def collect(file: Path, runs: Sequence[Run]) -> list[Line]:
-    """The newest result of each run, in the file and in its folder; the file then has them all, in the list's order.
+    """Return the newest result of each run, from the file and from its folder; the file then has all, in list order.
 
     Lines of rows or seeds that the list does not name (any more) stay, after the others.
     """
     lines = [json.loads(text) for text in file.read_text().splitlines() if text.strip()] if file.is_file() else []
-    found = [line for run in runs if (line := read_json(run.folder / "result.json"))]
+    found = [line for run in runs if (line := read_json(run.tested))]
     newest: dict[tuple[str, int], Line] = {(run.row.name, run.seed): {} for run in runs}
     for line in sorted(lines + found, key=lambda line: line["time"]):
-        newest[line["experiment"], line["seed"]] = {key: value for key, value in line.items() if key != "settings"}
+        newest[line["experiment"], line["seed"]] = line
     lines = [line for line in newest.values() if line]
     if lines:
-        write_text(file, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+        write_whole(file, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
     return lines
 
 
@@ -71,37 +74,25 @@ def table_page(file: Path, listing: ExperimentList, runs: Sequence[Run], lines: 
     parts = [
         f"# {listing.title}",
         listing.description.strip(),
-        markdown(listing, lines),
+        rows_of(listing, lines),
         NOTE.strip(),
         measured_on(own),
     ]
-    parts += [outdated(runs, lines), f"Written by `python -m results.experiments {file}`.", commands(listing, runs)]
+    parts += [other_commands(runs, lines), f"Written by `python -m results.tables {file}`.", commands(listing, runs)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def markdown(listing: ExperimentList, lines: Sequence[Line]) -> str:
-    """One row an experiment, columns aligned."""
-    heads = ["experiment", *(metric.title or metric.key for metric in listing.metrics), "training min", "n"]
-    rows = [heads]
+def rows_of(listing: ExperimentList, lines: Sequence[Line]) -> str:
+    """Return the table, one row per experiment."""
+    head = ["experiment", *(metric.title or metric.key for metric in listing.metrics), "training min", "n"]
+    rows = []
     for row in listing.rows:
         own = lines_of(row, lines)
         measured = [cell(values_of(row, metric, lines), metric.digits, len(own)) for metric in listing.metrics]
         minutes = [line["fit_seconds"] / 60 for line in own if line["fit_seconds"] is not None]
         spent = f"{statistics.mean(minutes):.1f}" if minutes else "-"
         rows.append([row.title, *measured, spent, str(len(own)) if own else "-"])
-    return aligned(rows)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, its head first; the first column begins at the left, the others end at the right."""
-    rows = [[text.replace("|", "/") for text in row] for row in rows]
-    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    ruler = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lined = [
-        [row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))]
-        for row in rows
-    ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [lined[0], ruler, *lined[1:]])
+    return markdown_table(head, rows)
 
 
 def cell(values: Sequence[float], digits: int, runs: int) -> str:
@@ -124,15 +115,17 @@ def measured_on(lines: Sequence[Line]) -> str:
     return "\n".join([*(f"- {kind}" for kind in kinds), f"- commits {', '.join(commits)}"]) if lines else ""
 
 
-def outdated(runs: Sequence[Run], lines: Sequence[Line]) -> str:
-    """Which figures are from before a change of the list or of its configs."""
-    current = {(run.row.name, run.seed): run.fingerprint for run in runs}
-    old = [
-        f"{line['experiment']} (seed {line['seed']})"
-        for line in lines
-        if current.get((line["experiment"], line["seed"]), line["fingerprint"]) != line["fingerprint"]
-    ]
-    return f"**From before a change of their settings, to be run again:** {', '.join(old)}." if old else ""
+def other_commands(runs: Sequence[Run], lines: Sequence[Line]) -> str:
+    """Say how many results another command gave than the one that the list has now."""
+    current = {(run.row.name, run.seed): run.commands() for run in runs}
+    of_list = [line for line in lines if (line["experiment"], line["seed"]) in current]
+    changed = [line for line in of_list if line["commands"] != current[line["experiment"], line["seed"]]]
+    if not changed:
+        return ""
+    return (
+        f"{len(changed)} of {len(of_list)} runs were started with other arguments than the list has now (other "
+        "settings, or other names of the same); the `.jsonl` of the list has the commands of every run."
+    )
 
 
 def commands(listing: ExperimentList, runs: Sequence[Run]) -> str:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from results.experiment_list import Stage, read_list
+from datamodules.errors import UserError
+from results.experiments.lists import Stage, read_list
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 LISTS = sorted((ROOT / "results" / "lists").glob("*.yaml"))
 FIT = {"config": "mine.yaml"}
 
@@ -67,8 +68,8 @@ def test_defaults_are_below_every_row(read):
         ([{"name": "one"}], r"rows\[0\] \(one\)\.test: no config"),
         ([{"name": "a/b", "fit": FIT}], "a name is a folder's"),
         ([{"name": "one", "fit": FIT}, {"name": "one", "fit": FIT}], "there is a row of this name above"),
-        ([{"name": "one", "fit": {**FIT, "overrides": {"ckpt_path": "x"}}}], "ckpt_path is set by the runner"),
-        ([{"name": "one", "fit": {**FIT, "overrides": {"name": "x"}}}], "name is set by the runner"),
+        ([{"name": "one", "fit": {**FIT, "overrides": {"ckpt_path": "x"}}}], "ckpt_path is set for every run"),
+        ([{"name": "one", "fit": {**FIT, "overrides": {"name": "x"}}}], "name is set for every run"),
         ([{"name": "one", "fit": {**FIT, "needs": {"teacher": "two"}}}, {"name": "two", "fit": FIT}], r"needs: .*none"),
         ([{"name": "one", "test": FIT}, {"name": "two", "test": {**FIT, "needs": {"a": "one"}}}], "that is trained"),
         (["one"], r"rows\[0\]: expected names with values, got 'one'"),
@@ -76,7 +77,7 @@ def test_defaults_are_below_every_row(read):
     ],
 )
 def test_what_is_wrong_in_a_row_is_named_with_its_place(read, rows, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         read(rows)
 
 
@@ -91,7 +92,7 @@ def test_what_is_wrong_in_a_row_is_named_with_its_place(read, rows, message):
     ],
 )
 def test_what_is_wrong_beside_the_rows_is_named_with_its_place(read, parts, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         read([{"name": "one", "fit": FIT}], **parts)
 
 

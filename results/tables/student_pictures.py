@@ -1,10 +1,10 @@
 """Pictures of students beside their teacher, and a table of their gaps, from the finished runs of a list.
 
-    python -m results.student_pictures results/lists/students.yaml
+    python -m results.tables.student_pictures results/lists/students.yaml
 
-Beside the list are written ``student_classes.png`` (AP by class), ``student_weights.png`` (weights of the tasks over
-training, of the runs whose folders are here), ``student_delays.png`` (mAP against delay) and ``student_gaps.md``. Tests
-of students must have scored delays: ``model.init_args.scored_delays: [0, 1, 2, 4]``.
+In ``results/pages`` are written ``student_classes.png`` (AP by class), ``student_weights.png`` (weights of the tasks
+over training, of the runs whose folders are here), ``student_delays.png`` (mAP against delay) and ``student_gaps.md``.
+Tests of students must have scored delays: ``model.init_args.scored_delays: [0, 1, 2, 4]``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .experiment_files import write_text
+from datamodules.errors import UserError
+from datamodules.files import whole_path, write_whole
+from results.experiments.lists import pages_of
+
 from .student_gaps import classes_by_gap, page, without_delays
 from .student_results import Comparison, Results, command_for, compare, named
 
@@ -35,12 +38,14 @@ def main(args: Sequence[str] | None = None) -> None:
     comparison = compare(arguments.list, arguments.teacher, arguments.students, arguments.seeds)
     if unscored := without_delays(comparison.students):
         names = ", ".join(student.row.name for student in unscored)
-        raise ValueError(
-            f"the tests of {names} scored no delays: give these rows of {arguments.list} "
-            "test: {overrides: {model.init_args.scored_delays: [0, 1, 2, 4]}}, and run "
-            f"python -m results.experiments {arguments.list} --rows {names.replace(',', '')}"
+        unscored_runs = [run for student in unscored for run in student.runs]
+        raise UserError(
+            f"the tests of {names} scored no delays",
+            where=arguments.list,
+            remedy="give these rows test: {overrides: {model.init_args.scored_delays: [0, 1, 2, 4]}}, and run "
+            + command_for(unscored_runs),
         )
-    folder = arguments.list.parent
+    folder = pages_of(arguments.list)
     pictures: dict[str, Callable[[Comparison], Figure]] = {
         "classes": draw_classes,
         "weights": draw_weights,
@@ -50,7 +55,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if lost:
         print(
             f"no metrics.csv of the training of {named(lost)}: left out of student_weights.png; "
-            f"{command_for(lost, arguments.list)} makes it where the run's folder is gone",
+            f"{command_for(lost)} makes it where the run's folder is gone",
             file=sys.stderr,
         )
     if not any(student.weights() for student in comparison.students):
@@ -58,17 +63,18 @@ def main(args: Sequence[str] | None = None) -> None:
         del pictures["weights"]
     for name, draw in pictures.items():
         file = folder / f"student_{name}.png"
-        draw(comparison).savefig(file, dpi=110, metadata={"Software": None})
+        with whole_path(file) as unfinished:
+            draw(comparison).savefig(unfinished, dpi=110, metadata={"Software": None})
         print(f"written to {file}")
     file = folder / "student_gaps.md"
-    command = shlex.join(["python", "-m", "results.student_pictures", *(sys.argv[1:] if args is None else args)])
-    write_text(file, page(comparison, command))
+    command = shlex.join(["python", "-m", "results.tables.student_pictures", *(sys.argv[1:] if args is None else args)])
+    write_whole(file, page(comparison, command))
     print(f"written to {file}")
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        prog="python -m results.student_pictures",
+        prog="python -m results.tables.student_pictures",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -178,7 +184,7 @@ def draw_delays(comparison: Comparison) -> Figure:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, FileNotFoundError) as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
     except ModuleNotFoundError as error:
         sys.exit(f"error: {error}; pip install -e '.[dev]' brings matplotlib")

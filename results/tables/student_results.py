@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .experiment_files import versions
-from .experiment_list import ExperimentList, Row, read_list
-from .experiment_run import Run, runs_of
-from .experiment_table import Line, collect, lines_of, outdated
+from datamodules.errors import UserError
+from results.experiments.files import versions
+from results.experiments.lists import ExperimentList, Row, read_list, stored_results
+from results.experiments.runs import Run, runs_of
+
+from .table import Line, collect, lines_of, other_commands
 
 CLASS = "test/ap/"
 DELAY = re.compile(r"test/map_delay_(\d+)(_actions)?")
@@ -76,44 +78,45 @@ class Comparison(NamedTuple):
     listing: ExperimentList
     teacher: Results
     students: list[Results]
-    outdated: str
-    """Which of them are from before a change of their settings, in words; empty where none is."""
+    other_commands: str
+    """How many of them another command gave than the list has now, in words; empty where none did."""
 
 
 def compare(file: Path, teacher: str, students: Sequence[str], seeds: Sequence[int] | None = None) -> Comparison:
-    """The results of some rows of a list, of all their seeds or of some of them.
+    """Return the results of some rows of a list, of all their seeds or of some of them.
 
-    A run that is missing is a ValueError that says how to make it.
+    Raises:
+        UserError: a run is missing; the message says how to make it.
     """
     listing = read_list(file)
     rows = {row.name: row for row in listing.rows}
     names = [teacher, *students]
     if unknown := [name for name in names if name not in rows]:
-        raise ValueError(f"{file} has no row {', '.join(unknown)}; it has {', '.join(rows)}")
+        raise UserError(f"there is no row {', '.join(unknown)}", where=file, remedy=f"it has {', '.join(rows)}")
     every_run = runs_of(listing, file.stem)
-    lines = collect(file.with_suffix(".jsonl"), every_run)
+    lines = collect(stored_results(file), every_run)
     if seeds is not None:
         every_run = [run for run in every_run if run.seed in seeds]
         lines = [line for line in lines if line["seed"] in seeds]
     runs = [run for run in every_run if run.row.name in names]
     known = {(line["experiment"], line["seed"]) for line in lines}
     if missing := [run for run in runs if (run.row.name, run.seed) not in known]:
-        raise ValueError(f"no result of {named(missing)}: run {command_for(missing, file)}")
+        raise UserError(f"no result of {named(missing)}", remedy=f"run {command_for(missing)}")
     results = [
         Results(rows[name], [run for run in runs if run.row.name == name], lines_of(rows[name], lines))
         for name in names
     ]
     own = [line for result in results for line in result.lines]
-    return Comparison(listing, results[0], results[1:], outdated(runs, own))
+    return Comparison(listing, results[0], results[1:], other_commands(runs, own))
 
 
 def named(runs: Sequence[Run]) -> str:
     return "; ".join(map(str, runs))
 
 
-def command_for(runs: Sequence[Run], file: Path) -> str:
-    """What trains and tests them."""
-    return f"python -m results.experiments {file} --rows {' '.join(dict.fromkeys(run.row.name for run in runs))}"
+def command_for(runs: Sequence[Run]) -> str:
+    """Return the command that trains and tests some runs."""
+    return f"snakemake -s results/Snakefile --cores 2 {' '.join(str(run.tested) for run in runs)}"
 
 
 def training_metrics(run: Run) -> list[Path]:
