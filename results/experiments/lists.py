@@ -143,8 +143,14 @@ def read_row(value: Any, where: str) -> Row:
 def with_stages(kind: type[T], value: Any, where: str, absent: Stage | None) -> T:
     """An instance of a dataclass that has ``fit`` and ``test``."""
     written = {key: mapping(value, where).get(key) for key in ("fit", "test")}
-    stages = {key: absent if stage is None else typed(Stage, stage, f"{where}.{key}") for key, stage in written.items()}
+    stages = {key: absent if stage is None else read_stage(stage, f"{where}.{key}") for key, stage in written.items()}
     return typed(kind, value, where, **stages)
+
+
+def read_stage(value: object, where: str) -> Stage:
+    """Return a stage; its overrides are kept as they are written, since the parser would read objects in them."""
+    overrides = mapping(mapping(value, where).get("overrides") or {}, f"{where}.overrides")
+    return typed(Stage, value, where, overrides=overrides)
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:

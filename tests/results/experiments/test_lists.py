@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from datamodules.errors import UserError
-from results.experiments.lists import Stage, read_list
+from results.experiments.lists import ExperimentList, Stage, read_list
+from results.experiments.runs import runs_of
 
 ROOT = Path(__file__).resolve().parents[3]
 LISTS = sorted((ROOT / "results" / "lists").glob("*.yaml"))
@@ -54,6 +55,15 @@ def test_defaults_are_below_every_row(read):
     assert (one.seeds, two.seeds) == ([1, 2], [7])
 
 
+def test_an_object_in_overrides_is_kept_as_it_is_written(read):
+    source = {"class_path": "Puppets", "init_args": {"size": "tiny"}}
+    (row,) = read([{"name": "one", "fit": FIT | {"overrides": {"data.source": source}}}]).rows
+    assert row.fit.overrides == {"data.source": source}
+    (run,) = runs_of(ExperimentList("mine", [row], []), "mine")
+    argument = '--data.source={"class_path": "Puppets", "init_args": {"size": "tiny"}}'
+    assert argument in run.command("fit")
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -63,7 +73,7 @@ def test_defaults_are_below_every_row(read):
         ([{"name": "one", "fit": FIT, "seeds": "all"}], r"rows\[0\] \(one\): .*seeds"),
         ([{"name": "one", "fit": FIT, "seeds": [1, 1]}], r"rows\[0\] \(one\): seeds must be different numbers"),
         ([{"name": "one", "fit": FIT, "seeds": []}], "one at least"),
-        ([{"name": "one", "fit": {**FIT, "overrides": 3}}], r"rows\[0\] \(one\)\.fit: .*overrides"),
+        ([{"name": "one", "fit": {**FIT, "overrides": 3}}], r"rows\[0\] \(one\)\.fit\.overrides: expected"),
         ([{"name": "one", "fit": {"config": "none.yaml"}}], "no config at none.yaml"),
         ([{"name": "one"}], r"rows\[0\] \(one\)\.test: no config"),
         ([{"name": "a/b", "fit": FIT}], "a name is a folder's"),
