@@ -59,14 +59,14 @@ test: venv ## Run the tests, up to four at a time: neither GPU nor data set need
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 bench: venv ## Time the students against their teacher at its real size (a quarter of an hour on two cores)
-	$(PY) -m tests.bench_streaming $(ARGS)
-	$(PY) -m tests.bench_picture
+	$(PY) -m results.benchmarks.student_speed $(ARGS)
+	$(PY) -m results.benchmarks.latency_map
 
 bench-motion: venv ## Time an RGB detector, the distilled one and the two-stream system (a minute)
-	$(PY) -m tests.bench_motion $(ARGS)
+	$(PY) -m results.benchmarks.motion_speed $(ARGS)
 
 bench-evad: venv ## Time EVAD at its published size against the published arithmetic (half an hour on two cores)
-	$(PY) -m tests.bench_evad $(ARGS)
+	$(PY) -m results.benchmarks.evad_speed $(ARGS)
 
 lint: venv ## Check style and format
 	$(PY) -m ruff check .

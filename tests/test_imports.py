@@ -63,11 +63,18 @@ RULES = (
     ),
     Rule("datamodules", ("datamodules",), "datamodules knows nothing else of ours"),
     Rule("main", ROOMS, "main knows the rooms"),
+    Rule("results.benchmarks", (*ROOMS, "results.benchmarks"), "benchmarks know the rooms and each other"),
+    Rule(
+        "results.experiments",
+        ("results.experiments", *COMMON_GROUND),
+        "the programs that run experiments know each other, and wait beside a training without torch",
+        (*LIGHTNING, "torch"),
+    ),
     Rule(
         "results",
-        ("results", "callbacks.benchmark", *COMMON_GROUND),
-        "results know themselves and callbacks.benchmark",
-        LIGHTNING,
+        ("results.tables", "results.experiments", *COMMON_GROUND),
+        "tables know each other and the lists of experiments",
+        (*LIGHTNING, "torch"),
     ),
 )
 

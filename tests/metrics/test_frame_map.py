@@ -532,7 +532,7 @@ def test_a_million_rows_take_seconds(protocol):
 
 def test_rows_of_ava_size_stay_small_in_memory():
     """A twentieth of AVA's validation set; at 17 million rows these bytes a row are 4 GiB less the libraries' own."""
-    command = [sys.executable, "-m", "tests.bench_frame_map", "--keyframes", "2850"]
+    command = [sys.executable, "-m", "results.benchmarks.frame_map", "--keyframes", "2850"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)

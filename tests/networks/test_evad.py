@@ -9,7 +9,7 @@ from callbacks.measures.flops import count_gflops
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.frames import pad_clips
 from lightning_modules.networks.roi_align import pyramid_levels
-from tests.networks.naive_evad import naive_evad
+from results.benchmarks.naive_evad import naive_evad
 from tests.networks.slow_evad import slow_evad
 from tests.networks.tiny import CONFIG, tiny_teacher
 
