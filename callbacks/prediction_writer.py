@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.annotated_video import AnnotatedVideo
-from callbacks.result_files import ResultFiles
+from callbacks.result_files import ResultFiles, say
 from datamodules.drawn_videos import is_drawn
 from datamodules.errors import UserError, printable
 
@@ -155,7 +155,7 @@ class PredictionWriter(Callback):
         self._files.start(path, may_replace=is_drawn)
         self._videos[video_id] = AnnotatedVideo(path, size)
         for stale in takewhile(is_drawn, (self._part(video_id, n) for n in count(number + 1))):
-            print(f"removing {printable(str(stale))} of an earlier prediction")
+            say(f"removing {printable(str(stale))} of an earlier prediction")
             stale.unlink()
         return self._videos[video_id]
 

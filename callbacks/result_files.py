@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lightning.pytorch import Trainer
+from tqdm import tqdm
 
 from datamodules.errors import UserError, printable
 from datamodules.files import errors_named
@@ -46,6 +48,8 @@ class ResultFiles:
         self._inputs = set(_identities(getattr(trainer.datamodule, "input_files", ())))
         self._owners: dict[str, str] = {}
         self._started: dict[Path, None] = {}
+        if folder.exists() and not folder.is_dir():
+            raise UserError("is no folder, so results cannot go there", folder, "choose another folder for them")
         with errors_named(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -89,7 +93,7 @@ class ResultFiles:
                 raise UserError(
                     "exists and is no result of an earlier prediction", path, "remove it, or choose another folder"
                 )
-            print(f"replacing {printable(str(path))} of an earlier prediction")
+            say(f"replacing {printable(str(path))} of an earlier prediction")
         self._started[path] = None
 
     def append(self, path: Path, text: str) -> None:
@@ -105,14 +109,19 @@ class ResultFiles:
         """Print which files were written."""
         if len(self._started) <= NAMED_FILES:
             for path in sorted(self._started):
-                print(f"wrote {printable(str(path))}")
+                say(f"wrote {printable(str(path))}")
         else:
-            print(f"wrote {len(self._started)} files into {printable(str(self.folder))}")
+            say(f"wrote {len(self._started)} files into {printable(str(self.folder))}")
         self._started.clear()
 
 
 _FOLDERS = {".": "_", "..": "__"}
 """Parts of a path that would lead elsewhere."""
+
+
+def say(text: str) -> None:
+    """Print a line above a progress bar, where there is one, not into it."""
+    tqdm.write(text, file=sys.stdout)
 
 
 def _named(name: str, video_id: str, ending: str, attempt: int) -> str:

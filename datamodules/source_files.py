@@ -35,8 +35,8 @@ def files_of(source: str, picture_rate: float) -> list[tuple[str, Video]]:
         return [(path.stem, path)]
     files = sorted(file for file in path.rglob("*") if _is_video(file.relative_to(path), path))
     videos = [file for file in files if not is_drawn(file)]
-    if len(videos) < len(files):
-        rank_zero_info(f"{source}: left out {len(files) - len(videos)} videos that earlier predictions drew")
+    if drawn := len(files) - len(videos):
+        rank_zero_info(f"{source}: left out {drawn} file{'s' * (drawn > 1)} that earlier predictions drew")
     if videos:
         names = [str(file.relative_to(path).with_suffix("")) for file in videos]
         # "A" and "a" would share their files of results on a file system that takes them for one.

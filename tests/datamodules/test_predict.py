@@ -136,7 +136,7 @@ def test_results_beside_the_videos_do_not_become_inputs(folder, tmp_path, caplog
     data = opened(tmp_path)
     assert [video.video_id for video in data.videos] == ["a", "mine.detections", "sub/b"]
     assert data.input_files == (tmp_path / "a.mp4", tmp_path / "mine.detections.mp4", tmp_path / "sub" / "b.mp4")
-    assert "left out 2 videos that earlier predictions drew" in caplog.text
+    assert "left out 2 files that earlier predictions drew" in caplog.text
     assert [name for name, _ in files_of(str(tmp_path / "a.detections.mp4"), 30)] == ["a.detections"]  # as asked for
 
 
