@@ -61,7 +61,8 @@ from callbacks.benchmark.rows import enter
 from callbacks.measures.exported_latency import runtime_rows
 from datamodules.check import check_data
 from datamodules.frames import DecodedFrames
-from lightning_modules.export import export_graph, first_inputs, graph_of, load, moving_blobs, run_torch
+from lightning_modules.export import export_graph, graph_of
+from lightning_modules.export_parity import first_inputs, load, moving_blobs, run_torch
 from lightning_modules.metrics.frame_ap import FrameMapSettings
 from lightning_modules.metrics.video_ap import VideoProtocol
 from lightning_modules.networks.export_graphs import ExportGraph
@@ -169,7 +170,8 @@ class OnlookerTrainer(Trainer):
         dynamic_batch: bool = False,
         video: Path | None = None,
         parity_frames: int = 200,
-        tolerance: float = 1e-3,
+        box_tolerance: float = 1e-4,
+        score_tolerance: float = 1e-3,
         opset: int = 18,
         benchmark: bool = False,
         ckpt_path: str | None = None,
@@ -185,8 +187,10 @@ class OnlookerTrainer(Trainer):
             batch_size: streams (clips) a call. dynamic_batch: any number of them instead.
             video: a film like those to come; what was exported is compared with PyTorch on its frames, or on moving
                 blobs where there is none.
-            parity_frames: over how many frames. tolerance: largest difference in pixels and in scores.
-            opset: version of the ONNX operators.
+            parity_frames: over how many frames.
+            box_tolerance: largest difference of a box's corner, as a fraction of the frame's width or height.
+            score_tolerance: largest difference of a score.
+            opset: version of the ONNX operators, 18 to 25.
             benchmark: time what was exported and PyTorch in turn, a row each in ``results/benchmark.md``.
             ckpt_path: checkpoint of a run; without it the weights that the config names.
             weights_only: checkpoints are never read otherwise here.
@@ -208,7 +212,8 @@ class OnlookerTrainer(Trainer):
             format,
             None if dynamic_batch else batch_size,
             parity_frames,
-            tolerance,
+            box_tolerance,
+            score_tolerance,
             opset,
             {
                 "frame_stride": datamodule.frame_stride,

@@ -70,6 +70,15 @@ def whole_path(path: str | Path) -> Iterator[Path]:
             _remove(unfinished)
 
 
+@contextmanager
+def errors_named(path: str | Path) -> Iterator[None]:
+    """Let what the operating system refuses while a file is written name that file, as ``UserError``."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror or error}", where=path) from error
+
+
 def sweep(folder: str | Path) -> None:
     """Remove what programs of this machine that no longer run have left unfinished in ``folder``."""
     for leftover in Path(folder).glob(f".*-{_host()}-*{UNFINISHED}*"):

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.annotations.segment_source import SegmentSource
 from datamodules.annotations.source import DetectionSource, Split
+from datamodules.errors import UserError
 from datamodules.frame_cache import FrameCache
 from datamodules.frames import DecodedFrames, FrameScale, FrameStore
 from datamodules.picture_folder import Video
@@ -107,6 +108,11 @@ class SourceDataModule(LightningDataModule, Generic[Opened]):
         if stage == "predict":
             self._videos["predict"] = self._videos["test"]
 
+    @property
+    def input_files(self) -> tuple[Path, ...]:
+        """The files to predict on that were named; results never replace them."""
+        return tuple(Path(file) for file in self.predict_videos or ())
+
     def videos(self, split: Split | Literal["predict"]) -> tuple[Opened, ...]:
         """The videos of a split, or those to predict on, once ``setup`` has opened them."""
         if split not in self._videos:
@@ -153,6 +159,9 @@ def _use_one_thread(worker: int) -> None:
 def _named(files: Sequence[str | Path]) -> list[tuple[str, Path]]:
     """Files with names as short as they can be told apart."""
     paths = [Path(file) for file in files]
-    stems = [path.stem for path in paths]
-    names = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+    names = [path.stem for path in paths]
+    if len({name.casefold() for name in names}) < len(names):  # "A" and "a" would share their files of results
+        names = [str(path) for path in paths]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{', '.join(repeated)} is named more than once", "data.init_args.predict_videos")
     return list(zip(names, paths, strict=True))

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_info
+
+from datamodules.drawn_videos import is_drawn
+from datamodules.errors import UserError
 from datamodules.picture_folder import NUMBERED, PictureFolder, Video
 
 VIDEO_ENDINGS = frozenset(
@@ -16,18 +20,35 @@ SOURCES = (
 
 
 def files_of(source: str, picture_rate: float) -> list[tuple[str, Video]]:
-    """Names and files that a path stands for: itself, or what its folder holds; videos come before pictures."""
+    """Names and files that a path stands for: itself, or what its folder holds; videos come before pictures.
+
+    Names are those of the files without their endings, with the sub-folders they lie in; with their endings where two
+    files would have one name. Hidden files, and videos that an earlier prediction drew, are left out of folders.
+
+    Raises:
+        UserError: nothing is there.
+    """
     path = Path(source)
     if not path.exists():
-        raise FileNotFoundError(f"no source at {source}; {SOURCES}")
+        raise UserError("no such source", source, SOURCES)
     if not path.is_dir():
         return [(path.stem, path)]
-    videos = sorted(file for file in path.rglob("*") if file.suffix.lower() in VIDEO_ENDINGS and file.is_file())
+    files = sorted(file for file in path.rglob("*") if _is_video(file.relative_to(path), path))
+    videos = [file for file in files if not is_drawn(file)]
+    if drawn := len(files) - len(videos):
+        rank_zero_info(f"{source}: left out {drawn} file{'s' * (drawn > 1)} that earlier predictions drew")
     if videos:
         names = [str(file.relative_to(path).with_suffix("")) for file in videos]
-        if len(set(names)) < len(names):  # one name with two endings
+        # "A" and "a" would share their files of results on a file system that takes them for one.
+        if len({name.casefold() for name in names}) < len(names):
             names = [str(file.relative_to(path)) for file in videos]
         return list(zip(names, videos, strict=True))
     if any(NUMBERED.fullmatch(file.name) for file in path.iterdir()):
         return [(path.resolve().name, PictureFolder(path, picture_rate))]
-    raise ValueError(f"{source} holds neither videos nor numbered pictures such as img_00001.jpg")
+    raise UserError("holds neither videos nor numbered pictures such as img_00001.jpg", source, SOURCES)
+
+
+def _is_video(relative: Path, folder: Path) -> bool:
+    if relative.suffix.lower() not in VIDEO_ENDINGS or any(part.startswith(".") for part in relative.parts):
+        return False
+    return (folder / relative).is_file()

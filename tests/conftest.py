@@ -1,4 +1,4 @@
-"""Fixtures for all rooms."""
+"""Fixtures that tests of several rooms share."""
 
 import subprocess
 

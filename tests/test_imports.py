@@ -56,10 +56,11 @@ RULES = (
             "lightning_modules.metrics.tubes",
             "lightning_modules.evaluation.benchmark",
             "datamodules.batches",
+            "datamodules.drawn_videos",
             *COMMON_GROUND,
         ),
-        "callbacks know themselves, networks.streaming, networks.detections, the forms of results in metrics, and "
-        "datamodules.batches",
+        "callbacks know themselves, networks.streaming, networks.detections, the forms of results in metrics, "
+        "datamodules.batches and drawn_videos",
     ),
     Rule("datamodules", ("datamodules",), "datamodules knows nothing else of ours"),
     Rule("main", ROOMS, "main knows the rooms"),

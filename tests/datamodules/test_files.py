@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from datamodules.errors import UserError
-from datamodules.files import sweep, whole_file, whole_path, write_whole
+from datamodules.files import errors_named, sweep, whole_file, whole_path, write_whole
 
 
 def names(folder):
@@ -89,3 +89,10 @@ def test_a_full_disk_leaves_the_old_file(small_disk):
         write_whole(small_disk / "last.ckpt", b"2" * 200_000)
     assert (small_disk / "last.ckpt").read_bytes() == b"1" * 100_000
     assert names(small_disk) == ["last.ckpt"]
+
+
+def test_what_the_system_refuses_names_the_file(tmp_path):
+    with pytest.raises(UserError, match=r"a\.csv: cannot be written: Is a directory"), errors_named("a.csv"):
+        tmp_path.open("w")
+    with pytest.raises(ZeroDivisionError), errors_named("a.csv"):
+        1 / 0  # noqa: B018
