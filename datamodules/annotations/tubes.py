@@ -19,6 +19,7 @@ import numpy as np
 from datamodules.annotations.mistakes import AbsentVideo, Mistake, keep
 from datamodules.annotations.own_videos import VIDEO_ENDINGS
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Keyframe, Split, report_left_out
+from datamodules.errors import UserError
 from datamodules.picture_folder import PictureFolder, PictureListing, Video
 from datamodules.video import list_video
 from datamodules.video_listing import VideoError
@@ -81,23 +82,66 @@ class GroundTruthPickle(TubeFile):
     def __init__(self, path: Path, contents: object) -> None:
         absent = [key for key in self.KEYS if not isinstance(contents, dict) or key not in contents]
         if absent:
-            raise ValueError(f"{path} is no ground truth of tubes: it lacks {', '.join(absent)}")
+            raise UserError(f"is no ground truth of tubes: it lacks {', '.join(absent)}", path)
+        labels, train, test = (contents[key] for key in ("labels", "train_videos", "test_videos"))
+        dicts = [contents[key] for key in ("gttubes", "nframes", "resolution")]
+        lists = [labels, *train, *test] if isinstance(train, LISTS) and isinstance(test, LISTS) else [None]
+        if not all(isinstance(part, dict) for part in dicts) or not all(map(_is_list_of_names, [*lists, *map(list, dicts)])):
+            raise UserError("is no ground truth of tubes: names are not where they should be", path)
+        if len(train) != len(test):
+            raise UserError(f"has {len(train)} lists of training videos and {len(test)} of test videos", path)
+        check_names(labels, path, "class")
         self.path = path
-        self.class_names = tuple(contents["labels"])
+        self.class_names = tuple(labels)
         self.names = tuple(sorted(contents["nframes"]))
-        pairs = zip(contents["train_videos"], contents["test_videos"], strict=True)
-        self.splits = tuple((tuple(train), tuple(test)) for train, test in pairs)
+        self.splits = tuple((tuple(train), tuple(test)) for train, test in zip(train, test, strict=True))
         self._contents = contents
 
     def read(self, name: str) -> TubeBoxes:
-        height, width = self._contents["resolution"][name]
-        size = np.asarray([width, height, width, height], np.float64)
-        tubes = [
-            (label, tube[:, 0] - 1, tube[:, 1:5] / size)
-            for label, of_class in sorted(self._contents["gttubes"].get(name, {}).items())
-            for tube in of_class
-        ]
-        return TubeBoxes.from_tubes(tubes, int(self._contents["nframes"][name]))
+        of_classes = self._contents["gttubes"].get(name, {})
+        length, resolution = (self._contents[key].get(name) for key in ("nframes", "resolution"))
+        size = numbers([resolution], 2)
+        if size is None or (size <= 0).any() or not is_count(length) or not isinstance(of_classes, dict):
+            raise unreadable(self.path, name, "no size, number of frames and tubes")
+        (height, width), tubes = size[0], []
+        for label, of_class in sorted(of_classes.items(), key=lambda item: str(item[0])):
+            for tube in of_class if isinstance(of_class, LISTS) else [None]:
+                rows = numbers(tube, 5)
+                if rows is None or not is_count(label) or (np.abs(rows[:, 0]) > LAST_FRAME).any():
+                    raise unreadable(self.path, name, f"a tube of label {label!r} is not (n, 5) numbers")
+                tubes.append((int(label), rows[:, 0] - 1, rows[:, 1:] / [width, height, width, height]))
+        return TubeBoxes.from_tubes(tubes, int(length))
+
+
+LISTS = (list, tuple)
+LAST_FRAME = 2**31
+"""Numbers of frames are smaller."""
+
+
+def _is_list_of_names(value: object) -> bool:
+    return isinstance(value, LISTS) and all(isinstance(name, str) for name in value)
+
+
+def is_count(value: object) -> bool:
+    """Whether something that a file holds is a whole number such as a class id or a number of frames."""
+    return isinstance(value, int | np.integer) and 0 <= value < LAST_FRAME
+
+
+def numbers(value: object, columns: int) -> np.ndarray | None:
+    """Return (n, columns) float64 of what a file holds; None where it is not so many finite numbers a row."""
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "iufO":
+        return None
+    try:
+        rows = np.asarray(value, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if rows.size == 0:
+        return np.empty((0, columns))
+    return rows if rows.ndim == 2 and rows.shape[1] == columns and np.isfinite(rows).all() else None
+
+
+def unreadable(path: Path, name: str, seen: str) -> Mistake:
+    return Mistake("tubes that cannot be read", f"{path}, {name}", seen)
 
 
 class TubeSource(DetectionSource):
