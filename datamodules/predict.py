@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -16,12 +15,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules.batches import Capture, StreamBatch
 from datamodules.collate import stack_frames
+from datamodules.errors import UserError
 from datamodules.frames import FrameScale, Interpolation
 from datamodules.live import LiveCapture
 from datamodules.live_source import LiveSource, live_source
 from datamodules.picture_folder import Video
 from datamodules.source_files import SOURCES, files_of
 from datamodules.stopping import stopped_by_signals
+from datamodules.text_files import check_names, read_class_list
 from datamodules.time_grid import TimeGrid, frames_on_grid
 from datamodules.video import list_video, open_video
 from datamodules.video_listing import VideoError
@@ -253,12 +254,11 @@ class _Batches:
 
 def _class_names(classes: list[str] | str) -> tuple[str, ...]:
     if isinstance(classes, str):
-        if not Path(classes).is_file():
-            raise FileNotFoundError(f"no class names at {classes}; name a text file with one a line, or list them")
-        classes = Path(classes).read_text(encoding="utf-8").splitlines()
-    names = tuple(name.strip() for name in classes if name.strip())
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"there must be class names, each of them once, got {', '.join(names) or 'none'}")
+        return read_class_list(classes)
+    names = tuple(name.strip() for name in classes)
+    if not all(names):
+        raise UserError(f"there must be class names, got {', '.join(names) or 'none'}", "data.classes")
+    check_names(names, "data.classes", "class")
     return names
 
 

@@ -14,6 +14,7 @@ from datamodules.annotations.source import DetectionSource, Split
 from datamodules.frame_cache import FrameCache
 from datamodules.frames import DecodedFrames, FrameScale, FrameStore
 from datamodules.picture_folder import Video
+from datamodules.text_files import check_names
 
 BatchT = TypeVar("BatchT")
 Opened = TypeVar("Opened")
@@ -153,6 +154,7 @@ def _use_one_thread(worker: int) -> None:
 def _named(files: Sequence[str | Path]) -> list[tuple[str, Path]]:
     """Files with names as short as they can be told apart."""
     paths = [Path(file) for file in files]
+    check_names(list(map(str, paths)), "predict_videos", "file")
     stems = [path.stem for path in paths]
     names = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
     return list(zip(names, paths, strict=True))
