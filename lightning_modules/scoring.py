@@ -269,13 +269,14 @@ def _predicted_rows(
 def _true_rows(keyframes: Sequence[TrueKeyframe], position: np.ndarray) -> FrameRows:
     boxes, frames, owners, classes, count = [np.empty((0, 4))], [], [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
     for index, keyframe in enumerate(keyframes):
-        row, label = np.nonzero(keyframe.labels)
+        acting = keyframe.labels.any(axis=1)  # as in ``action_rows``: who does nothing is no ground truth
+        row, label = np.nonzero(keyframe.labels[acting])
         scored = position[label] >= 0
-        boxes.append(keyframe.boxes)
-        frames.append(np.full(len(keyframe.boxes), index))
+        boxes.append(keyframe.boxes[acting])
+        frames.append(np.full(acting.sum(), index))
         owners.append(row[scored] + count)
         classes.append(position[label[scored]])
-        count += len(keyframe.boxes)
+        count += acting.sum()
     owners, classes = np.concatenate(owners), np.concatenate(classes)
     return FrameRows(
         np.concatenate([np.empty(0, np.int64), *frames]),

@@ -43,7 +43,7 @@ class Report:
         if self.page is not None:
             lines += [
                 "",
-                f"The first thing to look at: {printable(str(self.page))}, clips with their boxes as networks get them.",
+                f"The first thing to look at: {printable(str(self.page))}, clips with boxes as networks get them.",
             ]
         return "\n".join(lines)
 

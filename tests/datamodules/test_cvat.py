@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.annotations.cvat import main, read_cvat
+from datamodules.annotations.cvat import main
+from datamodules.annotations.cvat_export import read_cvat
 from datamodules.annotations.own_videos import OwnVideos
 from datamodules.errors import UserError
 from datamodules.frames import DecodedFrames, FrameScale
