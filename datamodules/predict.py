@@ -23,6 +23,7 @@ from datamodules.live_source import LiveSource, live_source
 from datamodules.picture_folder import Video
 from datamodules.source_files import SOURCES, files_of
 from datamodules.stopping import stopped_by_signals
+from datamodules.text_files import check_names, read_class_list
 from datamodules.time_grid import TimeGrid, frames_on_grid
 from datamodules.video import list_video, open_video
 from datamodules.video_listing import VideoError
@@ -260,21 +261,12 @@ class _Batches:
 
 
 def _class_names(classes: list[str] | str) -> tuple[str, ...]:
-    where = None
     if isinstance(classes, str):
-        where = Path(classes)
-        if not where.is_file():
-            raise UserError("no such file of class names", where, "name a text file with one a line, or list them")
-        try:
-            # Not splitlines: a line ends where editors end it.
-            classes = where.read_text(encoding="utf-8-sig").split("\n")
-        except UnicodeDecodeError as error:
-            raise UserError(f"class names are not UTF-8 ({error})", where, "save the file as UTF-8") from None
-    names = tuple(name.strip() for name in classes if name.strip())
-    if not names:
-        raise UserError("there are no class names", where, "name them, one a line")
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"there must be each class name once, got several of {', '.join(repeated)}", where)
+        return read_class_list(classes)
+    names = tuple(name.strip() for name in classes)
+    if not all(names):
+        raise UserError(f"there must be class names, got {', '.join(names) or 'none'}", "data.classes")
+    check_names(names, "data.classes", "class")
     return names
 
 

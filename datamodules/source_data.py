@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.annotations.segment_source import SegmentSource
 from datamodules.annotations.source import DetectionSource, Split
-from datamodules.errors import UserError
 from datamodules.frame_cache import FrameCache
 from datamodules.frames import DecodedFrames, FrameScale, FrameStore
 from datamodules.picture_folder import Video
+from datamodules.text_files import check_names
 
 BatchT = TypeVar("BatchT")
 Opened = TypeVar("Opened")
@@ -159,9 +159,8 @@ def _use_one_thread(worker: int) -> None:
 def _named(files: Sequence[str | Path]) -> list[tuple[str, Path]]:
     """Files with names as short as they can be told apart."""
     paths = [Path(file) for file in files]
+    check_names(list(map(str, paths)), "predict_videos", "file")
     names = [path.stem for path in paths]
     if len({name.casefold() for name in names}) < len(names):  # "A" and "a" would share their files of results
         names = [str(path) for path in paths]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"{', '.join(repeated)} is named more than once", "data.init_args.predict_videos")
     return list(zip(names, paths, strict=True))

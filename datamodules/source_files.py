@@ -10,13 +10,21 @@ from datamodules.drawn_videos import is_drawn
 from datamodules.errors import UserError
 from datamodules.picture_folder import NUMBERED, PictureFolder, Video
 
-VIDEO_ENDINGS = frozenset(
-    ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905
-)
+VIDEO_ENDINGS = frozenset({
+    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".dav", ".divx", ".dv", ".f4v", ".flv", ".h264", ".h265",
+    ".hevc", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg",
+    ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".tod", ".ts", ".vob", ".webm", ".wmv",
+})  # fmt: skip
+"""Endings of video files in lower case, the one list of all readers."""
 SOURCES = (
     "name a video file, a folder of videos or of numbered pictures, the number of a camera, or an address such as "
     "rtsp://... (--data.source X)"
 )
+
+
+def is_video_file(path: Path) -> bool:
+    """Whether a path is a file that its ending, in upper or lower case, makes a video; hidden files are none."""
+    return path.suffix.lower() in VIDEO_ENDINGS and not path.name.startswith(".") and path.is_file()
 
 
 def files_of(source: str, picture_rate: float) -> list[tuple[str, Video]]:
@@ -33,7 +41,7 @@ def files_of(source: str, picture_rate: float) -> list[tuple[str, Video]]:
         raise UserError("no such source", source, SOURCES)
     if not path.is_dir():
         return [(path.stem, path)]
-    files = sorted(file for file in path.rglob("*") if _is_video(file.relative_to(path), path))
+    files = sorted(file for file in path.rglob("*") if _is_shown(file.relative_to(path), path))
     videos = [file for file in files if not is_drawn(file)]
     if drawn := len(files) - len(videos):
         rank_zero_info(f"{source}: left out {drawn} file{'s' * (drawn > 1)} that earlier predictions drew")
@@ -48,7 +56,6 @@ def files_of(source: str, picture_rate: float) -> list[tuple[str, Video]]:
     raise UserError("holds neither videos nor numbered pictures such as img_00001.jpg", source, SOURCES)
 
 
-def _is_video(relative: Path, folder: Path) -> bool:
-    if relative.suffix.lower() not in VIDEO_ENDINGS or any(part.startswith(".") for part in relative.parts):
-        return False
-    return (folder / relative).is_file()
+def _is_shown(relative: Path, folder: Path) -> bool:
+    """Whether a file is a video and neither it nor a folder on its way is hidden."""
+    return is_video_file(folder / relative) and not any(part.startswith(".") for part in relative.parts)

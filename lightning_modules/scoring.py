@@ -308,14 +308,16 @@ def _true_rows(keyframes: Sequence[TrueKeyframe], position: np.ndarray) -> tuple
     boxes, frames, owners, classes, count = [np.empty((0, 4))], [], [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
     places = [np.empty((0, 3), np.int64)]
     for index, keyframe in enumerate(keyframes):
-        row, label = np.nonzero(keyframe.labels)
+        acting = keyframe.labels.any(axis=1)  # as in ``action_rows``: who does nothing is no ground truth
+        row, label = np.nonzero(keyframe.labels[acting])
         scored = position[label] >= 0
-        boxes.append(keyframe.boxes)
-        frames.append(np.full(len(keyframe.boxes), index))
+        boxes.append(keyframe.boxes[acting])
+        frames.append(np.full(acting.sum(), index))
         owners.append(row[scored] + count)
         classes.append(position[label[scored]])
-        places.append(np.stack([np.full(int(scored.sum()), index), row[scored], label[scored]], axis=1))
-        count += len(keyframe.boxes)
+        people = np.flatnonzero(acting)[row[scored]]
+        places.append(np.stack([np.full(len(people), index), people, label[scored]], axis=1))
+        count += acting.sum()
     owners, classes = np.concatenate(owners), np.concatenate(classes)
     rows = FrameRows(
         np.concatenate([np.empty(0, np.int64), *frames]),

@@ -15,8 +15,10 @@ from callbacks.detection_file import DetectionFile, rows
 from datamodules.annotations.ava import Ava
 from datamodules.annotations.own_videos import OwnVideos
 from datamodules.batches import TrueKeyframe
+from datamodules.errors import UserError
 from lightning_modules.clip_detection import ClipDetectionModule
 from lightning_modules.metrics.frame_ap import FrameMapSettings
+from lightning_modules.metrics.frame_map import FrameMeanAveragePrecision, action_rows
 from lightning_modules.metrics.frame_results import read_frame_detections
 from lightning_modules.networks.detections import ScoredBoxes
 from lightning_modules.networks.weights import save_weights
@@ -355,6 +357,23 @@ def test_classes_that_are_not_scored_are_left_out_without_a_word(tmp_path, recwa
     assert not [warning for warning in recwarn if "left out" in str(warning.message)]
 
 
+def test_a_keyframe_counts_as_annotated_by_an_action_that_is_not_scored_and_not_by_a_person_without_one(tmp_path):
+    keyframes = [
+        keyframe(labels=[[1, 0, 0]]),
+        keyframe(timestamp=903.0, labels=[[0, 1, 0]]),
+        keyframe(timestamp=904.0, labels=[[0, 0, 0]]),
+    ]
+    lines = [HIT.replace("0902", second).replace("0.9", score) for second, score in (("903", "0.95"), ("904", "0.99"))]
+    settings = FrameMapSettings(unlabelled_frames="ignore")
+    score = score_file(written(tmp_path / "them.csv", HIT, *lines), keyframes, 3, class_ids=(0,), settings=settings)
+    assert (score.result.mean, score.result.num_frames) == (0.5, 2)
+    metric = FrameMeanAveragePrecision(3, class_ids=[0], unlabelled_frames="ignore")
+    box = torch.tensor([[0.0, 0, 50, 50]])
+    found = [{"boxes": box, "scores": torch.tensor([s]), "labels": torch.tensor([0])} for s in (0.9, 0.95, 0.99)]
+    metric.update(found, [action_rows(box, torch.tensor(frame.labels)) for frame in keyframes])
+    assert metric.compute()["map"] == score.result.mean
+
+
 def test_an_empty_file_scores_zero_and_says_why(tmp_path):
     (tmp_path / "none.csv").touch()
     score = score_file(tmp_path / "none.csv", [keyframe()], 3)
@@ -379,7 +398,7 @@ def test_a_file_that_cannot_be_meant_is_refused_with_its_line_and_the_way_out(li
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing\.csv: no such file of detections"):
+    with pytest.raises(UserError, match=r"nothing\.csv: no such file of detections"):
         score_file(tmp_path / "nothing.csv", [keyframe()], 3)
 
 

@@ -39,7 +39,9 @@ class FrameMapSettings:
         protocol: ``ava``, ``pascal`` or ``act``; the last counts pixels and needs boxes in those of the original video.
         iou_threshold: overlap from which on a detection is a hit.
         unlabelled_frames: what detections on frames without ground truth are: ``false_positives`` (EVAD, PySlowFast,
-            ACT), or ``ignore``, as in the ActivityNet challenge script: only annotated frames count.
+            ACT), or ``ignore``, as in the ActivityNet challenge script: only annotated frames count. A frame is
+            annotated by an action of any class; on one without an action that is scored, detections are false
+            positives.
         max_rows_per_frame: cap on the detections of a frame, all classes together (50 in the challenge script).
     """
 
@@ -108,7 +110,7 @@ def frame_mean_average_precision(
         raise ValueError("protocol 'act' adds one pixel to every box but the ground truth is relative (0..1)")
     if settings.unlabelled_frames == "ignore":
         labelled = np.zeros(num_frames, dtype=bool)
-        labelled[targets.frames[targets.owners]] = True
+        labelled[targets.frames] = True  # by boxes, not by rows: those of classes that are not scored have none
         preds, num_frames = preds.take(labelled[preds.frames][preds.owners]), int(labelled.sum())
     if settings.max_rows_per_frame is not None:
         preds = _best_rows_of_each_frame(preds, settings.max_rows_per_frame)

@@ -9,22 +9,21 @@ from typing import Any
 
 from datamodules.errors import UserError
 from datamodules.files import write_whole
+from datamodules.text_files import read_json as read_any_json
 
 
 def write_json(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Write a record, numbers as they are, so that scores survive; folders on the way to the file are made."""
+    """Write numbers as they are, so that scores survive; folders on the way to the file are made."""
     write_whole(path, json.dumps(record, allow_nan=False))
 
 
 def read_json(path: str | Path, key: str, form: str) -> dict[str, Any]:
-    """Return the record in a file of any program; it must have a dict under ``key``, whose ``form`` errors show."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError("no such file of detections", where=path)
-    try:
-        record = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise UserError(f"is not json: {error}", where=path) from None
+    """Return the record in a file of any program; it must have a dict under ``key``, whose ``form`` the error shows.
+
+    Raises:
+        UserError: there is no such file, it is no json, a video is there twice, or ``key`` is missing.
+    """
+    record = read_any_json(path, "file of detections")
     if not isinstance(record, dict) or not isinstance(record.get(key), dict):
-        raise UserError(f'has no "{key}"; expected {{"{key}": {{video: [{form}]}}}}', where=path)
+        raise UserError(f'has no "{key}"; expected {{"{key}": {{video: [{form}]}}}}', path)
     return record

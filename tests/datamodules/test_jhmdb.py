@@ -11,6 +11,7 @@ import torch
 from datamodules.annotations.jhmdb import JHMDB
 from datamodules.annotations.safe_pickle import load_pickle
 from datamodules.annotations.ucf101_24 import CLASSES
+from datamodules.errors import UserError
 from datamodules.frames import DecodedFrames, FrameScale
 from datamodules.picture_folder import PictureFolder
 from datamodules.video import write_video
@@ -36,10 +37,10 @@ def test_each_split_has_its_own_videos(tmp_path):
         source = JHMDB(tmp_path / "videos", path, split=split)
         assert names(source, "val") == names(source, "test") == [tested]
         assert sorted([*names(source, "train"), tested]) == ["one", "three", "two"]
-    with pytest.raises(ValueError, match="split must be 1, 2 or 3, got 4"):
+    with pytest.raises(UserError, match="split must be 1, 2 or 3, got 4"):
         JHMDB(tmp_path / "videos", path, split=4)
     path = write_ground_truth(tmp_path / "JHMDB-GT.pkl", CLASSES, splits=2)
-    with pytest.raises(ValueError, match="has 2 splits, asked for split 3"):
+    with pytest.raises(UserError, match="has 2 splits, asked for split 3"):
         JHMDB(tmp_path / "videos", path, split=3).videos("val")
 
 

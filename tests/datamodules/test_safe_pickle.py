@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from datamodules.annotations.safe_pickle import load_pickle
+from datamodules.errors import UserError
 
 DATA = Path(__file__).parents[3] / "shared/data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="real annotations are not on this machine")
@@ -101,7 +102,7 @@ def test_anything_else_is_refused_by_name_and_not_run(tmp_path, thing, named, pr
     if isinstance(thing, Calling) and thing.call[0] is os.mkdir:
         thing = Calling(os.mkdir, str(tmp_path / "made"))
     path = written(tmp_path, pickle.dumps({"boxes": [thing]}, protocol))
-    with pytest.raises(ValueError, match=rf"boxes\.pkl is refused: it asks for {named}, and only numpy arrays"):
+    with pytest.raises(UserError, match=rf"boxes\.pkl: refused: it asks for {named}, and only numpy arrays"):
         load_pickle(path)
     assert os.listdir(tmp_path) == ["boxes.pkl"]
 
@@ -117,7 +118,7 @@ def test_anything_else_is_refused_by_name_and_not_run(tmp_path, thing, named, pr
     ],
 )
 def test_ways_around_the_list_are_refused(tmp_path, contents, named):
-    with pytest.raises(ValueError, match=f"is refused: it asks for {named}"):
+    with pytest.raises(UserError, match=f"refused: it asks for {named}"):
         load_pickle(written(tmp_path, contents))
 
 
@@ -127,9 +128,9 @@ def test_ways_around_the_list_are_refused(tmp_path, contents, named):
     ids=["empty", "csv", "cut", "nonsense"],
 )
 def test_a_file_that_is_no_whole_pickle_is_named(tmp_path, contents):
-    with pytest.raises(ValueError, match=r"boxes\.pkl is not a readable pickle \("):
+    with pytest.raises(UserError, match=r"boxes\.pkl: is not a readable pickle \("):
         load_pickle(written(tmp_path, contents))
-    with pytest.raises(FileNotFoundError, match=r"none\.pkl: no such annotation file"):
+    with pytest.raises(UserError, match=r"none\.pkl: no such annotation file"):
         load_pickle(tmp_path / "none.pkl")
 
 

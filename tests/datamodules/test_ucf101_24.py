@@ -13,6 +13,7 @@ import torch
 from datamodules.annotations.own_videos import OwnVideos
 from datamodules.annotations.source import DetectionSource
 from datamodules.annotations.ucf101_24 import CLASSES, UCF101_24
+from datamodules.errors import UserError
 from datamodules.frames import DecodedFrames, FrameScale
 from datamodules.picture_folder import PictureFolder
 from datamodules.windows import annotated_samples, time_video
@@ -152,7 +153,7 @@ def test_lists_name_the_videos_in_many_ways(root):
     frames.write_text("labels/Basketball/one/00002.txt\nlabels/Basketball/one/00003.txt\n")
     assert names(ucf(root, val=None, train=frames), "val") == ["two", "three"]
     assert names(ucf(root, train=frames, val=["two"]), "train") == ["one"]
-    with pytest.raises(ValueError, match="in both train and val: one"):
+    with pytest.raises(UserError, match="in both train and val: one"):
         ucf(root, train=frames, val=["one"]).videos("val")
 
 
@@ -163,7 +164,7 @@ def test_the_ground_truth_has_a_split_of_its_own_and_the_others_ask_for_one(root
     path = write_ground_truth(root / "renamed.pkl", [f"sport {number}" for number in range(24)])
     assert UCF101_24(root / "videos", path).class_names()[::23] == ("sport 0", "sport 23")
     for form in ("pyannot", "labels"):
-        with pytest.raises(ValueError, match=r"does not say which videos are for training; set .*\.val to the list"):
+        with pytest.raises(UserError, match=r"does not say which videos are for training; set .*\.val to the list"):
             ucf(root, form, val=None).videos("val")
 
 
@@ -178,7 +179,7 @@ def test_missing_and_unreadable_videos_are_named_once_and_the_rest_is_used(root)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         source.videos("train")
-    with pytest.raises(FileNotFoundError, match=r"holds none of the 1 val videos .*WalkingWithDog/three of pictures"):
+    with pytest.raises(UserError, match=r"holds none of the 1 val videos .*WalkingWithDog/three of pictures"):
         ucf(root, val=["three"]).videos("val")
 
 
@@ -202,14 +203,14 @@ def test_boxes_without_area_are_left_out_and_their_video_is_named(root):
 def test_labels_that_count_from_elsewhere_are_noticed_by_the_folder_of_their_class(root):
     path = write_labels(root / "labels")
     (path / "Biking/two/00003.txt").write_text("2 11 21 41 61\n")
-    with pytest.raises(ValueError, match="Biking/two: labelled BasketballDunk; label ids count from another number"):
+    with pytest.raises(UserError, match="Biking/two: labelled BasketballDunk; label ids count from another number"):
         UCF101_24(root / "videos", path, val=TEST).videos("val")
     (path / "Biking/two/00003.txt").write_text("25 11 21 41 61\n")
-    with pytest.raises(ValueError, match="Biking/two: label 24, but there are 24, from 0"):
+    with pytest.raises(UserError, match="Biking/two: label 24, but there are 24, from 0"):
         UCF101_24(root / "videos", path, val=TEST).videos("val")
     (path / "Biking/two/00003.txt").write_text("3 11 21 41\n")
     source = UCF101_24(root / "videos", path, val=TEST)
-    with pytest.raises(ValueError, match=r"00003\.txt: a line must be class x1 y1 x2 y2"):
+    with pytest.raises(UserError, match=r"00003\.txt: a line must be class x1 y1 x2 y2"):
         source.videos("val")
     source.mistakes = []  # as where data are checked: all of them are wanted
     assert source.videos("val") == ()
@@ -219,14 +220,14 @@ def test_labels_that_count_from_elsewhere_are_noticed_by_the_folder_of_their_cla
 def test_annotations_that_are_none_are_named(root):
     other = root / "other.pkl"
     other.write_bytes(pickle.dumps({"video": [1, 2]}))
-    with pytest.raises(ValueError, match=r"other\.pkl is neither pyannot\.pkl .* nor a ground truth of tubes"):
+    with pytest.raises(UserError, match=r"other\.pkl: is neither pyannot\.pkl .* nor a ground truth of tubes"):
         UCF101_24(root / "videos", other).class_names()
     other.write_bytes(pickle.dumps({"gttubes": {}, "labels": []}))
-    with pytest.raises(ValueError, match="lacks nframes, resolution, train_videos, test_videos"):
+    with pytest.raises(UserError, match="lacks nframes, resolution, train_videos, test_videos"):
         UCF101_24(root / "videos", other).class_names()
-    with pytest.raises(ValueError, match=r"boxes\.csv: boxes in AVA's column order are read by the source OwnVideos"):
+    with pytest.raises(UserError, match=r"boxes\.csv: boxes in AVA's column order are read by the source OwnVideos"):
         UCF101_24(root / "videos", root / "boxes.csv").class_names()
-    with pytest.raises(FileNotFoundError, match="videos holds no folders <class>/<video> of label texts"):
+    with pytest.raises(UserError, match="videos: holds no folders <class>/<video> of label texts"):
         UCF101_24(root / "videos", root / "videos").class_names()
     for changes, message in (
         ({"videos": root / "none"}, "none: no such folder of videos"),
@@ -234,16 +235,16 @@ def test_annotations_that_are_none_are_named(root):
         ({"val": root / "none.txt"}, r"none\.txt: no such list"),
     ):
         arguments = {"videos": root / "videos", "annotations": write_pyannot(root / "pyannot.pkl")}
-        with pytest.raises(FileNotFoundError, match=message):
+        with pytest.raises(UserError, match=message):
             UCF101_24(**{**arguments, **changes}).prepare()
-    with pytest.raises(ValueError, match="frame_rate must be positive, got 0"):
+    with pytest.raises(UserError, match="frame_rate must be positive, got 0"):
         UCF101_24(root / "videos", other, frame_rate=0)
 
 
 def test_two_videos_of_one_name_are_refused(root):
     path = write_labels(root / "labels")
     (path / "Fencing/two").mkdir(parents=True)
-    with pytest.raises(ValueError, match="two classes have a video of the same name"):
+    with pytest.raises(UserError, match="two classes have a video of the same name"):
         UCF101_24(root / "videos", path, val=TEST).videos("val")
 
 
