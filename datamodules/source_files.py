@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
+from datamodules.errors import UserError
 from datamodules.picture_folder import NUMBERED, PictureFolder, Video
 
 VIDEO_ENDINGS = frozenset(
@@ -16,11 +18,19 @@ SOURCES = (
 
 
 def files_of(source: str, picture_rate: float) -> list[tuple[str, Video]]:
-    """Names and files that a path stands for: itself, or what its folder holds; videos come before pictures."""
+    """Names and files that a path stands for: itself, or what its folder holds; videos come before pictures.
+
+    Raises:
+        UserError: there is nothing that could be read.
+    """
     path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"no source at {source}; {SOURCES}")
-    if not path.is_dir():
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        raise UserError("no such source", source, SOURCES) from None
+    except OSError as error:  # no permission, a name that is too long, a file among the folders
+        raise UserError(f"cannot be read ({error.strerror})", source, SOURCES) from None
+    if not is_folder:
         return [(path.stem, path)]
     videos = sorted(file for file in path.rglob("*") if file.suffix.lower() in VIDEO_ENDINGS and file.is_file())
     if videos:
@@ -30,4 +40,4 @@ def files_of(source: str, picture_rate: float) -> list[tuple[str, Video]]:
         return list(zip(names, videos, strict=True))
     if any(NUMBERED.fullmatch(file.name) for file in path.iterdir()):
         return [(path.resolve().name, PictureFolder(path, picture_rate))]
-    raise ValueError(f"{source} holds neither videos nor numbered pictures such as img_00001.jpg")
+    raise UserError("holds neither videos nor numbered pictures such as img_00001.jpg", source)
