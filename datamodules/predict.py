@@ -165,10 +165,12 @@ class PredictDataModule(LightningDataModule):
         listed, broken = [], []
         for video_id, path in tqdm(files, desc="Looking into files", disable=len(files) < 2, leave=False):
             try:
-                times = list_video(path).times
+                listing = list_video(path)
+                self.scale.size(listing.height, listing.width, path)
             except VideoError as error:
                 broken.append(error)
                 continue
+            times = listing.times
             times = times[: np.searchsorted(times, times[0] + (self.max_seconds or np.inf))]
             frames = frames_on_grid(times, self.period_seconds)[: self.max_frames]
             listed.append(PredictedVideo(video_id, path, frames, times[frames]))
@@ -228,7 +230,7 @@ class PredictDataModule(LightningDataModule):
         is_last: bool,
     ) -> StreamBatch:
         """T pictures (T, h, w, 3) that are shown at ``times`` as a chunk of one lane."""
-        frames, image_sizes = stack_frames([self.scale(pictures)])
+        frames, image_sizes = stack_frames([self.scale(pictures, video_id)])
         length = len(pictures)
         return StreamBatch(
             frames=frames,

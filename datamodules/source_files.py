@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -34,12 +35,16 @@ def files_of(source: str, picture_rate: float) -> list[tuple[str, Video]]:
     files would have one name. Hidden files, and videos that an earlier prediction drew, are left out of folders.
 
     Raises:
-        UserError: nothing is there.
+        UserError: there is nothing that could be read.
     """
     path = Path(source)
-    if not path.exists():
-        raise UserError("no such source", source, SOURCES)
-    if not path.is_dir():
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        raise UserError("no such source", source, SOURCES) from None
+    except OSError as error:  # no permission, a name that is too long, a file among the folders
+        raise UserError(f"cannot be read ({error.strerror})", source, SOURCES) from None
+    if not is_folder:
         return [(path.stem, path)]
     files = sorted(file for file in path.rglob("*") if _is_shown(file.relative_to(path), path))
     videos = [file for file in files if not is_drawn(file)]

@@ -172,13 +172,20 @@ def find_media(
 def find_videos(folder: str | Path, names: Collection[str]) -> dict[str, Path]:
     """The file or the folder of pictures of each video, at any depth; it may be called ``v_<name>`` as well.
 
-    Folders that are a video themselves are not looked into: they may hold many thousands of pictures.
+    Folders that are a video themselves are not looked into: they may hold many thousands of pictures. Each folder is
+    looked into once, whatever links lead back to it.
     """
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of videos, or of folders of pictures")
+        raise UserError("no such folder of videos, or of folders of pictures", folder)
     wanted = {prefix + name: name for prefix in ("v_", "") for name in names}
     found: dict[str, Path] = {}
+    visited: set[tuple[int, int]] = set()
     for here, folders, files in os.walk(folder, followlinks=True):
+        facts = os.stat(here)
+        if (facts.st_dev, facts.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((facts.st_dev, facts.st_ino))
         for name in [name for name in sorted(folders) if name in wanted]:
             folders.remove(name)
             found.setdefault(wanted[name], Path(here, name))
