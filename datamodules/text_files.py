@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -27,6 +28,7 @@ BYTE_ORDER_MARKS = {
 }
 SAVE_AS_UTF8 = 'save it as UTF-8 (in Excel: "CSV UTF-8 (comma delimited)")'
 OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+NUMBER = re.compile(r" *-?\d*([.,]\d+)? *")
 LINES_TO_JUDGE_BY = 100
 CLOSE_QUOTES = "close every quotation mark on its line"
 RENAME = "give it a name of one line"
@@ -144,10 +146,11 @@ def read_rows(
 def check_separator(path: str | Path, lines: Iterable[str], columns: str, widths: Collection[int]) -> None:
     """Refuse a csv whose columns are separated by something other than commas, as Excel's are in many countries."""
     for number, line in enumerate(lines, start=1):
-        if line.count(",") + 1 in widths:
-            continue
+        by_commas = line.count(",") + 1 in widths
         for separator, called in OTHER_SEPARATORS.items():
-            if line.strip("\r\n").count(separator) + 1 in widths:
+            cells = line.strip("\r\n").split(separator)
+            # A name may hold a semicolon; of "cam;0,5" the comma is that of a number.
+            if len(cells) in widths and (not by_commas or all(map(NUMBER.fullmatch, cells[1:]))):
                 raise UserError(
                     f"line {number}: columns are separated by {called}",
                     path,

@@ -18,6 +18,7 @@ from datamodules.frames import DecodedFrames, FrameScale
 from datamodules.picture_folder import PictureFolder
 from datamodules.windows import annotated_samples, time_video
 from lightning_modules.clip_detection import ClipDetectionModule
+from tests.datamodules.hostile_pickles import FORGED_DTYPES, OBJECTS, array, dtype
 from tests.datamodules.miniature import numbered_frames, read_numbers, write_pictures
 from tests.datamodules.miniature_tubes import (
     CORNERS,
@@ -239,6 +240,53 @@ def test_annotations_that_are_none_are_named(root):
             UCF101_24(**{**arguments, **changes}).prepare()
     with pytest.raises(UserError, match="frame_rate must be positive, got 0"):
         UCF101_24(root / "videos", other, frame_rate=0)
+
+
+TUBE = {"label": 0, "sf": 1, "ef": 3, "boxes": np.asarray([[11, 21, 30, 40]] * 2, np.uint8)}
+NOT_PYANNOT = [
+    ({"numf": -1}, "no number of frames"),
+    ({"numf": 1e9}, "no number of frames"),
+    ({"annotations": {0: TUBE}}, "no list of tubes"),
+    ({"annotations": [5]}, "a tube lacks its label"),
+    ({"annotations": [{}]}, "a tube lacks its label"),
+    ({"annotations": [TUBE | {"label": "Basketball"}]}, "a tube lacks its label"),
+    ({"annotations": [TUBE | {"sf": None}]}, "a tube lacks its label, first and last frame"),
+    ({"annotations": [TUBE | {"ef": 4}]}, "a tube has 2 boxes for 3 frames"),
+    ({"annotations": [TUBE | {"sf": 3, "ef": 1}]}, "a tube has 2 boxes for -2 frames"),
+    ({"annotations": [TUBE | {"sf": 0, "ef": 2**30}]}, "a tube has 2 boxes for 1073741824 frames"),
+    ({"annotations": [TUBE | {"boxes": np.ones((2, 3))}]}, r"or \(n, 4\) boxes"),
+    ({"annotations": [TUBE | {"boxes": [[1, 2, np.inf, 4]] * 2}]}, r"or \(n, 4\) boxes"),
+    ({"annotations": [TUBE | {"boxes": "none"}]}, r"or \(n, 4\) boxes"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), NOT_PYANNOT, ids=[message for _, message in NOT_PYANNOT])
+def test_a_video_of_pyannot_that_cannot_be_is_refused_in_one_line(root, change, message):
+    video = {"numf": 6, "label": 0, "annotations": [TUBE]}
+    path = root / "pyannot.pkl"
+    path.write_bytes(pickle.dumps({"Basketball/one": video}))
+    source = UCF101_24(root / "videos", path, train=["one"])
+    assert [len(keyframe.boxes) for keyframe in source.videos("train")[0].keyframes] == [0, 1, 1, 0, 0, 0]
+    path.write_bytes(pickle.dumps({"Basketball/one": video | change}))
+    with pytest.raises(UserError, match=rf"pyannot\.pkl, Basketball/one: .*{message}") as refused:
+        UCF101_24(root / "videos", path, train=["one"]).videos("train")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("form", ["pyannot", "ground_truth"])
+@pytest.mark.parametrize("forged", [*FORGED_DTYPES.values(), dtype("O8", OBJECTS)])
+def test_boxes_of_a_forged_dtype_are_refused_with_the_name_of_the_file(root, form, forged):
+    path = annotated(root, form)
+    contents = pickle.loads(path.read_bytes())
+    if form == "pyannot":
+        contents["Basketball/one"]["annotations"][0]["boxes"] = array(forged)
+    else:
+        contents["gttubes"]["Basketball/one"][0][0] = array(forged)
+    path.write_bytes(pickle.dumps(contents, 2))
+    source = UCF101_24(root / "videos", path, val=TEST)
+    with pytest.raises(UserError, match=rf"{path.name}: refused: it (asks for|holds) ") as refused:
+        source.videos("train")
+    assert "\n" not in str(refused.value)
 
 
 def test_two_videos_of_one_name_are_refused(root):
