@@ -40,4 +40,4 @@ def files_of(source: str, picture_rate: float) -> list[tuple[str, Video]]:
         return list(zip(names, videos, strict=True))
     if any(NUMBERED.fullmatch(file.name) for file in path.iterdir()):
         return [(path.resolve().name, PictureFolder(path, picture_rate))]
-    raise UserError("holds neither videos nor numbered pictures such as img_00001.jpg", source)
+    raise UserError("holds neither videos nor numbered pictures such as img_00001.jpg", source, SOURCES)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.errors import UserError
 from datamodules.predict import PredictDataModule
 from datamodules.source_files import files_of
 from datamodules.stopping import stopped_by_signals
@@ -109,7 +110,7 @@ def test_videos_of_one_name_keep_their_endings(tmp_path):
 
 
 def test_what_is_no_source_is_told_with_the_way_out(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no source at nowhere\.mp4; name a video file"):
+    with pytest.raises(UserError, match=r"nowhere\.mp4: no such source; name a video file"):
         opened("nowhere.mp4")
     with pytest.raises(ValueError, match=r"nothing to predict on; name a video file.*--data\.source X"):
         PredictDataModule(None, ["walk"])
