@@ -161,7 +161,7 @@ class FlowCache(FlowStore):
         digest = hashlib.sha256(np.asarray(steps, np.int64).tobytes())
         # The steps say at which frame rate; all of the scale, since it decides what the frames look like.
         settings = (path.resolve(), *self.frames.scale, self.method.identity(), self.grid.identity())
-        digest.update("|".join(map(str, settings)).encode())
+        digest.update(os.fsencode("|".join(map(str, settings))))
         return self.folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', path.stem)[:60]}-{digest.hexdigest()[:16]}.npz"
 
     def _open(self, entry: Path, video: Video) -> ZipFile | None:

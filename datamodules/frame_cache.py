@@ -202,7 +202,7 @@ class FrameCache(FrameStore):
             name += f"|{self.scale.max_long_side}|{self.scale.interpolation}"
         if isinstance(video, PictureFolder):
             name += f"|{video.frame_rate}"
-        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
         return self.folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', path.stem)[:60]}-{digest}"
 
     def _kept(self, video: Video) -> Record | None:

@@ -22,9 +22,9 @@ NUMBERED = re.compile(r"(.*?)([0-9]+)(\.(?:jpg|jpeg|png))", re.IGNORECASE)
 PREFERRED_PREFIXES = ("{folder}_", "img_", "")
 """Which pictures are the video's where a folder has several kinds; mmaction2 keeps optical flow beside its frames."""
 NAMES_SHOWN = 5
-MISSING_PER_PICTURE, MISSING_AT_LEAST = 100, 1000
+MISSING_PER_PICTURE, MISSING_AT_LEAST = 100, 100_000
 """How many numbers may lack their picture, of which a frame is made each: numbers that leave out more are none that
-count pictures, but time stamps. Pictures 5,000 to 5,100 of a longer film are fine."""
+count pictures, but time stamps. A few pictures out of an hour of film that kept their numbers are fine."""
 
 
 class PictureFolder(NamedTuple):
@@ -170,6 +170,7 @@ def read_picture(file: str) -> np.ndarray | None:
     import cv2
 
     try:
-        return cv2.imread(file)
-    except cv2.error:  # its header says more than 2 to the power of 30 pixels
-        return None
+        content = np.fromfile(file, np.uint8)  # cv2.imread ends the process at names that are not UTF-8
+        return cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
+    except (FileNotFoundError, IsADirectoryError, PermissionError, cv2.error):
+        return None  # the last where the head says more than 2 to the power of 30 pixels

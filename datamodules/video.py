@@ -158,7 +158,7 @@ class _DecordReader(VideoReader):
         try:
             decoder = decord.VideoReader(str(path), num_threads=num_threads)
             listed = decoder.get_frame_timestamp(np.arange(len(decoder)))[:, 0].astype(np.float64)
-        except (decord.DECORDError, RuntimeError):
+        except (decord.DECORDError, RuntimeError, UnicodeEncodeError):  # the last at names that are not UTF-8
             return None
         if len(listed) != len(listing.times):
             return None
