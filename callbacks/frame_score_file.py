@@ -13,7 +13,7 @@ from callbacks.result_files import ResultFiles
 
 
 class FrameScoreFile(Callback):
-    """Writes ``<folder>/<video id>.jsonl`` while prediction runs, so that it is there whenever prediction ends.
+    """Write ``<folder>/<video id>.jsonl`` while prediction runs, so that it is there whenever prediction ends.
 
     There is one line per frame: ``{"video": id, "timestamp": seconds, "actions": {name: score}}`` with the actions that
     score at least ``action_threshold``; a frame without any is a line too. Files lie in sub-folders as their videos do;

@@ -21,11 +21,11 @@ from datamodules.errors import UserError, printable
 
 Format = Literal["jsonl", "csv", "mp4"]
 Frame = tuple[dict[str, Any], list[dict[str, Any]]]
-"""What ``predict_step`` says of a frame, and of that what is written."""
+"""One frame as ``predict_step`` returns it, and its detections as they are written."""
 
 
 class PredictionWriter(Callback):
-    """Writes detections while prediction runs, so that what was found is there whenever it ends, by Ctrl-C or kill -9.
+    """Write detections while prediction runs, so that what was found is there whenever it ends, by Ctrl-C or kill -9.
 
     - ``jsonl``: ``<folder>/<video id>.jsonl`` with one line per frame, ``{"video": id, "timestamp": seconds, "frame":
       index in the video, "detections": [{"track": id, "box": [x1, y1, x2, y2] in pixels of the video, "person": score,

@@ -27,7 +27,7 @@ NAMED_FILES = 10
 
 
 class ResultFiles:
-    """Names, opens and reports the files that a prediction leaves in one folder.
+    """The files that a prediction leaves in one folder: their names, their lines, and a report of them.
 
     A video's files lie in sub-folders like the video's own: ``cam/1`` becomes ``<folder>/cam/1.<ending>``. No two
     videos of a run get the same file, also where the file system does not tell "A" from "a"; names that are too long

@@ -12,11 +12,13 @@ DRAWN_NAME = re.compile(r".*\.detections(\.\d+)?\.mp4", re.IGNORECASE | re.DOTAL
 
 
 def is_drawn(path: Path) -> bool:
-    """Whether a file is a video that prediction drew; it may still be written, or cut off."""
+    """Whether a file is a video that prediction drew; it may still be written, or be cut off, even at its first byte."""
     import av
 
     if not DRAWN_NAME.fullmatch(path.name) or not path.is_file():
         return False
+    if path.stat().st_size == 0:
+        return True
     try:
         with path.open("rb") as file, av.open(file, metadata_errors="replace") as container:
             return container.metadata.get("comment") == DRAWN

@@ -224,7 +224,7 @@ def test_a_checkpoint_is_tested_into_the_table_and_predicts_into_files(name, pup
     written = sorted(path.name for path in Path("runs/predictions").iterdir())
     assert written[0] == "val_0000.jsonl"
     first = json.loads(Path("runs/predictions/val_0000.jsonl").read_text().splitlines()[0])
-    assert set(first) == {"timestamp", "detections"} | ({"frame"} if name == "distill_dsta" else set())
+    assert set(first) == {"video", "timestamp", "detections"} | ({"frame"} if name == "distill_dsta" else set())
     assert first["timestamp"] == 0
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from callbacks.annotated_video import AnnotatedVideo
+from datamodules.drawn_videos import is_drawn
 from datamodules.errors import UserError
 from datamodules.predict import PredictDataModule
 from datamodules.source_files import files_of
@@ -138,6 +139,19 @@ def test_results_beside_the_videos_do_not_become_inputs(folder, tmp_path, caplog
     assert data.input_files == (tmp_path / "a.mp4", tmp_path / "mine.detections.mp4", tmp_path / "sub" / "b.mp4")
     assert "left out 2 files that earlier predictions drew" in caplog.text
     assert [name for name, _ in files_of(str(tmp_path / "a.detections.mp4"), 30)] == ["a.detections"]  # as asked for
+
+
+def test_what_a_killed_writer_leaves_is_no_input_however_early_it_was_killed(tmp_path):
+    path = tmp_path / "a.detections.mp4"
+    drawn = AnnotatedVideo(path, (96, 128))
+    assert path.stat().st_size == 0 and is_drawn(path)
+    for number in range(3):
+        drawn.write(np.full((96, 128, 3), number, np.uint8), number / 8, [])
+        assert is_drawn(path)
+    drawn.close()
+    assert is_drawn(path)
+    path.rename(tmp_path / "renamed.mp4")  # on purpose, to predict on it
+    assert not is_drawn(tmp_path / "renamed.mp4") and not is_drawn(path)
 
 
 def test_every_file_of_a_folder_is_an_input_though_another_process_reads_it_or_it_is_broken(folder):
