@@ -21,11 +21,12 @@ from torch import Tensor
 
 from callbacks.latency import interleave, synchronizer
 from lightning_modules.losses.detection import DetectionLoss
+from lightning_modules.networks.detections import DetectorOutputs
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.linear import linear
 from lightning_modules.networks.published_cost import published_gflops
 from lightning_modules.precision import computes_bfloat16
-from results.benchmarks.naive_evad import naive_evad
+from results.benchmarks.naive_evad import NaiveOutputs, naive_evad
 from results.benchmarks.page import Part, main, row_ratio
 from results.benchmarks.random_weights import randomise
 
@@ -98,7 +99,7 @@ def matrix_product(
     return lambda: [product(tokens, weight) for _ in range(10)], 10 * 2592 * 768 * 3072
 
 
-def difference(found, expected) -> tuple[float, float]:
+def difference(found: DetectorOutputs | NaiveOutputs, expected: DetectorOutputs | NaiveOutputs) -> tuple[float, float]:
     """Largest error of the last stage's boxes, relative to their size, and of the action probabilities."""
     true = expected.boxes[-1].float()
     size = (true[..., 2:] - true[..., :2]).amax(-1, keepdim=True)
@@ -253,7 +254,7 @@ def measure_modes(part: str, setting: Setting, device: torch.device, side: int, 
         print(f"  {name} ...", flush=True)
         outputs = torch.compile(plain) if compiled else plain
 
-        def run(outputs=outputs, half=half, deep=False) -> Any:
+        def run(outputs: Callable[..., Any] = outputs, half: bool = half, deep: bool = False) -> Any:
             with torch.no_grad(), autocast(device) if half else contextlib.nullcontext():
                 return outputs(clip, sizes, deep=deep)
 

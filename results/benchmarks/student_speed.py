@@ -124,7 +124,9 @@ def clip_step(network: EvadTeacher, side: int, device: torch.device) -> Callable
     return lambda: decode_detections(network(clip, sizes), sizes, sizes)
 
 
-def frame_step(network: Callable, initial: Any, side: int, device: torch.device, lanes: int = 1):
+def frame_step(
+    network: Callable, initial: Any, side: int, device: torch.device, lanes: int = 1
+) -> Callable[[], object]:
     """The next frame of a stream, from the state that the one before it left, to decoded detections."""
     frames = normalised_frames(1, side, device, lanes)
     sizes, state = torch.tensor([[side, side]] * lanes, device=device), initial
@@ -356,7 +358,9 @@ def measure_compiled(device: torch.device, side: int, rounds: int) -> list[Row]:
     return rows
 
 
-def autocast_step(network: Callable, plain: StreamingDetector, half: bool, frame: Tensor, sizes: Tensor):
+def autocast_step(
+    network: Callable, plain: StreamingDetector, half: bool, frame: Tensor, sizes: Tensor
+) -> Callable[[], object]:
     state = plain.initial_state(1, tuple(frame.shape[-2:]), device=frame.device)
 
     def step() -> object:
