@@ -26,7 +26,7 @@ from lightning_modules.networks.streaming import state_bytes
 from lightning_modules.networks.student import StreamingDetector
 from lightning_modules.networks.weights import load_exactly, read_state_dict
 from lightning_modules.precision import computes_bfloat16
-from results.benchmarks.page import Part, Row, main, row_ratio
+from results.benchmarks.page import Part, Row, main, memory_mib, row_ratio
 
 FRAMES, SIDE = 16, 256
 ROOT = Path(__file__).parents[2]
@@ -435,14 +435,6 @@ class Stream:
         detections, self.state = self.network(frame, self.state, self.sizes)
         decode_detections(Detections(*(part[:, 0] for part in detections)), self.sizes, self.sizes)
         self.number += 1
-
-
-def memory_mib(device: torch.device) -> float:
-    """What the process holds, or the GPU's allocator for it."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device) / 2**20
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 2**10
 
 
 MEASURES = {
