@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from .errors import UserError
 
@@ -31,7 +31,7 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def whole_file(path: str | Path, mode: str = "w", newline: str | None = None) -> Iterator[IO]:
+def whole_file(path: str | Path, mode: str = "w", newline: str | None = None) -> Iterator[IO[Any]]:
     """Open a file for writing; it takes its name when the block ends without an error.
 
     Args:

@@ -64,7 +64,11 @@ RULES = (
     ),
     Rule("datamodules", ("datamodules",), "datamodules knows nothing else of ours"),
     Rule("main", ROOMS, "main knows the rooms"),
-    Rule("results.benchmarks", (*ROOMS, "results.benchmarks"), "benchmarks know the rooms and each other"),
+    Rule(
+        "results.benchmarks",
+        (*ROOMS, "results.benchmarks", "results.tables.markdown"),
+        "benchmarks know the rooms, each other and tables in Markdown",
+    ),
     Rule(
         "results.experiments",
         ("results.experiments", *COMMON_GROUND),

@@ -21,39 +21,18 @@ from torch import Tensor
 
 from callbacks.measures.latency import interleave, synchronizer
 from lightning_modules.losses.detection import DetectionLoss
+from lightning_modules.networks.detections import DetectorOutputs
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.linear import linear
 from lightning_modules.networks.published_cost import published_gflops
 from lightning_modules.precision import computes_bfloat16
-from results.benchmarks.naive_evad import naive_evad
-from results.benchmarks.page import Part, main, row_ratio
+from results.benchmarks.evad_speed_page import HEADER, PARTS
+from results.benchmarks.naive_evad import NaiveOutputs, naive_evad
+from results.benchmarks.page import main, memory_mib, row_ratio
 from results.benchmarks.random_weights import randomise
 
 FRAMES, SIDE = 16, 288
 KEEP_LAYERS = (3, 6, 9)
-HEADER = """# EVAD's speed
-
-Written by `make bench-evad`: ViT-B, random weights, one clip of 16 x {side} x {side}, batch 1, seed 0.
-
-*Published arithmetic* is `results/benchmarks/naive_evad.py`: plain torch with the operations of the published
-implementation and the same outputs. Times are medians of calls in turn; a ratio is the median over rounds of ours over
-the published arithmetic's in the same round. Errors are against the published arithmetic in fp32: boxes relative to
-their size, actions as probabilities.
-
-The *limit* is the time that the published GFLOPs would take at the rate of a large matrix product, measured in turn
-with the rest (a multiply-add is two operations there). On a CPU there are two such rates in fp32: that of torch's own
-product (MKL), which the published arithmetic uses, and that of oneDNN, to which our linear layers go; hence two shares.
-"""
-FORWARD_NOTE = """
-Products run at {product_gflops:.0f} (fp32, torch's own), {onednn_gflops:.0f} (fp32, as our linear layers) and
-{product_bf16_gflops:.0f} (bf16) GFLOP/s here; `nan` where the processor has no bf16.
-"""
-TRAINING_NOTE = """
-fp32, deep supervision, two people in the clip.
-"""
-MODES_NOTE = """
-Against the plain network in fp32. The error of the gradients is the norm of their difference over their norm.
-"""
 
 
 class Setting(NamedTuple):
@@ -98,7 +77,7 @@ def matrix_product(
     return lambda: [product(tokens, weight) for _ in range(10)], 10 * 2592 * 768 * 3072
 
 
-def difference(found, expected) -> tuple[float, float]:
+def difference(found: DetectorOutputs | NaiveOutputs, expected: DetectorOutputs | NaiveOutputs) -> tuple[float, float]:
     """Largest error of the last stage's boxes, relative to their size, and of the action probabilities."""
     true = expected.boxes[-1].float()
     size = (true[..., 2:] - true[..., :2]).amax(-1, keepdim=True)
@@ -206,7 +185,7 @@ def peak_memory(work: str, setting: Setting, device: str, side: int, recompute: 
     """
     changes = {"checkpoint_blocks": recompute} if work == "training" else {}
     teacher, (clip, sizes) = setting.teacher(device, **changes), clip_on(device, side)
-    before = _mebibytes(device, "VmRSS")
+    before = memory_mib(torch.device(device))
     if torch.device(device).type == "cpu":
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     if work == "training":
@@ -214,15 +193,7 @@ def peak_memory(work: str, setting: Setting, device: str, side: int, recompute: 
     else:
         with torch.no_grad():
             naive_evad(teacher, clip, sizes) if work == "published" else teacher.outputs(clip, sizes)
-    return _mebibytes(device, "VmHWM") - before
-
-
-def _mebibytes(device: str, entry: str) -> float:
-    """Memory in use (``VmRSS``) or its peak (``VmHWM``), of the process or of a GPU's allocator."""
-    if torch.device(device).type == "cuda":
-        return (torch.cuda.memory_allocated() if entry == "VmRSS" else torch.cuda.max_memory_allocated()) / 2**20
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(entry)) / 2**10
+    return memory_mib(torch.device(device), peak=True) - before
 
 
 def peak_memory_alone(threads: int, *arguments: Any) -> float:
@@ -253,7 +224,7 @@ def measure_modes(part: str, setting: Setting, device: torch.device, side: int, 
         print(f"  {name} ...", flush=True)
         outputs = torch.compile(plain) if compiled else plain
 
-        def run(outputs=outputs, half=half, deep=False) -> Any:
+        def run(outputs: Callable[..., Any] = outputs, half: bool = half, deep: bool = False) -> Any:
             with torch.no_grad(), autocast(device) if half else contextlib.nullcontext():
                 return outputs(clip, sizes, deep=deep)
 
@@ -283,48 +254,6 @@ def measure_modes(part: str, setting: Setting, device: torch.device, side: int, 
         for kind, measured in timed.items():
             row[f"{kind}_ratio"] = row_ratio(measured, row["mode"], rows[0]["mode"])
     return rows
-
-
-FORWARD = {
-    "keep rate": lambda row: row["setting"],
-    "published arithmetic, s": lambda row: f"{row['published_s']:.2f}",
-    "ours, s": lambda row: f"{row['ours_s']:.2f}",
-    "ratio": lambda row: f"{row['ratio']:.3f}",
-    "limit, ratio": lambda row: f"{row['limit_ratio']:.3f}",
-    "share of the limit, torch / oneDNN": lambda row: (
-        f"{100 * row['limit_share']:.0f} % / {100 * row['onednn_limit_share']:.0f} %"
-    ),
-    "error boxes / actions": lambda row: f"{row['error_boxes']:.1e} / {row['error_actions']:.1e}",
-    "ours bf16, s": lambda row: f"{row['bf16_s']:.2f}",
-    "bf16 ratio": lambda row: f"{row['bf16_ratio']:.3f}",
-    "share of the bf16 limit": lambda row: f"{100 * row['bf16_limit_share']:.0f} %",
-    "bf16 error boxes / actions": lambda row: f"{row['bf16_error_boxes']:.1e} / {row['bf16_error_actions']:.1e}",
-    "peak MiB published / ours": lambda row: f"{row['published_mib']:.0f} / {row['ours_mib']:.0f}",
-}
-TRAINING = {
-    "keep rate": lambda row: row["setting"],
-    "blocks recomputed": lambda row: "yes" if row["recompute"] else "no",
-    "forward and backward, s": lambda row: f"{row['seconds']:.2f}",
-    "faster than keep rate 1": lambda row: f"{row['faster_than_keep_1']:.2f}x",
-    "peak MiB": lambda row: f"{row['mib']:.0f}",
-}
-MODES_TABLE = {
-    "keep rate": lambda row: row["setting"],
-    "mode": lambda row: row["mode"],
-    "forward, ratio": lambda row: f"{row['forward_ratio']:.3f}",
-    "forward and backward, ratio": lambda row: f"{row['training_ratio']:.3f}",
-    "error boxes / actions": lambda row: f"{row['error_boxes']:.1e} / {row['error_actions']:.1e}",
-    "error gradients": lambda row: f"{row['error_gradients']:.1e}",
-    "first call of both, s": lambda row: f"{row['first_call_s']:.0f}",
-}
-
-
-PARTS = {
-    "forward": Part("Forward", FORWARD_NOTE, FORWARD),
-    "training": Part("Training step", TRAINING_NOTE, TRAINING),
-    "autocast": Part("bf16 autocast", MODES_NOTE, MODES_TABLE),
-    "compiled": Part("torch.compile", MODES_NOTE, MODES_TABLE),
-}
 
 
 def measure(part: str, device: torch.device, side: int, rounds: int) -> list[dict[str, Any]]:

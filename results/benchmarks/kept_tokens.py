@@ -19,10 +19,12 @@ from torch import Tensor
 
 from callbacks.benchmark.provenance import commit, device_name
 from datamodules.clip import ClipDataModule
+from datamodules.files import write_whole
 from datamodules.puppets import Puppets
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.frames import normalise_frames
 from lightning_modules.networks.weights import load_exactly, read_state_dict
+from results.tables.markdown import markdown_table
 
 SETTINGS: tuple[tuple[str, Mapping[int, float], float], ...] = (
     ("0.8 in blocks 2, 3, 4", {2: 0.8, 3: 0.8, 4: 0.8}, 1.0),
@@ -37,10 +39,8 @@ Written by `python -m results.benchmarks.kept_tokens{options}`: of the tokens ou
 percent are left after each block that drops some, of those that overlap a person's box in the keyframe and of the
 others. The shipped teacher (trained with keep rate 0.8 in blocks 2, 3 and 4) looks at {clips} clips of `full`,
 validation, stride 2. People's boxes cover {share:.0f} % of the tokens.
-
-| keep rate | people's, % | background's, % |
-| --- | --- | --- |
 """
+HEAD = ("keep rate", "people's, %", "background's, %")
 
 
 def people_tokens(boxes: Sequence[Tensor], grid: tuple[int, int], patch_size: int) -> Tensor:
@@ -90,17 +90,19 @@ def main(args: Sequence[str] | None = None) -> None:
     data = ClipDataModule(Puppets(size="full"), num_frames=size["num_frames"], frame_stride=2, num_workers=0)
     data.prepare_data()
     data.setup("validate")
-    rows, share = "", 0.0
+    rows: list[list[str]] = []
+    share = 0.0
     for name, keep_rates, enhanced_weight in SETTINGS:
         teacher = EvadTeacher(**(size | {"keep_rates": dict(keep_rates), "enhanced_weight": enhanced_weight}))
         load_exactly(teacher, weights)
         left, share = shares(teacher.eval(), data, arguments.clips)
         people, background = (", ".join(f"{100 * value:.0f}" for value in kind) for kind in left.T)
-        rows += f"| {name} | {people} | {background} |\n"
-        print(rows.splitlines()[-1], flush=True)
+        rows.append([name, people, background])
+        print(*rows[-1], sep="; ", flush=True)
     options = "" if arguments.clips == parser.get_default("clips") else f" --clips {arguments.clips}"
     made = f"\n{device_name(torch.device('cpu'))}, fp32, commit {commit(Path(__file__).parent)}.\n"
-    arguments.out.write_text(HEADER.format(options=options, clips=arguments.clips, share=100 * share) + rows + made)
+    text = HEADER.format(options=options, clips=arguments.clips, share=100 * share)
+    write_whole(arguments.out, f"{text}\n{markdown_table(HEAD, rows)}\n{made}")
     print(f"written to {arguments.out}")
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from callbacks.benchmark.provenance import commit, device_name
 from callbacks.measures.flops import count_gflops
 from callbacks.measures.latency import interleave, synchronizer
+from datamodules.files import write_whole
 from datamodules.frames import DecodedFrames, FrameScale
 from datamodules.optical_flow import DisFlow
 from datamodules.puppets.segments import PuppetSegments
@@ -31,6 +32,7 @@ from lightning_modules.networks.frames import normalise_frames
 from lightning_modules.networks.temporal.segment_suppression import SegmentSuppression
 from lightning_modules.networks.temporal.two_stream_detector import TwoStreamDetector
 from lightning_modules.segment_inputs import FLOW_UNIT
+from results.tables.markdown import markdown_table
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT_SIDE, FRAME_RATE = 64, 8
@@ -136,13 +138,13 @@ def page(costs: dict[str, Cost], flow_ms: float, num_frames: int, results: Path)
         "",
         f"{machine}, commit {commit(ROOT)}.",
         "",
-        "| system | mAP % | GFLOPs a second of video | ms a second of video | faster than two-stream |",
-        "| --- | --- | --- | --- | --- |",
     ]
-    for name, cost in costs.items():
-        ap = mean_ap(results, ROWS[name])
-        lines.append(f"| {name} | {ap} | {cost.gflops:.3f} | {cost.milliseconds:.2f} | {cost.ratio:.2f}x |")
-    return "\n".join(lines) + "\n"
+    head = ("system", "mAP %", "GFLOPs per second of video", "ms per second of video", "faster than two-stream")
+    rows = [
+        [name, mean_ap(results, ROWS[name]), f"{cost.gflops:.3f}", f"{cost.milliseconds:.2f}", f"{cost.ratio:.2f}x"]
+        for name, cost in costs.items()
+    ]
+    return "\n".join([*lines, markdown_table(head, rows)]) + "\n"
 
 
 def main(args: list[str] | None = None) -> None:
@@ -153,7 +155,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=Path("results/motion_distillation.jsonl"), help="where mAP is")
     options = parser.parse_args(args)
     text = page(*measure(options.root, options.rounds), options.results)
-    options.output.write_text(text)
+    write_whole(options.output, text)
     print(text)
 
 

@@ -11,7 +11,7 @@ Parameters are those of an ``EvadTeacher``, which is the only thing shared with 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +61,7 @@ def naive_evad(teacher: EvadTeacher, clips: Tensor, image_sizes: Tensor) -> Naiv
     return NaiveOutputs(person_logits, boxes, action_logits, kept)
 
 
-def positions(codes, height: int, width: int) -> Tensor:
+def positions(codes: Any, height: int, width: int) -> Tensor:
     """(1, T' h w, C): the table as it is, or every slot's grid resized."""
     table, grid = codes.table, codes.grid
     if (height, width) == (grid, grid):
@@ -71,7 +71,7 @@ def positions(codes, height: int, width: int) -> Tensor:
     return resized.permute(0, 2, 3, 1).reshape(1, codes.num_slots * height * width, -1)
 
 
-def self_attention(attn, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def self_attention(attn: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Output (B, N, C) and the whole attention map (B, heads, N, N)."""
     batch, count, dim = tokens.shape
     bias = torch.cat([attn.q_bias, torch.zeros_like(attn.v_bias), attn.v_bias])
@@ -81,11 +81,11 @@ def self_attention(attn, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return attn.proj((attention @ value).transpose(1, 2).reshape(batch, count, dim)), attention
 
 
-def mlp(part, tokens: Tensor) -> Tensor:
+def mlp(part: Any, tokens: Tensor) -> Tensor:
     return part.fc2(F.gelu(part.fc1(tokens)))
 
 
-def drop(tokens: Tensor, places: Tensor, attention: Tensor, dropout, per_slot: int) -> tuple[Tensor, Tensor]:
+def drop(tokens: Tensor, places: Tensor, attention: Tensor, dropout: Any, per_slot: int) -> tuple[Tensor, Tensor]:
     weights = torch.ones(attention.shape[2], device=tokens.device)
     weights[:per_slot] = dropout.enhanced_weight
     scores = (attention * weights[:, None]).mean(dim=(1, 2))[:, per_slot:]
@@ -153,7 +153,7 @@ def pooled_by_level(levels: list[Tensor], strides: tuple[int, ...], boxes: Tenso
     return crops.unflatten(0, boxes.shape[:2])
 
 
-def proposal_attention(attn, features: Tensor) -> Tensor:
+def proposal_attention(attn: Any, features: Tensor) -> Tensor:
     batch, count, dim = features.shape
     query, key, value = attn.qkv(features).view(batch, count, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
     attention = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(dim=-1)
@@ -161,7 +161,7 @@ def proposal_attention(attn, features: Tensor) -> Tensor:
 
 
 def refine(
-    decoder, tokens: Tensor, places: Tensor, boxes: Tensor, image_sizes: Tensor, grid: tuple[int, int, int]
+    decoder: Any, tokens: Tensor, places: Tensor, boxes: Tensor, image_sizes: Tensor, grid: tuple[int, int, int]
 ) -> Tensor:
     slots, height, width = grid
     per_slot, key = height * width, slots // 2

@@ -14,6 +14,8 @@ import torch
 
 from callbacks.benchmark.provenance import commit, device_name
 from callbacks.measures.latency import Interleaved
+from datamodules.files import write_whole
+from results.tables.markdown import markdown_table
 
 Row = dict[str, Any]
 Columns = dict[str, Callable[[Row], str]]
@@ -29,8 +31,8 @@ class Part(NamedTuple):
 
 
 def table(rows: list[Row], columns: Columns) -> str:
-    lines = [list(columns), ["---"] * len(columns), *([cell(row) for cell in columns.values()] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    """Return the table of a part in Markdown."""
+    return markdown_table(list(columns), [[cell(row) for cell in columns.values()] for row in rows])
 
 
 def row_ratio(timed: Interleaved, name: str, reference: str) -> float:
@@ -39,13 +41,22 @@ def row_ratio(timed: Interleaved, name: str, reference: str) -> float:
     return statistics.median(own / other for own, other in pairs)
 
 
+def memory_mib(device: torch.device, *, peak: bool = False) -> float:
+    """Return the memory in use, or its peak, of the process or of a GPU's allocator."""
+    if device.type == "cuda":
+        return (torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)) / 2**20
+    entry = "VmHWM" if peak else "VmRSS"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(entry)) / 2**10
+
+
 def render(header: str, parts: Mapping[str, Part], results: Mapping[str, Any]) -> str:
     """The page of all parts measured so far."""
     text = header.format(side=results["side"])
     for name, (heading, note, columns) in parts.items():
         if name in results:
             made = results[name]
-            text += f"\n## {heading}\n{note.format(**made['rows'][0])}\n{table(made['rows'], columns)}"
+            text += f"\n## {heading}\n{note.format(**made['rows'][0])}\n{table(made['rows'], columns)}\n"
             took = f", {made['minutes']:.1f} minutes" if "minutes" in made else ""
             text += f"\n{made['machine']}; {made['rounds']} rounds{took}.\n"
     return text
@@ -87,7 +98,6 @@ def main(
         minutes = (time.monotonic() - begin) / 60
         made = f"{machine}, commit {commit(Path(__file__).parent)}"
         results[part] = {"machine": made, "rounds": arguments.rounds, "minutes": minutes, "rows": rows}
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(results, indent=1) + "\n")
-        arguments.out.write_text(render(header, parts, results))
+        write_whole(record, json.dumps(results, indent=1) + "\n")
+        write_whole(arguments.out, render(header, parts, results))
     print(f"\n{render(header, parts, results)}\nwritten to {arguments.out}")

@@ -26,7 +26,7 @@ from lightning_modules.networks.streaming import state_bytes
 from lightning_modules.networks.student import StreamingDetector
 from lightning_modules.networks.weights import load_exactly, read_state_dict
 from lightning_modules.precision import computes_bfloat16
-from results.benchmarks.page import Part, Row, main, row_ratio
+from results.benchmarks.page import Part, Row, main, memory_mib, row_ratio
 
 FRAMES, SIDE = 16, 256
 ROOT = Path(__file__).parents[2]
@@ -124,7 +124,9 @@ def clip_step(network: EvadTeacher, side: int, device: torch.device) -> Callable
     return lambda: decode_detections(network(clip, sizes), sizes, sizes)
 
 
-def frame_step(network: Callable, initial: Any, side: int, device: torch.device, lanes: int = 1):
+def frame_step(
+    network: Callable, initial: Any, side: int, device: torch.device, lanes: int = 1
+) -> Callable[[], object]:
     """The next frame of a stream, from the state that the one before it left, to decoded detections."""
     frames = normalised_frames(1, side, device, lanes)
     sizes, state = torch.tensor([[side, side]] * lanes, device=device), initial
@@ -356,7 +358,9 @@ def measure_compiled(device: torch.device, side: int, rounds: int) -> list[Row]:
     return rows
 
 
-def autocast_step(network: Callable, plain: StreamingDetector, half: bool, frame: Tensor, sizes: Tensor):
+def autocast_step(
+    network: Callable, plain: StreamingDetector, half: bool, frame: Tensor, sizes: Tensor
+) -> Callable[[], object]:
     state = plain.initial_state(1, tuple(frame.shape[-2:]), device=frame.device)
 
     def step() -> object:
@@ -431,14 +435,6 @@ class Stream:
         detections, self.state = self.network(frame, self.state, self.sizes)
         decode_detections(Detections(*(part[:, 0] for part in detections)), self.sizes, self.sizes)
         self.number += 1
-
-
-def memory_mib(device: torch.device) -> float:
-    """What the process holds, or the GPU's allocator for it."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device) / 2**20
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 2**10
 
 
 MEASURES = {

@@ -33,14 +33,17 @@ from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from datamodules.errors import UserError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+D = TypeVar("D", bound="DataclassInstance")
 SET_FOR_EVERY_RUN = ("config", "name", "seed_everything", "table_folder", "trainer.logger")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -61,13 +64,18 @@ class Stage:
 
 @dataclass(frozen=True)
 class Row:
-    """One experiment. Once its list is read, only ``fit`` may still be None, and the stages are complete."""
+    """One experiment. Once its list is read, only ``fit`` may still be None, and the rest is complete."""
 
     name: str
-    title: str | None = None
+    title: str = ""
     fit: Stage | None = None
     test: Stage | None = None
     seeds: list[int] | None = None
+
+    @property
+    def own_seeds(self) -> list[int]:
+        """Its seeds once the list is read: those of the list where it names none."""
+        return self.seeds or []
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,7 @@ def read_row(value: Any, where: str) -> Row:
     return with_stages(Row, value, f"{where} ({name})" if name else where, absent=None)
 
 
-def with_stages(kind: type[T], value: Any, where: str, absent: Stage | None) -> T:
+def with_stages(kind: type[D], value: Any, where: str, absent: Stage | None) -> D:
     """An instance of a dataclass that has ``fit`` and ``test``."""
     written = {key: mapping(value, where).get(key) for key in ("fit", "test")}
     stages = {key: absent if stage is None else read_stage(stage, f"{where}.{key}") for key, stage in written.items()}
@@ -159,7 +167,7 @@ def mapping(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def typed(kind: type[T], value: Any, where: str, **parts: Any) -> T:
+def typed(kind: type[D], value: Any, where: str, **parts: Any) -> D:
     """An instance of a dataclass; a misspelt key or a value of another type is a UserError that says where.
 
     Args:
@@ -191,7 +199,7 @@ def complete(row: Row, listing: ExperimentList) -> Row:
 
 def check(listing: ExperimentList, file: Path) -> None:
     """Raise a UserError at the first row that could not run."""
-    above: Mapping[str, Row] = {}
+    above: dict[str, Row] = {}
     for place, row in enumerate(listing.rows):
         where = f"{file}: rows[{place}] ({row.name})"
         if not NAME.fullmatch(row.name):

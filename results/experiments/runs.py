@@ -45,7 +45,7 @@ class Run:
     @property
     def turn(self) -> int:
         """Place of its seed among those of its row."""
-        return self.row.seeds.index(self.seed)
+        return self.row.own_seeds.index(self.seed)
 
     @property
     def trained(self) -> Path:
@@ -125,12 +125,12 @@ def runs_of(listing: ExperimentList, name: str) -> list[Run]:
     def needed(stage: Stage | None, seed: int) -> dict[str, Run]:
         needs = {} if stage is None else stage.needs
         return {
-            argument: made[row, seed if seed in rows[row].seeds else rows[row].seeds[0]]
+            argument: made[row, seed if seed in rows[row].own_seeds else rows[row].own_seeds[0]]
             for argument, row in needs.items()
         }
 
     for row in listing.rows:  # a row needs only rows above
-        for seed in row.seeds:
+        for seed in row.own_seeds:
             made[row.name, seed] = Run(name, row, seed, {"fit": needed(row.fit, seed), "test": needed(row.test, seed)})
     return sorted(made.values(), key=lambda run: run.turn)
 

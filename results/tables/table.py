@@ -50,7 +50,7 @@ def value_of(line: Line, metric: Metric) -> float | None:
 
 
 def lines_of(row: Row, lines: Sequence[Line]) -> list[Line]:
-    return [line for line in lines if line["experiment"] == row.name and line["seed"] in row.seeds]
+    return [line for line in lines if line["experiment"] == row.name and line["seed"] in row.own_seeds]
 
 
 def values_of(row: Row, metric: Metric, lines: Sequence[Line]) -> list[float]:

@@ -1,5 +1,7 @@
 """The bench of the students at a size that takes no time: its figures add up and its page renders."""
 
+import re
+
 import pytest
 import torch
 
@@ -25,7 +27,8 @@ def tiny(monkeypatch):
 
 
 def page(part: str, rows: list) -> str:
-    return render("", student_speed.PARTS, {"side": 64, part: {"machine": "one CPU", "rounds": 2, "rows": rows}})
+    text = render("", student_speed.PARTS, {"side": 64, part: {"machine": "one CPU", "rounds": 2, "rows": rows}})
+    return re.sub(" +", " ", text)
 
 
 def test_teachers_and_students_are_compared_with_the_dense_teacher():
