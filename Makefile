@@ -10,7 +10,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-motion test bench bench-motion bench-evad lint clean
+.PHONY: help venv demo demo-motion check test bench bench-motion bench-evad lint clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -53,25 +53,31 @@ demo-motion: venv ## Train motion teacher and RGB baseline, distil the one into 
 	$(TEST) --config configs/rgb_baseline.yaml $(MEASURED) $(call LAST,rgb_baseline)
 	$(TEST) --config configs/distill_motion.yaml $(MEASURED) $(call LAST,distill_motion)
 
-# One thread a process: the tests are small, and more threads only fight over the cores. A process has the tests of a
+# One thread per process: the tests are small, and more threads only fight over the cores. A process has the tests of a
 # file, since they share what takes long to make.
-test: venv ## Run the tests, up to four at a time: neither GPU nor data set needed
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+check: lint ## Check style, types and the quick tests (under three minutes on two cores)
+	$(PY) -m mypy
+	$(PYTEST) -m "not slow"
+
+test: venv ## Run all tests, up to four at a time: neither GPU nor data set needed
+	$(PYTEST) $(ARGS)
 
 bench: venv ## Time the students against their teacher at its real size (a quarter of an hour on two cores)
-	$(PY) -m tests.bench_streaming $(ARGS)
-	$(PY) -m tests.bench_picture
+	$(PY) -m results.benchmarks.student_speed $(ARGS)
+	$(PY) -m results.benchmarks.latency_map
 
 bench-motion: venv ## Time an RGB detector, the distilled one and the two-stream system (a minute)
-	$(PY) -m tests.bench_motion $(ARGS)
+	$(PY) -m results.benchmarks.motion_speed $(ARGS)
 
 bench-evad: venv ## Time EVAD at its published size against the published arithmetic (half an hour on two cores)
-	$(PY) -m tests.bench_evad $(ARGS)
+	$(PY) -m results.benchmarks.evad_speed $(ARGS)
 
 lint: venv ## Check style and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
 clean: ## Remove .venv and caches; data/ and runs/ stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache onlooker.egg-info build
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .snakemake onlooker.egg-info build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -28,9 +28,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-import callbacks.benchmark
+import callbacks.benchmark.callback
 import callbacks.detection_file
 import callbacks.frame_score_file
+import callbacks.measures.monitors
 import callbacks.prediction_writer
 import callbacks.progress
 import callbacks.segment_file
@@ -55,17 +56,21 @@ import lightning_modules.motion_distillation
 import lightning_modules.online_detection
 import lightning_modules.stream_detection
 import lightning_modules.temporal_detection
-from callbacks.exported_latency import runtime_rows
+from callbacks.benchmark.provenance import commit
+from callbacks.benchmark.rows import enter
+from callbacks.measures.exported_latency import runtime_rows
 from datamodules.check import check_data
 from datamodules.frames import DecodedFrames
-from lightning_modules.export import export_graph, first_inputs, graph_of, load, moving_blobs, run_torch
+from lightning_modules.export import export_graph, graph_of
+from lightning_modules.export_parity import first_inputs, load, moving_blobs, run_torch
 from lightning_modules.metrics.frame_ap import FrameMapSettings
 from lightning_modules.metrics.video_ap import VideoProtocol
 from lightning_modules.networks.export_graphs import ExportGraph
 from lightning_modules.networks.prepared import prepare_for_inference
+from lightning_modules.networks.streaming import state_bytes
 from lightning_modules.networks.weights import load_exactly, read_state_dict
 from lightning_modules.precision import useful_precision
-from lightning_modules.scoring import score_file, segment_score_text, tube_score_text
+from lightning_modules.scoring import score_file, score_since_start, segment_score_text, tube_score_text
 from lightning_modules.whole_files import with_whole_files
 
 DEFAULTS = Path(__file__).parent / "configs" / "trainer" / "defaults.yaml"
@@ -117,6 +122,7 @@ class OnlookerTrainer(Trainer):
         tolerance_seconds: float = 0.01,
         tiou_thresholds: list[float] | None = None,
         verbose: bool = True,
+        since_start: bool = False,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
@@ -132,6 +138,7 @@ class OnlookerTrainer(Trainer):
             tolerance_seconds: how far a time stamp of a box may be from that of its keyframe.
             tiou_thresholds: overlaps of segments to average over; 0.3 to 0.7 by default.
             verbose: also print the AP of every class.
+            since_start: also print the frame mAP of boxes by the time since their action's start.
             ckpt_path, weights_only: not used; a run's ``config.yaml``, which has them, can be given as it is.
         """
         names = datamodule.class_names
@@ -147,6 +154,10 @@ class OnlookerTrainer(Trainer):
         keyframes = datamodule.true_keyframes(split)
         score = score_file(predictions, keyframes, len(names), datamodule.evaluated_classes, metric, tolerance_seconds)
         print(score.text(names, every_class=verbose))
+        if since_start:
+            seconds, scored = datamodule.seconds_since_start(split), datamodule.evaluated_classes
+            by_time = score_since_start(predictions, keyframes, seconds, len(names), scored, metric, tolerance_seconds)
+            print(f"\n{by_time.text()}")
 
     def export(
         self,
@@ -159,7 +170,8 @@ class OnlookerTrainer(Trainer):
         dynamic_batch: bool = False,
         video: Path | None = None,
         parity_frames: int = 200,
-        tolerance: float = 1e-3,
+        box_tolerance: float = 1e-4,
+        score_tolerance: float = 1e-3,
         opset: int = 18,
         benchmark: bool = False,
         ckpt_path: str | None = None,
@@ -175,8 +187,10 @@ class OnlookerTrainer(Trainer):
             batch_size: streams (clips) a call. dynamic_batch: any number of them instead.
             video: a film like those to come; what was exported is compared with PyTorch on its frames, or on moving
                 blobs where there is none.
-            parity_frames: over how many frames. tolerance: largest difference in pixels and in scores.
-            opset: version of the ONNX operators.
+            parity_frames: over how many frames.
+            box_tolerance: largest difference of a box's corner, as a fraction of the frame's width or height.
+            score_tolerance: largest difference of a score.
+            opset: version of the ONNX operators, 18 to 25.
             benchmark: time what was exported and PyTorch in turn, a row each in ``results/benchmark.md``.
             ckpt_path: checkpoint of a run; without it the weights that the config names.
             weights_only: checkpoints are never read otherwise here.
@@ -198,13 +212,14 @@ class OnlookerTrainer(Trainer):
             format,
             None if dynamic_batch else batch_size,
             parity_frames,
-            tolerance,
+            box_tolerance,
+            score_tolerance,
             opset,
             {
                 "frame_stride": datamodule.frame_stride,
                 "person_threshold": model.person_threshold,
                 "weights": weights,
-                "commit": callbacks.benchmark.commit(Path(__file__).parent),
+                "commit": commit(Path(__file__).parent),
                 "compared_on": "moving blobs" if video is None else video.name,
             },
         )
@@ -240,11 +255,11 @@ def benchmark_exported(path: Path, graph: ExportGraph, model: LightningModule, n
         name,
         weights,
         {runtime: lambda: exported(inputs), "PyTorch, same inputs": lambda: own(inputs)},
-        model.benchmark_reference() if is_teachers_size else None,
+        getattr(model, "reference_step", lambda: None)() if is_teachers_size else None,
         parameters=sum(parameter.numel() for parameter in model.network.parameters()),
-        state_mib=callbacks.benchmark.state_mib(graph.initial_state(1)),
+        state_mib=state_bytes(graph.initial_state(1)) / 2**20,
     )
-    return [callbacks.benchmark.enter(Path("results"), row) for row in rows][-1]
+    return [enter(Path("results"), row) for row in rows][-1]
 
 
 class OnlookerCLI(LightningCLI):
@@ -324,7 +339,7 @@ class OnlookerCLI(LightningCLI):
                 point_latest_at(Path(board.log_dir))
         trainer = super().instantiate_trainer(**kwargs)
         for callback in trainer.callbacks:
-            if isinstance(callback, callbacks.benchmark.BenchmarkTable):
+            if isinstance(callback, callbacks.benchmark.callback.BenchmarkTable):
                 callback.experiment = callback.experiment or config.name
                 callback.folder = config.table_folder or callback.folder
         return trainer

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from io import TextIOWrapper
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from datamodules.errors import UserError
+from datamodules.files import errors_named, whole_file
 from lightning_modules.networks.detections import ScoredBoxes
 
 
@@ -28,11 +32,15 @@ class DetectionFile(Callback):
 
     Args:
         path: the csv file; None means ``predictions.csv`` in the folder of the run. An earlier file is replaced.
+
+    Raises:
+        UserError: the file cannot be written.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = None if path is None else Path(path)
-        self._file: TextIOWrapper | None = None
+        self._file: IO[str] | None = None
+        self._open = ExitStack()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
@@ -40,8 +48,8 @@ class DetectionFile(Callback):
         # The folder of a run is agreed upon by all processes, so all of them ask.
         folder = trainer.log_dir
         self._target = self.path or Path(folder or ".") / "predictions.csv"
-        self._target.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._part(trainer.global_rank).open("w", newline="", encoding="utf-8")
+        path = self._target if trainer.is_global_zero else self._part(trainer.global_rank)
+        self._file = self._open.enter_context(whole_file(path, newline=""))
 
     def on_test_batch_end(
         self,
@@ -64,17 +72,20 @@ class DetectionFile(Callback):
         classes = range(data.num_classes) if data.evaluated_classes is None else data.evaluated_classes
         keyframes = (outputs[name] for name in ("scored", "video_ids", "timestamps", "original_sizes"))
         writer = csv.writer(self._file, lineterminator="\n")
-        for found, video, seconds, size in zip(*keyframes, strict=True):
-            writer.writerows(rows(found, video, seconds + data.source.start_seconds, size, classes))
+        with errors_named(self._target):
+            for found, video, seconds, size in zip(*keyframes, strict=True):
+                writer.writerows(rows(found, video, seconds + data.source.start_seconds, size, classes))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._file is None:
             return
-        self._file.close()
-        self._file = None
+        file, self._file = self._file, None
+        if not trainer.is_global_zero:
+            self._open.close()  # which gives the part its name
         trainer.strategy.barrier("detections written")
         if trainer.is_global_zero:
-            self._join(trainer.world_size)
+            with self._open:
+                self._join(file, trainer.world_size)
             print(f"wrote {self._target}")
 
     on_validation_start = on_test_start
@@ -83,27 +94,29 @@ class DetectionFile(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._file is not None:
-            self._file.close()
             self._file = None
-            self._part(trainer.global_rank).unlink(missing_ok=True)
+            with suppress(UserError):  # of a disk that is full: the first error is the one to see
+                self._open.__exit__(type(exception), exception, exception.__traceback__)  # what is there goes
 
     def _part(self, rank: int) -> Path:
-        return self._target.with_name(f".{self._target.name}.{rank}.partial")
+        name = hashlib.sha256(os.fsencode(self._target.name)).hexdigest()[:12]
+        return self._target.with_name(f".{name}.{rank}.rows")
 
-    def _join(self, world_size: int) -> None:
-        first, *others = (self._part(rank) for rank in range(world_size))
-        with first.open("ab") as whole:
-            for other in others:
-                if not other.is_file():
-                    raise FileNotFoundError(
-                        f"{other}: another process wrote its detections where this one does not see them; set path of "
-                        "DetectionFile to a folder that all machines share"
-                    )
-                with other.open("rb") as part:
-                    shutil.copyfileobj(part, whole, 2**20)
-        first.replace(self._target)
-        for other in others:
-            other.unlink()
+    def _join(self, file: IO[str], world_size: int) -> None:
+        """Add what the other processes wrote to the file of the first one."""
+        parts = [self._part(rank) for rank in range(1, world_size)]
+        file.flush()
+        for part in parts:
+            if not part.is_file():
+                raise UserError(
+                    "another process wrote its detections where this one does not see them",
+                    part,
+                    "set path of DetectionFile to a folder that all machines share",
+                )
+            with part.open("rb") as rows_of_part:
+                shutil.copyfileobj(rows_of_part, file.buffer, 2**20)
+        for part in parts:
+            part.unlink()
 
 
 def rows(

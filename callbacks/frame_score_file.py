@@ -1,4 +1,4 @@
-"""Write what an online detector says of every frame."""
+"""Write the class scores of every frame that an online detector predicts."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.result_files import ResultFiles
+
 
 class FrameScoreFile(Callback):
-    """Writes ``<folder>/<video id>.jsonl`` while prediction runs, so that what was said is there whenever it ends.
+    """Write ``<folder>/<video id>.jsonl`` while prediction runs, so that it is there whenever prediction ends.
 
-    A line a frame: ``{"timestamp": seconds, "actions": {name: score}}`` with the actions that score at least
-    ``action_threshold``; a frame without any is a line too. "/" in a video id becomes "_". ``predict_step`` must return
-    a list of dicts with ``video_id``, ``times`` (n,) and ``frame_scores`` (n, K), in order of time.
+    There is one line per frame: ``{"video": id, "timestamp": seconds, "actions": {name: score}}`` with the actions that
+    score at least ``action_threshold``; a frame without any is a line too. Files lie in sub-folders as their videos do;
+    see ``ResultFiles`` for their names. ``predict_step`` must return a list of dicts with ``video_id``, ``times`` (n,)
+    and ``frame_scores`` (n, K), in order of time.
 
     Args:
-        folder: made if missing; files of an earlier prediction are replaced.
+        folder: made if missing; files of an earlier prediction are replaced, which is reported.
         action_threshold: least score that is written.
     """
 
     def __init__(self, folder: str | Path = "runs/predictions", action_threshold: float = 0.05) -> None:
         self.folder, self.action_threshold = Path(folder), action_threshold
-        self._started: set[Path] = set()
+        self._files: ResultFiles | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._started.clear()
+        self._files = ResultFiles(self.folder, trainer)
 
     def on_predict_batch_end(
         self,
@@ -41,9 +43,15 @@ class FrameScoreFile(Callback):
     ) -> None:
         names = trainer.datamodule.class_names
         for found in outputs:
-            file = self.folder / f"{found['video_id'].replace('/', '_')}.jsonl"
-            with file.open("a" if file in self._started else "w", encoding="utf-8") as lines:
-                for time, scores in zip(found["times"].tolist(), found["frame_scores"].tolist(), strict=True):
-                    chosen = {name: s for name, s in zip(names, scores, strict=True) if s >= self.action_threshold}
-                    lines.write(json.dumps({"timestamp": time, "actions": chosen}) + "\n")
-            self._started.add(file)
+            video, lines = found["video_id"], []
+            for time, scores in zip(found["times"].tolist(), found["frame_scores"].tolist(), strict=True):
+                chosen = {name: s for name, s in zip(names, scores, strict=True) if s >= self.action_threshold}
+                lines.append(json.dumps({"video": video, "timestamp": time, "actions": chosen}) + "\n")
+            self._files.append(self._files.path(video, "jsonl"), "".join(lines))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._files.report()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._files is not None:
+            self._files.report()

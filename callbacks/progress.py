@@ -11,6 +11,8 @@ import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from datamodules.errors import printable
+
 RECENT_FRAMES = 30
 """What is shown while running is of the last of them."""
 REMEMBERED_FRAMES = 10_000
@@ -44,6 +46,8 @@ class PredictionProgress(TQDMProgressBar):
     ) -> None:
         self._live = getattr(batch, "capture", None) is not None
         super().on_predict_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+        if videos := [video for video in getattr(batch, "video_ids", ()) if video]:
+            self.predict_progress_bar.set_description(f"Predicting {printable(videos[0])}", refresh=False)
 
     def on_predict_batch_end(
         self,
@@ -60,7 +64,8 @@ class PredictionProgress(TQDMProgressBar):
         if self._live:
             self._capture = batch.capture
             self._delays_ms.extend((1000 * (now - batch.capture.received)).flatten().tolist())
-            self.predict_progress_bar.set_postfix_str(self._live_state(), refresh=False)
+        state = self._live_state() if self._live else f"{self._frames / (now - self._started):.1f} frames/s"
+        self.predict_progress_bar.set_postfix_str(state, refresh=False)
         super().on_predict_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,7 +73,10 @@ class PredictionProgress(TQDMProgressBar):
         self._summarise(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._started is not None and self._frames > 0:
+        if self._started is None:
+            return
+        self.predict_progress_bar.close()  # or the error would stand at its end
+        if self._frames > 0:
             self._summarise(trainer)
 
     def _live_state(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.result_files import add_video
 from lightning_modules.metrics.segment_results import write_results
 
 
@@ -48,9 +49,8 @@ class SegmentFile(Callback):
         if self._videos is None:
             return
         for found in outputs:
-            self._videos[found["video_id"]] = {
-                name: found[name].detach().cpu() for name in ("segments", "scores", "labels")
-            }
+            parts = {name: found[name].detach().cpu() for name in ("segments", "scores", "labels")}
+            add_video(self._videos, found["video_id"], parts)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._videos is None:
@@ -58,7 +58,9 @@ class SegmentFile(Callback):
         if trainer.world_size > 1:
             parts: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(parts, self._videos)
-            self._videos = {video: found for part in parts for video, found in part.items()}
+            self._videos = {}
+            for video, found in (pair for part in parts for pair in part.items()):
+                add_video(self._videos, video, found)
         self._write(trainer, pl_module)
 
     on_validation_start = on_predict_start = on_test_start

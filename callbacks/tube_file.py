@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.result_files import add_video
+from datamodules.errors import UserError
 from lightning_modules.metrics.tube_results import write_tubes
 from lightning_modules.metrics.tubes import Tube
 
@@ -31,15 +34,15 @@ class TubeFile(Callback):
             return
         evaluation = getattr(pl_module, "video_evaluation", None)
         if evaluation is None:
-            raise ValueError(
-                "TubeFile saves what video mAP scores; set model.init_args.video_map.linker=online, or take TubeFile "
-                "out of trainer.callbacks"
+            raise UserError(
+                "TubeFile saves what video mAP scores, which is not there",
+                remedy="set model.init_args.video_map.linker=online, or take TubeFile out of trainer.callbacks",
             )
         # The folder of a run is agreed upon by all processes, so all of them ask.
         folder = trainer.log_dir
         self._target = self.path or Path(folder or ".") / "tubes.json"
         self._videos = {}
-        evaluation.on_finished = self._videos.__setitem__
+        evaluation.on_finished = partial(add_video, self._videos)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._videos is None:
@@ -49,7 +52,9 @@ class TubeFile(Callback):
         if trainer.world_size > 1:
             parts: list[dict[str, list[Tube]] | None] = [None] * trainer.world_size
             torch.distributed.all_gather_object(parts, videos)
-            videos = {video: tubes for part in parts for video, tubes in part.items()}
+            videos = {}
+            for video, tubes in (pair for part in parts for pair in part.items()):
+                add_video(videos, video, tubes)
         if not trainer.is_global_zero:
             return
         notes = {"weights": str(trainer.ckpt_path or getattr(pl_module, "weights", None) or "as configured")}

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torchvision.io import write_png
+
+from datamodules.files import write_whole
 
 GREEN = (40, 170, 60)
 ORANGE = (240, 130, 20)
@@ -123,8 +124,10 @@ def publish_page(trainer: Trainer, images: Sequence[Tensor], name: str) -> None:
         if hasattr(logger.experiment, "add_image"):
             logger.experiment.add_image(f"val/{name}", page, trainer.global_step)
     if (folder := getattr(trainer.logger, "log_dir", None)) is not None:  # trainer.log_dir would wait for all ranks
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        write_png(page, str(Path(folder) / f"{name}.png"))
+        import cv2
+
+        _, content = cv2.imencode(".png", page.permute(1, 2, 0).numpy()[..., ::-1])
+        write_whole(Path(folder) / f"{name}.png", content.tobytes())
 
 
 class DetectionImages(Callback):

@@ -13,6 +13,7 @@ from datamodules.batches import TrueKeyframe, TrueTubes
 from datamodules.broken_videos import BrokenVideos, OnError, ReportBrokenVideos
 from datamodules.frames import DecodedFrames, FrameScale, FrameStore, Interpolation
 from datamodules.picture_folder import Video
+from datamodules.since_start import seconds_since_start
 from datamodules.source_data import SourceDataModule
 from datamodules.video_listing import VideoError
 from datamodules.windows import TimedVideo, time_video, true_keyframes, true_tubes
@@ -77,6 +78,10 @@ class DetectionDataModule(SourceDataModule[TimedVideo]):
         Videos that do not open are left out and told where ``on_error`` is ``skip``.
         """
         return true_keyframes(self._unread(split), self.evaluation_grid, self.source.start_seconds)
+
+    def seconds_since_start(self, split: Split) -> list[np.ndarray]:
+        """How long the actions of ``true_keyframes`` have been going on; see ``since_start.seconds_since_start``."""
+        return seconds_since_start(self._unread(split), self.evaluation_grid)
 
     def _unread(self, split: Split) -> tuple[TimedVideo, ...]:
         """The videos of a split, opened for their ground truth alone."""

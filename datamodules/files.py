@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from .errors import UserError
 
 UNFINISHED = ".partial"
 """Ending of what is being written; ``sweep`` removes what a killed program left."""
+OLDER_NAME = re.compile(r"\..+\.([0-9]+)\.partial|.+\.([0-9]+)\.part", re.DOTALL)
+"""How earlier versions called it."""
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
@@ -28,7 +31,7 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def whole_file(path: str | Path, mode: str = "w", newline: str | None = None) -> Iterator[IO]:
+def whole_file(path: str | Path, mode: str = "w", newline: str | None = None) -> Iterator[IO[Any]]:
     """Open a file for writing; it takes its name when the block ends without an error.
 
     Args:
@@ -55,6 +58,7 @@ def whole_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     unfinished = _beside(path)
     try:
+        _remove(unfinished)  # of a killed program whose number this one has got
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
         if unfinished.is_file():
@@ -70,13 +74,45 @@ def whole_path(path: str | Path) -> Iterator[Path]:
             _remove(unfinished)
 
 
-def sweep(folder: str | Path) -> None:
-    """Remove what programs of this machine that no longer run have left unfinished in ``folder``."""
+@contextmanager
+def errors_named(path: str | Path) -> Iterator[None]:
+    """Let what the operating system refuses while a file is written name that file, as ``UserError``."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror or error}", where=path) from error
+
+
+def sweep(folder: str | Path, older_names: bool = False) -> None:
+    """Remove what programs of this machine that no longer run have left unfinished in ``folder``.
+
+    Args:
+        folder: sub-folders are left alone.
+        older_names: also remove what earlier versions of this program left, in a folder that is ours alone.
+    """
     for leftover in Path(folder).glob(f".*-{_host()}-*{UNFINISHED}*"):
-        process = leftover.name.split(UNFINISHED)[0].rpartition("-")[2]
-        if process.isdigit() and not Path("/proc", process).exists():
-            with suppress(OSError):
-                _remove(leftover)
+        _remove_leftover(leftover, leftover.name.split(UNFINISHED)[0].rpartition("-")[2])
+    for leftover in Path(folder).iterdir() if older_names else ():
+        match = OLDER_NAME.fullmatch(leftover.name)
+        if match:
+            _remove_leftover(leftover, match[1] or match[2])
+
+
+def _remove_leftover(path: Path, process: str) -> None:
+    if process.isdigit() and not _runs(int(process)):
+        with suppress(OSError):
+            _remove(path)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of that number runs on this machine."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
 
 
 def _beside(path: Path) -> Path:

@@ -1,7 +1,8 @@
 """Optical flow computed once and kept, compressed, on disk.
 
 DIS takes a millisecond or two a frame, reading what it found a fifth of that. Each video has an npz file of its own,
-written whole or not at all, which ``numpy.load`` opens without reading more of it than is asked for::
+written whole or not at all, which ``numpy.load`` opens without reading more of it than is asked for. It carries
+checksums, which every read compares::
 
     data/cache/flow/<name>-<digest of path, size, steps, method and grid>.npz
         source       bytes and time of the last change (ns) of the file it came from
@@ -13,24 +14,29 @@ written whole or not at all, which ``numpy.load`` opens without reading more of 
 from __future__ import annotations
 
 import hashlib
+import io
 import multiprocessing
 import os
 import re
-import shutil
+import struct
 import warnings
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
 
+from datamodules.cache_entries import DamagedEntry, check_space, clear_damaged, damage, read_or_make
+from datamodules.errors import printable
+from datamodules.files import sweep, whole_path
 from datamodules.flow_store import FlowSettings, FlowStore
 from datamodules.frames import FrameStore
 from datamodules.picture_folder import Video
+from datamodules.video_listing import VideoError, state_of
 
 CHUNK_STEPS = 32
 """Steps that are computed and compressed at a time: what a window reads beyond its ends is less than that."""
@@ -38,6 +44,18 @@ BYTES_A_COMPONENT = 0.3
 """What is left of a component after compression at a precision of 1/16 pixel: 0.2 to 0.29 on Puppets and UCF101."""
 PARALLEL_FROM = 30_000_000
 """Pixels times steps worth starting processes for, about seven seconds of DIS: a process imports for seconds first."""
+UNREADABLE = (
+    BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    KeyError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
+"""What ``zipfile`` raises at a damaged archive; RuntimeError where a flag says that it is encrypted."""
 
 
 class SteppedFrames(NamedTuple):
@@ -71,13 +89,14 @@ class FlowCache(FlowStore):
         """
         from tqdm import tqdm
 
+        if self.folder.is_dir():
+            sweep(self.folder, older_names=True)
         entries = {self._entry(*video): video for video in videos}
         missing = {entry: video for entry, video in entries.items() if not self._holds(entry, video.video)}
         if not missing:
             return
         self.method.prepare()
         self._check_size(entries, missing)
-        self.folder.mkdir(parents=True, exist_ok=True)
         # The longest first: one that came last would keep a single core busy while the others wait.
         jobs = sorted(missing.values(), key=lambda video: -len(video.steps))
         if workers is None:
@@ -97,17 +116,42 @@ class FlowCache(FlowStore):
                 pass
 
     def get(self, video: Video, steps: np.ndarray, start: int, stop: int) -> np.ndarray:
-        entry = self._entry(video, steps)
-        archive = self._open(entry, video)
-        if archive is None:
-            self.build([SteppedFrames(video, steps)], workers=1)
+        entry, steps_to_make = self._entry(video, steps), [SteppedFrames(video, steps)]
+
+        def read() -> np.ndarray | None:
+            return self._read(entry, video, len(steps), start, stop)
+
+        def make() -> None:
+            self.build(steps_to_make, workers=1)
+
+        flow = read_or_make(read, make)
+        if flow is None:
+            make()
+            flow = read()
+        if flow is None:
+            folder = printable(str(self.folder))
+            raise VideoError(f"changed while its flow was being computed into {folder}", video)
+        return flow
+
+    def _read(self, entry: Path, video: Video, length: int, start: int, stop: int) -> np.ndarray | None:
+        """Steps ``start`` to ``stop`` of ``length`` from an entry; None where it is not that of the video as it is now.
+
+        Raises:
+            DamagedEntry: it does not hold what was written.
+        """
+        size = self.frames.facts(video).size
+        flow = np.empty((stop - start, 2, *size), np.float32)
+        with ExitStack() as stack:
             archive = self._open(entry, video)
-        if archive is None:
-            raise FileNotFoundError(f"{video} changed while its flow was being computed into {self.folder}")
-        flow = np.empty((stop - start, 2, *self.frames.facts(video).size), np.float32)
-        with archive:
+            if archive is None:
+                return None
+            stack.enter_context(archive)
             for first in range(start // CHUNK_STEPS * CHUNK_STEPS, stop, CHUNK_STEPS):
-                chunk = archive[f"steps_{first}"][max(start - first, 0) : stop - first]
+                chunk = _member(archive, entry, f"steps_{first}")
+                shape = (min(CHUNK_STEPS, length - first), 2, *size)
+                if (chunk.shape, chunk.dtype) != (shape, self.grid.dtype):
+                    raise DamagedEntry(entry, f"steps_{first} is {chunk.dtype} {chunk.shape}, not {shape}")
+                chunk = chunk[max(start - first, 0) : stop - first]
                 place = max(first - start, 0)
                 self.grid.to_pixels(chunk, out=flow[place : place + len(chunk)])
         return flow
@@ -117,41 +161,54 @@ class FlowCache(FlowStore):
         digest = hashlib.sha256(np.asarray(steps, np.int64).tobytes())
         # The steps say at which frame rate; all of the scale, since it decides what the frames look like.
         settings = (path.resolve(), *self.frames.scale, self.method.identity(), self.grid.identity())
-        digest.update("|".join(map(str, settings)).encode())
+        digest.update(os.fsencode("|".join(map(str, settings))))
         return self.folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', path.stem)[:60]}-{digest.hexdigest()[:16]}.npz"
 
-    def _open(self, entry: Path, video: Video) -> NpzFile | None:
-        """The flow of the video as it is now, if there is one."""
+    def _open(self, entry: Path, video: Video) -> ZipFile | None:
+        """The flow of the video as it is now, if there is one.
+
+        Raises:
+            DamagedEntry: there is something that cannot be opened.
+        """
+        state = _state(video)
         try:
-            archive = np.load(entry)
-        except (FileNotFoundError, BadZipFile):
+            archive = ZipFile(entry)
+        except FileNotFoundError:
             return None
-        if archive["source"].tolist() == _state(video):
+        except UNREADABLE as error:
+            raise damage(entry, error) from error
+        try:
+            current = _member(archive, entry, "source").tolist() == state
+        except DamagedEntry:
+            archive.close()
+            raise
+        if current:
             return archive
         archive.close()
         return None
 
     def _holds(self, entry: Path, video: Video) -> bool:
-        with self._open(entry, video) or nullcontext() as archive:
-            return archive is not None
+        """Whether there is an entry that can be used, as far as opening it tells; a damaged one is cleared away."""
+        try:
+            archive = self._open(entry, video)
+        except DamagedEntry as found:
+            clear_damaged(found)
+            return False
+        if archive is not None:
+            archive.close()
+        return archive is not None
 
     def _write(self, job: SteppedFrames) -> None:
         video, steps = job
-        entry = self._entry(video, steps)
-        partial = entry.with_name(f".{entry.name}.{os.getpid()}.partial")
-        try:
-            state, before = _state(video), None
-            with ZipFile(partial, "w", ZIP_DEFLATED) as archive:
-                for start in range(0, len(steps), CHUNK_STEPS):
-                    # The last frame is kept: to go back for it, a decoder would begin again at the last key frame.
-                    frames = self.frames.get(video, steps[start : start + CHUNK_STEPS])
-                    _add(archive, f"steps_{start}", self.grid.to_integers(self.method.of_steps(frames, before)))
-                    before = frames[-1].copy()
-                _add(archive, "source", np.asarray(state, np.int64))
-                _add(archive, "precision", np.asarray(self.grid.precision))
-            partial.replace(entry)
-        finally:
-            partial.unlink(missing_ok=True)
+        state, before = _state(video), None
+        with whole_path(self._entry(video, steps)) as unfinished, ZipFile(unfinished, "w", ZIP_DEFLATED) as archive:
+            for start in range(0, len(steps), CHUNK_STEPS):
+                # The last frame is kept: to go back for it, a decoder would begin again at the last key frame.
+                frames = self.frames.get(video, steps[start : start + CHUNK_STEPS])
+                _add(archive, f"steps_{start}", self.grid.to_integers(self.method.of_steps(frames, before)))
+                before = frames[-1].copy()
+            _add(archive, "source", np.asarray(state, np.int64))
+            _add(archive, "precision", np.asarray(self.grid.precision))
 
     def _num_pixels(self, video: SteppedFrames) -> int:
         return len(video.steps) * int(np.prod(self.frames.facts(video.video).size))
@@ -163,16 +220,8 @@ class FlowCache(FlowStore):
         to_write = sum(2 * self._num_pixels(video) * each for video in missing.values())
         total = to_write + sum(entry.stat().st_size for entry in entries.keys() - missing.keys())
         advice = "choose a smaller short_side or a lower frame_rate, or compute it anew each time (flow.cache: null)"
-        if total > self.max_gib * 2**30:
-            raise ValueError(
-                f"the optical flow of {len(entries)} videos takes about {total / 2**30:.1f} GiB, more than the "
-                f"{self.max_gib:g} GiB allowed: {advice}, or raise flow.cache_max_gib"
-            )
-        existing = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
-        free = shutil.disk_usage(existing).free
-        if to_write > free:
-            need = f"needs about {to_write / 2**30:.1f} GiB for optical flow, {free / 2**30:.1f} GiB are free"
-            raise ValueError(f"{self.folder} {need}: {advice}")
+        what = f"by estimate, the optical flow of {len(entries)} videos"
+        check_space(self.folder, what, total, to_write, self.max_gib, "flow.cache_max_gib", advice)
 
 
 _cache: FlowCache
@@ -197,10 +246,22 @@ def _add(archive: ZipFile, name: str, values: np.ndarray) -> None:
         np.lib.format.write_array(file, values, allow_pickle=False)
 
 
+def _member(archive: ZipFile, entry: Path, name: str) -> np.ndarray:
+    """An array of an entry.
+
+    Its bytes are read to the end, where the checksum is compared, before anything is made of them.
+    """
+    try:
+        content = archive.read(f"{name}.npy")
+    except UNREADABLE as error:
+        raise damage(entry, error) from error
+    return np.load(io.BytesIO(content), allow_pickle=False)
+
+
 def _path(video: Video) -> Path:
     return Path(str(video))
 
 
 def _state(video: Video) -> list[int]:
-    facts = _path(video).stat()
+    facts = state_of(_path(video), "video")
     return [facts.st_size, facts.st_mtime_ns]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datamodules.errors import UserError
 from datamodules.frames import FrameStore
 from datamodules.optical_flow import MethodName, OpticalFlow, flow_method
 from datamodules.picture_folder import Video
@@ -46,9 +47,10 @@ class FlowGrid:
 
     def __init__(self, bound: float, precision: float) -> None:
         if not (0 < precision <= bound and bound / precision < np.iinfo(np.int16).max):
-            raise ValueError(
+            raise UserError(
                 f"precision must be positive, and bound between precision and 32766 times that, got precision "
-                f"{precision} and bound {bound}"
+                f"{precision} and bound {bound}",
+                where="flow",
             )
         self.precision = precision
         self.levels = round(bound / precision)

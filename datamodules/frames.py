@@ -14,8 +14,12 @@ import numpy as np
 
 from datamodules.picture_folder import Video
 from datamodules.video import VideoReader, list_video, open_video
+from datamodules.video_listing import VideoError
 
 Interpolation = Literal["area", "bilinear"]
+LONGEST_TO_SHORTEST = 10
+"""Frames that are longer than so many times their short side are not scaled by it: 16x1024 would become 128x8192, which
+takes a network minutes a frame. Panoramas of four cameras side by side are 7 times as long."""
 
 
 class FrameFacts(NamedTuple):
@@ -52,11 +56,18 @@ class FrameScale(NamedTuple):
     interpolation: Interpolation = "area"
     """``area`` averages areas when shrinking and is linear when enlarging, ``bilinear`` is linear always."""
 
-    def size(self, height: int, width: int) -> tuple[int, int]:
+    def size(self, height: int, width: int, video: object = None) -> tuple[int, int]:
         """Height and width with the aspect kept, rounded half up.
 
         >>> FrameScale(128).size(240, 320), FrameScale(None).size(240, 320), FrameScale(288, 1333).size(100, 500)
         ((128, 171), (240, 320), (267, 1333))
+
+        Args:
+            height, width: of the video.
+            video: whose, for the message.
+
+        Raises:
+            VideoError: frames so thin that they would become huge.
         """
         if self.short_side is None:
             return height, width
@@ -64,11 +75,19 @@ class FrameScale(NamedTuple):
         if self.max_long_side is not None and max(height, width) * wanted > self.max_long_side * of:
             wanted, of = self.max_long_side, max(height, width)
         # In whole numbers: a fraction such as 0.5 - 1e-17 would be rounded down.
-        return (2 * height * wanted + of) // (2 * of), (2 * width * wanted + of) // (2 * of)
+        size = max((2 * height * wanted + of) // (2 * of), 1), max((2 * width * wanted + of) // (2 * of), 1)
+        if self.max_long_side is None and max(height, width) > LONGEST_TO_SHORTEST * min(height, width):
+            raise VideoError(
+                f"frames of {width}x{height} pixels are too thin: at a short side of {self.short_side} they would be "
+                f"{size[1]}x{size[0]}",
+                video,
+                "bound them by max_long_side, or cut or pad the video to a usual shape",
+            )
+        return size
 
-    def __call__(self, frames: np.ndarray) -> np.ndarray:
+    def __call__(self, frames: np.ndarray, video: object = None) -> np.ndarray:
         """(T, h, w, 3) uint8 -> (T, *size, 3)."""
-        size = self.size(*frames.shape[1:3])
+        size = self.size(*frames.shape[1:3], video)
         if frames.shape[1:3] == size:
             return frames
         import cv2
@@ -100,11 +119,11 @@ class DecodedFrames(FrameStore):
         if video not in self._facts:
             listing = list_video(video)
             shown = (listing.height, listing.width)
-            self._facts[video] = FrameFacts(listing.times, shown, self.scale.size(*shown))
+            self._facts[video] = FrameFacts(listing.times, shown, self.scale.size(*shown, video))
         return self._facts[video]
 
     def get(self, video: Video, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        return self.scale(self._reader(video).get(indices))
+        return self.scale(self._reader(video).get(indices), video)
 
     def _reader(self, video: Video) -> VideoReader:
         if self._process != os.getpid():

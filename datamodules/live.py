@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
+from datamodules.errors import printable
 from datamodules.live_source import Arrival, LiveSource
 from datamodules.time_grid import TimeGrid
 from datamodules.video_listing import VideoError
@@ -165,14 +166,14 @@ class LiveCapture:
             except ConnectionError as error:
                 reason = str(error)
             if self.received == 0:
-                raise VideoError(f"{name}: cannot be opened ({reason}); check the address, and that the camera is on")
+                raise VideoError(f"cannot be opened ({reason})", name, "check the address, and that the camera is on")
             attempts = 0 if self.received > before else attempts
             if attempts == self.reconnect_attempts:
-                raise VideoError(f"{name}: lost ({reason}), and {attempts} attempts to reconnect failed")
+                raise VideoError(f"lost ({reason}), and {attempts} attempts to reconnect failed", name)
             wait = min(self.first_wait_seconds * 2**attempts, LONGEST_WAIT_SECONDS)
             attempts += 1
             if not self.stop.is_set():
-                rank_zero_info(f"{name}: {reason}; attempt {attempts} to reconnect in {wait:g} s")
+                rank_zero_info(f"{printable(name)}: {reason}; attempt {attempts} to reconnect in {wait:g} s")
             self.stop.wait(wait)
 
     def _receive_once(self, lost: bool) -> None:
@@ -184,7 +185,7 @@ class LiveCapture:
                     return
                 if lost:
                     self.reconnections, lost = self.reconnections + 1, False
-                    rank_zero_info(f"{self.source.name}: is back")
+                    rank_zero_info(f"{printable(self.source.name)}: is back")
                 self._deliver(arrival)
 
     def _deliver(self, arrival: Arrival) -> None:

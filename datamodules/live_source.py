@@ -6,7 +6,9 @@ can be iterated over again. What can never work raises ``VideoError``.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,10 +16,18 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from datamodules.live_feed import FETCH, BoundedFeed
 from datamodules.video_listing import VideoError
 
 OPEN_SECONDS = 10.0
 """How long a network source may take to answer."""
+UNDECODABLE_SECONDS = 30.0
+"""How long data may come of which no frame can be made: until the next keyframe, for instance."""
+COUNTED_PROTOCOLS = ("http:", "https:", "tcp:")
+"""Those over which a packet may be of any length."""
+PLAYLISTS = (b"#EXTM3U", b"<?xml", b"<MPD")
+PICTURE_LIMIT = {"max_pixels": str(64 * 2**20)}
+"""Options of a decoder that bound a picture, to twice that of 8192x4320 pixels: its header may say anything."""
 UNTIMED_FORMATS = frozenset({"mpjpeg", "mjpeg", "h264", "hevc", "image2pipe"})
 """Streams without time stamps; FFmpeg makes them up, 25 a second."""
 
@@ -83,35 +93,67 @@ class NetworkStream:
     def __iter__(self) -> Generator[Arrival, None, None]:
         import av
 
-        # RTSP over UDP loses packets, which shows as grey smears.
-        options = {"rtsp_transport": "tcp"} if self.address.startswith("rtsp") else {}
+        since = time.monotonic()
         try:
-            with av.open(self.address, timeout=(OPEN_SECONDS, self.stall_seconds), options=options) as container:
+            with ExitStack() as stack:
+                container, feed = self._connect(stack)
                 if container.size > 0 and container.duration:
                     seconds = container.duration / av.time_base
-                    raise VideoError(f"{self.name}: a file of {seconds:.0f} s, not a live stream; save it and name it")
+                    raise VideoError(f"a file of {seconds:.0f} s, not a live stream", self.name, "save it and name it")
                 stream = container.streams.best("video")
                 if stream is None:
-                    raise VideoError(f"{self.name}: holds no video stream")
+                    raise VideoError("holds no video stream", self.name)
                 stream.thread_type = "SLICE"  # threads over frames would hold several of them back
+                stream.codec_context.options = PICTURE_LIMIT
                 timed = container.format.name not in UNTIMED_FORMATS
-                yield from _arrivals(container, stream, timed)
-        except av.error.ExitError:
-            raise ConnectionError(f"no data within {self.stall_seconds:g} s") from None
+                packets, shown = container.demux(stream), since
+                while True:
+                    since = time.monotonic()
+                    if feed is not None:
+                        feed.expect(self.stall_seconds)
+                    packet = next(packets, None)
+                    if packet is None:
+                        return
+                    for arrival in _arrivals(packet, timed):
+                        yield arrival
+                        shown = time.monotonic()
+                    if time.monotonic() - shown > UNDECODABLE_SECONDS:
+                        raise ConnectionError("what comes cannot be decoded: damaged, or larger than any picture")
+        except (av.error.ExitError, TimeoutError):
+            waited = round(time.monotonic() - since, 1)
+            raise ConnectionError(f"no frame within {waited:g} s") from None
         except av.error.FFmpegError as error:
             raise ConnectionError(error.strerror) from None  # its full text holds the address
 
+    def _connect(self, stack: ExitStack) -> tuple[Any, BoundedFeed | None]:
+        """The opened stream, and what counts its bytes if it is one without an end over HTTP.
 
-def _arrivals(container: Any, stream: Any, timed: bool) -> Iterator[Arrival]:
+        Protocols that divide a stream themselves (RTSP, RTMP), segments (HLS, DASH) and files are left to FFmpeg.
+        """
+        import av
+
+        settings: dict[str, Any] = {"timeout": (OPEN_SECONDS, self.stall_seconds), "metadata_errors": "replace"}
+        if self.address.lower().startswith(COUNTED_PROTOCOLS):
+            with ExitStack() as fetching:
+                fetched = fetching.enter_context(av.open(self.address, **settings, **FETCH))
+                feed = BoundedFeed(fetched, OPEN_SECONDS)
+                if fetched.size <= 0 and not feed.start.lstrip().startswith(PLAYLISTS):
+                    stack.enter_context(fetching.pop_all())
+                    return stack.enter_context(av.open(feed, metadata_errors="replace", options=PICTURE_LIMIT)), feed
+        # RTSP over UDP loses packets, which shows as grey smears.
+        options = PICTURE_LIMIT | ({"rtsp_transport": "tcp"} if self.address.startswith("rtsp") else {})
+        return stack.enter_context(av.open(self.address, options=options, **settings)), None
+
+
+def _arrivals(packet: Any, timed: bool) -> Iterator[Arrival]:
     import av
 
-    for packet in container.demux(stream):
-        try:
-            frames = packet.decode()
-        except av.error.InvalidDataError:
-            continue  # a damaged packet, or one from before the first whole frame
-        for frame in frames:
-            yield Arrival(partial(_pixels, frame), frame.time if timed else None)
+    try:
+        frames = packet.decode()
+    except (av.error.InvalidDataError, av.error.ArgumentError):
+        return  # a damaged packet, one from before the first whole frame, or a picture that is too large
+    for frame in frames:
+        yield Arrival(partial(_pixels, frame), frame.time if timed else None)
 
 
 def _pixels(frame: Any) -> np.ndarray:

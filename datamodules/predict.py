@@ -16,12 +16,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules.batches import Capture, StreamBatch
 from datamodules.collate import stack_frames
+from datamodules.errors import UserError
 from datamodules.frames import FrameScale, Interpolation
 from datamodules.live import LiveCapture
 from datamodules.live_source import LiveSource, live_source
 from datamodules.picture_folder import Video
 from datamodules.source_files import SOURCES, files_of
 from datamodules.stopping import stopped_by_signals
+from datamodules.text_files import check_names, read_class_list
 from datamodules.time_grid import TimeGrid, frames_on_grid
 from datamodules.video import list_video, open_video
 from datamodules.video_listing import VideoError
@@ -95,15 +97,15 @@ class PredictDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if not source:
-            raise ValueError(f"nothing to predict on; {SOURCES}")
+            raise UserError("nothing to predict on", remedy=SOURCES)
         positive = {"frame_stride": frame_stride, "frame_rate": frame_rate, "chunk_frames": chunk_frames}
         positive |= {"picture_rate": picture_rate, "queue_frames": queue_frames, "stall_seconds": stall_seconds}
         positive |= {"max_frames": max_frames, "max_seconds": max_seconds, "max_gap_seconds": max_gap_seconds}
         for name, value in positive.items():
             if value is not None and value <= 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
+                raise UserError(f"{name} must be above 0, got {value}")
         if reconnect_attempts < 0:
-            raise ValueError(f"reconnect_attempts must not be negative, got {reconnect_attempts}")
+            raise UserError(f"reconnect_attempts must not be negative, got {reconnect_attempts}")
         self.source = source
         self.class_names = _class_names(classes)
         self.frame_stride = frame_stride
@@ -118,6 +120,7 @@ class PredictDataModule(LightningDataModule):
         self.reconnect_attempts = reconnect_attempts
         self.live: LiveSource | None = live_source(source, stall_seconds)
         self.videos: tuple[PredictedVideo, ...] = ()
+        self.input_files: tuple[Path, ...] = ()
         self._stop = threading.Event()
 
     @property
@@ -126,12 +129,14 @@ class PredictDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if stage != "predict":
-            raise ValueError(f"PredictDataModule knows no truth, so there is nothing to {stage}; use predict")
+            raise UserError(f"PredictDataModule knows no truth, so there is nothing to {stage}", remedy="use predict")
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         if self.live is None:
-            self.videos = tuple(self._listed(files_of(self.source, self.picture_rate))[rank::world_size])
+            files = files_of(self.source, self.picture_rate)
+            self.input_files = tuple(video for _, video in files if isinstance(video, Path))
+            self.videos = tuple(self._listed(files)[rank::world_size])
         elif world_size > 1:
-            raise ValueError(f"{self.live.name} can be read by one process, not {world_size}; set --trainer.devices 1")
+            raise UserError(f"can be read by one process, not {world_size}", self.live.name, "set --trainer.devices 1")
 
     def teardown(self, stage: str) -> None:
         self._stop.set()
@@ -160,15 +165,21 @@ class PredictDataModule(LightningDataModule):
         listed, broken = [], []
         for video_id, path in tqdm(files, desc="Looking into files", disable=len(files) < 2, leave=False):
             try:
-                times = list_video(path).times
+                listing = list_video(path)
+                self.scale.size(listing.height, listing.width, path)
             except VideoError as error:
                 broken.append(error)
                 continue
+            times = listing.times
             times = times[: np.searchsorted(times, times[0] + (self.max_seconds or np.inf))]
             frames = frames_on_grid(times, self.period_seconds)[: self.max_frames]
             listed.append(PredictedVideo(video_id, path, frames, times[frames]))
         if not listed:
-            raise broken[0]
+            raise (
+                broken[0]
+                if len(files) == 1
+                else VideoError(f"{self.source}: none of its {len(files)} videos can be read; the first: {broken[0]}")
+            )
         for error in broken:
             rank_zero_warn(f"left out: {error}")
         return listed
@@ -219,7 +230,7 @@ class PredictDataModule(LightningDataModule):
         is_last: bool,
     ) -> StreamBatch:
         """T pictures (T, h, w, 3) that are shown at ``times`` as a chunk of one lane."""
-        frames, image_sizes = stack_frames([self.scale(pictures)])
+        frames, image_sizes = stack_frames([self.scale(pictures, video_id)])
         length = len(pictures)
         return StreamBatch(
             frames=frames,
@@ -253,12 +264,11 @@ class _Batches:
 
 def _class_names(classes: list[str] | str) -> tuple[str, ...]:
     if isinstance(classes, str):
-        if not Path(classes).is_file():
-            raise FileNotFoundError(f"no class names at {classes}; name a text file with one a line, or list them")
-        classes = Path(classes).read_text(encoding="utf-8").splitlines()
-    names = tuple(name.strip() for name in classes if name.strip())
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"there must be class names, each of them once, got {', '.join(names) or 'none'}")
+        return read_class_list(classes)
+    names = tuple(name.strip() for name in classes)
+    if not all(names):
+        raise UserError(f"there must be class names, got {', '.join(names) or 'none'}", "data.classes")
+    check_names(names, "data.classes", "class")
     return names
 
 

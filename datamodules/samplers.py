@@ -64,15 +64,57 @@ class ShuffledBatches(DistributedSampler):
     def __len__(self) -> int:
         return self.num_batches
 
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
+        """Return the samples of an epoch, (total,) int64."""
+        return _draw(rng, self.size, self.total)
+
     def __iter__(self) -> Iterator[list[Request]]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        rounds = math.ceil(self.total / self.size)
-        order = np.concatenate([rng.permutation(self.size) for _ in range(rounds)])[: self.total]
+        order = self._order(rng)
         seeds = rng.integers(0, 2**32, len(order))
         for batch in range(self.num_batches):
             start = (batch * self.world_size + self.rank) * self.batch_size
             chosen = slice(start, start + self.batch_size)
             yield [Request(int(i), int(s)) for i, s in zip(order[chosen], seeds[chosen], strict=True)]
+
+
+class MixedBatches(ShuffledBatches):
+    """``ShuffledBatches`` of two kinds of samples, in a given proportion.
+
+    Args:
+        size: number of samples of the first kind. others: of the second kind, whose indices follow.
+        others_share: how many of an epoch's samples are of the second kind.
+
+    The other arguments are those of ``ShuffledBatches``; None for ``samples_per_epoch`` takes each of the first kind
+    once and as many of the second as that makes.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        others: int,
+        others_share: float,
+        batch_size: int,
+        samples_per_epoch: int | None,
+        seed: int | None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if not 0 < others_share < 1 or others < 1:
+            raise ValueError(f"a share of {others_share:g} of {others} samples cannot be drawn")
+        total = round(size / (1 - others_share)) if samples_per_epoch is None else samples_per_epoch
+        super().__init__(size, batch_size, total, seed, rank, world_size)
+        self.others, self.num_others = others, round(others_share * total)
+
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
+        first = _draw(rng, self.size, self.total - self.num_others)
+        return rng.permutation(np.concatenate([first, self.size + _draw(rng, self.others, self.num_others)]))
+
+
+def _draw(rng: np.random.Generator, size: int, count: int) -> np.ndarray:
+    """``count`` of the numbers below ``size``, each as often as the others, in random order."""
+    rounds = [rng.permutation(size) for _ in range(math.ceil(count / size))]
+    return np.concatenate([np.zeros(0, np.int64), *rounds])[:count]
 
 
 class EveryOnce(DistributedSampler):

@@ -14,6 +14,7 @@ from datamodules.annotations.source import DetectionSource, Split
 from datamodules.frame_cache import FrameCache
 from datamodules.frames import DecodedFrames, FrameScale, FrameStore
 from datamodules.picture_folder import Video
+from datamodules.text_files import check_names
 
 BatchT = TypeVar("BatchT")
 Opened = TypeVar("Opened")
@@ -107,6 +108,11 @@ class SourceDataModule(LightningDataModule, Generic[Opened]):
         if stage == "predict":
             self._videos["predict"] = self._videos["test"]
 
+    @property
+    def input_files(self) -> tuple[Path, ...]:
+        """The files to predict on that were named; results never replace them."""
+        return tuple(Path(file) for file in self.predict_videos or ())
+
     def videos(self, split: Split | Literal["predict"]) -> tuple[Opened, ...]:
         """The videos of a split, or those to predict on, once ``setup`` has opened them."""
         if split not in self._videos:
@@ -153,6 +159,8 @@ def _use_one_thread(worker: int) -> None:
 def _named(files: Sequence[str | Path]) -> list[tuple[str, Path]]:
     """Files with names as short as they can be told apart."""
     paths = [Path(file) for file in files]
-    stems = [path.stem for path in paths]
-    names = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+    check_names(list(map(str, paths)), "predict_videos", "file")
+    names = [path.stem for path in paths]
+    if len({name.casefold() for name in names}) < len(names):  # "A" and "a" would share their files of results
+        names = [str(path) for path in paths]
     return list(zip(names, paths, strict=True))

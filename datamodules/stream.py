@@ -11,17 +11,19 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.annotations.few_labels import WithUnlabelled
 from datamodules.annotations.source import DetectionSource, Split
 from datamodules.batches import StreamBatch
 from datamodules.broken_videos import BrokenVideos, OnError
 from datamodules.collate import padded_size, stack_frames
 from datamodules.detection import DetectionDataModule, require_at_least
+from datamodules.errors import UserError
 from datamodules.frames import FrameScale, FrameStore, Interpolation
 from datamodules.indexing import NOTHING, StreamChunk, keyframes_on_grid, num_slots, stream_chunks
-from datamodules.samplers import InOrder, ShuffledBatches
+from datamodules.samplers import InOrder, MixedBatches, ShuffledBatches
 from datamodules.transforms import ClipTransform
 from datamodules.video_listing import VideoError
-from datamodules.windows import TimedVideo, Window, WindowDataset, annotated_samples
+from datamodules.windows import TimedVideo, Window, WindowDataset, annotated_samples, slot_samples
 
 
 class ChunkDataset(Dataset):
@@ -171,6 +173,9 @@ class StreamDataModule(DetectionDataModule):
         saturation: largest random change, as a fraction.
         samples_per_epoch: how many windows to draw at random each epoch over all ranks; None takes each once.
         min_keyframe_boxes: the last keyframe of a window holds at least this many boxes.
+        unlabelled: folder of videos without labels, from which a teacher alone can teach.
+        unlabelled_share: how many of the training windows are of videos without any label, those of ``unlabelled`` and
+            of the source; None means half of them with ``unlabelled``, and none without.
         seed: of order and augmentation; that of ``seed_everything`` by default.
         predict_videos: files to predict on; None predicts on the videos of the test split.
         on_error: ``raise`` stops at a video that cannot be read, ``skip`` leaves it out and tells it at the end of the
@@ -200,11 +205,15 @@ class StreamDataModule(DetectionDataModule):
         saturation: float = 0.0,
         samples_per_epoch: int | None = None,
         min_keyframe_boxes: int = 1,
+        unlabelled: str | Path | None = None,
+        unlabelled_share: float | None = None,
         seed: int | None = None,
         predict_videos: list[str | Path] | None = None,
         on_error: OnError = "raise",
     ) -> None:
         scale = FrameScale(short_side, max_long_side, interpolation)
+        if unlabelled is not None:
+            source = WithUnlabelled(source, unlabelled)
         super().__init__(source, num_workers, scale, cache, cache_max_gib, predict_videos, on_error)
         require_at_least(0, train_future_frames=train_future_frames, min_keyframe_boxes=min_keyframe_boxes)
         require_at_least(1, frame_stride=frame_stride, train_past_frames=train_past_frames, batch_size=batch_size)
@@ -221,6 +230,11 @@ class StreamDataModule(DetectionDataModule):
         self.transform = ClipTransform(horizontal_flip, scale_range, brightness, contrast, saturation)
         self.samples_per_epoch = samples_per_epoch
         self.min_keyframe_boxes = min_keyframe_boxes
+        self.unlabelled_share = (0.0 if unlabelled is None else 0.5) if unlabelled_share is None else unlabelled_share
+        if not 0 <= self.unlabelled_share < 1:
+            raise ValueError(f"unlabelled_share must be at least 0 and below 1, got {unlabelled_share}")
+        if unlabelled is not None and self.unlabelled_share == 0:
+            raise ValueError(f"unlabelled_share=0 takes nothing of unlabelled={unlabelled}; leave one of them out")
         self.seed = seed
 
     @property
@@ -232,13 +246,38 @@ class StreamDataModule(DetectionDataModule):
         samples = annotated_samples(videos, self.min_keyframe_boxes)
         if len(samples) == 0:
             raise ValueError(f"the train split of {type(self.source).__name__} has no annotated keyframe to use")
+        others = self._unlabelled_samples(videos)
         dataset = WindowDataset(
-            videos, samples, self.window, self.num_classes, self.store, self.transform, self._broken
+            videos,
+            np.concatenate([samples, others]),
+            self.window,
+            self.num_classes,
+            self.store,
+            self.transform,
+            self._broken,
         )
-        sampler = ShuffledBatches(
-            len(dataset), self.batch_size, self.samples_per_epoch, self.seed, self.rank, self.world_size
-        )
+        drawn = (self.batch_size, self.samples_per_epoch, self.seed, self.rank, self.world_size)
+        if self.unlabelled_share:
+            sampler = MixedBatches(len(samples), len(others), self.unlabelled_share, *drawn)
+        else:
+            sampler = ShuffledBatches(len(samples), *drawn)
         return self._loader(dataset, sampler, self.num_workers)
+
+    def _unlabelled_samples(self, videos: Sequence[TimedVideo]) -> np.ndarray:
+        """Every frame that a stream takes of videos without labels, where they are wanted: (S, 2) rows."""
+        if not self.unlabelled_share:
+            return np.empty((0, 2), np.int64)
+        bare = np.asarray([number for number, video in enumerate(videos) if not len(video.frames)], np.int64)
+        if not len(bare):
+            raise UserError(
+                f"wants {self.unlabelled_share:g} of the windows from videos without labels, but every training video "
+                "has some",
+                where="data.init_args.unlabelled_share",
+                remedy="name a folder of them (data.init_args.unlabelled), or leave it out",
+            )
+        samples = slot_samples([videos[number] for number in bare.tolist()], self.frame_stride)
+        samples[:, 0] = bare[samples[:, 0]]
+        return samples
 
     def val_dataloader(self) -> DataLoader:
         return self._streams("val")

@@ -8,6 +8,7 @@ everything else behind the same interface. A folder of pictures is a video too.
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import warnings
 import weakref
@@ -19,8 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.picture_folder import PictureFolder, PictureListing, Video, list_pictures
-from datamodules.video_listing import FrameListing, VideoError, decode, list_frames
+from datamodules.errors import UserError, printable
+from datamodules.files import whole_path
+from datamodules.picture_folder import PictureFolder, PictureListing, Video, list_pictures, read_picture
+from datamodules.video_listing import FrameListing, VideoError, decode, list_frames, open_container
 
 TIMESTAMP_TOLERANCE = 2e-3
 """Seconds. decord returns float32 times, which are a millisecond apart four hours into a file."""
@@ -119,27 +122,20 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float | Fra
     """Write (H, W, 3) uint8 RGB frames as h264 mp4, whole or not at all. H and W must be even."""
     import av
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with av.open(str(partial), "w", format="mp4") as container:
-            stream = None
-            for frame in frames:
-                if stream is None:
-                    height, width = frame.shape[:2]
-                    if height % 2 or width % 2:
-                        raise ValueError(f"{path}: h264 needs even frame sizes, got {width}x{height}")
-                    stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(100_000))
-                    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-                    stream.options = {"crf": str(crf), "preset": "veryfast", "g": "32", "threads": "1"}
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+    with whole_path(path) as unfinished, av.open(str(unfinished), "w", format="mp4") as container:
+        stream = None
+        for frame in frames:
             if stream is None:
-                raise ValueError(f"{path}: no frames to write")
-            container.mux(stream.encode())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+                height, width = frame.shape[:2]
+                if height % 2 or width % 2:
+                    raise UserError(f"h264 needs even frame sizes, got {width}x{height}", path)
+                stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(100_000))
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                stream.options = {"crf": str(crf), "preset": "veryfast", "g": "32", "threads": "1"}
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        if stream is None:
+            raise UserError("no frames to write", path)
+        container.mux(stream.encode())
 
 
 class _DecordReader(VideoReader):
@@ -162,7 +158,7 @@ class _DecordReader(VideoReader):
         try:
             decoder = decord.VideoReader(str(path), num_threads=num_threads)
             listed = decoder.get_frame_timestamp(np.arange(len(decoder)))[:, 0].astype(np.float64)
-        except (decord.DECORDError, RuntimeError):
+        except (decord.DECORDError, RuntimeError, UnicodeEncodeError):  # the last at names that are not UTF-8
             return None
         if len(listed) != len(listing.times):
             return None
@@ -186,7 +182,7 @@ class _DecordReader(VideoReader):
 
 
 class _AvReader(VideoReader):
-    """Decodes forwards from the nearest keyframe, or from the start of the file where it cannot be searched."""
+    """Decodes forwards from the nearest entry, or from the start of the file where it cannot be searched."""
 
     def __init__(self, path: Path, listing: FrameListing, num_threads: int) -> None:
         self.path, self.times, self.num_frames = path, listing.times, len(listing.times)
@@ -207,7 +203,7 @@ class _AvReader(VideoReader):
                 out[wanted == index] = self._frame(index)
         except av.error.FFmpegError as error:
             self._stop()  # the decoder has ended: the next frame is searched for anew
-            raise VideoError(f"{self.path}: corrupt at frame {self._next} ({error.strerror})") from error
+            raise VideoError(f"corrupt at frame {self._next} ({error.strerror})", self.path) from error
         return out
 
     def _frame(self, index: int) -> np.ndarray:
@@ -219,27 +215,41 @@ class _AvReader(VideoReader):
             frame = self._advance_to(index)
             if frame is not None:
                 return self._keep(index, frame)
-        raise VideoError(f"{self.path}: corrupt, frame {index} at {self.times[index]:.3f} s cannot be decoded")
+        raise VideoError(f"corrupt, frame {index} at {self.times[index]:.3f} s cannot be decoded", self.path)
 
     def _approach(self, index: int, from_start: bool) -> None:
-        """Put the decoder at or before a frame: go on from where it is unless a keyframe lies nearer."""
-        keyframe, start = None, 0
+        """Put the decoder at or before a frame: go on from where it is unless an entry lies nearer."""
+        entry, start = None, 0
         if self._listing.pts is not None and not from_start:
-            earlier = self._listing.keyframe_pts[self._listing.keyframe_pts <= self._listing.pts[index]]
+            earlier = self._listing.entry_pts[self._listing.entry_pts <= self._listing.pts[index]]
             if len(earlier):
-                keyframe, start = int(earlier[-1]), int(np.searchsorted(self._listing.pts, earlier[-1]))
+                entry, start = int(earlier[-1]), int(np.searchsorted(self._listing.pts, earlier[-1]))
         if self._frames is not None and not from_start and start <= self._next <= index:
             return
-        import av
+        packets = self._open()
+        self._next = 0
+        if start > 0:
+            packets = self._search(entry)
+        self._frames = decode(packets)
 
-        self._stop()  # a decoder's threads can only be chosen before it starts
-        self._container = av.open(str(self.path))
+    def _open(self) -> Iterator[Any]:
+        """Open the file anew: a decoder's threads can only be chosen before it starts."""
+        self._stop()
+        self._container = open_container(self.path)
         stream = self._container.streams.best("video")
         stream.codec_context.thread_count = self._num_threads
-        if start > 0:
-            self._container.seek(keyframe, stream=stream)
-        self._frames = decode(self._container, stream)
-        self._next = start
+        return self._container.demux(stream)
+
+    def _search(self, entry: int) -> Iterator[Any]:
+        """The packets from an entry on; from the start where the search ends at a keyframe that is none."""
+        stream = self._container.streams.best("video")
+        self._container.seek(entry, stream=stream)
+        packets = self._container.demux(stream)
+        first = next(packets, None)
+        if first is None or first.pts is None or first.pts not in self._listing.entry_pts:
+            return self._open()
+        self._next = int(np.searchsorted(self._listing.pts, first.pts))
+        return itertools.chain([first], packets)
 
     def _advance_to(self, index: int) -> Any | None:
         """Decode up to a frame; None if it does not come."""
@@ -266,7 +276,7 @@ class _AvReader(VideoReader):
             pixels = np.rot90(pixels, frame.rotation // 90)
         if pixels.shape[:2] != (self.height, self.width):
             size = f"{pixels.shape[1]}x{pixels.shape[0]}"
-            raise VideoError(f"{self.path}: frame {index} is {size}, the first is {self.width}x{self.height}")
+            raise VideoError(f"frame {index} is {size}, the first is {self.width}x{self.height}", self.path)
         self._buffer[index] = pixels
         while len(self._buffer) > 1 and len(self._buffer) * pixels.nbytes > BUFFER_BYTES:
             self._buffer.popitem(last=False)
@@ -297,20 +307,18 @@ class _PictureReader(VideoReader):
         return out
 
     def _picture(self, index: int) -> np.ndarray:
-        import cv2
-
         for near in (*range(index, -1, -1), *range(index + 1, self.num_frames)):
             file = self._listing.file(near)
-            picture = cv2.imread(file)  # blue, green, red
+            picture = read_picture(file)
             if picture is None:
                 # Python shows a warning of one text once.
-                warnings.warn(f"{file}: no readable picture, a neighbour is shown instead", stacklevel=2)
+                warnings.warn(f"{printable(file)}: no readable picture, a neighbour is shown instead", stacklevel=2)
                 continue
             if picture.shape[:2] != (self.height, self.width):
                 size = f"{picture.shape[1]}x{picture.shape[0]}"
-                raise VideoError(f"{file} is {size}, the first picture is {self.width}x{self.height}")
+                raise VideoError(f"is {size}, the first picture is {self.width}x{self.height}", file)
             return picture[..., ::-1]
-        raise VideoError(f"{self.path}: not a single picture can be read")
+        raise VideoError("not a single picture can be read", self.path)
 
     def close(self) -> None:
         """Nothing stays open."""

@@ -12,6 +12,7 @@ from datamodules.annotations.source import AnnotatedVideo
 from datamodules.batches import ClipBatch, TrueKeyframe, TrueTube, TrueTubes
 from datamodules.broken_videos import BrokenVideos
 from datamodules.collate import ClipSample, collate_clips
+from datamodules.errors import UserError
 from datamodules.frames import FrameFacts, FrameStore
 from datamodules.indexing import annotated_at, keyframes_on_grid, num_slots, window_indices
 from datamodules.picture_folder import Video
@@ -243,10 +244,11 @@ def true_tubes(video: TimedVideo, grid: int) -> TrueTubes:
         person, label = np.nonzero(video.labels[position])
         tracks = video.tracks[position]
         if tracks is None:
-            raise ValueError(
-                f"{video.path} has boxes at {video.timestamps[position]:g} s of which the annotation does not say "
-                "whose they are (a person id, or tubes), without which there is no video mAP; leave "
-                "model.init_args.video_map out"
+            raise UserError(
+                f"has boxes at {video.timestamps[position]:g} s of which the annotation does not say whose they are (a "
+                "person id, or tubes), without which there is no video mAP",
+                video.path,
+                "leave model.init_args.video_map out",
             )
         columns.append(np.stack([tracks[person], label, np.full(len(person), slot)], axis=1))
         boxes.append(video.boxes_in_pixels(position)[person] * scale)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.batches import ClipBatch
 from datamodules.errors import UserError
 
 from .detection import DetectionModule
+from .evaluation.benchmark import Benchmark
 from .losses.detection import DetectionLoss
 from .networks.detections import ScoredBoxes
 from .networks.evad import EvadTeacher
@@ -131,23 +131,18 @@ class ClipDetectionModule(DetectionModule):
             if video
         ]
 
-    # What the benchmark table asks (callbacks/benchmark.py).
-
-    def benchmark_step(self) -> tuple[nn.Module, tuple, str, Callable[[], object]]:
+    def benchmark(self) -> Benchmark:
+        """Measure the clip that was scored, which may be shorter than the network's: a single frame shows one slot."""
         prepare_for_inference(self.network)
-        # The clip that was scored, which may be shorter than the network's: a single frame shows one slot.
-        clip, sizes = benchmark_clip(self.network, self.device, self.trainer.datamodule.num_frames)
-        return self.network, (clip, sizes), "clip", lambda: self.decode(self.network(clip, sizes), sizes, sizes)
-
-    def benchmark_state(self) -> None:
-        """A sliding window keeps no state."""
-
-    def benchmark_reference(self) -> None:
-        """A teacher is what others are compared with."""
-
-    def benchmark_published_gflops(self) -> float:
-        side = self.network.frame_size
-        return published_gflops(self.network, side, side, self.trainer.datamodule.num_frames).total
+        side, num_frames = self.network.frame_size, self.trainer.datamodule.num_frames
+        clip, sizes = benchmark_clip(self.network, self.device, num_frames)
+        return Benchmark(
+            self.network,
+            (clip, sizes),
+            "clip",
+            lambda: self.decode(self.network(clip, sizes), sizes, sizes),
+            published_gflops=published_gflops(self.network, side, side, num_frames).total,
+        )
 
 
 def benchmark_clip(network: EvadTeacher, device: torch.device, num_frames: int) -> tuple[Tensor, Tensor]:

@@ -144,7 +144,7 @@ class DetectionModule(ExperimentModule):
     def log_metric(self, stage: str) -> None:
         """``val/map`` and the AP of every class, then start over."""
         result = self.metric.compute()
-        self.say(f"{stage}/map", result, self.benchmark_protocol, ("frames", "boxes", "classes"), "map")
+        self.say(f"{stage}/map", result, self.protocol, ("frames", "boxes", "classes"), "map")
         names = self.trainer.datamodule.class_names
         # The metric has already been synchronised over processes: every one logs the same numbers.
         self.log(f"{stage}/map", float(result["map"]), prog_bar=True, rank_zero_only=True)
@@ -165,17 +165,17 @@ class DetectionModule(ExperimentModule):
                 stacklevel=2,
             )
         counted = ("videos", "tubes", "classes")
-        self.say(f"{stage}/video_map_20", result, self.benchmark_video_protocol, counted, "map_20")
+        self.say(f"{stage}/video_map_20", result, self.video_protocol, counted, "map_20")
         for name in ("map_20", "map_50", "map_75", "map_50_95"):
             self.log(f"{stage}/video_{name}", float(result[name]), rank_zero_only=True)
 
     @property
-    def benchmark_protocol(self) -> str:
+    def protocol(self) -> str:
         """Protocol and stride of ``test/map``, for the benchmark table."""
         return f"{self.metric.description}, stride {self.trainer.datamodule.frame_stride}"
 
     @property
-    def benchmark_video_protocol(self) -> str | None:
+    def video_protocol(self) -> str | None:
         """Protocol, linker and stride of ``test/video_map_50``; None without."""
         return None if self.video_map is None else f"{self.video_map}, stride {self.trainer.datamodule.evaluation_grid}"
 

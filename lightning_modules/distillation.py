@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from datamodules.batches import ClipBatch
 
 from .clip_detection import benchmark_clip
 from .distillation_terms import DistillationTerm, Lesson, default_terms
+from .evaluation.benchmark import Step
 from .losses.uncertainty import TaskWeighting
 from .networks.detections import DetectorOutputs
 from .networks.evad import EvadTeacher
@@ -140,8 +141,8 @@ class DistillationModule(StreamDetectionModule):
             frames = frames.to(torch.get_autocast_dtype(frames.device.type))  # half as much to copy
         return self.teacher(gather_clips(frames, needed), sizes, method="outputs")
 
-    def benchmark_reference(self) -> Callable[[], object]:
-        """The teacher's sliding window: one full clip for one new frame."""
+    def reference_step(self) -> Step:
+        """Return the teacher's sliding window: one full clip for one new frame."""
         prepare_for_inference(self.teacher.network)
         clip, sizes = benchmark_clip(self.teacher.network, self.device, self.teacher.network.num_frames)
         return lambda: self.decode(self.teacher(clip, sizes), sizes, sizes)

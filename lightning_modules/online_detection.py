@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.batches import SegmentBatch
 
+from .evaluation.benchmark import Benchmark
 from .experiment import ExperimentModule
 from .metrics.per_frame_map import PerFrameMeanAveragePrecision, frame_targets
 from .networks.prepared import prepare_for_inference
@@ -116,7 +116,7 @@ class OnlineDetectionModule(ExperimentModule):
     def log_metric(self, stage: str) -> None:
         """``val/map``, ``val/calibrated_map`` and the AP of every class; then start over."""
         result = self.metric.compute()
-        self.say(f"{stage}/map", result, self.benchmark_protocol, ("frames", "positives"), "map")
+        self.say(f"{stage}/map", result, self.protocol, ("frames", "positives"), "map")
         # The metric has already been synchronised over processes: every one logs the same numbers.
         self.log(f"{stage}/map", float(result["map"]), prog_bar=True, rank_zero_only=True)
         self.log(f"{stage}/calibrated_map", float(result["calibrated_map"]), rank_zero_only=True)
@@ -141,34 +141,23 @@ class OnlineDetectionModule(ExperimentModule):
     def on_test_epoch_end(self) -> None:
         self.log_metric("test")
 
-    # What the benchmark table asks (callbacks/benchmark.py).
-
     @property
-    def benchmark_protocol(self) -> str:
-        """Of ``val/map`` and ``test/map``: the rules and the videos."""
+    def protocol(self) -> str:
+        """Rules and videos of ``val/map`` and ``test/map``."""
         return f"{self.metric.protocol} on {self.trainer.datamodule.evaluated_on}"
 
-    def benchmark_step(self) -> tuple[nn.Module, tuple, str, Callable[[], object]]:
+    def benchmark(self) -> Benchmark:
         prepare_for_inference(self.network)
-        step = torch.randn(1, 1, *self.network.step_shape, device=self.device)
-        initial = self.network.state_for(step)
+        frame = torch.randn(1, 1, *self.network.step_shape, device=self.device)
+        initial = self.network.state_for(frame)
         state = initial
 
-        def run_once() -> Tensor:
+        def step() -> Tensor:
             nonlocal state
-            logits, state = self.network(step, state)
+            logits, state = self.network(frame, state)
             return logits.sigmoid()
 
-        return self.network, (step, initial), "frame", run_once
-
-    def benchmark_state(self) -> Any:
-        return self.network.state_for(torch.zeros(1, 1, *self.network.step_shape, device=self.device))
-
-    def benchmark_reference(self) -> None:
-        """There is no teacher to compare with."""
-
-    def benchmark_published_gflops(self) -> None:
-        """No implementation is published."""
+        return Benchmark(self.network, (frame, initial), "frame", step, state=initial)
 
 
 def frame_loss(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:

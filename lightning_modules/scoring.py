@@ -11,11 +11,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules.batches import TrueKeyframe, TrueTubes
+from datamodules.errors import UserError
 
 from .metrics.frame_ap import FrameMap, FrameMapSettings, FrameRows, frame_mean_average_precision
 from .metrics.frame_results import FrameDetections, read_frame_detections
 from .metrics.segment_map import SegmentMeanAveragePrecision
 from .metrics.segment_results import read_results, score_results
+from .metrics.time_since_start import TimeSinceStart, time_since_start
 from .metrics.tube_results import read_tubes, score_tubes
 from .metrics.video_ap import VideoProtocol
 from .metrics.video_map import VideoMeanAveragePrecision
@@ -83,6 +85,52 @@ def score_file(
     """
     settings = settings or FrameMapSettings()
     ids = np.arange(num_classes) if class_ids is None else np.asarray(class_ids)
+    preds, targets, _ = _rows_of_file(path, keyframes, num_classes, ids, tolerance_seconds)
+    result = frame_mean_average_precision(preds, targets, len(keyframes), ids.tolist(), settings)
+    some = "" if class_ids is None else f", {len(ids)} of {num_classes} classes"
+    return Score(
+        result,
+        f"{settings}{some}",
+        ids.tolist(),
+        np.bincount(targets.classes, minlength=len(ids)),
+        len(preds.owners),
+        len(np.unique(preds.frames)),
+    )
+
+
+def score_since_start(
+    path: str | Path,
+    keyframes: Sequence[TrueKeyframe],
+    seconds: Sequence[np.ndarray],
+    num_classes: int,
+    class_ids: Sequence[int] | None = None,
+    settings: FrameMapSettings | None = None,
+    tolerance_seconds: float = 0.01,
+) -> TimeSinceStart:
+    """Score a csv by the time since the actions' start.
+
+    Args:
+        seconds: (M, K) for each keyframe, how long its actions have been going on.
+
+    The other arguments are those of ``score_file``.
+    """
+    settings = settings or FrameMapSettings()
+    if settings.max_rows_per_frame is not None or settings.unlabelled_frames != "false_positives":
+        raise UserError(
+            f"the time since an action's start is scored over all detections, but the protocol is {settings}",
+            where="metric",
+            remedy="leave unlabelled_frames and max_rows_per_frame at their defaults",
+        )
+    ids = np.arange(num_classes) if class_ids is None else np.asarray(class_ids)
+    preds, targets, places = _rows_of_file(path, keyframes, num_classes, ids, tolerance_seconds)
+    of_rows = np.asarray([seconds[frame][row, label] for frame, row, label in places.tolist()], np.float64)
+    return time_since_start(preds, targets, of_rows, len(ids), settings)
+
+
+def _rows_of_file(
+    path: str | Path, keyframes: Sequence[TrueKeyframe], num_classes: int, ids: np.ndarray, tolerance_seconds: float
+) -> tuple[FrameRows, FrameRows, np.ndarray]:
+    """Read what is to be scored, and the ground truth, with the keyframe, box and class of each row of it: (R, 3)."""
     found = read_frame_detections(path)
     frames = _keyframes_of(found, keyframes, tolerance_seconds)
     known = (found.actions >= 1) & (found.actions <= num_classes)
@@ -91,18 +139,7 @@ def score_file(
     position[ids] = np.arange(len(ids))
     kept = (frames >= 0) & known
     kept[kept] = position[found.actions[kept] - 1] >= 0
-    preds = _predicted_rows(found, frames, position, kept, keyframes)
-    targets = _true_rows(keyframes, position)
-    result = frame_mean_average_precision(preds, targets, len(keyframes), ids.tolist(), settings)
-    some = "" if class_ids is None else f", {len(ids)} of {num_classes} classes"
-    return Score(
-        result,
-        f"{settings}{some}",
-        ids.tolist(),
-        np.bincount(targets.classes, minlength=len(ids)),
-        int(kept.sum()),
-        len(np.unique(preds.frames)),
-    )
+    return _predicted_rows(found, frames, position, kept, keyframes), *_true_rows(keyframes, position)
 
 
 def segment_score_text(
@@ -266,21 +303,27 @@ def _predicted_rows(
     return FrameRows(frames, pixels, np.cumsum(is_new) - 1, classes, found.scores[kept])
 
 
-def _true_rows(keyframes: Sequence[TrueKeyframe], position: np.ndarray) -> FrameRows:
+def _true_rows(keyframes: Sequence[TrueKeyframe], position: np.ndarray) -> tuple[FrameRows, np.ndarray]:
+    """Return the rows of the ground truth, and the keyframe, box and class of each: (R, 3)."""
     boxes, frames, owners, classes, count = [np.empty((0, 4))], [], [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
+    places = [np.empty((0, 3), np.int64)]
     for index, keyframe in enumerate(keyframes):
-        row, label = np.nonzero(keyframe.labels)
+        acting = keyframe.labels.any(axis=1)  # as in ``action_rows``: who does nothing is no ground truth
+        row, label = np.nonzero(keyframe.labels[acting])
         scored = position[label] >= 0
-        boxes.append(keyframe.boxes)
-        frames.append(np.full(len(keyframe.boxes), index))
+        boxes.append(keyframe.boxes[acting])
+        frames.append(np.full(acting.sum(), index))
         owners.append(row[scored] + count)
         classes.append(position[label[scored]])
-        count += len(keyframe.boxes)
+        people = np.flatnonzero(acting)[row[scored]]
+        places.append(np.stack([np.full(len(people), index), people, label[scored]], axis=1))
+        count += acting.sum()
     owners, classes = np.concatenate(owners), np.concatenate(classes)
-    return FrameRows(
+    rows = FrameRows(
         np.concatenate([np.empty(0, np.int64), *frames]),
         np.concatenate(boxes).astype(np.float64),
         owners,
         classes,
         np.ones(len(owners)),
     )
+    return rows, np.concatenate(places)

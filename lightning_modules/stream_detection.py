@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from datamodules.batches import ClipBatch, StreamBatch
 
 from .delayed_evaluation import DelayedEvaluation
 from .detection import DetectionModule
+from .evaluation.benchmark import Benchmark, Step
 from .lane_tracks import LaneTracks
 from .losses.detection import DetectionLoss
 from .networks.detections import Detections, DetectorOutputs, ScoredBoxes
@@ -251,35 +252,29 @@ class StreamDetectionModule(DetectionModule):
             entries.append(facts | tracks.update(found))
         return entries
 
-    # What the benchmark table asks (callbacks/benchmark.py).
-
     @property
-    def benchmark_protocol(self) -> str:
-        """As of every detector, and how late its answers are."""
+    def protocol(self) -> str:
+        """Protocol of ``test/map`` as of every detector, with the delay of the predictions."""
         late = self.network.timing.look_ahead
-        return f"{super().benchmark_protocol}, answers {late} frames late" if late else super().benchmark_protocol
+        return f"{super().protocol}, answers {late} frames late" if late else super().protocol
 
-    def benchmark_step(self) -> tuple[nn.Module, tuple, str, Callable[[], object]]:
+    def benchmark(self) -> Benchmark:
         prepare_for_inference(self.network)
         side = self.network.frame_size
         frame = torch.randn(1, 1, 3, side, side, device=self.device)
         sizes = torch.tensor([[side, side]], device=self.device)
-        initial = self.benchmark_state()
+        initial = self.network.initial_state(1, device=self.device)
         state = initial
 
-        def run_once() -> list[ScoredBoxes]:
+        def step() -> list[ScoredBoxes]:
             nonlocal state
             detections, state = self.network(frame, state, sizes)
             return self.decode(Detections(*(part[:, 0] for part in detections)), sizes, sizes)
 
-        return self.network, (frame, initial, sizes), "frame", run_once
+        return Benchmark(
+            self.network, (frame, initial, sizes), "frame", step, state=initial, reference=self.reference_step()
+        )
 
-    def benchmark_state(self) -> DetectorState:
-        return self.network.initial_state(1, device=self.device)
-
-    def benchmark_reference(self) -> Callable[[], object] | None:
-        """Without a teacher there is nothing to compare with."""
+    def reference_step(self) -> Step | None:
+        """Return the step that the speed-up is relative to; without a teacher there is none."""
         return None
-
-    def benchmark_published_gflops(self) -> None:
-        """No implementation of a student is published."""

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from datamodules.batches import SegmentBatch
 
+from .evaluation.benchmark import Benchmark
 from .experiment import ExperimentModule
 from .metrics.segment_map import SegmentMeanAveragePrecision
+from .networks.prepared import prepare_for_inference
 from .networks.temporal.decomposed_detector import DecomposedDetector
 from .networks.temporal.segment_head import ScoredSegments
 from .networks.temporal.segment_suppression import SegmentSuppression
@@ -58,6 +60,7 @@ class TemporalDetectionModule(ExperimentModule):
         self.window_threshold, self.window_segments = window_threshold, window_segments
         self.metric = SegmentMeanAveragePrecision(network.num_classes, tiou_thresholds)
         self._found: dict[str, list[ScoredSegments]] = {}
+        self._window: SegmentBatch | None = None
 
     @property
     def step_stride(self) -> int:
@@ -125,6 +128,47 @@ class TemporalDetectionModule(ExperimentModule):
         data = self.trainer.datamodule
         windows = f"windows of {data.eval_window_steps} steps" if data.eval_window_steps else "whole videos"
         return f"{self.metric.protocol} on {data.evaluated_on}, {windows}"
+
+    def benchmark(self) -> Benchmark:
+        """Measure the first window of the run, from its pixels to segments after suppression.
+
+        Optical flow is computed within the clock where the data compute it. Stored features are taken as they are:
+        what their extraction costs is not in the figures, as the unit says.
+        """
+        prepare_for_inference(self.network)
+        window, flow = self._window, getattr(self.trainer.datamodule, "flow", None)
+        count = int(window.mask.sum())
+        kind = "stored features" if window.frames is None else "frames"
+
+        def step() -> ScoredSegments:
+            seen = window
+            if self.modality in ("flow", "rgb_and_flow") and flow is not None:
+                frames = window.frames[0].permute(0, 2, 3, 1).cpu().numpy()  # (T, H, W, 3) uint8
+                motion = torch.from_numpy(flow.method.of_steps(frames))[None].to(self.device)
+                seen = window._replace(flow=motion)
+            return self.suppression(self.detect(seen)[0])
+
+        return Benchmark(
+            self.network,
+            (steps_of(window, self.modality), window.mask),
+            f"window of {count} {kind}",
+            step,
+            new_frames=count,
+        )
+
+    def on_train_batch_start(self, batch: SegmentBatch, batch_idx: int) -> None:
+        self._keep_first_window(batch)
+
+    def on_validation_batch_start(self, batch: SegmentBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._keep_first_window(batch)
+
+    on_test_batch_start = on_validation_batch_start
+
+    def _keep_first_window(self, batch: SegmentBatch) -> None:
+        """Keep a real window to measure: how much there is to suppress depends on what it shows."""
+        if self._window is None:
+            first = [part if part is None else part[:1] for part in batch]
+            self._window = SegmentBatch(*(part.clone() if isinstance(part, Tensor) else part for part in first))
 
     def on_validation_epoch_start(self) -> None:
         self._found.clear()

@@ -1,1 +1,1 @@
-"""Lists of experiments: what runs them, and the tables and pictures made of their results."""
+"""Results: lists of experiments, the programs around them, and the pages that they wrote."""

@@ -168,7 +168,7 @@ def test_an_ava_recipe_runs_on_what_looks_like_ava(name, lr, options, tmp_path):
     (optimizer,) = cli.trainer.optimizers
     assert sorted({group["initial_lr"] for group in optimizer.param_groups}) == pytest.approx([lr, 8 * lr])
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0, 1e-4}
-    assert cli.model.benchmark_protocol == "ava frame mAP@0.5, 4 of 80 classes, stride 4"
+    assert cli.model.protocol == "ava frame mAP@0.5, 4 of 80 classes, stride 4"
     # Crawling is annotated and learned, but not scored.
     logged = {name for name in cli.trainer.callback_metrics if name.startswith("val/ap/")}
     assert logged == {f"val/ap/{action}" for action in SCORED.values()}
@@ -181,6 +181,18 @@ def test_every_subcommand_prints_its_config(subcommand, capsys):
     assert printed["model"]["init_args"]["network"]["init_args"]["dim"] == 128
     assert printed["data"]["class_path"] == "datamodules.clip.ClipDataModule"
     assert ("ckpt_path" in printed) or subcommand == "fit"
+
+
+def test_a_source_with_few_labels_takes_another_source_from_its_file(capsys):
+    few = ROOT / "configs" / "data" / "puppets_few_labels.yaml"
+    arguments = [f"--config={ROOT / 'configs' / 'dsta.yaml'}", f"--data.init_args.source={few}"]
+    arguments += ["--data.init_args.source.init_args.labelled_videos=0.1", "--data.init_args.unlabelled_share=0.5"]
+    data = yaml.safe_load(printed_config(capsys, "fit", *arguments))["data"]["init_args"]
+    assert data["unlabelled_share"] == 0.5 and data["source"]["class_path"].endswith("FewLabels")
+    source = data["source"]["init_args"]
+    assert (source["every"], source["labelled_videos"], source["seed"]) == (8, 0.1, 0)
+    assert source["source"]["class_path"] == "datamodules.puppets.Puppets"
+    assert source["source"]["init_args"]["size"] == "full"
 
 
 @pytest.mark.slow
@@ -213,7 +225,7 @@ def test_a_checkpoint_is_tested_into_the_table_and_predicts_into_files(name, pup
     written = sorted(path.name for path in Path("runs/predictions").iterdir())
     assert written[0] == "val_0000.jsonl"
     first = json.loads(Path("runs/predictions/val_0000.jsonl").read_text().splitlines()[0])
-    assert set(first) == {"timestamp", "detections"} | ({"frame"} if name == "distill_dsta" else set())
+    assert set(first) == {"video", "timestamp", "detections"} | ({"frame"} if name == "distill_dsta" else set())
     assert first["timestamp"] == 0
 
 

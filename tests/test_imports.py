@@ -30,8 +30,8 @@ class Rule(NamedTuple):
     not_outside: tuple[str, ...] = ()
 
 
-COMMON_GROUND = ("datamodules.errors", "datamodules.files")
-"""What every room may import: the error of users, and how files are written."""
+COMMON_GROUND = ("datamodules.errors", "datamodules.files", "datamodules.text_files")
+"""What every room may import: the error of users, and how files are written and text is read."""
 
 # The first rule whose name is a module's own or a parent's is the module's rule.
 RULES = (
@@ -39,6 +39,7 @@ RULES = (
         Rule(room, (room, *COMMON_GROUND), f"{room} knows torch, field libraries and itself", LIGHTNING)
         for room in ("lightning_modules.networks", "lightning_modules.losses", "lightning_modules.metrics")
     ),
+    Rule("lightning_modules.evaluation.benchmark", (), "the form of a measurement knows torch", LIGHTNING),
     Rule(
         "lightning_modules",
         ("lightning_modules", "datamodules.batches", *COMMON_GROUND),
@@ -53,19 +54,32 @@ RULES = (
             "lightning_modules.metrics.segment_results",
             "lightning_modules.metrics.tube_results",
             "lightning_modules.metrics.tubes",
+            "lightning_modules.evaluation.benchmark",
             "datamodules.batches",
+            "datamodules.drawn_videos",
             *COMMON_GROUND,
         ),
-        "callbacks know themselves, networks.streaming, networks.detections, the forms of results in metrics, and "
-        "datamodules.batches",
+        "callbacks know themselves, networks.streaming, networks.detections, the forms of results in metrics, "
+        "datamodules.batches and drawn_videos",
     ),
     Rule("datamodules", ("datamodules",), "datamodules knows nothing else of ours"),
     Rule("main", ROOMS, "main knows the rooms"),
     Rule(
+        "results.benchmarks",
+        (*ROOMS, "results.benchmarks", "results.tables.markdown"),
+        "benchmarks know the rooms, each other and tables in Markdown",
+    ),
+    Rule(
+        "results.experiments",
+        ("results.experiments", *COMMON_GROUND),
+        "the programs that run experiments know each other, and wait beside a training without torch",
+        (*LIGHTNING, "torch"),
+    ),
+    Rule(
         "results",
-        ("results", "callbacks.benchmark", *COMMON_GROUND),
-        "results know themselves and callbacks.benchmark",
-        LIGHTNING,
+        ("results.tables", "results.experiments", *COMMON_GROUND),
+        "tables know each other and the lists of experiments",
+        (*LIGHTNING, "torch"),
     ),
 )
 
@@ -151,7 +165,13 @@ def test_no_rule_is_without_files():
 def house(tmp_path):
     """A house whose rooms are empty files; ``house(name, source)`` fills one and gives its violations."""
     networks = "lightning_modules/networks"
-    names = ("main", "callbacks/flops", "datamodules/batches", "datamodules/video", "datamodules/annotations/ava")
+    names = (
+        "main",
+        "callbacks/measures/flops",
+        "datamodules/batches",
+        "datamodules/video",
+        "datamodules/annotations/ava",
+    )
     for name in (*names, "lightning_modules/distillation", f"{networks}/streaming", f"{networks}/vit"):
         file = tmp_path / f"{name}.py"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -177,15 +197,15 @@ def house(tmp_path):
         ("lightning_modules/metrics/frame_map.py", "def f():\n  import main", "main"),
         ("lightning_modules/distillation.py", "from datamodules import batches, video", "datamodules.video"),
         ("lightning_modules/distillation.py", "from datamodules import ClipBatch", "datamodules"),
-        ("lightning_modules/distillation.py", "import callbacks.flops", "callbacks.flops"),
+        ("lightning_modules/distillation.py", "import callbacks.measures.flops", "callbacks.measures.flops"),
         ("lightning_modules/distillation.py", "import torch, av", "av"),
         (
-            "callbacks/flops.py",
+            "callbacks/measures/flops.py",
             "from lightning_modules.networks import streaming, vit",
             "lightning_modules.networks.vit",
         ),
-        ("callbacks/flops.py", "from lightning_modules import networks", "lightning_modules.networks"),
-        ("callbacks/flops.py", "class Flops:\n  from fvcore.nn import flop_count", "fvcore.nn"),
+        ("callbacks/measures/flops.py", "from lightning_modules import networks", "lightning_modules.networks"),
+        ("callbacks/measures/flops.py", "class Flops:\n  from fvcore.nn import flop_count", "fvcore.nn"),
         ("datamodules/annotations/ava.py", "import lightning_modules", "lightning_modules"),
         ("datamodules/video.py", "try:\n  import decord\nexcept ImportError:\n  decord = None", "decord"),
         ("datamodules/video.py", "import tests.helpers", "tests.helpers"),
@@ -200,7 +220,10 @@ def test_a_planted_violation_is_found_and_placed(house, file, source, name):
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("main.py", "import lightning, datamodules.video, callbacks.flops\nfrom lightning_modules import distillation"),
+        (
+            "main.py",
+            "import lightning, datamodules.video, callbacks.measures.flops\nfrom lightning_modules import distillation",
+        ),
         (
             "lightning_modules/networks/vit.py",
             "import torch, timm, torchvision\nfrom .streaming import StreamingModule",
@@ -211,8 +234,8 @@ def test_a_planted_violation_is_found_and_placed(house, file, source, name):
             "lightning_modules/distillation.py",
             "from .networks.vit import ViT\nfrom datamodules.batches import ClipBatch",
         ),
-        ("callbacks/flops.py", "def count():\n  from fvcore.nn import FlopCountAnalysis"),
-        ("callbacks/flops.py", "from lightning_modules.networks.streaming import StreamingModule"),
+        ("callbacks/measures/flops.py", "def count():\n  from fvcore.nn import FlopCountAnalysis"),
+        ("callbacks/measures/flops.py", "from lightning_modules.networks.streaming import StreamingModule"),
         ("datamodules/annotations/ava.py", "from ..video import read\nfrom .. import batches\nimport avro"),
         ("datamodules/video.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n  import av"),
     ],

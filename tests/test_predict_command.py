@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +52,29 @@ def test_a_file_becomes_json_lines_and_a_video_without_another_argument(capsys):
     assert [line["timestamp"] for line in found] == pytest.approx([frame / 16 for frame in range(0, 20, 2)], abs=1e-4)
     assert mp4_times("film") == pytest.approx([frame / 16 for frame in range(0, 20, 2)], abs=1e-3)
     assert "10 frames in" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+def test_videos_of_a_folder_keep_apart_with_results_beside_them_and_a_second_run_finds_the_same(capsys):
+    names = ("kitchen.mp4", "porch/kitchen.MP4", "porch_kitchen.mp4")
+    for number, name in enumerate(names):
+        Path("films", name).parent.mkdir(parents=True, exist_ok=True)
+        write_video("film.mp4", numbered_frames(4 + 2 * number, 128, 160), 16)
+        shutil.move("film.mp4", Path("films", name))
+    inputs = {name: Path("films", name).read_bytes() for name in names}
+    for run in range(2):
+        main([*ARGUMENTS, "--data.source=films", "--trainer.callbacks.folder=films"])
+        said = capsys.readouterr()
+        for number, video in enumerate(("kitchen", "porch/kitchen", "porch_kitchen")):
+            frames = 2 + number
+            found = [json.loads(line) for line in Path(f"films/{video}.jsonl").read_text().splitlines()]
+            assert [line["video"] for line in found] == [video] * frames
+            with av.open(f"films/{video}.detections.mp4") as container:
+                assert len(list(container.decode(video=0))) == frames
+            assert said.out.count(f"wrote films/{video}.jsonl\n") == 1
+            assert said.out.count(f"replacing films/{video}.jsonl of an earlier prediction\n") == run
+        assert inputs == {name: Path("films", name).read_bytes() for name in names}
+        assert len([path for path in Path("films").rglob("*") if path.is_file()]) == 9
 
 
 def test_ctrl_c_on_a_camera_leaves_whole_files_and_no_error(tmp_path):

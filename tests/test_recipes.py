@@ -126,7 +126,7 @@ def assert_trained_and_evaluated(cli: OnlookerCLI, data: str, late: str = "") ->
     assert cli.trainer.global_step == 2
     assert torch.isfinite(found["train/loss"])
     assert 0 <= float(found["val/map"]) <= 1
-    assert cli.model.benchmark_protocol == PROTOCOLS[data] + late
+    assert cli.model.protocol == PROTOCOLS[data] + late
     # What a step does not reach stops a run on several GPUs; the optimiser has met everything else.
     (optimizer,) = cli.trainer.optimizers
     trained = [(name, value) for name, value in cli.model.named_parameters() if value.requires_grad]

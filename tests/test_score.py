@@ -13,13 +13,16 @@ import yaml
 
 from callbacks.detection_file import DetectionFile, rows
 from datamodules.annotations.ava import Ava
+from datamodules.annotations.own_videos import OwnVideos
 from datamodules.batches import TrueKeyframe
+from datamodules.errors import UserError
 from lightning_modules.clip_detection import ClipDetectionModule
 from lightning_modules.metrics.frame_ap import FrameMapSettings
+from lightning_modules.metrics.frame_map import FrameMeanAveragePrecision, action_rows
 from lightning_modules.metrics.frame_results import read_frame_detections
 from lightning_modules.networks.detections import ScoredBoxes
 from lightning_modules.networks.weights import save_weights
-from lightning_modules.scoring import score_file
+from lightning_modules.scoring import score_file, score_since_start
 from lightning_modules.stream_detection import StreamDetectionModule
 from main import main
 from tests.datamodules import miniature_ava
@@ -146,7 +149,7 @@ def test_the_command_line_scores_what_test_saved_under_the_configs_protocol(conf
     monkeypatch.chdir(tmp_path)
     cli = main(["test", f"--config={config}", *QUIET, SAVE])
     mean_ap = float(cli.trainer.callback_metrics["test/map"])
-    assert cli.model.benchmark_protocol == "act frame mAP@0.5, labelled frames only, stride 2"
+    assert cli.model.protocol == "act frame mAP@0.5, labelled frames only, stride 2"
     first = Path("predictions.csv").read_text().splitlines()[0].split(",")
     assert len(first) == 8 and float(first[1]) >= 10  # the csv's seconds, not the file's
     capsys.readouterr()
@@ -161,6 +164,43 @@ def test_the_command_line_scores_what_test_saved_under_the_configs_protocol(conf
     main(["score", f"--config={config}", *QUIET, "--predictions=predictions.csv", "--metric.protocol=ava"])
     other = capsys.readouterr().out.splitlines()[0]
     assert other.startswith("ava frame mAP@0.5: ")
+
+
+def test_the_command_line_scores_by_the_time_since_the_start(config, tmp_path, monkeypatch, capsys):
+    """All of the four videos' people do the same from the first annotated moment to the last."""
+    monkeypatch.chdir(tmp_path)
+    protocol = "--model.init_args.metric.unlabelled_frames=false_positives"
+    main(["test", f"--config={config}", *QUIET, SAVE, protocol])
+    capsys.readouterr()
+    arguments = ["score", f"--config={config}", *QUIET, "--predictions=predictions.csv", "--since_start=true"]
+    main([*arguments, protocol])
+    said = [line.split() for line in capsys.readouterr().out.splitlines()[-5:]]
+    assert said[0][-4:] == ["since", "the", "action's", "start"]
+    own = OwnVideos(**yaml.safe_load(config.read_text())["data"]["init_args"]["source"]["init_args"])
+    data = tiny.clips(own, tmp_path / "cache")
+    seconds = np.concatenate([part[~np.isnan(part)] for part in data.seconds_since_start("test")])
+    assert len(seconds) == 81 and 0 < np.sum(seconds < 0.25) < 81
+    counts = [int(np.sum(np.digitize(seconds, (0.25, 0.5, 1.0)) == number)) for number in range(4)]
+    assert [int(line[1]) for line in said[1:]] == counts
+    with pytest.raises(ValueError, match="leave unlabelled_frames and max_rows_per_frame at their defaults"):
+        main(arguments)
+
+
+def test_times_since_the_start_belong_to_their_rows(tmp_path):
+    """Three people of a frame, found in another order than the ground truth has them; classes with a hole."""
+    boxes = [[0, 0, 50, 50], [100, 0, 150, 50], [150, 0, 200, 50]]
+    keyframes = [keyframe(boxes=boxes, labels=[[0, 1, 1], [1, 0, 0], [0, 0, 1]])]
+    seconds = [np.asarray([[np.nan, 0.1, 0.3], [0.1, np.nan, np.nan], [np.nan, np.nan, 2.0]])]
+    file = written(
+        tmp_path / "them.csv",
+        "kitchen,902,0.75,0,1,0.5,3,0.9",  # the third person, old
+        "kitchen,902,0.5,0,0.75,0.5,3,0.8",  # the second does not do so
+        "kitchen,902,0,0,0.25,0.5,3,0.7",  # the first, of the second bin
+    )
+    result = score_since_start(file, keyframes, seconds, 3, class_ids=(0, 2))
+    assert result.counts.tolist() == [[1, 0], [0, 1], [0, 0], [0, 1]]
+    assert result.per_class[:, 1].tolist() == pytest.approx([np.nan, 2 / 3, np.nan, 1.0], nan_ok=True)
+    assert result.per_class[0, 0] == 0.0
 
 
 @pytest.mark.slow
@@ -317,6 +357,23 @@ def test_classes_that_are_not_scored_are_left_out_without_a_word(tmp_path, recwa
     assert not [warning for warning in recwarn if "left out" in str(warning.message)]
 
 
+def test_a_keyframe_counts_as_annotated_by_an_action_that_is_not_scored_and_not_by_a_person_without_one(tmp_path):
+    keyframes = [
+        keyframe(labels=[[1, 0, 0]]),
+        keyframe(timestamp=903.0, labels=[[0, 1, 0]]),
+        keyframe(timestamp=904.0, labels=[[0, 0, 0]]),
+    ]
+    lines = [HIT.replace("0902", second).replace("0.9", score) for second, score in (("903", "0.95"), ("904", "0.99"))]
+    settings = FrameMapSettings(unlabelled_frames="ignore")
+    score = score_file(written(tmp_path / "them.csv", HIT, *lines), keyframes, 3, class_ids=(0,), settings=settings)
+    assert (score.result.mean, score.result.num_frames) == (0.5, 2)
+    metric = FrameMeanAveragePrecision(3, class_ids=[0], unlabelled_frames="ignore")
+    box = torch.tensor([[0.0, 0, 50, 50]])
+    found = [{"boxes": box, "scores": torch.tensor([s]), "labels": torch.tensor([0])} for s in (0.9, 0.95, 0.99)]
+    metric.update(found, [action_rows(box, torch.tensor(frame.labels)) for frame in keyframes])
+    assert metric.compute()["map"] == score.result.mean
+
+
 def test_an_empty_file_scores_zero_and_says_why(tmp_path):
     (tmp_path / "none.csv").touch()
     score = score_file(tmp_path / "none.csv", [keyframe()], 3)
@@ -341,7 +398,7 @@ def test_a_file_that_cannot_be_meant_is_refused_with_its_line_and_the_way_out(li
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing\.csv: no such file of detections"):
+    with pytest.raises(UserError, match=r"nothing\.csv: no such file of detections"):
         score_file(tmp_path / "nothing.csv", [keyframe()], 3)
 
 

@@ -10,6 +10,9 @@ import pytest
 import torch
 import yaml
 
+from callbacks.benchmark.callback import BenchmarkTable
+from callbacks.benchmark.rows import BenchmarkRow, read_rows
+from datamodules.optical_flow import DisFlow
 from datamodules.puppets import Puppets
 from main import main
 
@@ -72,6 +75,11 @@ def teacher(puppets, tmp_path_factory) -> dict[str, Path]:
     return checkpoints
 
 
+def rows() -> dict[str, BenchmarkRow]:
+    """The newest row of each experiment in the working directory."""
+    return {row.experiment: row for row in read_rows(Path("results/benchmark.jsonl"))}
+
+
 def test_the_rgb_baseline_fits_draws_time_lines_and_its_saved_segments_score_the_same(puppets, capsys):
     config = arguments("rgb_baseline", puppets)
     cli = main(["fit", *config])
@@ -96,6 +104,7 @@ def test_a_distilled_detector_is_tested_without_teacher_and_without_flow(head, p
     tested = main(["test", *config, f"--ckpt_path={checkpoint}"])
     assert tested.model.teacher is None and tested.model.network.branch_head is None
     assert "test/map" in tested.trainer.callback_metrics
+    assert rows()["distill_motion"].gflops_unit == "window of 24 frames"
 
 
 def test_the_two_stream_system_is_put_together_from_two_checkpoints_and_tested(puppets, teacher):
@@ -107,6 +116,23 @@ def test_the_two_stream_system_is_put_together_from_two_checkpoints_and_tested(p
     both = main(["test", f"--config={ROOT / 'configs' / 'two_stream.yaml'}", *options, weights])
     assert "test/map" in both.trainer.callback_metrics
     assert both.model.network.flow.backbone.in_channels == 2
+    row = rows()["two_stream"]
+    assert "segment mAP" in row.protocol and row.map is not None and row.gflops_unit == "window of 24 frames"
+
+
+def test_flow_that_the_data_compute_is_within_the_clock(puppets, teacher, monkeypatch):
+    computed = []
+    of_steps = DisFlow.of_steps
+    monkeypatch.setattr(
+        DisFlow, "of_steps", lambda self, frames: computed.append(len(frames)) or of_steps(self, frames)
+    )
+    config = arguments("motion_teacher", puppets)
+    main(["test", *config, f"--ckpt_path={teacher[HEADS[0]]}", "--name=motion"])
+    computed.clear()  # what filled the cache
+    table = BenchmarkTable("motion", warmup=1, repeats=2)
+    cli = main(["test", *config, f"--ckpt_path={teacher[HEADS[0]]}", "--name=motion"])
+    assert len(computed) >= 3 and set(computed) == {24}, "each timed step computes the flow of its window"
+    assert rows()["motion"].gflops > 0 and table.measure(cli.trainer, cli.model).frames_per_second > 24
 
 
 @pytest.mark.parametrize("strategy", ["none", "conventional"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from datamodules.annotations.segment_source import (
     find_media,
 )
 from datamodules.annotations.source import Split
+from datamodules.errors import UserError
+from datamodules.text_files import read_class_list, read_json, read_text
 
 SUBSETS = {"training": "train", "train": "train", "validation": "val", "val": "val", "testing": "test", "test": "test"}
 
@@ -65,9 +67,7 @@ class ActivityNet(SegmentSource):
 
     def class_names(self) -> tuple[str, ...]:
         if self.classes is not None:
-            if not Path(self.classes).is_file():
-                raise FileNotFoundError(f"{self.classes}: no such file; it holds one class name a line")
-            return tuple(Path(self.classes).read_text(encoding="utf-8-sig").strip().splitlines())
+            return read_class_list(self.classes)
         entries = [entry for split in self.files for entry in self._split(split).values()]
         return tuple(sorted({label for entry in entries for *_, label in entry.annotations}))
 
@@ -90,7 +90,7 @@ class ActivityNet(SegmentSource):
             everything = read_segment_json(file)
             unknown = {entry.subset for entry in everything.values()} - SUBSETS.keys() - {None}
             if unknown:
-                raise ValueError(f"{file} has the subset {min(unknown)!r}; known are {', '.join(SUBSETS)}")
+                raise UserError(f"has the subset {min(unknown)!r}; known are {', '.join(SUBSETS)}", file)
             subsets = {SUBSETS[entry.subset] for entry in everything.values() if entry.subset is not None}
             # A form of two subsets may call the second one test.
             wanted = "test" if split == "val" and "val" not in subsets and "test" in subsets else split
@@ -101,7 +101,7 @@ class ActivityNet(SegmentSource):
                 if name not in blocked and (entry.subset is None or SUBSETS[entry.subset] == wanted)
             }
             if not self._raw[split]:
-                raise ValueError(f"{file} has no video for {split}; its subsets are {', '.join(sorted(subsets))}")
+                raise UserError(f"has no video for {split}; its subsets are {', '.join(sorted(subsets))}", file)
         return self._raw[split]
 
     def _blocked(self) -> frozenset[str]:
@@ -110,11 +110,10 @@ class ActivityNet(SegmentSource):
         if isinstance(self.blocked_videos, list):
             names = self.blocked_videos
         else:
-            file = Path(self.blocked_videos)
-            if not file.is_file():
-                raise FileNotFoundError(f"{file}: no such list of blocked videos")
-            text = file.read_text(encoding="utf-8-sig")
-            names = json.loads(text) if file.suffix == ".json" else text.split()
+            file, what = Path(self.blocked_videos), "list of blocked videos"
+            names = read_json(file, what) if file.suffix.lower() == ".json" else read_text(file, what).split()
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise UserError('must be a list of names, ["v_...", ...]', file)
         return frozenset(name.removeprefix("v_") for name in names)
 
 
@@ -127,16 +126,11 @@ def read_segment_json(path: str | Path) -> dict[str, RawSegments]:
     Segments labelled ``Ambiguous`` become ambiguous spans.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such annotation file")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not json: {error}") from None
+    record = read_json(path, "annotation file")
     videos = record.get("database", record) if isinstance(record, dict) else None
     if not isinstance(videos, dict) or not all(isinstance(v, dict) and "annotations" in v for v in videos.values()):
         keys = ", ".join(list(record)[:4]) if isinstance(record, dict) else f"a {type(record).__name__}"
-        raise ValueError(f'{path} is no annotation: neither "database" nor {{video: {{"annotations"}}}}, but {keys}')
+        raise UserError(f'is no annotation: neither "database" nor {{video: {{"annotations"}}}}, but {keys}', path)
     prefix = "v_" if all(name.startswith("v_") for name in videos) else ""
     return {name.removeprefix(prefix): _entry(path, name, entry) for name, entry in videos.items()}
 
@@ -147,14 +141,18 @@ def _entry(path: Path, name: str, entry: dict[str, Any]) -> RawSegments:
         subset = entry.get("subset")
         duration = entry.get("duration", entry.get("duration_second"))
         rate, frames = entry.get("fps"), entry.get("frame", entry.get("duration_frame"))
+        duration = None if duration is None else float(duration)
         if rate is None and frames and duration:
-            rate = frames / float(duration)
+            rate = float(frames) / duration
+        rate = None if rate is None else float(rate)
+        if not all(known is None or (math.isfinite(known) and known >= 0) for known in (duration, rate)):
+            raise ValueError(f"duration {duration}, {rate} frames a second")
         return RawSegments(
             annotations=[row for row in rows if row[2] != "Ambiguous"],
             subset=None if subset is None else str(subset).lower(),
-            duration=None if duration is None else float(duration),
-            frame_rate=None if rate is None else float(rate),
+            duration=duration,
+            frame_rate=rate or None,
             ambiguous=tuple(row[:2] for row in rows if row[2] == "Ambiguous"),
         )
-    except (TypeError, KeyError, ValueError, IndexError) as error:
-        raise ValueError(f"{path}: the entry {name} is not as expected ({error!r})") from None
+    except (TypeError, KeyError, ValueError, IndexError, OverflowError) as error:
+        raise UserError(f"the entry {name} is not as expected ({error!r})", path) from None

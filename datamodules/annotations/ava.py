@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import os
+import math
 import re
 from itertools import compress
 from pathlib import Path
@@ -11,10 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.annotations.ava_csv import read_ava_csv
-from datamodules.annotations.mistakes import AbsentVideo
-from datamodules.annotations.own_videos import VIDEO_ENDINGS
+from datamodules.annotations.mistakes import AbsentVideo, Mistake, keep
+from datamodules.annotations.places import only_video, require_folder, videos_in
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split, report_left_out
-from datamodules.picture_folder import PictureFolder, PictureListing, Video
+from datamodules.errors import UserError
+from datamodules.picture_folder import PictureListing, Video
+from datamodules.text_files import read_rows, read_text
 from datamodules.video import list_video, nearest_frame
 from datamodules.video_listing import VideoError
 
@@ -60,7 +61,7 @@ class Ava(DetectionSource):
     ) -> None:
         self.frame_rates = frame_rates or {}
         if min([frame_rate, *self.frame_rates.values()]) <= 0:
-            raise ValueError(f"frame rates must be positive, got {frame_rate} and {self.frame_rates}")
+            raise UserError(f"frame rates must be positive, got {frame_rate} and {self.frame_rates}")
         self.folder = Path(videos)
         self.label_map = Path(label_map)
         self.boxes = {"train": train, "val": val}
@@ -73,17 +74,20 @@ class Ava(DetectionSource):
 
     def prepare(self) -> None:
         """Look for every file before anything else happens."""
-        if not self.folder.is_dir():
-            raise FileNotFoundError(f"{self.folder}: no such folder of videos, or of folders of pictures")
+        require_folder(self.folder)
         files = [self.label_map, *self.boxes.values(), self.excluded, self.action_names]
         for file in (Path(file) for file in files if file is not None):
             if not file.is_file():
-                raise FileNotFoundError(f"{file}: no such file; AVA's annotations are at research.google.com/ava")
+                raise UserError("no such file", file, "AVA's annotations are at research.google.com/ava")
 
     def class_names(self) -> tuple[str, ...]:
         names = {} if self.action_names is None else read_label_map(self.action_names)
         names |= self._scored_actions()
-        return tuple(names.get(action, f"action {action}") for action in range(1, NUM_ACTIONS + 1))
+        listed = [names.get(action, f"action {action}") for action in range(1, NUM_ACTIONS + 1)]
+        # Results are kept by name; in a map the ids are what tells actions apart.
+        return tuple(
+            f"{name} ({action})" if listed.count(name) > 1 else name for action, name in enumerate(listed, start=1)
+        )
 
     def evaluated_classes(self) -> tuple[int, ...]:
         return tuple(action - 1 for action in sorted(self._scored_actions()))
@@ -104,23 +108,30 @@ class Ava(DetectionSource):
 
         file = self.boxes[split]
         if file is None:
-            raise ValueError(f"Ava has no {split} boxes; set data.init_args.source.init_args.{split} to their csv")
+            raise UserError(
+                f"Ava has no {split} boxes", remedy=f"set data.init_args.source.init_args.{split} to their csv"
+            )
         read = read_ava_csv(file, self.class_names(), skip_empty_boxes=True, mistakes=self.mistakes)
         excluded = read_moments(self.excluded) if split == "val" and self.excluded is not None else frozenset()
         places = self._places()
         present = sorted(read.keys() & places.keys())
         if not present:
             name = min(read, default="")
-            raise FileNotFoundError(
-                f"{self.folder} holds none of the {len(read)} videos of {file}, neither a folder {name} of pictures "
-                f"nor a file {name}.mp4, for instance"
+            raise UserError(
+                f"holds none of the {len(read)} videos of {file}, neither a folder {name} of pictures nor a file "
+                f"{name}.mp4, for instance",
+                self.folder,
             )
         videos, unreadable, uncovered = [], [], []
         for name in tqdm(present, desc=f"{split} videos", unit="video", leave=False, disable=len(present) == 1):
             try:
-                times = self._times_of_frames(places[name])
+                place = only_video(name, places[name])
+                times = self._times_of_frames(place)
             except VideoError as error:
                 unreadable.append(str(error))
+                continue
+            except Mistake as mistake:
+                keep(mistake, self.mistakes)
                 continue
             keyframes = [
                 keyframe._replace(timestamp=keyframe.timestamp - self.start_seconds)
@@ -132,7 +143,7 @@ class Ava(DetectionSource):
             if not shown.all():
                 uncovered.append(f"{name} ({(~shown).sum()} of {len(shown)}, has frames until {times[-1]:.0f} s)")
             if shown.any():
-                videos.append(AnnotatedVideo(name, places[name], tuple(compress(keyframes, shown))))
+                videos.append(AnnotatedVideo(name, place, tuple(compress(keyframes, shown))))
         what = f"of {len(read)} videos are not in {self.folder} and are left out"
         report_left_out(file, {what: sorted(read.keys() - places.keys())}, self.mistakes, AbsentVideo)
         report_left_out(
@@ -145,9 +156,10 @@ class Ava(DetectionSource):
             self.mistakes,
         )
         if not videos:
-            raise ValueError(
-                f"none of the seconds annotated in {file} has a frame; start_seconds={self.start_seconds:g} must be "
-                "what the csv calls the beginning of the videos"
+            raise UserError(
+                "none of the annotated seconds has a frame",
+                file,
+                f"start_seconds={self.start_seconds:g} must be what the csv calls the beginning of the videos",
             )
         return tuple(videos)
 
@@ -155,60 +167,49 @@ class Ava(DetectionSource):
         """When frames are shown, those missing from a folder of pictures left out."""
         listing = list_video(video)
         if self.start_seconds > 0 and listing.times[-1] > LAST_SECOND:
-            raise ValueError(
-                f"{video} is {listing.times[-1]:.0f} s long, as only a whole film is; set start_seconds to 0 for films "
-                "that are not cut to their annotated part"
+            raise UserError(
+                f"is {listing.times[-1]:.0f} s long, as only a whole film is",
+                video,
+                "set start_seconds to 0 for films that are not cut to their annotated part",
             )
         return listing.times[listing.present] if isinstance(listing, PictureListing) else listing.times
 
-    def _places(self) -> dict[str, Video]:
-        """Where each video is, by name: its pictures if there are any, else its file."""
-        if not self.folder.is_dir():
-            raise FileNotFoundError(f"{self.folder}: no such folder of videos, or of folders of pictures")
-        places: dict[str, Video] = {}
-        with os.scandir(self.folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                name, ending = os.path.splitext(entry.name)
-                if entry.is_dir():
-                    rate = self.frame_rates.get(entry.name, self.frame_rate)
-                    places[entry.name] = PictureFolder(Path(entry.path), rate)
-                elif ending.lower() in VIDEO_ENDINGS and not entry.name.startswith("."):
-                    places.setdefault(name, Path(entry.path))
-        return places
+    def _places(self) -> dict[str, list[Video]]:
+        """Find what there is of each video, by name."""
+        require_folder(self.folder)
+        return videos_in(self.folder, lambda name: self.frame_rates.get(name, self.frame_rate))
 
 
 def read_label_map(path: str | Path) -> dict[int, str]:
-    """Names of actions by their id, from 1, of a text-format protocol buffer.
+    """Return the names of actions by their id, from 1, of a text-format protocol buffer.
 
     Takes both forms that AVA publishes: ``item { name: "sit" id: 11 }`` (the 60 scored actions) and
     ``label { name: "sit" label_id: 11 label_type: PERSON_MOVEMENT }`` (all 80).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such label map")
     actions: dict[int, str] = {}
-    for entry in re.findall(r"\{(.*?)\}", path.read_text(encoding="utf-8-sig"), re.DOTALL):
+    for entry in re.findall(r"\{(.*?)\}", read_text(path, "label map"), re.DOTALL):
         name, action = re.search(r'name:\s*"([^"]*)"', entry), re.search(r"id:\s*(\d+)", entry)
         if name is None or action is None:
-            raise ValueError(f"{path}: an entry lacks its name or its id: {' '.join(entry.split())}")
+            raise UserError(f"an entry lacks its name or its id: {' '.join(entry.split())}", path)
         number = int(action[1])
         if not 1 <= number <= NUM_ACTIONS or number in actions:
             reason = "is there twice" if number in actions else f"is not one of 1..{NUM_ACTIONS}"
-            raise ValueError(f"{path}: action id {number} ({name[1]}) {reason}")
+            raise UserError(f"action id {number} ({name[1]}) {reason}", path)
         actions[number] = name[1]
     if not actions:
-        raise ValueError(f'{path} holds no action; expected entries such as item {{ name: "sit" id: 11 }}')
+        raise UserError('holds no action; expected entries such as item { name: "sit" id: 11 }', path)
     return actions
 
 
 def read_moments(path: str | Path) -> frozenset[tuple[str, float]]:
-    """The rows (video, seconds) of a csv."""
-    try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such list of moments") from None
-    try:
-        return frozenset((video.strip(), float(seconds)) for video, seconds in rows)
-    except ValueError:
-        raise ValueError(f"{path}: rows must be video,seconds") from None
+    """Return the rows (video, seconds) of a csv."""
+    moments = set()
+    for line, row in read_rows(path, "list of moments", "video,seconds", (2,)):
+        try:
+            video, seconds = row[0], float(row[1]) if len(row) == 2 else math.nan
+        except ValueError:
+            seconds = math.nan
+        if not math.isfinite(seconds):
+            raise UserError(f"line {line}: rows must be video,seconds", path)
+        moments.add((video, seconds))
+    return frozenset(moments)

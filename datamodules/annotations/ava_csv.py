@@ -10,7 +10,6 @@ Corners are fractions of the frame, action ids count from 1. The person id may b
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +19,14 @@ import numpy as np
 
 from datamodules.annotations.mistakes import Mistake, keep
 from datamodules.annotations.source import Keyframe
+from datamodules.text_files import read_rows
 
 BoxUnits = Literal["relative", "absolute"]
 LARGEST_FRACTION = 1.5
 """Boxes may stick out of the frame a little; beyond this they must be pixels."""
+COLUMNS = "video,seconds,x1,y1,x2,y2,action_id[,person_id]"
+WIDTHS = (2, 7, 8)
+"""How many columns a row may have."""
 LONGEST_NUMBER = 18
 """Digits that surely fit into 64 bits."""
 
@@ -49,39 +52,33 @@ def read_ava_csv(
             to be divided by the size of its video.
         skip_empty_boxes: leave boxes without area out instead of refusing the file.
         mistakes: where rows with mistakes are put down, to read on without them; None refuses the file.
+
+    Raises:
+        UserError: the file is not there, is not text in UTF-8, or its columns are not separated by commas.
+        Mistake: a row cannot be read, and ``mistakes`` is None.
     """
     path = Path(path)
     moments: dict[str, dict[float, dict[tuple[str, ...], set[int]]]] = {}
-    try:
-        file = path.open(newline="", encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such annotation file") from None
-    with file:
-        for line, row in enumerate(csv.reader(file), start=1):
-            row = [cell.strip() for cell in row]
-            if not any(row) or (line == 1 and _is_header(row)):
+    for line, row in read_rows(path, "annotation file", COLUMNS, WIDTHS):
+        if line == 1 and _is_header(row):
+            continue
+        try:
+            if len(row) not in WIDTHS:
+                where = f"{path}, line {line}"
+                raise Mistake("rows that cannot be read", where, f"{len(row)} columns", f"expected {COLUMNS}")
+            seconds = _number(path, line, "seconds", row[1])
+            boxes = moments.setdefault(row[0], {}).setdefault(seconds, {})
+            if len(row) == 2:
                 continue
-            try:
-                if len(row) not in (2, 7, 8):
-                    raise Mistake(
-                        "rows that cannot be read",
-                        f"{path}, line {line}",
-                        f"{len(row)} columns",
-                        "expected video,seconds,x1,y1,x2,y2,action_id[,person_id]",
-                    )
-                seconds = _number(path, line, "seconds", row[1])
-                boxes = moments.setdefault(row[0], {}).setdefault(seconds, {})
-                if len(row) == 2:
+            person = (*row[2:6], *row[7:])
+            if person not in boxes:
+                if not _has_area(path, line, row[2:6], box_units, skip_empty_boxes):
                     continue
-                person = (*row[2:6], *row[7:])
-                if person not in boxes:
-                    if not _has_area(path, line, row[2:6], box_units, skip_empty_boxes):
-                        continue
-                    boxes[person] = set()
-                if row[6]:
-                    boxes[person].add(_class_index(path, line, row[6], len(class_names)))
-            except Mistake as mistake:
-                keep(mistake, mistakes)
+                boxes[person] = set()
+            if row[6]:
+                boxes[person].add(_class_index(path, line, row[6], len(class_names)))
+        except Mistake as mistake:
+            keep(mistake, mistakes)
     return {video: _keyframes(times, len(class_names)) for video, times in moments.items()}
 
 

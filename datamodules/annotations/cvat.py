@@ -6,233 +6,192 @@
         --output boxes.csv --classes classes.txt
 
 reads a task exported as "CVAT for video 1.1" (the xml, or the zip that CVAT wraps it in) and adds its boxes to
-``boxes.csv`` and its actions to ``classes.txt``, one video a call. A video that is there already is replaced, so a
-corrected task can be read again; action ids that were given once stay.
+``boxes.csv`` and its actions to ``classes.txt``, one video per call. Boxes that are there already are replaced, so a
+corrected task can be read again; action ids that were given once stay. Jobs exported one by one are joined: each
+replaces its own frames. People have other numbers in each job, so the export of a whole task is the better one.
 
 The action of a box is its label. Where the label is something else ("person"), ``--attribute NAME`` names the attribute
 that holds the action, or several with commas between them; a check box stands for an action of its own name. ``none``,
-``__undefined__`` and nothing at all make a box of somebody without action. ``--attribute`` may be given more than once.
+``__undefined__`` and nothing at all make a box of somebody without action. ``--attribute`` may be given more than once,
+and so may ``--leave-out LABEL``, for labels that are no action ("ball").
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import math
-import os
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree import ElementTree
 
 import numpy as np
 
+from datamodules.annotations.ava_csv import COLUMNS, WIDTHS
+from datamodules.annotations.cvat_export import CvatTask, read_cvat
+from datamodules.errors import UserError, printable
+from datamodules.files import whole_file, write_whole
+from datamodules.text_files import check_one_line, read_class_list, read_rows, read_text
 from datamodules.video import list_video
-
-NO_ACTION = frozenset({"", "none", "__undefined__"})
-
-
-class CvatBox(NamedTuple):
-    """One box on one frame."""
-
-    frame: int
-    """Number of the frame in the video, from 0."""
-    corners: tuple[float, float, float, float]
-    """x1, y1, x2, y2 as fractions of the frame."""
-    actions: tuple[str, ...]
-    track: int
-    """Whose box it is."""
+from datamodules.video_listing import VideoError
 
 
-class CvatTask(NamedTuple):
-    """The boxes of one video, and what could not be read as one."""
+class Added(NamedTuple):
+    """What a task has changed in a csv."""
 
-    boxes: tuple[CvatBox, ...]
-    other_shapes: int
-    """Polygons, points and the like."""
-    empty_boxes: int
-    """Boxes without area inside the frame."""
-
-
-def read_cvat(path: str | Path, attributes: Sequence[str] = ()) -> CvatTask:
-    """Read a task exported as "CVAT for video 1.1".
-
-    CVAT writes the box of every frame, in between those that somebody drew too, and one with ``outside`` set where a
-    person leaves; that one is no box. Boxes are cut off at the edges of the frame; of a rotated one its outer
-    bounds are taken.
-
-    Args:
-        path: the xml or the zip.
-        attributes: those that hold the actions; none for the label.
-
-    Raises:
-        ValueError: the file is another form of export, holds several tasks, lacks an attribute, or declares a document
-            type, with which entities can be made that fill the memory.
-    """
-    path = Path(path)
-    root = _parse(path)
-    if root.tag != "annotations" or root.find("image") is not None:
-        raise ValueError(f'{path} is no task of a video; export it from CVAT as "CVAT for video 1.1"')
-    if len(root.findall("meta//task")) > 1:
-        raise ValueError(f"{path} is a project of several tasks; export them from CVAT one by one")
-    size = root.find("meta//original_size")
-    if size is None:
-        raise ValueError(f"{path} does not say the size of the video (meta/task/original_size); export the task again")
-    width, height = (float(size.findtext(side, "nan")) for side in ("width", "height"))
-    if not (width > 0 and height > 0):
-        raise ValueError(f"{path}: the size of the video must be positive, got {width:g}x{height:g}")
-    boxes, other_shapes, empty_boxes = [], 0, 0
-    for track in root.findall("track"):
-        for shape in track:
-            if shape.get("outside") == "1":
-                continue
-            if shape.tag != "box":
-                other_shapes += 1
-                continue
-            try:
-                frame, number = int(shape.attrib["frame"]), int(track.attrib["id"])
-                corners = _corners(shape, width, height)
-            except (KeyError, ValueError) as error:
-                reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-                place = f"track {track.get('id')} on frame {shape.get('frame')}"
-                raise ValueError(f"{path}, box of {place}: {reason}") from None
-            if corners[0] < corners[2] and corners[1] < corners[3]:
-                actions = _actions(path, track, shape, attributes)
-                boxes.append(CvatBox(frame, corners, actions, number))
-            else:
-                empty_boxes += 1
-    boxes.sort(key=lambda box: (box.frame, box.track))
-    return CvatTask(tuple(boxes), other_shapes, empty_boxes)
+    new: tuple[str, ...]
+    """Actions that the list of classes did not have."""
+    replaced: int
+    """Rows of the same frames that are gone."""
+    kept: int
+    """Rows of the same video on other frames."""
 
 
-class _Builder(ElementTree.TreeBuilder):
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise ValueError("it declares a document type, which CVAT never writes")
+def add_to_csv(task: CvatTask, video: str, times: np.ndarray, output: str | Path, classes: str | Path) -> Added:
+    """Add a task to a csv in AVA's column order and its actions to a file of class names.
 
-
-def _parse(path: Path) -> ElementTree.Element:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such export of CVAT")
-    parser = ElementTree.XMLParser(target=_Builder())
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive, archive.open("annotations.xml") as file:
-                return ElementTree.parse(file, parser).getroot()
-        return ElementTree.parse(path, parser).getroot()
-    except (ElementTree.ParseError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is not a readable export of CVAT: {error}") from None
-
-
-def _corners(box: ElementTree.Element, width: float, height: float) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = (float(box.attrib[name]) for name in ("xtl", "ytl", "xbr", "ybr"))
-    turn = math.radians(float(box.get("rotation", 0)))
-    if turn:
-        sine, cosine = abs(math.sin(turn)), abs(math.cos(turn))
-        half_width = ((x2 - x1) * cosine + (y2 - y1) * sine) / 2
-        half_height = ((x2 - x1) * sine + (y2 - y1) * cosine) / 2
-        centre_x, centre_y = (x1 + x2) / 2, (y1 + y2) / 2
-        x1, x2, y1, y2 = centre_x - half_width, centre_x + half_width, centre_y - half_height, centre_y + half_height
-    return tuple(
-        float(np.clip(corner / side, 0, 1)) for corner, side in ((x1, width), (y1, height), (x2, width), (y2, height))
-    )
-
-
-def _actions(
-    path: Path, track: ElementTree.Element, box: ElementTree.Element, attributes: Sequence[str]
-) -> tuple[str, ...]:
-    if not attributes:
-        return (track.attrib["label"].strip(),)
-    values = {attribute.get("name"): (attribute.text or "").strip() for attribute in box.iter("attribute")}
-    absent = [name for name in attributes if name not in values]
-    if len(absent) == len(attributes):
-        raise ValueError(
-            f"{path}: track {track.get('id')} ({track.get('label')}) has no attribute {', '.join(absent)} on frame "
-            f"{box.get('frame')}; it has {', '.join(map(str, values)) or 'none'}"
-        )
-    actions: dict[str, None] = {}
-    for name in attributes:
-        value = values.get(name, "")
-        if value.lower() in ("true", "false"):  # a check box
-            value = name if value.lower() == "true" else ""
-        actions |= dict.fromkeys(part.strip() for part in value.split(",") if part.strip().lower() not in NO_ACTION)
-    return tuple(actions)
-
-
-def add_to_csv(
-    task: CvatTask, video: str, times: np.ndarray, output: str | Path, classes: str | Path
-) -> tuple[str, ...]:
-    """Add a task to a csv in AVA's column order and its actions to a file of class names; returns the new ones.
-
-    Rows that the csv has of the same video are replaced.
+    Rows that the csv has of the same frames of the same video are replaced. Where others of the video stay, people
+    who would share their number with one of them get another.
 
     Args:
         task: what was annotated.
         video: name of the video, its file name without ending.
         times: (N,) seconds at which the frames of the video are shown.
         output: the csv; made if it is not there.
-        classes: text file with a name a line, line n is action id n; made if it is not there, new actions are added.
+        classes: text file with a name per line, line n is action id n; made if it is not there, new actions are added.
     """
     output, classes = Path(output), Path(classes)
+    check_one_line(video, "--video", video)
     last = max((box.frame for box in task.boxes), default=-1)
     if last >= len(times):
-        raise ValueError(f"frame {last} of {video} is annotated, but it has {len(times)} frames; is this the video?")
-    text = classes.read_text(encoding="utf-8-sig") if classes.is_file() else ""
-    known = [line.strip() for line in text.rstrip().splitlines()]
+        raise UserError(f"frame {last} of {video} is annotated, but it has {len(times)} frames; is this the video?")
+    known = read_class_list(classes) if classes.is_file() and read_text(classes).strip() else ()
     new = tuple(dict.fromkeys(action for box in task.boxes for action in box.actions if action not in known))
     ids = {action: number for number, action in enumerate([*known, *new], start=1)}
-    rows = []
-    if output.is_file():
-        with output.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row and row[0].strip() != video]
+    others, kept, replaced = _rows_of(output, video, _span(task.frames, times))
+    shift = _shift({row[7] for row in kept if len(row) == 8}, {box.track for box in task.boxes})
+    rows = others + kept
     for box in task.boxes:
         place = [video, f"{times[box.frame]:.6f}", *(f"{corner:.6f}" for corner in box.corners)]
-        rows += [[*place, ids[action] if action else "", box.track] for action in box.actions or ("",)]
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+        rows += [[*place, ids[action] if action else "", box.track + shift] for action in box.actions or ("",)]
     # Names first: a csv with ids that have no name could not be read.
     if new:
-        classes.write_text("".join(f"{action}\n" for action in (*known, *new)), encoding="utf-8")
-    partial.replace(output)
-    return new
+        write_whole(classes, "".join(f"{action}\n" for action in (*known, *new)))
+    with whole_file(output, newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+    return Added(new, replaced, len(kept))
+
+
+def _span(frames: tuple[int, int] | None, times: np.ndarray) -> tuple[float, float]:
+    """Return the seconds that belong to a range of frames, up to half-way to those before and after it."""
+    if frames is None:
+        return -np.inf, np.inf
+    first, last = frames
+    low = (times[first - 1] + times[first]) / 2 if 0 < first < len(times) else -np.inf
+    high = (times[last] + times[last + 1]) / 2 if last + 1 < len(times) else np.inf
+    return low, high
+
+
+def _rows_of(output: Path, video: str, span: tuple[float, float]) -> tuple[list[list[str]], list[list[str]], int]:
+    """Return the rows of other videos, those of this one that lie outside the span, and how many lie inside."""
+    others: list[list[str]] = []
+    kept: list[list[str]] = []
+    replaced = 0
+    if not output.is_file():
+        return others, kept, replaced
+    for line, row in read_rows(output, "csv", COLUMNS, WIDTHS):
+        if row[0] != video:
+            others.append(row)
+            continue
+        try:
+            seconds = float(row[1])
+        except (ValueError, IndexError):
+            raise UserError(f"line {line}: expected {COLUMNS}", output) from None
+        if span[0] <= seconds < span[1]:
+            replaced += 1
+        else:
+            kept.append(row)
+    return others, kept, replaced
+
+
+def _shift(taken: set[str], tracks: set[int]) -> int:
+    """Return what to add to the numbers of people, so that none of them is taken."""
+    if taken.isdisjoint(map(str, tracks)):
+        return 0
+    return 1 + max(int(number) for number in taken if number.isdecimal())
+
+
+def _frame_size(text: str) -> tuple[int, int]:
+    """Read 640x480."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT in pixels, such as 640x480, got {text!r}")
+    return int(width), int(height)
+
+
+def _times(given: argparse.Namespace, task: CvatTask) -> np.ndarray:
+    """Return when each frame is shown, by the video or by the frame rate."""
+    if given.video_file is None:
+        last = max([box.frame for box in task.boxes] + ([task.frames[1]] if task.frames else []), default=-1)
+        return np.arange(last + 2) / given.frame_rate  # one more, to know where the last frame ends
+    times = list_video(given.video_file).times
+    if task.num_pictures not in (None, len(times)):
+        raise UserError(
+            f"is a task of {task.num_pictures} pictures, but {given.video_file} has {len(times)} frames",
+            given.task,
+            "give by --frame-rate how many of them show one second",
+        )
+    return times
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m datamodules.annotations.cvat",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("task", type=Path, help='xml, or zip, of a task exported as "CVAT for video 1.1"')
+    parser.add_argument("task", type=Path, help='xml, or zip, of a task or a job exported as "CVAT for video 1.1"')
     parser.add_argument("--video", required=True, help="name of the video: its file name without ending")
     timing = parser.add_mutually_exclusive_group(required=True)
     timing.add_argument("--video-file", type=Path, help="the video, which tells when each frame is shown")
-    timing.add_argument("--frame-rate", type=float, help="frames a second, where the video is not at hand")
+    timing.add_argument("--frame-rate", type=float, help="frames per second, where the video is not at hand")
     parser.add_argument("--output", type=Path, required=True, help="csv to add to")
     parser.add_argument("--classes", type=Path, required=True, help="file of class names to add to")
     parser.add_argument("--attribute", action="append", default=[], help="attribute that holds the action")
+    parser.add_argument("--leave-out", action="append", default=[], metavar="LABEL", help="label that is not read")
+    parser.add_argument(
+        "--size", type=_frame_size, metavar="WIDTHxHEIGHT", help="of the frames, for tasks made of pictures"
+    )
     given = parser.parse_args(args)
-    if given.frame_rate is not None and not given.frame_rate > 0:
+    if given.frame_rate is not None and not 0 < given.frame_rate < np.inf:
         parser.error(f"--frame-rate must be positive, got {given.frame_rate:g}")
     try:
-        task = read_cvat(given.task, given.attribute)
-        if given.video_file is not None:
-            times = list_video(given.video_file).times
-        else:
-            times = np.arange(max((box.frame for box in task.boxes), default=-1) + 1) / given.frame_rate
-        new = add_to_csv(task, given.video, times, given.output, given.classes)
-    except (ValueError, FileNotFoundError) as error:
+        task = read_cvat(given.task, given.attribute, given.size, [label.strip() for label in given.leave_out])
+        times = _times(given, task)
+        added = add_to_csv(task, given.video.strip(), times, given.output, given.classes)
+    except (UserError, VideoError) as error:
         parser.exit(1, f"error: {error}\n")
+    whole = task.frames in (None, (0, len(times) - 1))
+    of_frames = "" if whole else f", frames {task.frames[0]} to {task.frames[1]}"
+    print(_report(f"{given.video}{of_frames}", given.output, task, added))
+
+
+def _report(video: str, output: Path, task: CvatTask, added: Added) -> str:
     people, counts = {box.track for box in task.boxes}, Counter(action for box in task.boxes for action in box.actions)
-    print(f"{given.output}: {len(task.boxes)} boxes of {len(people)} people in {given.video}")
-    for action, count in counts.most_common():
-        print(f"  {action}: {count}{' (new)' if action in new else ''}")
-    for count, what in ((task.other_shapes, "shapes that are no boxes"), (task.empty_boxes, "boxes without area")):
-        if count:
-            print(f"  left out: {count} {what}")
+    lines = [f"{output}: {len(task.boxes)} boxes of {len(people)} people in {video}"]
+    lines += [f"  {action}: {count}{' (new)' if action in added.new else ''}" for action, count in counts.most_common()]
+    if added.replaced:
+        lines.append(f"  replaced: {added.replaced} rows of these frames")
+    if added.kept:
+        lines.append(f"  joined with {added.kept} rows of other frames, whose people have other numbers")
+    left_out = {
+        "shapes that are no boxes": task.other_shapes,
+        "boxes without area": task.empty_boxes,
+        "shapes of labels that are not wanted": task.left_out,
+    }
+    lines += [f"  left out: {count} {what}" for what, count in left_out.items() if count]
+    return "\n".join(map(printable, lines))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,17 @@ the middle of its frames: with stride 4 and window 16 at 30 frames a second, fea
 
 from __future__ import annotations
 
+import math
 import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
+
+from datamodules.errors import UserError
 
 ENDINGS = (".npy", ".npz")
 
@@ -58,9 +62,9 @@ class FeatureFolder:
 
     def __post_init__(self) -> None:
         if self.stride_frames is not None and not self.stride_frames > 0:
-            raise ValueError(f"stride_frames must be positive or None, got {self.stride_frames}")
+            raise UserError(f"stride_frames must be positive or None, got {self.stride_frames}")
         if not self.window_frames > 0 or (self.frame_rate is not None and not self.frame_rate > 0):
-            raise ValueError(
+            raise UserError(
                 f"window_frames and frame_rate must be positive, got {self.window_frames} and {self.frame_rate}"
             )
 
@@ -77,7 +81,7 @@ class FeatureFolder:
             if folder is None:
                 continue
             if not Path(folder).is_dir():
-                raise FileNotFoundError(f"{folder}: no such folder of features")
+                raise UserError("no such folder of features", folder)
             names = [f"{prefix}{video_id}{ending}" for prefix in ("", "v_") for ending in ENDINGS]
             file = next((file for name in names if (file := Path(folder, name)).is_file()), None)
             if file is None:
@@ -86,12 +90,12 @@ class FeatureFolder:
         array = FeatureArray(tuple(files), 0.0, 1.0, self.channels_first)
         if self.stride_frames is None:
             if duration is None:
-                raise ValueError(f"{array}: features spread over the video need its duration, the annotation has none")
+                raise UserError("features spread over the video need its duration, the annotation has none", array)
             step = duration / num_features(array)
             return array._replace(first_seconds=step / 2, step_seconds=step)
         rate = self.frame_rate or frame_rate
         if rate is None:
-            raise ValueError(f"{array}: the annotation does not say the video's frame rate; set features.frame_rate")
+            raise UserError("the annotation does not say the video's frame rate", array, "set features.frame_rate")
         return array._replace(first_seconds=self.window_frames / 2 / rate, step_seconds=self.stride_frames / rate)
 
 
@@ -126,28 +130,32 @@ def _unpacked(file: Path, mtime_ns: int) -> np.ndarray:
 
 
 def _shape(file: Path) -> tuple[int, int]:
-    """Shape of the one array of a file, from its head."""
+    """Shape of the one array of a file, from its head; the file must be as long as that says."""
     try:
         if file.suffix == ".npy":
             with file.open("rb") as stream:
                 shape, dtype = _head(stream)
+                length = file.stat().st_size - stream.tell()
         else:
             with zipfile.ZipFile(file) as members:
                 names = members.namelist()
                 if len(names) != 1:
-                    raise ValueError(f"{file} holds {len(names)} arrays ({', '.join(names[:3])}), must be one")
+                    raise UserError(f"holds {len(names)} arrays ({', '.join(names[:3])}), must be one", file)
                 with members.open(names[0]) as stream:
                     shape, dtype = _head(stream)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        if str(file) in str(error):
-            raise
-        raise ValueError(f"{file}: not a readable numpy array ({error})") from error
+                    length = members.getinfo(names[0]).file_size - stream.tell()
+    except UserError:
+        raise
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"not a readable numpy array ({error})", file) from error
     if len(shape) != 2 or dtype.kind != "f":
-        raise ValueError(f"{file} is an array {shape} of {dtype}; features are (N, C) floats")
+        raise UserError(f"is an array {shape} of {dtype}; features are (N, C) floats", file)
+    if math.prod(shape) * dtype.itemsize != length:
+        raise UserError(f"is cut off or damaged: {shape} of {dtype} takes other than {length} bytes", file)
     return shape
 
 
-def _head(stream) -> tuple[tuple[int, ...], np.dtype]:
+def _head(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(stream)

@@ -7,12 +7,13 @@ from typing import Literal
 
 from datamodules.annotations.safe_pickle import load_pickle
 from datamodules.annotations.tubes import GroundTruthPickle, TubeFile, TubeSource
+from datamodules.errors import UserError
 
 
 class JHMDB(TubeSource):
     """928 videos of 15 to 40 frames, 21 classes, three splits. Published results are the mean over the three.
 
-    Train and test once with each ``split``, then ``python -m callbacks.split_mean`` averages the three rows.
+    Train and test once with each ``split``, then ``python -m callbacks.benchmark.split_mean`` averages the three rows.
 
     Args:
         videos: see ``TubeSource``: ``Frames/<class>/<video>/00001.png``, ``rgb-images/...`` or
@@ -33,13 +34,13 @@ class JHMDB(TubeSource):
     ) -> None:
         super().__init__(videos, annotations, every_frame, frame_rate)
         if split not in (1, 2, 3):
-            raise ValueError(f"split must be 1, 2 or 3, got {split}")
+            raise UserError(f"split must be 1, 2 or 3, got {split}")
         self.split = split
 
     def _open(self) -> TubeFile:
         file = GroundTruthPickle(self.annotations, load_pickle(self.annotations))
         if len(file.splits) < self.split:
-            raise ValueError(f"{self.annotations} has {len(file.splits)} splits, asked for split {self.split}")
+            raise UserError(f"has {len(file.splits)} splits, asked for split {self.split}", self.annotations)
         return file
 
     def _split(self, split: str) -> set[str]:

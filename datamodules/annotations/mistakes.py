@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datamodules.errors import UserError, printable
+
 UNREADABLE = "videos that cannot be read"
 
 
-class Mistake(ValueError):
-    """One thing that is wrong.
+class Mistake(UserError):
+    """One thing that is wrong with somebody's data.
 
     Args:
         kind: what all mistakes of this sort are called, in the plural.
@@ -16,12 +18,14 @@ class Mistake(ValueError):
     """
 
     def __init__(self, kind: str, where: str, seen: str = "", way_out: str = "") -> None:
-        super().__init__(kind, where, seen, way_out)
-        self.kind, self.where, self.seen, self.way_out = kind, where, seen, way_out
+        super().__init__(seen, where, way_out or None)
+        # What an exception is pickled by, when it comes from a worker process.
+        self.args = (kind, where, seen, way_out)
+        self.kind, self.seen, self.way_out = kind, seen, way_out
 
     @property
     def line(self) -> str:
-        return ": ".join(filter(None, [self.where, self.seen]))
+        return printable(": ".join(filter(None, [str(self.where), self.seen])))
 
     def __str__(self) -> str:
         return "; ".join(filter(None, [self.line, self.way_out]))

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from datamodules.annotations.ava_csv import BoxUnits, read_ava_csv
 from datamodules.annotations.mistakes import UNREADABLE, Mistake, keep
+from datamodules.annotations.places import only_video
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
+from datamodules.errors import UserError
+from datamodules.source_files import VIDEO_ENDINGS, is_video_file
+from datamodules.text_files import read_class_list, read_lines
 from datamodules.video_listing import VideoError, list_frames
 
-VIDEO_ENDINGS = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".ts"})
+CLASS_NUMBER = re.compile(rf"({'|'.join(map(re.escape, sorted(VIDEO_ENDINGS)))}) \d+$", re.IGNORECASE)
+"""What UCF101's lists put after the name of a file."""
 
 
 class OwnVideos(DetectionSource):
@@ -44,7 +49,9 @@ class OwnVideos(DetectionSource):
         start_seconds: float = 0.0,
     ) -> None:
         if box_units not in ("relative", "absolute"):
-            raise ValueError(f"box_units must be relative or absolute, got {box_units!r}")
+            raise UserError(f"box_units must be relative or absolute, got {box_units!r}")
+        if not 0 <= val_fraction <= 1:
+            raise UserError(f"val_fraction must be from 0 to 1, got {val_fraction}")
         self.folder = Path(videos)
         self.classes = Path(classes)
         self.annotations = None if annotations is None else Path(annotations)
@@ -61,55 +68,61 @@ class OwnVideos(DetectionSource):
 
     def class_names(self) -> tuple[str, ...]:
         if not self._class_names:
-            if not self.classes.is_file():
-                raise FileNotFoundError(f"{self.classes}: no such file; it holds one class name a line")
-            lines = self.classes.read_text(encoding="utf-8-sig").rstrip().splitlines()
-            if not lines:
-                raise ValueError(f"{self.classes} is empty; it must hold one class name a line")
-            empty = [number for number, line in enumerate(lines, start=1) if not line.strip()]
-            if empty:
-                raise ValueError(f"{self.classes}, line {empty[0]} is empty; line n names action id n")
-            self._class_names = tuple(line.strip() for line in lines)
+            self._class_names = read_class_list(self.classes)
         return self._class_names
 
     def videos(self, split: Split) -> tuple[AnnotatedVideo, ...]:
         everything = self._read()
         train, val = self._split(everything)
         chosen = train if split == "train" else val
+        if not chosen and everything and self.train is None and self.val is None and 0 < self.val_fraction < 1:
+            raise self._nothing_left(split, len(everything))
         return tuple(video for name, video in everything.items() if name in chosen)
+
+    def _nothing_left(self, split: Split, count: int) -> UserError:
+        """Explain that too few videos were divided into two parts."""
+        use = "train" if split == "train" else "validate"
+        drawn = f"val_fraction={self.val_fraction:g} of {count} videos leaves none to {use} on"
+        remedy = f"set val_fraction to {1 / count:.2g}, or name the videos in train and val"
+        if count == 1:
+            remedy = "annotate a second one; val_fraction=0 trains on it alone, val_fraction=1 evaluates on it"
+        return UserError(drawn, self.annotations or self.folder, remedy)
 
     def _read(self) -> dict[str, AnnotatedVideo]:
         """All videos by name, in order of names."""
         if self._all is None:
             files = self._files()
             if self.annotations is None:
-                self._all = {name: AnnotatedVideo(name, _only(paths), ()) for name, paths in sorted(files.items())}
+                self._all = {
+                    name: AnnotatedVideo(name, only_video(name, paths), ()) for name, paths in sorted(files.items())
+                }
             else:
                 self._all = self._annotated(files)
         return self._all
 
     def _files(self) -> dict[str, list[Path]]:
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"{self.folder}: no such folder of videos")
+            raise UserError("no such folder of videos", self.folder)
         files: dict[str, list[Path]] = {}
         for path in sorted(self.folder.rglob("*")):
-            if path.suffix.lower() in VIDEO_ENDINGS and not path.name.startswith("."):
+            if is_video_file(path):
                 files.setdefault(path.stem, []).append(path)
         if not files:
-            raise FileNotFoundError(f"{self.folder} holds no video ({', '.join(sorted(VIDEO_ENDINGS))})")
+            raise UserError(f"holds no video ({', '.join(sorted(VIDEO_ENDINGS))})", self.folder)
         return files
 
     def _annotated(self, files: dict[str, list[Path]]) -> dict[str, AnnotatedVideo]:
         read = read_ava_csv(self.annotations, self.class_names(), self.box_units, mistakes=self.mistakes)
-        absent = sorted(name for name in read if video_name(name) not in files)
+        absent = sorted(name for name in read if video_name(name, files) not in files)
         if absent and self.mistakes is None:
-            raise FileNotFoundError(
-                f"{self.annotations} names {len(absent)} videos of {len(read)} that are not under {self.folder}: "
-                f"{', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}"
+            raise UserError(
+                f"names {len(absent)} videos of {len(read)} that are not under {self.folder}: "
+                f"{', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}",
+                self.annotations,
             )
         videos: dict[str, AnnotatedVideo] = {}
         for written, keyframes in sorted(read.items()):
-            name = video_name(written)
+            name = video_name(written, files)
             try:
                 if name not in files:
                     raise Mistake("annotated videos that are not there", name, f"not under {self.folder}")
@@ -119,7 +132,7 @@ class OwnVideos(DetectionSource):
                         str(self.annotations),
                         f"names {name} in two ways, one is {written!r}",
                     )
-                path = _only(files[name])
+                path = only_video(name, files[name])
                 scale = self._box_scale(path)
             except Mistake as mistake:
                 keep(mistake, self.mistakes)
@@ -158,47 +171,40 @@ class OwnVideos(DetectionSource):
         if val is None:
             return train, everything.keys() - train
         if train & val and self.mistakes is None:
-            raise ValueError(f"videos in both train and val: {', '.join(sorted(train & val)[:5])}")
+            raise UserError(f"videos in both train and val: {', '.join(sorted(train & val)[:5])}")
         return train, val
 
 
-def video_name(written: str) -> str:
-    """The name of a video without folders and ending, nor the class number that UCF101's lists put after them.
+def video_name(written: str, names: Collection[str] = ()) -> str:
+    """Return the name of a video without folders and ending, nor the class number that UCF101's lists put after them.
 
     >>> video_name("Basketball/v_Basketball_g07_c04.avi 1"), video_name("labels/Biking/v_Biking_g01_c01/00012.txt")
     ('v_Basketball_g07_c04', 'v_Biking_g01_c01')
+
+    Args:
+        written: what a list or a csv calls it.
+        names: those of the videos that there are; one that is written as it is needs no reading.
     """
-    path = PurePosixPath(re.sub(r"(\.\w+) \d+$", r"\1", written.strip()))
+    written = written.strip()
+    if written in names:
+        return written
+    path = PurePosixPath(CLASS_NUMBER.sub(r"\1", written.replace("\\", "/")))
     if path.stem.isdigit() and path.suffix.lower() in {".txt", ".jpg", ".png"}:
         return path.parent.name  # a frame
     return path.stem if path.suffix.lower() in VIDEO_ENDINGS else path.name
 
 
 def named_videos(given: list[str] | str | Path | None, everything: Collection[str]) -> set[str] | None:
-    """The videos that a list or a list file names; names of videos that are not here are passed over."""
+    """Return the videos that a list or a list file names; names of videos that are not here are passed over."""
     if given is None:
         return None
-    if isinstance(given, list):
-        lines, origin = given, "the list of videos"
-    else:
-        if not Path(given).is_file():
-            raise FileNotFoundError(f"{given}: no such list of videos")
-        lines, origin = Path(given).read_text(encoding="utf-8-sig").splitlines(), str(given)
-    names = {video_name(line) for line in lines if line.strip()}
+    lines = given if isinstance(given, list) else read_lines(given, "list of videos")
+    names = {video_name(line, everything) for line in lines if line.strip()}
     known = names & set(everything)
     if not known:
-        raise ValueError(
-            f"{origin} names no annotated video; it has {', '.join(sorted(names)[:3]) or 'no lines'}, "
-            f"the data has {', '.join(list(everything)[:3])}"
+        raise UserError(
+            f"names no annotated video; it has {', '.join(sorted(names)[:3]) or 'no lines'}, the data has "
+            f"{', '.join(list(everything)[:3]) or 'none'}",
+            "the list of videos" if isinstance(given, list) else given,
         )
     return known
-
-
-def _only(paths: Sequence[Path]) -> Path:
-    if len(paths) > 1:
-        raise Mistake(
-            "annotated videos whose name several files have",
-            paths[0].stem,
-            f"several videos are called {paths[0].stem}: {', '.join(map(str, paths))}",
-        )
-    return paths[0]

@@ -11,9 +11,10 @@ import numpy as np
 
 from datamodules.annotations.features import FeatureArray, FeatureFolder
 from datamodules.annotations.mistakes import AbsentVideo, Mistake
-from datamodules.annotations.own_videos import VIDEO_ENDINGS
 from datamodules.annotations.source import Split, report_left_out
+from datamodules.errors import UserError
 from datamodules.picture_folder import PictureFolder, Video
+from datamodules.source_files import VIDEO_ENDINGS
 
 NO_SPANS = np.empty((0, 2), np.float64)
 
@@ -94,13 +95,11 @@ def annotated(
             continue
         unknown = {label for *_, label in entry.annotations} - numbers.keys()
         if unknown:
-            raise ValueError(
-                f"{origin}: {video_id} has the class {min(unknown)!r}, which is not in the list of classes"
-            )
+            raise UserError(f"{video_id} has the class {min(unknown)!r}, which is not in the list of classes", origin)
         rows = sorted((start, end, numbers[label]) for start, end, label in entry.annotations)
         segments = np.asarray([row[:2] for row in rows], np.float64).reshape(-1, 2)
         if not np.isfinite(segments).all():
-            raise ValueError(f"{origin}: a segment of {video_id} has no finite start and end")
+            raise UserError(f"a segment of {video_id} has no finite start and end", origin)
         lasting = segments[:, 1] > segments[:, 0]
         empty += [f"{video_id} at {start:g} s" for start, _ in segments[~lasting]]
         videos.append(
@@ -158,9 +157,7 @@ def find_media(
             if path.is_dir():
                 rate = picture_rate or raw[name].frame_rate
                 if rate is None:
-                    raise ValueError(
-                        f"{path}: the annotation does not say how many pictures a second; set picture_rate"
-                    )
+                    raise UserError("the annotation does not say how many pictures a second", path, "set picture_rate")
                 places[name] = PictureFolder(path, rate)
             else:
                 places[name] = path
@@ -168,20 +165,27 @@ def find_media(
         return None
     if raw and not places:
         folder = videos if features is None else features.folder
-        raise FileNotFoundError(f"{folder} holds none of {len(raw)} annotated videos, {min(raw)} for instance")
+        raise UserError(f"holds none of {len(raw)} annotated videos, {min(raw)} for instance", folder)
     return places
 
 
 def find_videos(folder: str | Path, names: Collection[str]) -> dict[str, Path]:
     """The file or the folder of pictures of each video, at any depth; it may be called ``v_<name>`` as well.
 
-    Folders that are a video themselves are not looked into: they may hold many thousands of pictures.
+    Folders that are a video themselves are not looked into: they may hold many thousands of pictures. Each folder is
+    looked into once, whatever links lead back to it.
     """
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of videos, or of folders of pictures")
+        raise UserError("no such folder of videos, or of folders of pictures", folder)
     wanted = {prefix + name: name for prefix in ("v_", "") for name in names}
     found: dict[str, Path] = {}
+    visited: set[tuple[int, int]] = set()
     for here, folders, files in os.walk(folder, followlinks=True):
+        facts = os.stat(here)
+        if (facts.st_dev, facts.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((facts.st_dev, facts.st_ino))
         for name in [name for name in sorted(folders) if name in wanted]:
             folders.remove(name)
             found.setdefault(wanted[name], Path(here, name))
@@ -195,4 +199,4 @@ def find_videos(folder: str | Path, names: Collection[str]) -> dict[str, Path]:
 def check_places(videos: str | Path | None, features: FeatureFolder | None) -> None:
     """The arguments of a source that say where its videos are."""
     if videos is not None and features is not None:
-        raise ValueError(f"a data set is read from videos={videos} or from features={features.folder}, not from both")
+        raise UserError(f"a data set is read from videos={videos} or from features={features.folder}, not from both")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -21,6 +23,9 @@ from datamodules.annotations.segment_source import (
     find_media,
 )
 from datamodules.annotations.source import Split, report_left_out
+from datamodules.annotations.tubes import numbers
+from datamodules.errors import UserError
+from datamodules.text_files import check_names, check_separator, open_text, read_lines
 
 CLASS_NAMES = (
     "BaseballPitch",
@@ -91,7 +96,7 @@ class Thumos14(SegmentSource):
     ) -> None:
         check_places(videos, features)
         if test_list not in NOT_TESTED:
-            raise ValueError(f"test_list must be one of {', '.join(map(str, NOT_TESTED))}, got {test_list!r}")
+            raise UserError(f"test_list must be one of {', '.join(map(str, NOT_TESTED))}, got {test_list!r}")
         self.annotations = Path(annotations)
         self.folder = videos
         self.features = features
@@ -131,7 +136,7 @@ class Thumos14(SegmentSource):
                 chosen.setdefault(*NOT_TESTED[212], RawSegments([]))
         if not chosen:
             prefix = TRAIN if split == "train" else TEST
-            raise ValueError(f"{self.annotations} has no video whose name begins with {prefix}")
+            raise UserError(f"has no video whose name begins with {prefix}", self.annotations)
         return chosen
 
     def _annotation(self) -> dict[str, RawSegments]:
@@ -178,19 +183,19 @@ def read_class_texts(folder: Path) -> dict[str, RawSegments]:
     """
     files = [file for split in ("val", "test") for file in sorted(folder.rglob(f"*_{split}.txt"))]
     if not files:
-        raise FileNotFoundError(f"{folder} holds none of THUMOS14's files such as Diving_test.txt")
+        raise UserError("holds none of THUMOS14's files such as Diving_test.txt", folder)
     annotations: dict[str, list[tuple[float, float, str]]] = {}
     ambiguous: dict[str, list[tuple[float, float]]] = {}
     for file in files:
         label = file.stem.rsplit("_", 1)[0]
-        for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        for number, line in enumerate(read_lines(file), start=1):
             if not line.strip():
                 continue
             try:
                 name, start, end = line.split()
                 span = float(start), float(end)
             except ValueError:
-                raise ValueError(f"{file}, line {number}: expected a video, start and end, got {line!r}") from None
+                raise UserError(f"line {number}: expected a video, start and end, got {line!r}", file) from None
             annotations.setdefault(name, [])
             if label == "Ambiguous":
                 ambiguous.setdefault(name, []).append(span)
@@ -208,20 +213,18 @@ def read_per_frame(path: str | Path) -> dict[str, RawSegments]:
     rows are from the texts, and two segments that touch are one: fit for scoring frames, not for scoring segments.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such annotation file")
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            rows_of = {name: arrays[name] for name in arrays.files}
+        rows_of = _arrays(path)
     else:
-        rows_of = {
-            name: entry["anno"] if isinstance(entry, dict) else entry for name, entry in load_pickle(path).items()
-        }
+        contents = load_pickle(path)
+        if not isinstance(contents, dict) or not all(isinstance(name, str) for name in contents):
+            raise UserError("is no annotation of frames: it holds no arrays by name of video", path)
+        rows_of = {name: entry.get("anno") if isinstance(entry, dict) else entry for name, entry in contents.items()}
     videos = {}
-    for name, rows in rows_of.items():
-        rows = np.asarray(rows)
-        if rows.ndim != 2 or rows.shape[1] != AMBIGUOUS + 1:
-            raise ValueError(f"{path}: {name} is {rows.shape}, must be (T, {AMBIGUOUS + 1}) one-hot rows")
+    for name, entry in rows_of.items():
+        rows = numbers(entry, AMBIGUOUS + 1)
+        if rows is None:
+            raise UserError(f"{name} must be (T, {AMBIGUOUS + 1}) one-hot rows", path)
         spans = {column: _runs(rows[:, column] > 0) * CHUNK_SECONDS for column in range(1, AMBIGUOUS + 1)}
         videos[name] = RawSegments(
             [(start, end, CLASS_NAMES[c - 1]) for c in range(1, AMBIGUOUS) for start, end in spans[c].tolist()],
@@ -229,6 +232,20 @@ def read_per_frame(path: str | Path) -> dict[str, RawSegments]:
             ambiguous=tuple(map(tuple, spans[AMBIGUOUS].tolist())),
         )
     return videos
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an npz by name."""
+    if not path.is_file():
+        raise UserError("no such annotation file", path)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            check_names(arrays.files, path, "array")
+            return {name: arrays[name] for name in arrays.files}
+    except UserError:
+        raise
+    except (OSError, ValueError, EOFError, MemoryError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
+        raise UserError(f"is not a readable npz ({error})", path) from error
 
 
 def _runs(flags: np.ndarray) -> np.ndarray:
@@ -239,14 +256,16 @@ def _runs(flags: np.ndarray) -> np.ndarray:
 
 def read_metadata(path: str | Path) -> dict[str, tuple[float, float]]:
     """Duration in seconds and frame rate of each video of a csv."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such csv of durations and frame rates")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        try:
-            return {
-                Path(row["filename"]).stem: (float(row["video-duration"]), float(row["fps"]))
-                for row in csv.DictReader(file)
-            }
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: needs the columns filename, video-duration, fps ({error!r})") from None
+    columns = ("filename", "video-duration", "fps")
+    with open_text(path, "csv of durations and frame rates") as file:
+        lines = list(file)
+    check_separator(path, lines[:1], ",".join(columns), range(len(columns), len(lines[0]) if lines else 0))
+    try:
+        rows = [
+            (Path(row["filename"]).stem, (float(row["video-duration"]), float(row["fps"])))
+            for row in csv.DictReader(lines)
+        ]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise UserError(f"needs the columns {', '.join(columns)} ({error!r})", path) from None
+    check_names([name for name, _ in rows], path, "video")
+    return dict(rows)

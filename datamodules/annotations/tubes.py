@@ -10,16 +10,17 @@ which makes them fractions of frames of any other size.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from datamodules.annotations.mistakes import AbsentVideo, Mistake, keep
-from datamodules.annotations.own_videos import VIDEO_ENDINGS
+from datamodules.annotations.places import only_video, require_folder, videos_in
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Keyframe, Split, report_left_out
-from datamodules.picture_folder import PictureFolder, PictureListing, Video
+from datamodules.errors import UserError
+from datamodules.picture_folder import PictureListing, Video
+from datamodules.text_files import check_names
 from datamodules.video import list_video
 from datamodules.video_listing import VideoError
 
@@ -81,23 +82,71 @@ class GroundTruthPickle(TubeFile):
     def __init__(self, path: Path, contents: object) -> None:
         absent = [key for key in self.KEYS if not isinstance(contents, dict) or key not in contents]
         if absent:
-            raise ValueError(f"{path} is no ground truth of tubes: it lacks {', '.join(absent)}")
+            raise UserError(f"is no ground truth of tubes: it lacks {', '.join(absent)}", path)
+        labels, train, test = (contents[key] for key in ("labels", "train_videos", "test_videos"))
+        by_name = [contents[key] for key in ("gttubes", "nframes", "resolution")]
+        lists = [labels, *train, *test] if isinstance(train, LISTS) and isinstance(test, LISTS) else [None]
+        names = [list(part) if isinstance(part, dict) else None for part in by_name]
+        if not all(map(_is_list_of_names, lists + names)):
+            raise UserError("is no ground truth of tubes: names are not where they should be", path)
+        if len(train) != len(test):
+            raise UserError(f"has {len(train)} lists of training videos and {len(test)} of test videos", path)
+        check_names(labels, path, "class")
         self.path = path
-        self.class_names = tuple(contents["labels"])
+        self.class_names = tuple(labels)
         self.names = tuple(sorted(contents["nframes"]))
-        pairs = zip(contents["train_videos"], contents["test_videos"], strict=True)
-        self.splits = tuple((tuple(train), tuple(test)) for train, test in pairs)
+        self.splits = tuple((tuple(train), tuple(test)) for train, test in zip(train, test, strict=True))
         self._contents = contents
 
     def read(self, name: str) -> TubeBoxes:
-        height, width = self._contents["resolution"][name]
-        size = np.asarray([width, height, width, height], np.float64)
-        tubes = [
-            (label, tube[:, 0] - 1, tube[:, 1:5] / size)
-            for label, of_class in sorted(self._contents["gttubes"].get(name, {}).items())
-            for tube in of_class
-        ]
-        return TubeBoxes.from_tubes(tubes, int(self._contents["nframes"][name]))
+        of_classes = self._contents["gttubes"].get(name, {})
+        length, resolution = (self._contents[key].get(name) for key in ("nframes", "resolution"))
+        size = numbers([resolution], 2)
+        if size is None or not len(size) or (size <= 0).any():
+            raise unreadable(self.path, name, "no height and width")
+        if not is_count(length) or not isinstance(of_classes, dict):
+            raise unreadable(self.path, name, "no number of frames, or no tubes")
+        (height, width), tubes = size[0], []
+        if not all(is_count(label) and isinstance(of_class, LISTS) for label, of_class in of_classes.items()):
+            raise unreadable(self.path, name, "no list of tubes for each class id")
+        for label, of_class in sorted(of_classes.items()):
+            for tube in of_class:
+                rows = numbers(tube, 5)
+                if rows is None or (np.abs(rows[:, 0]) > LAST_FRAME).any():
+                    raise unreadable(self.path, name, "a tube is not (n, 5) numbers")
+                tubes.append((int(label), rows[:, 0] - 1, rows[:, 1:] / [width, height, width, height]))
+        return TubeBoxes.from_tubes(tubes, int(length))
+
+
+LISTS = (list, tuple)
+LAST_FRAME = 2**31
+"""Numbers of frames are smaller."""
+
+
+def _is_list_of_names(value: object) -> bool:
+    return isinstance(value, LISTS) and all(isinstance(name, str) for name in value)
+
+
+def is_count(value: object) -> bool:
+    """Whether something that a file holds is a whole number such as a class id or a number of frames."""
+    return isinstance(value, int | np.integer) and 0 <= value < LAST_FRAME
+
+
+def numbers(value: object, columns: int) -> np.ndarray | None:
+    """Return (n, columns) float64 of what a file holds; None where it is not so many finite numbers a row."""
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "iufO":
+        return None
+    try:
+        rows = np.asarray(value, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if rows.size == 0:
+        return np.empty((0, columns))
+    return rows if rows.ndim == 2 and rows.shape[1] == columns and np.isfinite(rows).all() else None
+
+
+def unreadable(path: Path, name: str, seen: str) -> Mistake:
+    return Mistake("tubes that cannot be read", f"{path}, {name}", seen)
 
 
 class TubeSource(DetectionSource):
@@ -115,7 +164,7 @@ class TubeSource(DetectionSource):
 
     def __init__(self, videos: str | Path, annotations: str | Path, every_frame: bool, frame_rate: float) -> None:
         if frame_rate <= 0:
-            raise ValueError(f"frame_rate must be positive, got {frame_rate}")
+            raise UserError(f"frame_rate must be positive, got {frame_rate}")
         self.folder = Path(videos)
         self.annotations = Path(annotations)
         self.every_frame = every_frame
@@ -125,10 +174,9 @@ class TubeSource(DetectionSource):
 
     def prepare(self) -> None:
         """Look for folder and annotation before anything else happens."""
-        if not self.folder.is_dir():
-            raise FileNotFoundError(f"{self.folder}: no such folder of videos, or of folders of pictures")
+        require_folder(self.folder)
         if not self.annotations.exists():
-            raise FileNotFoundError(f"{self.annotations}: no such annotation")
+            raise UserError("no such annotation", self.annotations)
 
     def class_names(self) -> tuple[str, ...]:
         return self._opened().class_names
@@ -150,7 +198,7 @@ class TubeSource(DetectionSource):
         if self._file is None:
             file = self._open()
             if len({_short(name) for name in file.names}) < len(file.names):
-                raise ValueError(f"{file.path}: two classes have a video of the same name; rename one of them")
+                raise UserError("two classes have a video of the same name", file.path, "rename one of them")
             self._file = file
         return self._file
 
@@ -160,23 +208,25 @@ class TubeSource(DetectionSource):
         self.prepare()
         file, names = self._opened(), sorted(self._split(split))
         places = self._places({name.rpartition("/")[0] for name in names})
-        present = [name for name in names if _short(name) in places]
-        if not present:
-            raise FileNotFoundError(
-                f"{self.folder} holds none of the {len(names)} {split} videos of {file.path}, neither a folder "
-                f"{min(names, default='')} of pictures nor a file {min(names, default='')}.avi, for instance"
+        found = {name: places.get(name) or places.get(_short(name)) for name in names}
+        absent = [name for name in names if found[name] is None]
+        if len(absent) == len(names):
+            raise UserError(
+                f"holds none of the {len(names)} {split} videos of {file.path}, neither a folder "
+                f"{min(names, default='')} of pictures nor a file {min(names, default='')}.avi, for instance",
+                self.folder,
             )
-        videos, unreadable, uncovered, flat = [], [], [], []
-        for name in tqdm(present, desc=f"{split} annotations", unit="video", leave=False):
+        videos, broken, uncovered, flat = [], [], [], []
+        for name in tqdm(sorted(found.keys() - set(absent)), desc=f"{split} annotations", unit="video", leave=False):
             short = _short(name)
             try:
-                listing = list_video(places[short])
-            except VideoError as error:
-                unreadable.append(str(error))
-                continue
-            try:
+                place = only_video(short, found[name])
+                listing = list_video(place)
                 boxes = file.read(name)
                 _check_labels(file, name, boxes)
+            except VideoError as error:
+                broken.append(str(error))
+                continue
             except Mistake as mistake:
                 keep(mistake, self.mistakes)
                 continue
@@ -191,14 +241,13 @@ class TubeSource(DetectionSource):
                 flat.append(f"{short} ({(~has_area).sum()} of {len(has_area)})")
             keyframes = self._keyframes(boxes.only(has_frame & has_area), listing.times, shown)
             if keyframes:
-                videos.append(AnnotatedVideo(short, places[short], keyframes))
-        absent = [name for name in names if _short(name) not in places]
+                videos.append(AnnotatedVideo(short, place, keyframes))
         what = f"of {len(names)} {split} videos are not in {self.folder} and are left out"
         report_left_out(file.path, {what: absent}, self.mistakes, AbsentVideo)
         report_left_out(
             file.path,
             {
-                "videos cannot be read and are left out": unreadable,
+                "videos cannot be read and are left out": broken,
                 "videos have boxes on frames that are not there, which are left out": uncovered,
                 "videos have boxes without area, which are left out": flat,
             },
@@ -218,21 +267,17 @@ class TubeSource(DetectionSource):
                 keyframes.append(Keyframe(float(times[frame]), boxes.boxes[rows], labels[rows], tracks))
         return tuple(keyframes)
 
-    def _places(self, classes: set[str]) -> dict[str, Video]:
-        """Where each video is, by name: its pictures if there are any, else its file."""
-        places: dict[str, Video] = {}
-        for folder in (self.folder, *(self.folder / name for name in sorted(classes))):
-            if not folder.is_dir():
-                continue
-            with os.scandir(folder) as entries:
-                for entry in sorted(entries, key=lambda entry: entry.name):
-                    name, ending = os.path.splitext(entry.name)
-                    if entry.is_dir():
-                        if entry.name not in classes:
-                            places[entry.name] = PictureFolder(Path(entry.path), self.frame_rate)
-                    elif ending.lower() in VIDEO_ENDINGS and not entry.name.startswith("."):
-                        places.setdefault(name, Path(entry.path))
+    def _places(self, classes: set[str]) -> dict[str, list[Video]]:
+        """Find what there is of each video: by name in the folder itself, by ``class/name`` in those of classes."""
+        places: dict[str, list[Video]] = dict(videos_in(self.folder, self._rate, not_videos=classes))
+        for group in sorted(classes - {""}):
+            if (self.folder / group).is_dir():
+                of_group = videos_in(self.folder / group, self._rate)
+                places |= {f"{group}/{name}": videos for name, videos in of_group.items()}
         return places
+
+    def _rate(self, name: str) -> float:
+        return self.frame_rate
 
 
 def _short(name: str) -> str:

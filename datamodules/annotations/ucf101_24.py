@@ -11,7 +11,17 @@ import numpy as np
 from datamodules.annotations.mistakes import Mistake
 from datamodules.annotations.own_videos import named_videos
 from datamodules.annotations.safe_pickle import load_pickle
-from datamodules.annotations.tubes import GroundTruthPickle, TubeBoxes, TubeFile, TubeSource
+from datamodules.annotations.tubes import (
+    GroundTruthPickle,
+    TubeBoxes,
+    TubeFile,
+    TubeSource,
+    is_count,
+    numbers,
+    unreadable,
+)
+from datamodules.errors import UserError
+from datamodules.text_files import read_lines
 
 CLASSES = (
     "Basketball", "BasketballDunk", "Biking", "CliffDiving", "CricketBowling", "Diving", "Fencing", "FloorGymnastics",
@@ -55,13 +65,13 @@ class UCF101_24(TubeSource):
         super().prepare()
         for given in (self.train, self.val):
             if isinstance(given, str | Path) and not Path(given).is_file():
-                raise FileNotFoundError(f"{given}: no such list of videos")
+                raise UserError("no such list of videos", given)
 
     def _open(self) -> TubeFile:
         if self.annotations.is_dir():
             return LabelFolder(self.annotations)
         if self.annotations.suffix.lower() == ".csv":
-            raise ValueError(f"{self.annotations}: boxes in AVA's column order are read by the source OwnVideos")
+            raise UserError("boxes in AVA's column order are read by the source OwnVideos", self.annotations)
         contents = load_pickle(self.annotations)
         if isinstance(contents, dict) and "gttubes" in contents:
             return GroundTruthPickle(self.annotations, contents)
@@ -73,13 +83,14 @@ class UCF101_24(TubeSource):
         train, val = named_videos(self.train, by_short_name), named_videos(self.val, by_short_name)
         if train is None and val is None:
             if not file.splits:
-                raise ValueError(
-                    f"{file.path} does not say which videos are for training; set data.init_args.source.init_args.val "
-                    "to the list of test videos (testlist01.txt)"
+                raise UserError(
+                    "does not say which videos are for training",
+                    file.path,
+                    "set data.init_args.source.init_args.val to the list of test videos (testlist01.txt)",
                 )
             return set(file.splits[0][0 if split == "train" else 1])
         if train is not None and val is not None and train & val:
-            raise ValueError(f"videos in both train and val: {', '.join(sorted(train & val)[:5])}")
+            raise UserError(f"videos in both train and val: {', '.join(sorted(train & val)[:5])}")
         own, other = (train, val) if split == "train" else (val, train)
         return {by_short_name[name] for name in (by_short_name.keys() - other if own is None else own)}
 
@@ -94,28 +105,35 @@ class Pyannot(TubeFile):
 
     def __init__(self, path: Path, contents: object) -> None:
         if not isinstance(contents, dict) or not all(
-            isinstance(video, dict) and {"numf", "annotations"} <= video.keys() for video in contents.values()
+            isinstance(name, str) and isinstance(video, dict) and {"numf", "annotations"} <= video.keys()
+            for name, video in contents.items()
         ):
-            raise ValueError(
-                f"{path} is neither pyannot.pkl (videos with numf and annotations) nor a ground truth of tubes (with "
-                "gttubes)"
+            raise UserError(
+                "is neither pyannot.pkl (videos with numf and annotations) nor a ground truth of tubes (with gttubes)",
+                path,
             )
         self.path = path
         self.names = tuple(sorted(contents))
         self._contents = contents
 
     def read(self, name: str) -> TubeBoxes:
-        video = self._contents[name]
-        tubes = []
+        video, tubes = self._contents[name], []
+        if not is_count(video["numf"]) or not isinstance(video["annotations"], list | tuple):
+            raise unreadable(self.path, name, "no number of frames, or no list of tubes")
         for tube in video["annotations"]:
+            label, start, end = (
+                (tube.get(key) for key in ("label", "sf", "ef")) if isinstance(tube, dict) else [None] * 3
+            )
             # They are kept in 8 bits: a sum of two would overflow.
-            x, y, width, height = np.asarray(tube["boxes"], np.float64).reshape(-1, 4).T
-            frames = np.arange(int(tube["sf"]), int(tube["ef"]))
-            if len(frames) != len(x):
-                seen = f"a tube has {len(x)} boxes for {len(frames)} frames"
-                raise Mistake("tubes that cannot be read", f"{self.path}, {name}", seen)
+            boxes = numbers(tube.get("boxes"), 4) if isinstance(tube, dict) else None
+            if boxes is None or not all(map(is_count, (label, start, end))):
+                raise unreadable(self.path, name, "a tube lacks its label, first and last frame, or (n, 4) boxes")
+            if int(end) - int(start) != len(boxes):
+                seen = f"a tube has {len(boxes)} boxes for {int(end) - int(start)} frames"
+                raise unreadable(self.path, name, seen)
+            x, y, width, height = boxes.T
             corners = np.stack([x - 1, y - 1, x + width - 2, y + height - 2], axis=1)
-            tubes.append((int(tube["label"]), frames, corners / SIZE))
+            tubes.append((int(label), np.arange(int(start), int(end)), corners / SIZE))
         return TubeBoxes.from_tubes(tubes, int(video["numf"]))
 
 
@@ -132,7 +150,7 @@ class LabelFolder(TubeFile):
         self.path = path
         self.names = tuple(f"{group}/{video}" for group in _folders(path) for video in _folders(path / group))
         if not self.names:
-            raise FileNotFoundError(f"{path} holds no folders <class>/<video> of label texts")
+            raise UserError("holds no folders <class>/<video> of label texts", path)
 
     def read(self, name: str) -> TubeBoxes:
         with os.scandir(self.path / name) as entries:
@@ -149,11 +167,10 @@ def _rows(text: str) -> list[tuple[float, ...]]:
     """The lines of one frame's text with the number of the frame before them."""
     number = float(Path(text).stem)
     try:
-        with open(text) as file:
-            rows = [(number, *map(float, line.split())) for line in file if line.strip()]
-    except ValueError:
+        rows = [(number, *map(float, line.split())) for line in read_lines(text) if line.strip()]
+    except (UserError, ValueError):
         rows = [()]
-    if any(len(row) != 6 for row in rows):
+    if any(len(row) != 6 or not np.isfinite(row).all() for row in rows):
         raise Mistake("label texts that cannot be read", text, "a line must be class x1 y1 x2 y2")
     return rows
 

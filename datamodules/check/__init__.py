@@ -10,6 +10,7 @@ from datamodules.check.detection import check_detection
 from datamodules.check.report import Report
 from datamodules.check.segments import check_segments
 from datamodules.detection import DetectionDataModule
+from datamodules.errors import UserError
 from datamodules.segments import SegmentDataModule
 
 
@@ -30,6 +31,4 @@ def check_data(
         return check_segments(datamodule, every_frame)
     if isinstance(datamodule, DetectionDataModule):
         return check_detection(datamodule, page, page_clips, every_frame)
-    raise ValueError(
-        f"check looks through data for detection and for segments, not through {type(datamodule).__name__}"
-    )
+    raise UserError(f"check looks through data for detection and for segments, not through {type(datamodule).__name__}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from datamodules.annotations.mistakes import UNREADABLE, Mistake
 from datamodules.batches import ClipBatch
+from datamodules.errors import UserError
 from datamodules.frames import FrameStore
 from datamodules.video_listing import VideoError
 from datamodules.windows import TimedVideo, Window, WindowDataset
@@ -22,6 +24,14 @@ HEIGHT = 144
 CAPTION, GAP, SEAM = 17, 6, 2
 COLUMNS = 2
 FONT_SIZE = 12
+
+
+def require_picture_ending(page: Path) -> None:
+    """Refuse a page whose ending names no kind of picture, before anything is drawn."""
+    from PIL import Image
+
+    if page.suffix.lower() not in Image.registered_extensions():
+        raise UserError(f"is no name of a picture: {page.suffix or 'it has no ending'}", page, "call it something.png")
 
 
 def draw_contact_sheet(

@@ -9,10 +9,11 @@ import numpy as np
 
 from datamodules.annotations.mistakes import Mistake
 from datamodules.annotations.source import AnnotatedVideo
-from datamodules.check.contact_sheet import draw_contact_sheet
+from datamodules.check.contact_sheet import draw_contact_sheet, require_picture_ending
 from datamodules.check.report import Report, remark_on_absent_videos, remark_on_classes
 from datamodules.check.videos import in_train_and_elsewhere, open_video, splits_of
 from datamodules.detection import DetectionDataModule
+from datamodules.files import whole_path
 from datamodules.frames import DecodedFrames, FrameStore
 from datamodules.indexing import keyframes_on_grid
 from datamodules.windows import TimedVideo, off_the_video, time_video
@@ -29,6 +30,8 @@ ENOUGH_BOXES = 20
 
 def check_detection(datamodule: DetectionDataModule, page: Path | None, page_clips: int, every_frame: bool) -> Report:
     """Read all annotation, open all videos and draw a page of them; arguments as of ``check_data``."""
+    if page is not None:
+        require_picture_ending(page)
     source = datamodule.source
     source.mistakes = []
     source.prepare()
@@ -48,8 +51,8 @@ def check_detection(datamodule: DetectionDataModule, page: Path | None, page_cli
         stride = max(datamodule.window.stride, 1)
         drawn = draw_contact_sheet(opened, store, report.class_names, stride, page_clips, report.mistakes)
         if drawn is not None:
-            page.parent.mkdir(parents=True, exist_ok=True)
-            drawn.save(page)
+            with whole_path(page) as unfinished:
+                drawn.save(unfinished)
             report.page = page
     return report
 

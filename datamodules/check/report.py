@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.annotations.mistakes import UNREADABLE, AbsentVideo, Mistake
+from datamodules.errors import printable
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Report:
         lines = [f"{self.source}: {len(self.class_names)} classes", ""]
         columns = list(next(iter(self.counts.values()), {}))
         lines += _table(["", *columns], [[split, *map(str, of.values())] for split, of in self.counts.items()])
-        rows = zip(self.class_names, *(of.tolist() for of in self.labels.values()), strict=True)
+        rows = zip(map(printable, self.class_names), *(of.tolist() for of in self.labels.values()), strict=True)
         lines += ["", *_table(["labels", *self.labels], [list(map(str, row)) for row in rows])]
         for title, found in (("Wrong:", self.mistakes), ("Worth a look:", self.remarks)):
             if found:
@@ -40,7 +41,10 @@ class Report:
         if not self.mistakes:
             lines += ["", "Nothing is wrong."]
         if self.page is not None:
-            lines += ["", f"The first thing to look at: {self.page}, clips with their boxes as networks get them."]
+            lines += [
+                "",
+                f"The first thing to look at: {printable(str(self.page))}, clips with boxes as networks get them.",
+            ]
         return "\n".join(lines)
 
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from datamodules.files import write_whole
 from datamodules.puppets.actions import CLASS_NAMES, FRAMES_PER_SECOND, Span
 from datamodules.puppets.appearance import FRAME_SIZE
-from datamodules.puppets.files import write_text
 
 ANNOTATED_EVERY = 2
 """The csv describes frames 0, 2, 4, ...; tubes and segments are exact to the frame."""
@@ -38,10 +38,10 @@ def write_annotations(folder: Path, split: str, records: Sequence[VideoRecord]) 
     """Write ``<split>.csv``, ``<split>_tubes.json`` and ``<split>_segments.json``."""
     rows = io.StringIO()
     csv.writer(rows, lineterminator="\n").writerows(row for record in records for row in ava_rows(record))
-    write_text(folder / f"{split}.csv", rows.getvalue())
-    write_text(folder / f"{split}_tubes.json", json.dumps({record.video_id: tubes(record) for record in records}))
+    write_whole(folder / f"{split}.csv", rows.getvalue())
+    write_whole(folder / f"{split}_tubes.json", json.dumps({record.video_id: tubes(record) for record in records}))
     database = {record.video_id: segments(record, split) for record in records}
-    write_text(folder / f"{split}_segments.json", json.dumps({"database": database}))
+    write_whole(folder / f"{split}_segments.json", json.dumps({"database": database}))
 
 
 def ava_rows(record: VideoRecord) -> list[tuple]:

@@ -14,9 +14,11 @@ from types import ModuleType
 from typing import Literal, NamedTuple, get_args
 
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
+from datamodules.errors import UserError
+from datamodules.files import sweep, write_whole
 from datamodules.puppets.actions import CLASS_NAMES, FRAMES_PER_SECOND
 from datamodules.puppets.appearance import FRAME_SIZE
-from datamodules.puppets.files import write_mp4, write_text
+from datamodules.puppets.files import write_mp4
 from datamodules.puppets.labels import PersonRecord, VideoRecord, write_annotations
 from datamodules.puppets.scene import draw_scene, render
 
@@ -49,9 +51,9 @@ class Puppets(DetectionSource):
 
     def __init__(self, root: str | Path = "data/puppets", size: Size = "small", seed: int = 0) -> None:
         if size not in get_args(Size):
-            raise ValueError(f"size must be one of {', '.join(get_args(Size))}, got {size!r}")
+            raise UserError(f"size must be one of {', '.join(get_args(Size))}, got {size!r}")
         if seed < 0:
-            raise ValueError(f"seed must not be negative, got {seed}")
+            raise UserError(f"seed must not be negative, got {seed}")
         self.root = Path(root)
         self.size = size
         self.seed = seed
@@ -66,22 +68,23 @@ class Puppets(DetectionSource):
     def prepare(self) -> None:
         recipe = {"generator_version": GENERATOR_VERSION, "size": self.size, "seed": self.seed}
         complete, begun = self.folder / "complete.json", self.folder / "begun.json"
+        folders = self.folder, *(self.folder / "videos" / split for split in EXTENTS[self.size].num_videos)
+        for folder in filter(Path.is_dir, folders):
+            sweep(folder, older_names=True)
         self._check_recipe(recipe, (complete, begun))
         num_videos, num_frames = EXTENTS[self.size]
         paths = {split: self._video_paths(split) for split in num_videos}
         if complete.exists() and all(path.exists() for split in paths for path in paths[split]):
             return
-        for split in num_videos:
-            (self.folder / "videos" / split).mkdir(parents=True, exist_ok=True)
-        write_text(begun, json.dumps(recipe))
+        write_whole(begun, json.dumps(recipe))
         jobs = [
             (self.seed, split, index, num_frames, path) for split in paths for index, path in enumerate(paths[split])
         ]
         records = _make_videos(jobs, title=f"puppets/{self.size}")
         for split, first in (("train", 0), ("val", num_videos["train"])):
             write_annotations(self.folder, split, records[first : first + num_videos[split]])
-        write_text(self.folder / "classes.txt", "".join(f"{name}\n" for name in CLASS_NAMES))
-        write_text(complete, json.dumps(recipe))
+        write_whole(self.folder / "classes.txt", "".join(f"{name}\n" for name in CLASS_NAMES))
+        write_whole(complete, json.dumps(recipe))
         begun.unlink(missing_ok=True)
 
     def videos(self, split: Split) -> tuple[AnnotatedVideo, ...]:
@@ -91,9 +94,11 @@ class Puppets(DetectionSource):
             raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
         split = "val" if split == "test" else split
         if not (self.folder / "complete.json").exists():
-            raise FileNotFoundError(
-                f"{self.folder} holds no complete Puppets data; call prepare() first, or run "
-                f"python -m datamodules.puppets --size {self.size} --root {self.root} --seed {self.seed}"
+            raise UserError(
+                "holds no complete Puppets data",
+                self.folder,
+                "call prepare() first, or run "
+                f"python -m datamodules.puppets --size {self.size} --root {self.root} --seed {self.seed}",
             )
         keyframes = read_ava_csv(self.folder / f"{split}.csv", CLASS_NAMES)
         return tuple(AnnotatedVideo(path.stem, path, keyframes[path.stem]) for path in self._video_paths(split))
@@ -105,11 +110,13 @@ class Puppets(DetectionSource):
     def _check_recipe(self, recipe: dict, markers: Iterable[Path]) -> None:
         found = next((marker for marker in markers if marker.exists()), None)
         if found is not None and (present := json.loads(found.read_text())) != recipe:
-            raise ValueError(
-                f"{self.folder} was made as {present}, wanted is {recipe}; delete {self.folder} or choose another root"
+            raise UserError(
+                f"was made as {present}, wanted is {recipe}",
+                self.folder,
+                f"delete {self.folder} or choose another root",
             )
         if found is None and self.folder.exists() and any(self.folder.iterdir()):
-            raise ValueError(f"{self.folder} holds files that Puppets did not make; choose another root")
+            raise UserError("holds files that Puppets did not make", self.folder, "choose another root")
 
 
 def make_video(seed: int, split: str, index: int, num_frames: int, path: Path) -> VideoRecord:

@@ -79,9 +79,9 @@ class ProposalMatcher(nn.Module):
         giou = paired_giou(*torch.broadcast_tensors(own, other))
         persons = teacher_logits.float().softmax(-1)[:, None, :, 0]
         cost = persons * (self.l1_cost * l1 + self.giou_cost * (1 - giou) - self.reward)
-        cost = cost.nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6).cpu().numpy()
+        costs = cost.nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6).cpu().numpy()
         # With every row assigned, the columns come in the order of the rows.
-        places = [torch.from_numpy(linear_sum_assignment(keyframe)[1]) for keyframe in cost]
+        places = [torch.from_numpy(linear_sum_assignment(keyframe)[1]) for keyframe in costs]
         return torch.stack(places).to(boxes.device)
 
 

@@ -21,7 +21,14 @@ def first_best(pred: np.ndarray, overlap: np.ndarray) -> np.ndarray:
 
 
 def match(pred: np.ndarray, target: np.ndarray, overlap: np.ndarray, num_preds: int, num_targets: int) -> np.ndarray:
-    """Let detections, in the order of their rank, each take its best free target among its pairs: (num_preds,) hits.
+    """Let detections, in the order of their rank, each take its best free target among its pairs: (num_preds,) hits."""
+    return taken_targets(pred, target, overlap, num_preds, num_targets) >= 0
+
+
+def taken_targets(
+    pred: np.ndarray, target: np.ndarray, overlap: np.ndarray, num_preds: int, num_targets: int
+) -> np.ndarray:
+    """Return which target each detection takes in ``match``, -1 for none: (num_preds,) int64.
 
     Of equal overlaps the target of the lower number is better. Rather than one detection after the other, a round
     settles every detection that nobody before it can still interfere with; the first of each frame always is one, and
@@ -29,18 +36,18 @@ def match(pred: np.ndarray, target: np.ndarray, overlap: np.ndarray, num_preds: 
     """
     order = np.lexsort((target, -overlap, pred))
     pred, target = pred[order], target[order]
-    hits = np.zeros(num_preds, dtype=bool)
+    found = np.full(num_preds, -1)
     taken = np.zeros(num_targets, dtype=bool)
     while len(pred):
         first_claim = np.full(num_targets, num_preds)
         np.minimum.at(first_claim, target, pred)
         favourite = np.r_[True, pred[1:] != pred[:-1]]
         settled = favourite & (first_claim[target] == pred)
-        hits[pred[settled]] = True
+        found[pred[settled]] = target[settled]
         taken[target[settled]] = True
-        left = ~(hits[pred] | taken[target])
+        left = ~((found[pred] >= 0) | taken[target])
         pred, target = pred[left], target[left]
-    return hits
+    return found
 
 
 def settle_ties(hits: np.ndarray, scores: np.ndarray, frames: np.ndarray) -> np.ndarray:
@@ -61,15 +68,21 @@ def settle_ties(hits: np.ndarray, scores: np.ndarray, frames: np.ndarray) -> np.
     return hits[np.lexsort((hits, turn, tie))]
 
 
-def envelope_area(hits: np.ndarray, num_targets: int) -> float:
+def precisions(hits: np.ndarray, hit_weight: float = 1.0) -> np.ndarray:
+    """Return the precision after each detection, (N,); a hit counts as much as ``hit_weight`` misses."""
+    weighted = hit_weight * np.cumsum(hits)
+    return weighted / (weighted + np.cumsum(~hits))
+
+
+def envelope_area(hits: np.ndarray, num_targets: int, hit_weight: float = 1.0) -> float:
     """All-point AP (Pascal VOC since 2010): precision made monotone from the right, summed where recall rises."""
-    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    precision = precisions(hits, hit_weight)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(envelope[hits].sum() / num_targets)
 
 
-def trapezoid_area(hits: np.ndarray, num_targets: int) -> float:
+def trapezoid_area(hits: np.ndarray, num_targets: int, hit_weight: float = 1.0) -> float:
     """AP of ACT and MOC: trapezoids between the raw points, starting from recall 0 at precision 1."""
-    precision = np.r_[1.0, np.cumsum(hits) / np.arange(1, len(hits) + 1)]
+    precision = np.r_[1.0, precisions(hits, hit_weight)]
     steps = (precision[1:] + precision[:-1]) / 2
     return float(steps[hits].sum() / num_targets)

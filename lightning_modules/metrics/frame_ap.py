@@ -18,13 +18,13 @@ that the references allow, and the same however frames and rows are ordered and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from .average_precision import envelope_area, first_best, match, settle_ties, trapezoid_area
+from .average_precision import envelope_area, first_best, settle_ties, taken_targets, trapezoid_area
 
 Protocol = Literal["ava", "pascal", "act"]
 UnlabelledFrames = Literal["false_positives", "ignore"]
@@ -39,7 +39,9 @@ class FrameMapSettings:
         protocol: ``ava``, ``pascal`` or ``act``; the last counts pixels and needs boxes in those of the original video.
         iou_threshold: overlap from which on a detection is a hit.
         unlabelled_frames: what detections on frames without ground truth are: ``false_positives`` (EVAD, PySlowFast,
-            ACT), or ``ignore``, as in the ActivityNet challenge script: only annotated frames count.
+            ACT), or ``ignore``, as in the ActivityNet challenge script: only annotated frames count. A frame is
+            annotated by an action of any class; on one without an action that is scored, detections are false
+            positives.
         max_rows_per_frame: cap on the detections of a frame, all classes together (50 in the challenge script).
     """
 
@@ -108,7 +110,7 @@ def frame_mean_average_precision(
         raise ValueError("protocol 'act' adds one pixel to every box but the ground truth is relative (0..1)")
     if settings.unlabelled_frames == "ignore":
         labelled = np.zeros(num_frames, dtype=bool)
-        labelled[targets.frames[targets.owners]] = True
+        labelled[targets.frames] = True  # by boxes, not by rows: those of classes that are not scored have none
         preds, num_frames = preds.take(labelled[preds.frames][preds.owners]), int(labelled.sum())
     if settings.max_rows_per_frame is not None:
         preds = _best_rows_of_each_frame(preds, settings.max_rows_per_frame)
@@ -127,13 +129,38 @@ def average_precisions(
     One frame with a ground-truth box and two detections of it, scores 0.9 and 0.8: the first is a hit (recall 1,
     precision 1), the second a false positive behind it, so AP is 1. With the scores swapped it is 1/2.
     """
+    area = trapezoid_area if protocol == "act" else envelope_area
+    result = np.full(num_classes, np.nan)
+    for found in matches_by_class(preds, targets, num_classes, iou_threshold, protocol):
+        hits = settle_ties(found.taken >= 0, found.scores, found.frames)
+        result[found.class_index] = area(hits, len(found.targets))
+    return result
+
+
+class ClassMatches(NamedTuple):
+    """The R detections of one class by rank, and the M true rows of it."""
+
+    class_index: int
+    taken: np.ndarray
+    """(R,) int64, which true row each detection is matched to, a position in the rows of ``targets``; -1 for none."""
+    scores: np.ndarray
+    """(R,) descending."""
+    frames: np.ndarray
+    """(R,) int64."""
+    targets: np.ndarray
+    """(M,) int64, positions of the class's true rows."""
+
+
+def matches_by_class(
+    preds: FrameRows, targets: FrameRows, num_classes: int, iou_threshold: float, protocol: Protocol
+) -> Iterator[ClassMatches]:
+    """Match the detections of each class that has ground truth to it."""
     if protocol == "ava":
         preds = preds.take((preds.boxes[:, 2:] > preds.boxes[:, :2]).all(axis=1)[preds.owners])
     place = _places_by_corners(preds.boxes)
-    targets = targets.take(np.lexsort((*targets.boxes[targets.owners].T[::-1], targets.frames[targets.owners])))
+    order = np.lexsort((*targets.boxes[targets.owners].T[::-1], targets.frames[targets.owners]))
+    targets = targets.take(order)
     found, there = _by_class(preds.classes, num_classes), _by_class(targets.classes, num_classes)
-    area = trapezoid_area if protocol == "act" else envelope_area
-    result = np.full(num_classes, np.nan)
     for index in range(num_classes):
         if not len(there[index]):
             continue
@@ -149,9 +176,9 @@ def average_precisions(
             best = first_best(pred, iou)
             pred, target, iou = pred[best], target[best], iou[best]
         close = iou >= iou_threshold
-        hits = match(pred[close], target[close], iou[close], len(rows), len(true_owners))
-        result[index] = area(settle_ties(hits, preds.scores[rows], frames), len(true_owners))
-    return result
+        taken = taken_targets(pred[close], target[close], iou[close], len(rows), len(true_owners))
+        rows_taken = np.where(taken >= 0, order[there[index]][taken], -1)
+        yield ClassMatches(index, rows_taken, preds.scores[rows], frames, order[there[index]])
 
 
 def _places_by_corners(boxes: np.ndarray) -> np.ndarray:

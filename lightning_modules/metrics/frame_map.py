@@ -35,7 +35,7 @@ class FrameMeanAveragePrecision(RowMetric):
     repeats to even out its ranks, and the frames that the data set excludes. The order of frames, and of the boxes of a
     frame, changes nothing.
 
-    A box with K scores is kept once: 12 bytes a score, about 75 while computing (tests/bench_frame_map.py).
+    A box with K scores is kept once: 12 bytes a score, about 75 while computing (results/benchmarks/frame_map.py).
     """
 
     pred_counts: list[Tensor]

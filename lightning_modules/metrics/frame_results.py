@@ -13,10 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from datamodules.errors import UserError
+from datamodules.text_files import CLOSE_QUOTES, check_separator, open_text
+
 COLUMNS = ("video", "seconds", "x1", "y1", "x2", "y2", "action_id", "score")
 LARGEST_FRACTION = 1.5
 """Boxes may stick out of the frame a little; beyond this they must be pixels."""
 ROWS_AT_A_TIME = 200_000
+ROWS_TO_JUDGE_BY = 100
+LARGEST_ID = 2**31 - 1
 
 
 class FrameDetections(NamedTuple):
@@ -44,16 +49,18 @@ def read_frame_detections(path: str | Path) -> FrameDetections:
     from tqdm import tqdm
 
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of detections")
     names: dict[str, int] = {}
     parts = [(np.empty(0, np.int32), np.empty((0, len(COLUMNS) - 1)))]
-    progress = tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, leave=False)
-    with path.open(newline="", encoding="utf-8-sig") as file, progress:
+    with (
+        open_text(path, "file of detections") as file,
+        tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, leave=False) as progress,
+    ):
         first = 1
         while lines := list(islice(file, ROWS_AT_A_TIME)):
-            if first == 1 and _is_header(next(csv.reader(lines[:1]), [])):
-                lines[0] = "\n"
+            if first == 1:
+                check_separator(path, lines[:ROWS_TO_JUDGE_BY], ",".join(COLUMNS), (2, len(COLUMNS)))
+                if _is_header(next(csv.reader(lines[:1]), [])):
+                    lines[0] = "\n"
             plain = all(line.count(",") == len(COLUMNS) - 1 and '"' not in line for line in lines)
             videos, columns = (_plain_rows if plain else _rows)(lines, path, first)
             known = [names.setdefault(video.strip(), len(names)) for video in videos]
@@ -63,9 +70,10 @@ def read_frame_detections(path: str | Path) -> FrameDetections:
     videos, numbers = (np.concatenate(column) for column in zip(*parts, strict=True))
     boxes = numbers[:, 1:5]
     if len(boxes) and boxes.max() > LARGEST_FRACTION:
-        raise ValueError(
-            f"{path}: corners reach up to {boxes.max():g} and look like pixels; divide x by the width and y by the "
-            "height of the frame"
+        raise UserError(
+            f"corners reach up to {boxes.max():g} and look like pixels",
+            path,
+            "divide x by the width and y by the height of the frame",
         )
     return FrameDetections(tuple(names), videos, numbers[:, 0], boxes, numbers[:, 5].astype(np.int32), numbers[:, 6])
 
@@ -84,7 +92,8 @@ def _plain_rows(lines: list[str], path: Path, first: int) -> tuple[list[str], np
         numbers = np.loadtxt(lines, delimiter=",", usecols=range(1, len(COLUMNS)), comments=None, ndmin=2)
     except ValueError:
         return _rows(lines, path, first)  # which says what is wrong
-    if not np.isfinite(numbers).all() or (numbers[:, 5] != np.rint(numbers[:, 5])).any():
+    actions = numbers[:, 5]
+    if not np.isfinite(numbers).all() or (actions != np.rint(actions)).any() or (np.abs(actions) > LARGEST_ID).any():
         return _rows(lines, path, first)
     return [line.partition(",")[0] for line in lines], numbers
 
@@ -92,13 +101,20 @@ def _plain_rows(lines: list[str], path: Path, first: int) -> tuple[list[str], np
 def _rows(lines: list[str], path: Path, first: int) -> tuple[list[str], np.ndarray]:
     """Videos, and the other columns (n, 7), of some lines; ``first`` is the number of the first of them."""
     videos, numbers = [], []
-    for line, cells in enumerate(csv.reader(lines), start=first):
-        if len(cells) <= 2:
-            continue
-        if len(cells) != len(COLUMNS):
-            raise ValueError(f"{path}, line {line}: {len(cells)} columns, expected {','.join(COLUMNS)}")
-        videos.append(cells[0])
-        numbers.append([_number(path, line, *cell) for cell in zip(COLUMNS[1:], cells[1:], strict=True)])
+    reader = csv.reader(lines)
+    try:
+        for cells in reader:
+            line = first + reader.line_num - 1
+            if any("\n" in cell or "\r" in cell for cell in cells):
+                raise UserError(f"line {line}: a cell goes over several lines", path, CLOSE_QUOTES)
+            if len(cells) <= 2:
+                continue
+            if len(cells) != len(COLUMNS):
+                raise UserError(f"line {line}: {len(cells)} columns, expected {','.join(COLUMNS)}", path)
+            videos.append(cells[0])
+            numbers.append([_number(path, line, *cell) for cell in zip(COLUMNS[1:], cells[1:], strict=True)])
+    except csv.Error as error:
+        raise UserError(f"line {first + reader.line_num - 1}: {error}", path, CLOSE_QUOTES) from None
     return videos, np.asarray(numbers, np.float64).reshape(-1, len(COLUMNS) - 1)
 
 
@@ -107,7 +123,7 @@ def _number(path: Path, line: int, name: str, text: str) -> float:
         value = float(text)
     except ValueError:
         value = np.nan
-    if not np.isfinite(value) or (name == "action_id" and value != int(value)):
+    if not np.isfinite(value) or (name == "action_id" and (value != int(value) or abs(value) > LARGEST_ID)):
         kind = "a whole number" if name == "action_id" else "a number"
-        raise ValueError(f"{path}, line {line}: {name} must be {kind}, got {text!r}")
+        raise UserError(f"line {line}: {name} must be {kind}, got {text!r}", path)
     return value

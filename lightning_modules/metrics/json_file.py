@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from datamodules.errors import UserError
+from datamodules.files import write_whole
+from datamodules.text_files import read_json as read_any_json
+
 
 def write_json(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Numbers as they are, so that scores survive; folders on the way to the file are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write numbers as they are, so that scores survive; folders on the way to the file are made."""
+    write_whole(path, json.dumps(record, allow_nan=False))
 
 
 def read_json(path: str | Path, key: str, form: str) -> dict[str, Any]:
-    """The record in a file of any program; it must have a dict under ``key``, whose ``form`` the error shows."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of detections")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not json: {error}") from None
+    """Return the record in a file of any program; it must have a dict under ``key``, whose ``form`` the error shows.
+
+    Raises:
+        UserError: there is no such file, it is no json, a video is there twice, or ``key`` is missing.
+    """
+    record = read_any_json(path, "file of detections")
     if not isinstance(record, dict) or not isinstance(record.get(key), dict):
-        raise ValueError(f'{path} has no "{key}"; expected {{"{key}": {{video: [{form}]}}}}')
+        raise UserError(f'has no "{key}"; expected {{"{key}": {{video: [{form}]}}}}', path)
     return record

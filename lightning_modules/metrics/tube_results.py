@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from datamodules.errors import UserError
+
 from .json_file import read_json, write_json
 from .tubes import Tube
 from .video_map import VideoMeanAveragePrecision
@@ -70,8 +72,8 @@ def read_tubes(path: str | Path, class_names: Sequence[str]) -> SavedTubes:
     """
     record = read_json(path, "tubes", "{label, score, start_frame, boxes}")
     stride = record.get("frame_stride", 1)
-    if not isinstance(stride, int) or stride < 1:
-        raise ValueError(f"{path}: frame_stride must be a positive whole number, got {stride!r}")
+    if not isinstance(stride, int) or isinstance(stride, bool) or stride < 1:
+        raise UserError(f"frame_stride must be a positive whole number, got {stride!r}", path)
     numbers = {name: number for number, name in enumerate(class_names)}
     unknown: set[str] = set()
     videos: dict[str, list[Tube]] = {}
@@ -79,11 +81,11 @@ def read_tubes(path: str | Path, class_names: Sequence[str]) -> SavedTubes:
         videos[video] = []
         try:
             tubes = [(row["label"], _tube(row, stride)) for row in rows]
-        except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"{path}: a tube of {video} is not {{label, score, start_frame, boxes: [[x1, y1, x2, y2], ...]}} "
-                f"({error!r})"
-            ) from None
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
+            form = "{label, score, start_frame, boxes: [[x1, y1, x2, y2], ...]}"
+            raise UserError(f"a tube of {video} is not {form} ({error!r})", path) from None
+        if not all(isinstance(label, str) for label, _ in tubes):
+            raise UserError(f"a tube of {video} has a label that is no name", path)
         for label, tube in tubes:
             if label in numbers:
                 videos[video].append(tube | {"label": numbers[label]})
@@ -91,7 +93,7 @@ def read_tubes(path: str | Path, class_names: Sequence[str]) -> SavedTubes:
                 unknown.add(label)
     if unknown and not any(videos.values()):
         known, found = (", ".join(map(str, names[:3])) for names in (class_names, sorted(unknown, key=str)))
-        raise ValueError(f"{path} names none of the {len(class_names)} classes ({known} ...) but {found}")
+        raise UserError(f"names none of the {len(class_names)} classes ({known} ...) but {found}", path)
     return SavedTubes(videos, stride, str(record.get("linker", "unknown")))
 
 
@@ -125,7 +127,7 @@ def score_tubes(
         The metric's result with ``num_other_videos``.
     """
     if truth and videos.keys().isdisjoint(truth):
-        raise ValueError(
+        raise UserError(
             f"none of the {len(truth)} videos to evaluate is among the {len(videos)} with tubes; the first are called "
             f"{next(iter(truth))} there and {next(iter(videos), 'nothing')} here"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +16,14 @@ CPU_PIECE, DEVICE_PIECE = 2**21, 2**26
 """Elements of attention maps held at a time: on a CPU what its caches hold, elsewhere what keeps the device busy."""
 TRAINED_MAPS = 2**24
 """Elements of attention maps held whole for the backward pass, 32 MiB of bfloat16; beyond it the fused kernel."""
+
+
+@overload
+def attention_and_received(query: Tensor, key: Tensor, value: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def attention_and_received(query: Tensor, key: Tensor, value: Tensor, row_weights: None) -> tuple[Tensor, None]: ...
 
 
 def attention_and_received(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,5 +54,5 @@ class CausalAttention(StreamingModule[State]):
         return {name for name, _ in self.named_parameters() if name.split(".")[0] not in ("norm1", "attn")}
 
 
-AttentionFactory = Callable[[int, int, int], CausalAttention]
+AttentionFactory = Callable[[int, int, int], CausalAttention[Any]]
 """Makes an attention for ``dim``, ``num_heads`` and ``num_patches``: a sub-class, or one with its other arguments."""

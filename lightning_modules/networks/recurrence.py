@@ -26,7 +26,7 @@ class LSTM(nn.Module):
     def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if torch.compiler.is_compiling() or inputs.device.type != "cpu":
             return self._step_by_step(inputs, hidden, cell)
-        weights = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
+        weights: list[Tensor] = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
         past = [hidden[None].contiguous(), cell[None].contiguous()]
         # Biases, one layer, no dropout, training, one direction, batch first.
         outputs, hidden, cell = torch.lstm(inputs, past, weights, True, 1, 0.0, self.training, False, True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class TrunkState(NamedTuple):
     """What a stream remembers."""
 
     embedding: EmbeddingState
-    blocks: tuple
+    blocks: tuple[Any, ...]
     """The states of the blocks, first to last."""
 
 
@@ -55,13 +56,15 @@ class StreamingTrunk(StreamingModule[TrunkState]):
         grid = size.grid
         self.patch_embed = FramePairEmbedding(size.dim, size.patch_size, (grid, grid), size.in_channels)
         self.positions = SpaceTimePositions(size.num_slots, grid, size.dim, keyframe=size.keyframe)
-        self.blocks = nn.ModuleList(
+        blocks = [
             StreamingBlock(size.dim, size.mlp_ratio, attention(size.dim, size.num_heads, grid**2))
             for _ in range(size.depth)
-        )
+        ]
+        self.blocks: Sequence[StreamingBlock[Any]] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.norm = nn.LayerNorm(size.dim, eps=NORM_EPS)
-        fields = [block.receptive_field for block in self.blocks]
-        self.receptive_field = None if None in fields else TUBELET + sum(field - 1 for field in fields)
+        fields = [block.receptive_field for block in blocks]
+        bounded = [field for field in fields if field is not None]
+        self.receptive_field = TUBELET + sum(field - 1 for field in bounded) if len(bounded) == len(fields) else None
 
     @property
     def layout(self) -> TokenLayout:
@@ -102,15 +105,16 @@ class StreamingTrunk(StreamingModule[TrunkState]):
         tokens, embedding = self.patch_embed(frames, state.embedding)  # (B, T, N, C)
         keyframe_slot = torch.tensor([self.positions.keyframe_slot], device=frames.device)
         tokens = tokens + self.positions.slots(keyframe_slot, *grid).to(tokens.dtype)
-        maps, states, before = {}, [], tokens
+        maps: dict[int, Tensor] = {}
+        states, before = [], tokens
         for layer, (block, past) in enumerate(zip(self.blocks, state.blocks, strict=True)):
             before = tokens
             tokens, past = block(tokens, past)
             states.append(past)
             if layer in self.size.pyramid_layers:
                 maps[layer] = tokens.transpose(2, 3).unflatten(3, grid)  # (B, T, C, h, w)
-        maps = tuple(maps[layer] for layer in self.size.pyramid_layers)
-        return EncodedFrames(self.norm(tokens), maps, before), TrunkState(embedding, tuple(states))
+        in_order = tuple(maps[layer] for layer in self.size.pyramid_layers)
+        return EncodedFrames(self.norm(tokens), in_order, before), TrunkState(embedding, tuple(states))
 
     def received(self, encoded: EncodedFrames) -> Tensor:
         """Return the attention (B, T, N) that each token receives inside its frame in the last block."""

@@ -1,6 +1,13 @@
 """Predictions as JSON lines: which detections, under which names, in which file."""
 
+import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +16,10 @@ import torch
 
 from callbacks.annotated_video import AnnotatedVideo, detection_text
 from callbacks.prediction_writer import PredictionWriter
+from datamodules.drawn_videos import is_drawn
+from datamodules.errors import UserError
+from datamodules.video import write_video
+from tests.datamodules.miniature import numbered_frames
 
 DATA = SimpleNamespace(class_names=("walk", "wave"))
 TRAINER = SimpleNamespace(datamodule=DATA, world_size=1, global_rank=0)
@@ -52,12 +63,12 @@ def lines(path) -> list[dict]:
 def test_a_line_holds_persons_and_actions_above_their_thresholds(tmp_path):
     write(PredictionWriter(tmp_path, person_threshold=0.5, action_threshold=0.2), [entry()])
     detection = {"box": [1.0, 2.0, 30.1, 40.0], "person": 0.9, "actions": {"walk": 0.8123}}
-    assert lines(tmp_path / "kitchen.jsonl") == [{"timestamp": 0.5, "detections": [detection]}]
+    assert lines(tmp_path / "kitchen.jsonl") == [{"video": "kitchen", "timestamp": 0.5, "detections": [detection]}]
 
 
 def test_a_frame_without_anybody_is_a_line_too(tmp_path):
     write(PredictionWriter(tmp_path), [entry(persons=(0.1, 0.2))])
-    assert lines(tmp_path / "kitchen.jsonl") == [{"timestamp": 0.5, "detections": []}]
+    assert lines(tmp_path / "kitchen.jsonl") == [{"video": "kitchen", "timestamp": 0.5, "detections": []}]
 
 
 def test_a_person_without_an_action_is_written(tmp_path):
@@ -84,14 +95,71 @@ def test_files_of_an_earlier_prediction_are_replaced(tmp_path):
     assert [line["timestamp"] for line in lines(tmp_path / "kitchen.jsonl")] == [2.0]
 
 
-def test_videos_of_one_name_in_two_folders_keep_a_file_each(tmp_path):
-    """Such videos are named by their paths (datamodules/detection.py)."""
-    write(PredictionWriter(tmp_path), [entry("/mnt/a/cam.1.mp4"), entry("/mnt/b/cam.1.mp4"), entry("v1.5")])
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "mnt_a_cam.1.mp4.jsonl",
-        "mnt_b_cam.1.mp4.jsonl",
-        "v1.5.jsonl",
+def files_below(folder) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_files_lie_in_folders_as_their_videos_do(tmp_path):
+    """Videos of one name in two folders are named by their paths (datamodules/source_data.py)."""
+    ids = ["/mnt/a/cam.1.mp4", "/mnt/b/cam.1.mp4", "v1.5", "cam/1", "cam_1", "../up", ""]
+    write(PredictionWriter(tmp_path / "out"), [entry(video) for video in ids])
+    assert files_below(tmp_path) == [
+        "out/__/up.jsonl",
+        "out/cam/1.jsonl",
+        "out/cam_1.jsonl",
+        "out/mnt/a/cam.1.mp4.jsonl",
+        "out/mnt/b/cam.1.mp4.jsonl",
+        "out/v1.5.jsonl",
+        "out/video.jsonl",
     ]
+
+
+LONG = "n" * 250
+ALIKE = [
+    ("cam/1", "cam_1"),
+    ("A", "a"),
+    ("Cam/x", "cam/x"),
+    ("straße", "STRASSE"),
+    ("caf\u00e9", "cafe\u0301"),  # one letter, or a letter and its accent: one name on macOS
+    ("../x", "__/x"),
+    ("/x", "x"),
+    ("a//b", "a/b"),
+    (LONG + "1", LONG + "2"),
+    ("\udcff", "\\udcff"),  # a byte that is no UTF-8, and its escape
+]
+
+
+@pytest.mark.parametrize("ids", ALIKE, ids=ascii)
+@pytest.mark.parametrize("formats", [["jsonl"], ["mp4"]])
+def test_no_two_videos_share_a_file_whatever_the_file_system(ids, formats, tmp_path):
+    batches = [[tracked(video=video)] for video in ids]
+    write(PredictionWriter(tmp_path, formats), *batches, batches[0])
+    names = files_below(tmp_path)
+    assert (
+        len({unicodedata.normalize("NFC", name).casefold() for name in names}) == len(names) == 2 + ("mp4" in formats)
+    )
+    assert max(len(os.fsencode(part)) for name in names for part in name.split("/")) <= 255
+    if "jsonl" in formats:
+        found = [[line["video"] for line in lines(tmp_path / name)] for name in names]
+        assert sorted(found) == sorted([[ids[0]] * 2, [ids[1]]])
+
+
+def test_a_changed_name_is_the_same_in_every_run(tmp_path):
+    for run in ("one", "two"):
+        write(PredictionWriter(tmp_path / run), [entry(video) for video in ("A", "a", LONG)])
+    assert files_below(tmp_path / "one") == files_below(tmp_path / "two")
+    cut = next(name for name in files_below(tmp_path / "one") if name.startswith("nnn"))
+    write(PredictionWriter(tmp_path / "three"), [entry(LONG + "x"), entry(LONG)])
+    assert cut in files_below(tmp_path / "three")
+
+
+def test_every_line_names_its_video(tmp_path):
+    """Names that are hard to write included."""
+    ids = ["a,b", 'say "hi"', "two\nlines", "\udcff"]
+    write(PredictionWriter(tmp_path, ["jsonl", "csv"]), [entry(video) for video in ids])
+    with (tmp_path / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        assert [row[0] for row in csv.reader(file)] == [*ids[:3], "\\udcff"]
+    assert sorted(lines(path)[0]["video"] for path in tmp_path.glob("*.jsonl")) == sorted(ids)
 
 
 def test_tracks_and_frame_numbers_are_written_where_they_are_known(tmp_path):
@@ -213,10 +281,205 @@ def test_the_video_of_a_file_is_closed_when_the_next_begins(tmp_path):
 def test_a_video_without_pictures_is_refused_with_the_way_out(tmp_path):
     writer = PredictionWriter(tmp_path, ["mp4"])
     writer.on_predict_start(TRAINER, None)
-    with pytest.raises(ValueError, match=r"take mp4 out of the formats .*PredictDataModule"):
+    with pytest.raises(UserError, match=r"take mp4 out of the formats .*PredictDataModule"):
         writer.on_predict_batch_end(TRAINER, None, [entry()], SimpleNamespace(video_ids=("kitchen",)), 0)
 
 
 def test_an_unknown_format_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="formats are jsonl, csv and mp4, got gif"):
+    with pytest.raises(UserError, match="formats are jsonl, csv and mp4, got gif"):
         PredictionWriter(tmp_path, ["gif"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What lies where results go.
+
+
+def reading(*files) -> SimpleNamespace:
+    """A trainer that predicts on these files."""
+    return SimpleNamespace(
+        datamodule=SimpleNamespace(class_names=DATA.class_names, input_files=files), world_size=1, global_rank=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("formats", "name"),
+    [(["mp4"], "a.detections.mp4"), (["jsonl"], "a.jsonl"), (["csv"], "predictions.csv")],
+)
+@pytest.mark.parametrize("way", ["itself", "soft link", "hard link"])
+def test_an_input_is_never_written_to(formats, name, way, tmp_path):
+    film = tmp_path / "results" / name if way == "itself" else tmp_path / "film.mp4"
+    film.parent.mkdir(exist_ok=True)
+    write_video(film.with_suffix(".mp4"), numbered_frames(4), 8)
+    film.with_suffix(".mp4").rename(film)
+    target = tmp_path / "results" / name
+    target.parent.mkdir(exist_ok=True)
+    if way == "soft link":
+        target.symlink_to(film)
+    if way == "hard link":
+        target.hardlink_to(film)
+    before = film.read_bytes()
+    with pytest.raises(UserError, match=rf"{name}: is predicted on, so results cannot go there; choose another folder"):
+        write(PredictionWriter(tmp_path / "results", formats), [tracked(video="a")], trainer=reading(film))
+    assert film.read_bytes() == before
+
+
+def test_a_video_that_prediction_did_not_draw_is_kept(tmp_path):
+    film = tmp_path / "a.detections.mp4"
+    write_video(film, numbered_frames(4), 8)
+    before = film.read_bytes()
+    with pytest.raises(
+        UserError, match=r"a\.detections\.mp4: exists and is no result of an earlier prediction; remove"
+    ):
+        write(PredictionWriter(tmp_path, ["mp4"]), [tracked(video="a")])
+    assert film.read_bytes() == before and not is_drawn(film)
+
+
+def test_what_an_earlier_prediction_drew_is_replaced_with_its_later_parts(tmp_path, capsys):
+    sizes = ((50, 40), (60, 40), (50, 40))
+    parts = [tmp_path / f"kitchen.detections{part}.mp4" for part in ("", ".2", ".3")]
+    write(PredictionWriter(tmp_path, ["mp4"]), *([tracked(size=size)] for size in sizes))
+    assert all(map(is_drawn, parts)) and files_below(tmp_path) == sorted(path.name for path in parts)
+    capsys.readouterr()
+    write(PredictionWriter(tmp_path, ["mp4"]), [tracked(size=(60, 40))], [tracked(size=(60, 40), timestamp=1.0)])
+    assert files_below(tmp_path) == [parts[0].name] and len(read_mp4(parts[0])[0]) == 2
+    said = capsys.readouterr().out
+    assert said.splitlines() == [
+        f"replacing {parts[0]} of an earlier prediction",
+        f"removing {parts[1]} of an earlier prediction",
+        f"removing {parts[2]} of an earlier prediction",
+        f"wrote {parts[0]}",
+    ]
+
+
+@pytest.mark.parametrize("formats", [["jsonl"], ["csv"], ["mp4"]])
+@pytest.mark.parametrize("place", ["file", "file/below", "folder as file", "/proc/self/nothing"])
+def test_a_place_that_cannot_be_written_is_one_line_that_names_it(formats, place, tmp_path):
+    (tmp_path / "file").touch()
+    for name in ("a.jsonl", "predictions.csv", "a.detections.mp4"):
+        (tmp_path / "folder as file" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=place.split("/")[-1]) as error:
+        write(PredictionWriter(tmp_path / place, formats), [tracked(video="a")])
+    assert "\n" not in str(error.value) and "File exists" not in str(error.value)
+
+
+def test_names_of_files_cannot_steer_a_terminal(tmp_path, capsys):
+    write(PredictionWriter(tmp_path), [entry("a\x1b[2Jb")], [entry("\udcff")])
+    assert capsys.readouterr().out.splitlines() == [
+        f"wrote {tmp_path}/a\\x1b[2Jb.jsonl",
+        f"wrote {tmp_path}/\\udcff.jsonl",
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is there when a program is killed, or a disk is full.
+
+PREDICTS = """
+import sys
+sys.path.insert(0, "tests/callbacks")
+from test_prediction_writer import PredictionWriter, TRAINER, batch_of, tracked
+writer = PredictionWriter(sys.argv[1], ["jsonl", "csv", "mp4"])
+writer.on_predict_start(TRAINER, None)
+for number in range(10_000):
+    frame = tracked(number, timestamp=number / 8)
+    frame["picture"][number % 40 :] += 50
+    writer.on_predict_batch_end(TRAINER, None, [frame], batch_of(frame), number)
+    print(number, flush=True)
+"""
+
+
+def test_after_kill_9_everything_up_to_the_last_second_is_there(tmp_path):
+    root = Path(__file__).resolve().parents[2]
+    with subprocess.Popen([sys.executable, "-c", PREDICTS, str(tmp_path)], stdout=subprocess.PIPE, cwd=root) as process:
+        for line in process.stdout:
+            if int(line) == 30:
+                break
+        times = read_mp4(tmp_path / "kitchen.detections.mp4")[0]  # while it is written
+        assert times[: 30 - 1] == pytest.approx([number / 8 for number in range(30 - 1)], abs=1e-3)
+        os.kill(process.pid, signal.SIGKILL)
+        done = int((process.stdout.read().split() or [line])[-1]) + 1
+    times = read_mp4(tmp_path / "kitchen.detections.mp4")[0]
+    assert done - 1 <= len(times) <= done + 1
+    assert times == pytest.approx([number / 8 for number in range(len(times))], abs=1e-3)
+    assert done <= len(lines(tmp_path / "kitchen.jsonl")) <= done + 1
+    rows = (tmp_path / "predictions.csv").read_text()
+    assert rows.endswith("\n") and done <= rows.count("\n") <= done + 1
+    write(PredictionWriter(tmp_path, ["mp4"]), [tracked()])  # a file that was cut off makes way for the next run
+    assert len(read_mp4(tmp_path / "kitchen.detections.mp4")[0]) == 1
+
+
+def noisy(number: int, video: str = "kitchen", size: tuple[int, int] = (96, 128)) -> dict:
+    """A frame that hardly shrinks."""
+    pixels = np.random.default_rng(number).integers(0, 255, (*size, 3), np.uint8)
+    return tracked(number, video=video, timestamp=number / 8) | {"picture": pixels}
+
+
+def fill(disk) -> None:
+    with (disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        while True:
+            file.write(bytes(4096))
+
+
+def test_at_a_full_disk_a_video_can_be_played_up_to_the_last_second(small_disk):
+    writer = PredictionWriter(small_disk, ["mp4"])
+    writer.on_predict_start(TRAINER, None)
+    for number in range(2):
+        writer.on_predict_batch_end(TRAINER, None, [noisy(number)], batch_of(noisy(number)), number)
+    with pytest.raises(UserError, match=r"kitchen\.detections\.mp4: cannot be written: No space left on device"):
+        for number in range(2, 1000):
+            writer.on_predict_batch_end(TRAINER, None, [noisy(number)], batch_of(noisy(number)), number)
+    writer.on_exception(TRAINER, None, RuntimeError())
+    times = read_mp4(small_disk / "kitchen.detections.mp4")[0]
+    assert number - 2 <= len(times) <= number
+    assert times == pytest.approx([number / 8 for number in range(len(times))], abs=1e-3)
+    assert is_drawn(small_disk / "kitchen.detections.mp4")
+
+
+def test_at_a_full_disk_lines_are_whole(small_disk):
+    writer = PredictionWriter(small_disk, ["jsonl", "csv"])
+    writer.on_predict_start(TRAINER, None)
+    frame = tracked()
+    writer.on_predict_batch_end(TRAINER, None, [frame], batch_of(frame), 0)
+    fill(small_disk)
+    with pytest.raises(UserError, match=r"(jsonl|csv): cannot be written: No space left on device"):
+        for number in range(10_000):
+            writer.on_predict_batch_end(TRAINER, None, [frame], batch_of(frame), number)
+    assert len(lines(small_disk / "kitchen.jsonl")) > 1
+    assert (small_disk / "predictions.csv").read_text().endswith("\n")
+
+
+def test_a_file_that_cannot_be_closed_does_not_lose_the_others_and_is_named(tmp_path, monkeypatch, recwarn):
+    names = ("attic", "bath", "cellar")
+
+    def started() -> PredictionWriter:
+        writer = PredictionWriter(tmp_path, ["mp4"])
+        writer.on_predict_start(TRAINER, None)
+        entries = [tracked(number, video=name, timestamp=number / 8) for number in range(3) for name in names]
+        writer.on_predict_batch_end(TRAINER, None, entries, batch_of(*entries), 0)
+        return writer
+
+    close = AnnotatedVideo.close
+
+    def fails(video: AnnotatedVideo) -> None:
+        close(video)
+        if video.path.name.startswith(("attic", "bath")):
+            raise UserError("cannot be written: Input/output error", where=video.path)
+
+    monkeypatch.setattr(AnnotatedVideo, "close", fails)
+    with pytest.raises(UserError, match=r"attic\.detections\.mp4: .*; .*bath\.detections\.mp4: ") as error:
+        started().on_predict_end(TRAINER, None)
+    assert "cellar" not in str(error.value)
+    assert [len(read_mp4(tmp_path / f"{name}.detections.mp4")[0]) for name in names] == [3, 3, 3]
+    started().on_exception(TRAINER, None, KeyboardInterrupt())  # whose own error must not be replaced
+    assert sum("Input/output error" in str(warning.message) for warning in recwarn) == 2
+    assert [len(read_mp4(tmp_path / f"{name}.detections.mp4")[0]) for name in names] == [3, 3, 3]
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_a_video_that_can_be_played(small_disk):
+    """There is no space for a second copy with its index in front."""
+    video = AnnotatedVideo(small_disk / "a.mp4", (96, 128))
+    for number in range(2):
+        video.write(noisy(number)["picture"], number / 8, [])
+    fill(small_disk)
+    with pytest.raises(UserError, match=r"a\.mp4: cannot be written: No space left"):
+        video.close()
+    assert len(read_mp4(small_disk / "a.mp4")[0]) == 1

@@ -28,7 +28,8 @@ class Frames(L.LightningDataModule):
     def __iter__(self):
         for number in range(12):
             received = torch.tensor([[time.monotonic() - 0.05]], dtype=torch.float64)
-            yield SimpleNamespace(capture=Capture(received, number, 1) if self.live else None)
+            capture = Capture(received, number, 1) if self.live else None
+            yield SimpleNamespace(capture=capture, video_ids=("", f"porch/{number}\x1b"))
 
 
 class Module(L.LightningModule):
@@ -53,6 +54,7 @@ def test_a_file_has_a_bar_with_an_end_and_a_summary(capfd):
     said = capfd.readouterr().out
     assert re.search(r"^24 frames in \d+\.\d s, \d+\.\d frames/s$", said, re.MULTILINE)
     assert "12/12" in said
+    assert re.search(r"Predicting porch/11\\x1b: .*, \d+\.\d frames/s\]", said)
     assert "delay" not in said
 
 
@@ -71,4 +73,5 @@ def test_a_live_source_shows_pace_delay_and_losses(capfd):
 def test_a_run_that_fails_is_summarised_too(capfd):
     with pytest.raises(RuntimeError, match="the camera is gone"):
         predict(True, Module(fails_at=5))
-    assert capfd.readouterr().out.count("5 frames in") == 1
+    said = capfd.readouterr().out
+    assert len(re.findall(r"^5 frames in", said, re.MULTILINE)) == 1  # not at the end of the bar

@@ -9,6 +9,7 @@ import pytest
 
 from datamodules.annotations.activitynet import ActivityNet, read_segment_json
 from datamodules.annotations.features import FeatureFolder
+from datamodules.errors import UserError
 
 FIXTURES = Path(__file__).parents[3] / "shared/data/mmaction2_fixtures"
 needs_data = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"needs {FIXTURES}")
@@ -92,7 +93,7 @@ def test_classes_may_be_listed(annotation, tmp_path):
     assert source.class_names() == ("Zumba", "Bungee jumping", "Archery")
     assert source.videos("train")[0].labels.tolist() == [0, 2]
     (tmp_path / "classes.txt").write_text("Zumba\n")
-    with pytest.raises(ValueError, match="class 'Archery', which is not in the list"):
+    with pytest.raises(UserError, match="class 'Archery', which is not in the list"):
         ActivityNet(annotation, classes=tmp_path / "classes.txt").videos("train")
 
 
@@ -130,7 +131,7 @@ def test_the_published_fixtures_load():
     assert first.video_id == "test1" and first.duration == 1 and first.segments.tolist() == [[0.3, 0.6]]
     assert second.video_id == "test2" and second.labels.tolist() == [0]
     source = ActivityNet(FIXTURES / "eval_localization/gt.json", classes=None)
-    with pytest.raises(ValueError, match="no video for train; its subsets are val"):
+    with pytest.raises(UserError, match="no video for train; its subsets are val"):
         source.videos("train")
     truth = read_segment_json(FIXTURES / "eval_localization/gt.json")
     assert truth.keys() == {"bYUmtLBL7W4", "hDPLy21Yyuk"} and truth["hDPLy21Yyuk"].subset == "validation"
@@ -148,21 +149,21 @@ def test_the_published_fixtures_load():
 )
 def test_a_broken_file_is_named(tmp_path, text, words):
     (tmp_path / "bad.json").write_text(text)
-    with pytest.raises(ValueError, match=words) as error:
+    with pytest.raises(UserError, match=words) as error:
         read_segment_json(tmp_path / "bad.json")
     assert "bad.json" in str(error.value)
 
 
 def test_other_mistakes_are_named(annotation, tmp_path):
-    with pytest.raises(FileNotFoundError, match="blocked"):
+    with pytest.raises(UserError, match="blocked"):
         ActivityNet(annotation, blocked_videos=tmp_path / "blocked.json").videos("val")
-    with pytest.raises(FileNotFoundError, match=r"classes\.txt"):
+    with pytest.raises(UserError, match=r"classes\.txt"):
         ActivityNet(annotation, classes=tmp_path / "classes.txt").class_names()
     (tmp_path / "odd.json").write_text(json.dumps({"database": {"a": entry("holdout", (1, 2, "A"))}}))
-    with pytest.raises(ValueError, match="subset 'holdout'"):
+    with pytest.raises(UserError, match="subset 'holdout'"):
         ActivityNet(tmp_path / "odd.json").videos("train")
     (tmp_path / "nan.json").write_text(
         json.dumps({"database": {"a": entry("training", (float("nan"), 2, "A")), "b": entry("validation")}})
     )
-    with pytest.raises(ValueError, match="segment of a has no finite"):
+    with pytest.raises(UserError, match="segment of a has no finite"):
         ActivityNet(tmp_path / "nan.json").videos("train")

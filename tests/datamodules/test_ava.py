@@ -11,6 +11,7 @@ import pytest
 
 from datamodules.annotations.ava import Ava, read_label_map, read_moments
 from datamodules.clip import ClipDataModule
+from datamodules.errors import UserError
 from datamodules.picture_folder import PictureFolder
 from datamodules.video import write_video
 from tests.datamodules.miniature import encode, numbered_frames, read_numbers, write_pictures
@@ -159,11 +160,11 @@ def test_seconds_within_a_gap_of_the_pictures_are_left_out(root):
 def test_a_whole_film_read_as_if_it_were_cut_is_refused(root):
     folder = root / "frames/one"
     (folder / "one_018001.jpg").write_bytes((folder / "one_000001.jpg").read_bytes())  # at 1,800 s
-    with pytest.warns(UserWarning, match="pictures are missing"), pytest.raises(ValueError, match="start_seconds to 0"):
+    with pytest.warns(UserWarning, match="pictures are missing"), pytest.raises(UserError, match="start_seconds to 0"):
         ava(root).videos("train")
     with (
         pytest.warns(UserWarning, match=r"two \(1 of 1"),
-        pytest.raises(ValueError, match="start_seconds=0 must be what"),
+        pytest.raises(UserError, match="start_seconds=0 must be what"),
     ):
         ava(root, start_seconds=0).videos("val")
 
@@ -179,17 +180,15 @@ def test_a_whole_film_read_as_if_it_were_cut_is_refused(root):
     ],
 )
 def test_a_file_that_is_not_there_is_named_before_anything_else(root, argument, message):
-    with pytest.raises(FileNotFoundError, match=message):
+    with pytest.raises(UserError, match=message):
         ava(root, **{argument: "nowhere"}).prepare()
 
 
 def test_a_folder_without_any_of_the_videos_is_named_with_what_it_should_hold(root):
     (root / "other").mkdir()
-    with pytest.raises(
-        FileNotFoundError, match=r"other holds none of the 1 videos of .*train\.csv, neither a folder one"
-    ):
+    with pytest.raises(UserError, match=r"other: holds none of the 1 videos of .*train\.csv, neither a folder one"):
         ava(root, videos=root / "other").videos("train")
-    with pytest.raises(ValueError, match=r"set data\.init_args\.source\.init_args\.train"):
+    with pytest.raises(UserError, match=r"set data\.init_args\.source\.init_args\.train"):
         ava(root, train=None).videos("train")
 
 
@@ -204,7 +203,7 @@ def test_a_folder_without_any_of_the_videos_is_named_with_what_it_should_hold(ro
 )
 def test_a_label_map_that_cannot_be_meant_is_refused(tmp_path, text, message):
     (tmp_path / "map.pbtxt").write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         read_label_map(tmp_path / "map.pbtxt")
 
 

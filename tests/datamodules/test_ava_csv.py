@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from datamodules.annotations.ava_csv import read_ava_csv
+from datamodules.errors import UserError
 
 DATA = Path(__file__).parents[3] / "shared/data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="real annotations are not on this machine")
@@ -57,7 +58,7 @@ def test_a_box_may_have_no_action_and_a_moment_no_box(tmp_path):
 )
 def test_mistakes_are_reported_with_file_and_line(tmp_path, row, message):
     path = written(tmp_path, f"a,0,0,0,1,1,1,1\n{row}\n")
-    with pytest.raises(ValueError, match=r"boxes\.csv, " + message):
+    with pytest.raises(UserError, match=r"boxes\.csv, " + message):
         read_ava_csv(path, CLASSES)
 
 

@@ -21,6 +21,7 @@ from datamodules.check import check_data
 from datamodules.check.contact_sheet import COLUMNS, GAP, HEIGHT, SEAM, choose_keyframes
 from datamodules.check.report import Report
 from datamodules.clip import ClipDataModule
+from datamodules.errors import UserError
 from datamodules.frames import FrameFacts
 from datamodules.predict import PredictDataModule
 from datamodules.puppets import Puppets
@@ -374,5 +375,5 @@ def test_nothing_is_wrong_with_the_real_clips(form, tmp_path):
 
 
 def test_data_of_another_kind_are_refused():
-    with pytest.raises(ValueError, match="not through PredictDataModule"):
+    with pytest.raises(UserError, match="not through PredictDataModule"):
         check_data(PredictDataModule.__new__(PredictDataModule))

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.annotations.cvat import main, read_cvat
+from datamodules.annotations.cvat import main
+from datamodules.annotations.cvat_export import read_cvat
 from datamodules.annotations.own_videos import OwnVideos
+from datamodules.errors import UserError
 from datamodules.frames import DecodedFrames, FrameScale
 from datamodules.video import write_video
 from datamodules.windows import time_video
@@ -145,7 +147,7 @@ def test_attributes_hold_one_action_or_several_or_none(folder):
     }
     assert_boxes(found["kitchen"], expected)
     assert_boxes(found["porch"], expected | {2: [(WALKER[2], {"walk", "carry", "alone"})]})
-    with pytest.raises(ValueError, match=r"track 0 \(walk\) has no attribute verb on frame 2; it has action, alone"):
+    with pytest.raises(UserError, match=r"track 0 \(walk\) has no attribute verb on frame 2; it has action, alone"):
         read_cvat(folder / "task.xml", ["verb"])
 
 

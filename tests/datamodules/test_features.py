@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from datamodules.annotations.features import FeatureFolder, num_features, read_features
+from datamodules.errors import UserError
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_channels_of_two_folders_are_put_side_by_side_and_the_longer_is_cut(tmp_
 
 def test_a_missing_video_is_none_and_a_missing_folder_an_error(tmp_path):
     assert FeatureFolder(tmp_path).find("x", None, 30.0) is None
-    with pytest.raises(FileNotFoundError, match="no such folder of features"):
+    with pytest.raises(UserError, match="no such folder of features"):
         FeatureFolder(tmp_path / "absent").find("x", None, 30.0)
 
 
@@ -59,33 +60,33 @@ def test_what_is_no_array_of_features_is_named(tmp_path, values):
         return num_features(folder.find(name, None, None))
 
     (tmp_path / "text.npy").write_text("features")
-    with pytest.raises(ValueError, match=r"text\.npy: not a readable numpy array"):
+    with pytest.raises(UserError, match=r"text\.npy: not a readable numpy array"):
         reading("text")
     (tmp_path / "text.npz").write_text("features")
     (tmp_path / "text.npy").unlink()
-    with pytest.raises(ValueError, match=r"text\.npz: not a readable numpy array"):
+    with pytest.raises(UserError, match=r"text\.npz: not a readable numpy array"):
         reading("text")
     np.save(tmp_path / "cube.npy", values[None])
-    with pytest.raises(ValueError, match=r"cube\.npy is an array \(1, 20, 6\)"):
+    with pytest.raises(UserError, match=r"cube\.npy: is an array \(1, 20, 6\)"):
         reading("cube")
     np.save(tmp_path / "whole.npy", np.ones((3, 4), np.int64))
-    with pytest.raises(ValueError, match="of int64; features are"):
+    with pytest.raises(UserError, match="of int64; features are"):
         reading("whole")
     np.save(tmp_path / "object.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="of object; features are"):
+    with pytest.raises(UserError, match="of object; features are"):
         reading("object")
     np.savez(tmp_path / "two.npz", rgb=values, flow=values)
-    with pytest.raises(ValueError, match="holds 2 arrays"):
+    with pytest.raises(UserError, match="holds 2 arrays"):
         reading("two")
 
 
 def test_what_times_need_must_be_known(tmp_path, values):
     np.save(tmp_path / "x.npy", values)
-    with pytest.raises(ValueError, match=r"set features\.frame_rate"):
+    with pytest.raises(UserError, match=r"set features\.frame_rate"):
         FeatureFolder(tmp_path).find("x", 10.0, None)
-    with pytest.raises(ValueError, match="need its duration"):
+    with pytest.raises(UserError, match="need its duration"):
         FeatureFolder(tmp_path, stride_frames=None).find("x", None, 30.0)
-    with pytest.raises(ValueError, match="stride_frames"):
+    with pytest.raises(UserError, match="stride_frames"):
         FeatureFolder(tmp_path, stride_frames=0)
-    with pytest.raises(ValueError, match="frame_rate must be positive"):
+    with pytest.raises(UserError, match="frame_rate must be positive"):
         FeatureFolder(tmp_path, frame_rate=0)

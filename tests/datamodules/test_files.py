@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from datamodules.errors import UserError
-from datamodules.files import sweep, whole_file, whole_path, write_whole
+from datamodules.files import errors_named, sweep, whole_file, whole_path, write_whole
 
 
 def names(folder):
@@ -83,21 +83,16 @@ def test_a_killed_program_leaves_no_file_of_that_name_and_its_leftover_is_swept(
     assert names(tmp_path) == []
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 KiB, where this machine lets us mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
-    if subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("needs root, to mount a small file system")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 def test_a_full_disk_leaves_the_old_file(small_disk):
     write_whole(small_disk / "last.ckpt", b"1" * 100_000)
     with pytest.raises(UserError, match=r"last.ckpt: cannot be written: No space left"):
         write_whole(small_disk / "last.ckpt", b"2" * 200_000)
     assert (small_disk / "last.ckpt").read_bytes() == b"1" * 100_000
     assert names(small_disk) == ["last.ckpt"]
+
+
+def test_what_the_system_refuses_names_the_file(tmp_path):
+    with pytest.raises(UserError, match=r"a\.csv: cannot be written: Is a directory"), errors_named("a.csv"):
+        tmp_path.open("w")
+    with pytest.raises(ZeroDivisionError), errors_named("a.csv"):
+        1 / 0  # noqa: B018

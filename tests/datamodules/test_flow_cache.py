@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from datamodules import flow_cache
+from datamodules.cache_entries import DamagedEntry
 from datamodules.flow_cache import CHUNK_STEPS, FlowCache, SteppedFrames
 from datamodules.flow_store import ComputedFlow, FlowGrid, FlowSettings
 from datamodules.frames import DecodedFrames, FrameScale
@@ -148,12 +151,117 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, film):
     assert list(cache.folder.iterdir()) == []
 
 
-def test_a_damaged_file_is_computed_anew(tmp_path, film):
-    cache = cache_of(tmp_path)
-    whole = cache.get(film, STEPS[:20], 0, 20)
+def harmed(content: bytes, how: str) -> bytes:
+    """A file of flow after an accident."""
+    middle = len(content) // 2
+    return {
+        "cut": content[:-100],
+        "cut in half": content[:middle],
+        "empty": b"",
+        "zeros at the end": content[:-400] + bytes(400),
+        "zeros from the middle on": content[:middle] + bytes(len(content) - middle),
+        "zeros in the middle": content[:middle] + bytes(300) + content[middle + 300 :],
+        "one bit": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        "other text": b"<html>" * 100,
+    }[how]
+
+
+HARMS = (
+    "cut",
+    "cut in half",
+    "empty",
+    "zeros at the end",
+    "zeros from the middle on",
+    "zeros in the middle",
+    "one bit",
+    "other text",
+)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory, film):
+    """The flow of 20 steps: expected values, and the file."""
+    cache = cache_of(tmp_path_factory.mktemp("short"))
+    expected = cache.get(film, STEPS[:20], 0, 20)
     (file,) = cache.folder.iterdir()
-    file.write_bytes(file.read_bytes()[:-100])
-    np.testing.assert_array_equal(cache.get(film, STEPS[:20], 0, 20), whole)
+    return expected, file
+
+
+@pytest.mark.parametrize("how", HARMS)
+def test_a_damaged_file_is_named_once_and_computed_anew(tmp_path, film, short, how):
+    expected, file = short
+    cache = cache_of(tmp_path)
+    cache.folder.mkdir()
+    entry = cache.folder / file.name
+    entry.write_bytes(harmed(file.read_bytes(), how))
+    with pytest.warns(UserWarning, match=f"{file.name} is damaged .*it is made anew") as told:
+        np.testing.assert_array_equal(cache.get(film, STEPS[:20], 0, 20), expected)
+        np.testing.assert_array_equal(cache.get(film, STEPS[:20], 3, 7), expected[3:7])
+    assert len(told) == 1 and [path.name for path in cache.folder.iterdir()] == [file.name]
+
+
+def test_an_archive_that_cannot_be_opened_is_made_anew_when_the_cache_is_filled(tmp_path, film, short):
+    expected, file = short
+    cache = cache_of(tmp_path, Counted())
+    (cache.folder / file.name).mkdir(parents=True)  # not even a file
+    with pytest.warns(UserWarning, match=f"{file.name} is damaged"):
+        cache.build([SteppedFrames(film, STEPS[:20])])
+    assert cache.method.count == 19
+    np.testing.assert_array_equal(cache.get(film, STEPS[:20], 0, 20), expected)
+
+
+@pytest.mark.parametrize("change", ["shorter", "longer", "smaller", "other numbers", "gone"])
+def test_arrays_of_another_shape_are_not_served(tmp_path, film, short, change):
+    expected, file = short
+    cache = cache_of(tmp_path)
+    cache.folder.mkdir()
+    with np.load(file) as archive:
+        arrays = dict(archive)
+    steps = arrays.pop("steps_0")
+    changed = {
+        "shorter": steps[:-1],
+        "longer": np.concatenate([steps, steps]),
+        "smaller": steps[..., :-1],
+        "other numbers": steps.astype(np.float32),
+        "gone": None,
+    }[change]
+    np.savez(cache.folder / file.name, **arrays, **({} if changed is None else {"steps_0": changed}))
+    with pytest.warns(UserWarning, match="made anew"):
+        np.testing.assert_array_equal(cache.get(film, STEPS[:20], 0, 20), expected)
+
+
+def test_no_damage_is_served_or_ends_in_another_error(tmp_path, film, short):
+    expected, file = short
+    content, rng = file.read_bytes(), np.random.default_rng(0)
+    cache = cache_of(tmp_path)
+    cache.folder.mkdir()
+    entry = cache.folder / file.name
+    state = flow_cache._state(film)
+    found = 0
+    for _ in range(1500):
+        harmed = bytearray(content)
+        for _ in range(rng.integers(1, 4)):
+            at = int(rng.integers(0, len(content) if rng.random() < 0.5 else 300) * rng.choice([1, -1]))
+            harmed[at if abs(at) < len(content) else 0] = rng.integers(0, 256)
+        entry.write_bytes(harmed)
+        try:
+            flow = cache._read(entry, film, 20, 0, 20)
+        except DamagedEntry as error:
+            assert file.name in str(error)
+            found += 1
+        else:  # what was hit says nothing of the flow, such as the date of a member
+            assert flow is None or np.array_equal(flow, expected)
+    assert found > 1000 and state == flow_cache._state(film)
+
+
+def test_what_killed_programs_left_is_swept(tmp_path, film):
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    cache = cache_of(tmp_path)
+    cache.folder.mkdir()
+    (cache.folder / f".film-0123.npz.{ended.pid}.partial").touch()
+    cache.build([SteppedFrames(film, STEPS[:4])])
+    assert [path.suffix for path in cache.folder.iterdir()] == [".npz"]
 
 
 def test_a_changed_video_is_noticed(tmp_path):
@@ -231,7 +339,10 @@ def test_much_work_starts_processes_unless_the_method_has_its_own_device(tmp_pat
 
 def test_a_cache_that_would_grow_too_large_says_how_to_go_on(tmp_path, film):
     cache = cache_of(tmp_path, cache_max_gib=1e-4)
-    with pytest.raises(ValueError, match=r"about 0\.0 GiB.*flow\.cache: null\), or raise flow\.cache_max_gib"):
+    with pytest.raises(
+        ValueError,
+        match=r"take 1\d\d KiB, more than the 105 KiB allowed; .*flow\.cache: null\), or raise flow\.cache_max_gib",
+    ):
         cache.build([SteppedFrames(film, STEPS)])
     assert not cache.folder.exists()
 

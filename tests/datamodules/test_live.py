@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import resource
+import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import islice
 
 import numpy as np
 import pytest
 
+from datamodules import live_feed
+from datamodules import live_source as live_source_module
 from datamodules.live import LiveCapture, StreamClock
 from datamodules.live_source import Camera, NetworkStream, live_source
 from datamodules.time_grid import TimeGrid, frames_on_grid
@@ -19,6 +26,7 @@ from tests.datamodules.network_camera import Connection, ScriptedSource, network
 
 FPS = 20
 PIXELS = np.zeros((4, 4, 3), np.uint8)
+MULTIPART = b"Content-Type: multipart/x-mixed-replace;boundary=frame\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +210,160 @@ def test_a_file_behind_an_address_is_not_taken_for_a_camera(film):
         with capture(source) as frames, pytest.raises(VideoError, match="a file of 3 s, not a live stream"):
             list(frames)
         server.shutdown()
+
+
+# --- cameras that are none -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def sender(send: Callable[[socket.socket], object], head: bytes | None = MULTIPART) -> Iterator[str]:
+    """The address of a server that answers every request with a head and whatever ``send`` sends."""
+
+    def serve(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            if head is not None:
+                connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n" + head + b"\r\n")
+            send(connection)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/live"
+
+
+def jpeg(height: int = 96, width: int = 128) -> bytes:
+    import cv2
+
+    return cv2.imencode(".jpg", next(numbered_frames(1, height, width)))[1].tobytes()
+
+
+def part(content: bytes, length: int | None = None) -> bytes:
+    """One part of a multipart stream; with another length than it has, if that is given, and with none if it is 0."""
+    length = len(content) if length is None else length
+    head = b"Content-Length: %d\r\n" % length if length else b""
+    return b"--frame\r\nContent-Type: image/jpeg\r\n" + head + b"\r\n" + content + b"\r\n"
+
+
+def endless(connection: socket.socket) -> None:
+    while True:
+        connection.sendall(b"x" * 65536)
+
+
+def frames_until_the_end(address: str, stall_seconds: float = 1.0) -> tuple[int, str]:
+    """How many frames a stream gives, and how it ends."""
+    count = 0
+    try:
+        for arrival in NetworkStream(address, stall_seconds):
+            assert arrival.picture().ndim == 3
+            count += 1
+    except (ConnectionError, VideoError) as error:
+        return count, str(error)
+    return count, "the stream ended"
+
+
+@pytest.mark.parametrize("length", [0, 2_000_000_000])
+@pytest.mark.parametrize("good", [0, 3])
+def test_a_part_without_an_end_is_left_before_it_fills_the_memory(monkeypatch, length, good):
+    monkeypatch.setattr(live_feed, "LARGEST_PART", 8 * 2**20)
+
+    def send(connection: socket.socket) -> None:
+        connection.sendall(part(jpeg()) * good + part(jpeg(), length)[:-2])
+        endless(connection)
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with sender(send) as address:
+        count, words = frames_until_the_end(address)
+    assert count == good and re.fullmatch(r"8(\.0\d)? MiB came without a complete picture", words)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+
+
+def test_an_endless_part_ends_in_one_sentence(monkeypatch):
+    monkeypatch.setattr(live_feed, "LARGEST_PART", 2**20)
+    with sender(lambda connection: (connection.sendall(part(jpeg(), 0)[:-2]), endless(connection))) as address:
+        frames = capture(NetworkStream(address, stall_seconds=1))
+        with (
+            frames,
+            pytest.raises(VideoError, match=r"127.0.0.1_live: cannot be opened \(1 MiB came without a complete"),
+        ):
+            list(frames)
+
+
+def test_a_picture_that_says_to_be_enormous_is_passed_over():
+    enormous = bytearray(jpeg())
+    size = enormous.find(b"\xff\xc0") + 5
+    enormous[size : size + 4] = b"\xff\xdc\xff\xdc"  # 65,500x65,500
+
+    def send(connection: socket.socket) -> None:
+        for _ in range(10):
+            connection.sendall(part(jpeg()) + part(bytes(enormous)))
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with sender(send) as address:
+        count, _ = frames_until_the_end(address)
+    assert count >= 9
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+
+
+def trickle(connection: socket.socket) -> None:
+    """Three pictures, then every byte of a picture that never ends."""
+    connection.sendall(part(jpeg()) * 3 + part(jpeg(), 10**9)[:-2])
+    for _ in range(200):
+        connection.sendall(b"x")
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("head", "send", "seconds"),
+    [
+        (None, lambda connection: time.sleep(9), 1.5),
+        (MULTIPART, lambda connection: time.sleep(9), 0.5),
+        (MULTIPART, lambda connection: (connection.sendall(part(jpeg()) * 3), time.sleep(9)), 0.5),
+        (MULTIPART, trickle, 0.5),
+    ],
+    ids=["no answer", "no frame", "no more frames", "byte by byte"],
+)
+def test_what_is_said_of_a_wait_is_how_long_it_was(monkeypatch, head, send, seconds):
+    monkeypatch.setattr(live_source_module, "OPEN_SECONDS", 1.5)
+    began = time.monotonic()
+    with sender(send, head) as address:
+        _, words = frames_until_the_end(address, stall_seconds=0.5)
+    said = float(re.fullmatch(r"no frame within ([0-9.]+) s", words)[1])
+    assert said == pytest.approx(seconds, abs=0.25) and said <= time.monotonic() - began + 0.1
+
+
+def test_what_cannot_be_decoded_is_left_after_a_while(monkeypatch):
+    monkeypatch.setattr(live_source_module, "UNDECODABLE_SECONDS", 0.5)
+
+    def send(connection: socket.socket) -> None:
+        connection.sendall(part(jpeg()) * 3)
+        while True:
+            connection.sendall(part(b"\xff\xd8\xff\xd9"))
+            time.sleep(0.02)
+
+    with sender(send) as address:
+        count, words = frames_until_the_end(address)
+    assert (count, words) == (3, "what comes cannot be decoded: damaged, or larger than any picture")
+
+
+def test_live_titles_in_any_encoding_do_not_matter(tmp_path):
+    import av
+
+    path = tmp_path / "film.mkv"
+    with av.open(str(path), "w") as output:
+        output.metadata["title"] = "Köln"
+        stream = output.add_stream("mpeg4", rate=20)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for frame in numbered_frames(20):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        output.mux(stream.encode())
+    content = path.read_bytes().replace("Köln".encode(), b"K\xf6\xffln")
+    with sender(lambda connection: connection.sendall(content), b"Content-Type: video/x-matroska\r\n") as address:
+        assert frames_until_the_end(address)[0] == 20
 
 
 def test_names_and_messages_hold_no_password():

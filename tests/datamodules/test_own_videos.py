@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from datamodules.annotations.own_videos import OwnVideos, video_name
+from datamodules.errors import UserError
 from datamodules.video import write_video
 from tests.datamodules.miniature import numbered_frames
 
@@ -49,9 +50,9 @@ def test_lists_of_videos_may_be_written_in_many_ways(folder):
     source = own_videos(folder, train=listing, box_units="absolute")
     assert names(source, "train") == ["one", "three"]
     assert names(source, "val") == names(source, "test") == ["two"]
-    with pytest.raises(ValueError, match="in both train and val: one"):
+    with pytest.raises(UserError, match="in both train and val: one"):
         own_videos(folder, train=["one"], val=["one", "two"], box_units="absolute").videos("train")
-    with pytest.raises(ValueError, match="names no annotated video"):
+    with pytest.raises(UserError, match="names no annotated video"):
         own_videos(folder, train=["five"], box_units="absolute").videos("train")
 
 
@@ -75,24 +76,22 @@ def test_seconds_may_count_from_before_the_file(folder):
 
 
 def test_missing_pieces_are_named(folder):
-    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
         OwnVideos(folder / "nowhere", folder / "classes.txt").videos("train")
-    with pytest.raises(FileNotFoundError, match=r"none\.txt: no such file"):
+    with pytest.raises(UserError, match=r"none\.txt: no such list of classes"):
         OwnVideos(folder / "videos", folder / "none.txt").class_names()
-    with pytest.raises(ValueError, match=r"empty\.txt is empty"):
+    with pytest.raises(UserError, match=r"empty\.txt: is empty"):
         OwnVideos(folder / "videos", written(folder, "\n", "empty.txt")).class_names()
-    with pytest.raises(ValueError, match="line 2 is empty"):
+    with pytest.raises(UserError, match="line 2 is empty"):
         OwnVideos(folder / "videos", written(folder, "stand\n\nwave\n", "gap.txt")).class_names()
     written(folder, "".join(f"v{n},0,0,0,1,1,1,0\n" for n in range(7)) + "one,0,0,0,1,1,1,0\n")
-    with pytest.raises(
-        FileNotFoundError, match=r"names 7 videos of 8 that are not under .*: v0, v1, v2, v3, v4 \.\.\."
-    ):
+    with pytest.raises(ValueError, match=r"names 7 videos of 8 that are not under .*: v0, v1, v2, v3, v4 \.\.\."):
         own_videos(folder).prepare()
 
 
 def test_two_videos_of_one_name_are_refused_if_they_are_needed(folder):
     write_video(folder / "videos" / "again" / "one.mp4", numbered_frames(2), fps=4)
-    with pytest.raises(ValueError, match="several videos are called one"):
+    with pytest.raises(UserError, match="several videos are called one"):
         own_videos(folder, box_units="absolute").prepare()
 
 

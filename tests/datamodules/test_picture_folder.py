@@ -99,7 +99,7 @@ def test_a_picture_of_another_size_is_refused(tmp_path):
     write_pictures(folder, 1, "img_{:05d}.jpg", first=4, size=(64, 64))
     with (
         open_video(PictureFolder(folder)) as reader,
-        pytest.raises(VideoError, match=r"img_00004\.jpg is 64x64, .*128x96"),
+        pytest.raises(VideoError, match=r"img_00004\.jpg: is 64x64, .*128x96"),
     ):
         reader.get([3])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 from types import SimpleNamespace
@@ -11,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from callbacks.annotated_video import AnnotatedVideo
+from datamodules.drawn_videos import is_drawn
+from datamodules.errors import UserError
 from datamodules.predict import PredictDataModule
 from datamodules.source_files import files_of
 from datamodules.stopping import stopped_by_signals
@@ -102,18 +106,73 @@ def test_a_folder_of_numbered_pictures_is_a_video(tmp_path):
     assert read(opened(pictures, picture_rate=4.0)) == {"trip": list(range(9))}
 
 
-def test_videos_of_one_name_keep_their_endings(tmp_path):
-    for name in ("a.mp4", "a.MOV", "b.avi"):
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["a.mp4", "b.MP4", "sub/a.mkv", "sub_a.mp4"], ["a", "b", "sub/a", "sub_a"]),
+        (["a.mp4", "a.MOV", "b.avi"], ["a.MOV", "a.mp4", "b.avi"]),
+        (["A.mp4", "a.mov"], ["A.mp4", "a.mov"]),  # one name where the file system does not tell "A" from "a"
+        (["a.mp4", "a.mov", "a.mp4.avi"], ["a.mov", "a.mp4", "a.mp4.avi"]),
+        (["a.mp4", ".b.mp4", "._a.mp4", ".trash/c.mp4", ".1a2b-3c4d-5.partial.mp4"], ["a"]),
+        (["a.mp4", "notes.txt", "b.mp4.txt"], ["a"]),
+    ],
+)
+def test_a_folders_videos_are_named_by_their_places(files, names, tmp_path):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [name for name, _ in files_of(str(tmp_path), 30)] == ["a.MOV", "a.mp4", "b.avi"]
+    assert [name for name, _ in files_of(str(tmp_path), 30)] == names
+
+
+def test_results_beside_the_videos_do_not_become_inputs(folder, tmp_path, caplog):
+    """The annotated ones too, also while they are written and where a writer was killed."""
+    for name in ("a", "sub/b"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / "long.mp4", tmp_path / f"{name}.mp4")
+        drawn = AnnotatedVideo(tmp_path / f"{name}.detections.mp4", (96, 128))
+        drawn.write(np.zeros((96, 128, 3), np.uint8), 0.0, [])
+        if name == "a":
+            drawn.close()
+    shutil.copy(folder / "long.mp4", tmp_path / "mine.detections.mp4")  # of this name, but somebody's film
+    data = opened(tmp_path)
+    assert [video.video_id for video in data.videos] == ["a", "mine.detections", "sub/b"]
+    assert data.input_files == (tmp_path / "a.mp4", tmp_path / "mine.detections.mp4", tmp_path / "sub" / "b.mp4")
+    assert "left out 2 files that earlier predictions drew" in caplog.text
+    assert [name for name, _ in files_of(str(tmp_path / "a.detections.mp4"), 30)] == ["a.detections"]  # as asked for
+
+
+def test_what_a_killed_writer_leaves_is_no_input_however_early_it_was_killed(tmp_path):
+    path = tmp_path / "a.detections.mp4"
+    drawn = AnnotatedVideo(path, (96, 128))
+    assert path.stat().st_size == 0 and is_drawn(path)
+    for number in range(3):
+        drawn.write(np.full((96, 128, 3), number, np.uint8), number / 8, [])
+        assert is_drawn(path)
+    drawn.close()
+    assert is_drawn(path)
+    path.rename(tmp_path / "renamed.mp4")  # on purpose, to predict on it
+    assert not is_drawn(tmp_path / "renamed.mp4") and not is_drawn(path)
+
+
+def test_every_file_of_a_folder_is_an_input_though_another_process_reads_it_or_it_is_broken(folder):
+    with pytest.warns(UserWarning, match="left out"):
+        files = [of_rank(folder, rank).input_files for rank in range(2)]
+    assert [path.name for path in files[0]] == ["broken.mp4", "long.mp4", "short.mkv.mp4"] and files[0] == files[1]
+
+
+def test_a_folder_of_broken_files_is_an_error_that_counts_them(folder, tmp_path):
+    for name in "ab":
+        shutil.copy(folder / "broken.mp4", tmp_path / f"{name}.mp4")
+    with pytest.raises(VideoError, match=r"none of its 2 videos can be read; the first: .*a\.mp4"):
+        opened(tmp_path)
 
 
 def test_what_is_no_source_is_told_with_the_way_out(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no source at nowhere\.mp4; name a video file"):
+    with pytest.raises(UserError, match=r"nowhere\.mp4: no such source; name a video file"):
         opened("nowhere.mp4")
-    with pytest.raises(ValueError, match=r"nothing to predict on; name a video file.*--data\.source X"):
+    with pytest.raises(UserError, match=r"nothing to predict on; name a video file.*--data\.source X"):
         PredictDataModule(None, ["walk"])
-    with pytest.raises(ValueError, match="holds neither videos nor numbered pictures"):
+    with pytest.raises(UserError, match="holds neither videos nor numbered pictures"):
         opened(tmp_path)
 
 
@@ -124,22 +183,31 @@ def test_a_run_can_be_limited(folder, settings):
 
 @pytest.mark.parametrize("name", ["frame_stride", "frame_rate", "max_frames", "queue_frames", "stall_seconds"])
 def test_a_setting_without_sense_is_named(name):
-    with pytest.raises(ValueError, match=f"{name} must be above 0, got -1"):
+    with pytest.raises(UserError, match=f"{name} must be above 0, got -1"):
         PredictDataModule("film.mp4", ["walk"], **{name: -1})
 
 
 def test_class_names_come_from_a_list_or_a_file(tmp_path):
-    (tmp_path / "classes.txt").write_text("walk\nslow wave\n\n")
+    # As Windows' editor saves it; a line separator inside a name is refused.
+    (tmp_path / "classes.txt").write_bytes("\ufeffwalk\r\nslow\u2028wave\r\n\r\n".encode())
+    with pytest.raises(UserError, match=r"classes\.txt: line 2 holds the line break"):
+        PredictDataModule("film.mp4", str(tmp_path / "classes.txt"))
+    (tmp_path / "classes.txt").write_bytes("\ufeffwalk\r\nslow wave\r\n\r\n".encode())
     data = PredictDataModule("film.mp4", str(tmp_path / "classes.txt"))
     assert (data.class_names, data.num_classes) == (("walk", "slow wave"), 2)
-    with pytest.raises(FileNotFoundError, match=r"no class names at nowhere\.txt"):
+    with pytest.raises(UserError, match=r"nowhere\.txt: no such list of classes"):
         PredictDataModule("film.mp4", "nowhere.txt")
-    with pytest.raises(ValueError, match="each of them once, got walk, walk"):
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.txt: "):
+        PredictDataModule("film.mp4", str(tmp_path / "latin.txt"))
+    with pytest.raises(UserError, match="the class 'walk' is there 2 times"):
         PredictDataModule("film.mp4", ["walk", "walk"])
+    with pytest.raises(UserError, match="there must be class names"):
+        PredictDataModule("film.mp4", [" "])
 
 
 def test_there_is_nothing_to_train_on(folder):
-    with pytest.raises(ValueError, match="nothing to fit; use predict"):
+    with pytest.raises(UserError, match="nothing to fit; use predict"):
         PredictDataModule(str(folder), ["walk"]).setup("fit")
 
 
@@ -157,7 +225,7 @@ def test_processes_share_the_files_of_a_folder(folder):
 
 
 def test_a_camera_is_read_by_one_process():
-    with pytest.raises(ValueError, match=r"camera_0 can be read by one process, not 2; set --trainer\.devices 1"):
+    with pytest.raises(UserError, match=r"camera_0: can be read by one process, not 2; set --trainer\.devices 1"):
         of_rank("0", 0)
 
 

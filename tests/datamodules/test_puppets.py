@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from datamodules.errors import UserError
 from datamodules.puppets import Puppets
 from datamodules.puppets import source as puppets_source
 from datamodules.puppets.actions import (
@@ -312,7 +313,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tiny, tmp_path):
     for path in lost:
         path.unlink()
     before = kept.stat().st_mtime_ns
-    with pytest.raises(FileNotFoundError, match=r"python -m datamodules\.puppets --size tiny"):
+    with pytest.raises(UserError, match=r"python -m datamodules\.puppets --size tiny"):
         source.videos("val")
     source.prepare()
     assert kept.stat().st_mtime_ns == before

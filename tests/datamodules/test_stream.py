@@ -1,8 +1,11 @@
+import shutil
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from datamodules.clip import ClipDataModule
+from datamodules.errors import UserError
 from datamodules.stream import StreamDataModule
 from tests.datamodules.miniature import FPS, NumberedVideos, assert_same_batch, read_numbers
 
@@ -162,6 +165,21 @@ def test_any_file_can_be_streamed_for_prediction(source, cache):
             times[video] += (batch.timestamps[lane][batch.is_valid[lane]] * FPS).tolist()
     assert times["video_1"] == pytest.approx(range(0, 24, 3))
     assert times["video_4"] == pytest.approx([0, 3])
+
+
+def test_files_to_predict_on_are_named_apart_and_none_twice(source, tmp_path):
+    film = source.folder / "video_4.mp4"
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(film, tmp_path / folder / "film.mp4")
+    shutil.copy(film, tmp_path / "a" / "Film.mp4")
+    one, other, capital = (tmp_path / name for name in ("a/film.mp4", "b/film.mp4", "a/Film.mp4"))
+    for files, names in (([one], ["film"]), ([one, other], [one, other]), ([one, capital], [one, capital])):
+        data = opened(source, "predict", predict_videos=files)
+        assert [video.video_id for video in data.videos("predict")] == list(map(str, names))
+        assert data.input_files == tuple(files)
+    with pytest.raises(UserError, match=r"predict_videos: .*a/film\.mp4 is named more than once"):
+        opened(source, "predict", predict_videos=[one, other, one])
 
 
 def test_prediction_leaves_the_test_split_alone(source, cache):

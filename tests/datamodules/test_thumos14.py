@@ -12,6 +12,7 @@ import pytest
 
 from datamodules.annotations.features import FeatureFolder
 from datamodules.annotations.thumos14 import CLASS_NAMES, Thumos14, read_per_frame, read_thumos14
+from datamodules.errors import UserError
 from datamodules.picture_folder import PictureFolder
 
 DATA = Path(__file__).parents[3] / "shared/data/thumos14"
@@ -199,7 +200,7 @@ def test_pickles_of_frames_are_read_without_running_them(tmp_path, quiet):
     assert entry.annotations == [(pytest.approx(0.4), pytest.approx(1.0), "Diving")]
     assert entry.ambiguous == ((pytest.approx(1.4), pytest.approx(2.0)),) and entry.duration == pytest.approx(2.0)
     path.write_bytes(pickle.dumps({"video_test_0000004": Path("anything")}))
-    with pytest.raises(ValueError, match="is refused"):
+    with pytest.raises(UserError, match="refused: it asks for"):
         read_thumos14(path)
 
 
@@ -215,10 +216,10 @@ def test_metadata_fills_what_the_annotation_lacks(tmp_path, quiet):
     (video,) = Thumos14(path, features=features, metadata=[tmp_path / "facts.csv"]).videos("test")
     assert video.duration == 20.5
     assert video.media.step_seconds == 4 / 25 and video.media.first_seconds == 8 / 25
-    with pytest.raises(ValueError, match=r"set features\.frame_rate"):
+    with pytest.raises(UserError, match=r"set features\.frame_rate"):
         Thumos14(path, features=features).videos("test")
     (tmp_path / "facts.csv").write_text("name,seconds\nx,1\n")
-    with pytest.raises(ValueError, match=r"facts\.csv: needs the columns"):
+    with pytest.raises(UserError, match=r"facts\.csv: needs the columns"):
         Thumos14(path, metadata=[tmp_path / "facts.csv"]).videos("test")
 
 
@@ -236,29 +237,29 @@ def test_videos_and_folders_of_pictures_are_found_at_any_depth_and_missing_ones_
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert source.evaluated_on() == "THUMOS14 test list 212, 1 of its videos"
-    with pytest.raises(FileNotFoundError, match="none of 2 annotated videos"):
+    with pytest.raises(UserError, match="none of 2 annotated videos"):
         Thumos14(annotation, videos=tmp_path / "raw" / "frames" / "video_test_0000004").videos("test")
 
 
 def test_mistakes_are_named(annotation, tmp_path):
-    with pytest.raises(ValueError, match="test_list must be one of 213, 212, 211, 210, got 209"):
+    with pytest.raises(UserError, match="test_list must be one of 213, 212, 211, 210, got 209"):
         Thumos14(annotation, test_list=209)
-    with pytest.raises(ValueError, match="not from both"):
+    with pytest.raises(UserError, match="not from both"):
         Thumos14(annotation, videos="a", features=FeatureFolder("b"))
-    with pytest.raises(FileNotFoundError, match=r"absent\.json"):
+    with pytest.raises(UserError, match=r"absent\.json"):
         Thumos14(tmp_path / "absent.json").prepare()
     (tmp_path / "texts").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"Diving_test\.txt"):
+    with pytest.raises(UserError, match=r"Diving_test\.txt"):
         Thumos14(tmp_path / "texts").prepare()
     (tmp_path / "texts" / "Diving_test.txt").write_text("video_test_0000004 1.0 2.0\nvideo_test_0000004 1.0\n")
-    with pytest.raises(ValueError, match=r"Diving_test\.txt, line 2"):
+    with pytest.raises(UserError, match=r"Diving_test\.txt: line 2"):
         Thumos14(tmp_path / "texts").prepare()
     (tmp_path / "texts" / "Diving_test.txt").unlink()
     (tmp_path / "texts" / "Surfing_test.txt").write_text("video_test_0000004 1.0 2.0\n")
-    with pytest.raises(ValueError, match="'Surfing', which is not in the list"):
+    with pytest.raises(UserError, match="'Surfing', which is not in the list"):
         Thumos14(tmp_path / "texts").videos("test")
-    with pytest.raises(ValueError, match="no video whose name begins with video_validation_"):
+    with pytest.raises(UserError, match="no video whose name begins with video_validation_"):
         Thumos14(tmp_path / "texts").videos("train")
     np.savez(tmp_path / "frames.npz", video_test_0000004=np.zeros((4, 21)))
-    with pytest.raises(ValueError, match=r"video_test_0000004 is \(4, 21\)"):
+    with pytest.raises(UserError, match=r"video_test_0000004 must be \(T, 22\) one-hot rows"):
         Thumos14(tmp_path / "frames.npz").prepare()

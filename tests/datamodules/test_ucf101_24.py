@@ -13,10 +13,12 @@ import torch
 from datamodules.annotations.own_videos import OwnVideos
 from datamodules.annotations.source import DetectionSource
 from datamodules.annotations.ucf101_24 import CLASSES, UCF101_24
+from datamodules.errors import UserError
 from datamodules.frames import DecodedFrames, FrameScale
 from datamodules.picture_folder import PictureFolder
 from datamodules.windows import annotated_samples, time_video
 from lightning_modules.clip_detection import ClipDetectionModule
+from tests.datamodules.hostile_pickles import FORGED_DTYPES, OBJECTS, array, dtype
 from tests.datamodules.miniature import numbered_frames, read_numbers, write_pictures
 from tests.datamodules.miniature_tubes import (
     CORNERS,
@@ -152,7 +154,7 @@ def test_lists_name_the_videos_in_many_ways(root):
     frames.write_text("labels/Basketball/one/00002.txt\nlabels/Basketball/one/00003.txt\n")
     assert names(ucf(root, val=None, train=frames), "val") == ["two", "three"]
     assert names(ucf(root, train=frames, val=["two"]), "train") == ["one"]
-    with pytest.raises(ValueError, match="in both train and val: one"):
+    with pytest.raises(UserError, match="in both train and val: one"):
         ucf(root, train=frames, val=["one"]).videos("val")
 
 
@@ -163,7 +165,7 @@ def test_the_ground_truth_has_a_split_of_its_own_and_the_others_ask_for_one(root
     path = write_ground_truth(root / "renamed.pkl", [f"sport {number}" for number in range(24)])
     assert UCF101_24(root / "videos", path).class_names()[::23] == ("sport 0", "sport 23")
     for form in ("pyannot", "labels"):
-        with pytest.raises(ValueError, match=r"does not say which videos are for training; set .*\.val to the list"):
+        with pytest.raises(UserError, match=r"does not say which videos are for training; set .*\.val to the list"):
             ucf(root, form, val=None).videos("val")
 
 
@@ -178,7 +180,7 @@ def test_missing_and_unreadable_videos_are_named_once_and_the_rest_is_used(root)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         source.videos("train")
-    with pytest.raises(FileNotFoundError, match=r"holds none of the 1 val videos .*WalkingWithDog/three of pictures"):
+    with pytest.raises(UserError, match=r"holds none of the 1 val videos .*WalkingWithDog/three of pictures"):
         ucf(root, val=["three"]).videos("val")
 
 
@@ -202,14 +204,14 @@ def test_boxes_without_area_are_left_out_and_their_video_is_named(root):
 def test_labels_that_count_from_elsewhere_are_noticed_by_the_folder_of_their_class(root):
     path = write_labels(root / "labels")
     (path / "Biking/two/00003.txt").write_text("2 11 21 41 61\n")
-    with pytest.raises(ValueError, match="Biking/two: labelled BasketballDunk; label ids count from another number"):
+    with pytest.raises(UserError, match="Biking/two: labelled BasketballDunk; label ids count from another number"):
         UCF101_24(root / "videos", path, val=TEST).videos("val")
     (path / "Biking/two/00003.txt").write_text("25 11 21 41 61\n")
-    with pytest.raises(ValueError, match="Biking/two: label 24, but there are 24, from 0"):
+    with pytest.raises(UserError, match="Biking/two: label 24, but there are 24, from 0"):
         UCF101_24(root / "videos", path, val=TEST).videos("val")
     (path / "Biking/two/00003.txt").write_text("3 11 21 41\n")
     source = UCF101_24(root / "videos", path, val=TEST)
-    with pytest.raises(ValueError, match=r"00003\.txt: a line must be class x1 y1 x2 y2"):
+    with pytest.raises(UserError, match=r"00003\.txt: a line must be class x1 y1 x2 y2"):
         source.videos("val")
     source.mistakes = []  # as where data are checked: all of them are wanted
     assert source.videos("val") == ()
@@ -219,14 +221,14 @@ def test_labels_that_count_from_elsewhere_are_noticed_by_the_folder_of_their_cla
 def test_annotations_that_are_none_are_named(root):
     other = root / "other.pkl"
     other.write_bytes(pickle.dumps({"video": [1, 2]}))
-    with pytest.raises(ValueError, match=r"other\.pkl is neither pyannot\.pkl .* nor a ground truth of tubes"):
+    with pytest.raises(UserError, match=r"other\.pkl: is neither pyannot\.pkl .* nor a ground truth of tubes"):
         UCF101_24(root / "videos", other).class_names()
     other.write_bytes(pickle.dumps({"gttubes": {}, "labels": []}))
-    with pytest.raises(ValueError, match="lacks nframes, resolution, train_videos, test_videos"):
+    with pytest.raises(UserError, match="lacks nframes, resolution, train_videos, test_videos"):
         UCF101_24(root / "videos", other).class_names()
-    with pytest.raises(ValueError, match=r"boxes\.csv: boxes in AVA's column order are read by the source OwnVideos"):
+    with pytest.raises(UserError, match=r"boxes\.csv: boxes in AVA's column order are read by the source OwnVideos"):
         UCF101_24(root / "videos", root / "boxes.csv").class_names()
-    with pytest.raises(FileNotFoundError, match="videos holds no folders <class>/<video> of label texts"):
+    with pytest.raises(UserError, match="videos: holds no folders <class>/<video> of label texts"):
         UCF101_24(root / "videos", root / "videos").class_names()
     for changes, message in (
         ({"videos": root / "none"}, "none: no such folder of videos"),
@@ -234,16 +236,63 @@ def test_annotations_that_are_none_are_named(root):
         ({"val": root / "none.txt"}, r"none\.txt: no such list"),
     ):
         arguments = {"videos": root / "videos", "annotations": write_pyannot(root / "pyannot.pkl")}
-        with pytest.raises(FileNotFoundError, match=message):
+        with pytest.raises(UserError, match=message):
             UCF101_24(**{**arguments, **changes}).prepare()
-    with pytest.raises(ValueError, match="frame_rate must be positive, got 0"):
+    with pytest.raises(UserError, match="frame_rate must be positive, got 0"):
         UCF101_24(root / "videos", other, frame_rate=0)
+
+
+TUBE = {"label": 0, "sf": 1, "ef": 3, "boxes": np.asarray([[11, 21, 30, 40]] * 2, np.uint8)}
+NOT_PYANNOT = [
+    ({"numf": -1}, "no number of frames"),
+    ({"numf": 1e9}, "no number of frames"),
+    ({"annotations": {0: TUBE}}, "no list of tubes"),
+    ({"annotations": [5]}, "a tube lacks its label"),
+    ({"annotations": [{}]}, "a tube lacks its label"),
+    ({"annotations": [TUBE | {"label": "Basketball"}]}, "a tube lacks its label"),
+    ({"annotations": [TUBE | {"sf": None}]}, "a tube lacks its label, first and last frame"),
+    ({"annotations": [TUBE | {"ef": 4}]}, "a tube has 2 boxes for 3 frames"),
+    ({"annotations": [TUBE | {"sf": 3, "ef": 1}]}, "a tube has 2 boxes for -2 frames"),
+    ({"annotations": [TUBE | {"sf": 0, "ef": 2**30}]}, "a tube has 2 boxes for 1073741824 frames"),
+    ({"annotations": [TUBE | {"boxes": np.ones((2, 3))}]}, r"or \(n, 4\) boxes"),
+    ({"annotations": [TUBE | {"boxes": [[1, 2, np.inf, 4]] * 2}]}, r"or \(n, 4\) boxes"),
+    ({"annotations": [TUBE | {"boxes": "none"}]}, r"or \(n, 4\) boxes"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), NOT_PYANNOT, ids=[message for _, message in NOT_PYANNOT])
+def test_a_video_of_pyannot_that_cannot_be_is_refused_in_one_line(root, change, message):
+    video = {"numf": 6, "label": 0, "annotations": [TUBE]}
+    path = root / "pyannot.pkl"
+    path.write_bytes(pickle.dumps({"Basketball/one": video}))
+    source = UCF101_24(root / "videos", path, train=["one"])
+    assert [len(keyframe.boxes) for keyframe in source.videos("train")[0].keyframes] == [0, 1, 1, 0, 0, 0]
+    path.write_bytes(pickle.dumps({"Basketball/one": video | change}))
+    with pytest.raises(UserError, match=rf"pyannot\.pkl, Basketball/one: .*{message}") as refused:
+        UCF101_24(root / "videos", path, train=["one"]).videos("train")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("form", ["pyannot", "ground_truth"])
+@pytest.mark.parametrize("forged", [*FORGED_DTYPES.values(), dtype("O8", OBJECTS)])
+def test_boxes_of_a_forged_dtype_are_refused_with_the_name_of_the_file(root, form, forged):
+    path = annotated(root, form)
+    contents = pickle.loads(path.read_bytes())
+    if form == "pyannot":
+        contents["Basketball/one"]["annotations"][0]["boxes"] = array(forged)
+    else:
+        contents["gttubes"]["Basketball/one"][0][0] = array(forged)
+    path.write_bytes(pickle.dumps(contents, 2))
+    source = UCF101_24(root / "videos", path, val=TEST)
+    with pytest.raises(UserError, match=rf"{path.name}: refused: it (asks for|holds) ") as refused:
+        source.videos("train")
+    assert "\n" not in str(refused.value)
 
 
 def test_two_videos_of_one_name_are_refused(root):
     path = write_labels(root / "labels")
     (path / "Fencing/two").mkdir(parents=True)
-    with pytest.raises(ValueError, match="two classes have a video of the same name"):
+    with pytest.raises(UserError, match="two classes have a video of the same name"):
         UCF101_24(root / "videos", path, val=TEST).videos("val")
 
 

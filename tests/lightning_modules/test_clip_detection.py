@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from callbacks.benchmark import BenchmarkTable, read_rows
+from callbacks.benchmark.callback import BenchmarkTable
+from callbacks.benchmark.rows import read_rows
 from datamodules.errors import UserError
 from datamodules.samplers import STAND_IN, Request
 from lightning_modules.clip_detection import ClipDetectionModule
@@ -100,7 +101,7 @@ def test_classes_that_the_data_do_not_score_count_neither_for_nor_against(data, 
     (scored,) = tiny.trainer(tmp_path, callbacks=[results]).test(module, datamodule=data, verbose=False)
     assert set(scored) == {"test/map", "test/ap/wave"}
     assert scored["test/map"] == scored["test/ap/wave"] == pytest.approx(everything["test/ap/wave"])
-    assert module.benchmark_protocol == "ava frame mAP@0.5, 1 of 2 classes, stride 2"
+    assert module.protocol == "ava frame mAP@0.5, 1 of 2 classes, stride 2"
     assert int(results.result["num_boxes"]) == int(results.result["num_frames"])  # one of two persons waves
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from callbacks.benchmark import Benchmarkable
-from callbacks.flops import count_gflops
+from callbacks.measures.flops import count_gflops
 from datamodules.batches import SegmentBatch
 from datamodules.segments import SegmentDataModule
 from lightning_modules.metrics.per_frame_map import PerFrameMeanAveragePrecision, frame_targets
@@ -174,11 +173,10 @@ def test_the_temporal_gradient_is_refused():
 def test_a_step_of_the_stream_can_be_measured(tmp_path):
     ours = module().eval()
     trainer(tmp_path).validate(ours, features(tmp_path), verbose=False)
-    assert isinstance(ours, Benchmarkable)
-    assert "per-frame mAP" in ours.benchmark_protocol and "marked features" in ours.benchmark_protocol
+    assert "per-frame mAP" in ours.protocol and "marked features" in ours.protocol
     with torch.no_grad():
-        network, inputs, unit, run_once = ours.benchmark_step()
-        assert run_once().shape == (1, 1, 3) and unit == "frame"
-        assert not torch.equal(run_once(), run_once())  # the state moves on
-    assert count_gflops(network, *inputs).gflops > 0
-    assert type(ours.benchmark_state()) is type(inputs[1])
+        benchmark = ours.benchmark()
+        assert benchmark.step().shape == (1, 1, 3) and benchmark.unit == "frame"
+        assert not torch.equal(benchmark.step(), benchmark.step())  # the state moves on
+    assert count_gflops(benchmark.network, *benchmark.inputs).gflops > 0
+    assert benchmark.state is benchmark.inputs[1]

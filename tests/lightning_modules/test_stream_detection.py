@@ -177,7 +177,7 @@ def test_frames_after_the_last_keyframe_are_not_seen(training_batch):
 
 
 def test_no_arithmetic_of_a_student_is_published():
-    assert module().benchmark_published_gflops() is None
+    assert module().benchmark().published_gflops is None
 
 
 def test_keyframes_with_a_gap_between_them_are_refused(training_batch):

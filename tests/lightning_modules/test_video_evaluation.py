@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from callbacks.benchmark import BenchmarkTable, read_rows
+from callbacks.benchmark.callback import BenchmarkTable
+from callbacks.benchmark.rows import read_rows
 from datamodules.batches import TrueTube, TrueTubes
 from lightning_modules.clip_detection import ClipDetectionModule
 from lightning_modules.metrics.video_map import VideoMeanAveragePrecision

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from datamodules.errors import UserError
 from lightning_modules.metrics.segment_map import SegmentMeanAveragePrecision
 from lightning_modules.metrics.segment_results import read_results, score_results, write_results
 
@@ -98,7 +99,7 @@ def test_a_broken_file_is_named(tmp_path, text, words):
     with pytest.raises(ValueError, match=words) as error:
         read_results(tmp_path / "found.json", NAMES)
     assert "found.json" in str(error.value)
-    with pytest.raises(FileNotFoundError, match=r"absent\.json"):
+    with pytest.raises(UserError, match=r"absent\.json: no such file"):
         read_results(tmp_path / "absent.json", NAMES)
 
 

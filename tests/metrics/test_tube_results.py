@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from datamodules.errors import UserError
 from lightning_modules.metrics.tube_results import read_tubes, score_tubes, write_tubes
 from lightning_modules.metrics.video_map import VideoMeanAveragePrecision
 
@@ -117,9 +118,9 @@ def test_a_broken_file_is_named(tmp_path, record, words):
 
 def test_what_is_no_json_or_not_there_is_named(tmp_path):
     (tmp_path / "found.json").write_text("{")
-    with pytest.raises(ValueError, match=r"found\.json is not json"):
+    with pytest.raises(UserError, match=r"found\.json: is not json"):
         read_tubes(tmp_path / "found.json", NAMES)
-    with pytest.raises(FileNotFoundError, match=r"absent\.json"):
+    with pytest.raises(UserError, match=r"absent\.json: no such file"):
         read_tubes(tmp_path / "absent.json", NAMES)
 
 

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import box_convert
 
-from callbacks.flops import count_gflops
+from callbacks.measures.flops import count_gflops
 from lightning_modules.networks.detection_head import DetectionHead
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.frames import pad_clips
 from lightning_modules.networks.localizer import Localizer
 from lightning_modules.networks.roi_align import pyramid_levels
 from lightning_modules.networks.vit import VideoViT
-from tests.networks.naive_evad import naive_evad
+from results.benchmarks.naive_evad import naive_evad
 from tests.networks.slow_evad import slow_evad
 from tests.networks.tiny import CONFIG, teacher_of, tiny_teacher
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from callbacks.flops import count_gflops
+from callbacks.measures.flops import count_gflops
 from lightning_modules.networks import localizer
 from lightning_modules.networks.configured import network_of
 from lightning_modules.networks.evad import EvadTeacher

@@ -101,7 +101,7 @@ class AnchorFreeHead(SegmentHead[AnchorFreeOutput]):
         self.class_tower = Tower(dim, num_classes, tower_depth)
         self.segment_tower = Tower(dim, 2, tower_depth)
         self.level_scales = nn.Parameter(torch.ones(num_levels))
-        nn.init.constant_(self.class_tower.out.bias, -log((1 - class_prior) / class_prior))
+        nn.init.constant_(self.class_tower.out.get_parameter("bias"), -log((1 - class_prior) / class_prior))
 
     def forward(self, features: Tensor, mask: Tensor) -> AnchorFreeOutput:
         # Not a product: zero times NaN is NaN.

@@ -68,6 +68,8 @@ class BoundaryMatchingLayer(nn.Module):
     matrices first and are sampled afterwards: the same result without its (N, D, T, C) tensor.
     """
 
+    kernel: Tensor
+
     def __init__(self, in_dim: int, dim: int, max_duration: int, num_samples: int, context: float) -> None:
         super().__init__()
         self.dim, self.num_samples = dim, num_samples
@@ -163,10 +165,8 @@ class BoundaryMatchingHead(SegmentHead[BoundaryMatchingOutput]):
         losses = {
             "classes": classes / is_positive.sum().clamp(min=1),
             "completeness": balanced_square(outputs.completeness_logits.sigmoid(), cells.overlap, outputs.cells),
-            "boundaries": sum(
-                balanced_entropy(outputs.boundary_logits[..., side], boundaries[..., side], outputs.mask)
-                for side in (0, 1)
-            ),
+            "boundaries": balanced_entropy(outputs.boundary_logits[..., 0], boundaries[..., 0], outputs.mask)
+            + balanced_entropy(outputs.boundary_logits[..., 1], boundaries[..., 1], outputs.mask),
         }
         losses["total"] = (
             losses["classes"]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from .modality_fusion import ConcatFusion, GlobalAttentionFusion, LocalAttentiveFusion, SumFusion
+from .modality_fusion import ConcatFusion, GlobalAttentionFusion, LocalAttentiveFusion, ModalityFusion, SumFusion
 from .segment_backbone import SegmentBackbone
 from .segment_head import SegmentHead
 from .temporal_detector import FeatureProjection, HeadFactory, TemporalOutputs, encode
 
-FUSIONS = {
+FUSIONS: dict[str, Callable[[int], ModalityFusion]] = {
     "attentive": LocalAttentiveFusion,
     "concat": ConcatFusion,
     "sum": SumFusion,
@@ -60,7 +61,7 @@ class DecomposedDetector(nn.Module):
         self.fusion = FUSIONS[fusion](dim)
         self.joint_moves_motion = joint_moves_motion
         self.joint_head = head(self.fusion.out_channels)
-        self.branch_head: SegmentHead | None = None
+        self.branch_head: SegmentHead[Any] | None = None
         self._make_branch_head = lambda: head(dim)
 
     def add_branch_head(self) -> None:
@@ -74,7 +75,7 @@ class DecomposedDetector(nn.Module):
         return self.joint_head.num_classes
 
     @property
-    def final_head(self) -> SegmentHead:
+    def final_head(self) -> SegmentHead[Any]:
         """The head whose outputs count."""
         return self.joint_head
 

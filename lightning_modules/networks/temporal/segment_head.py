@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ class SegmentHead(nn.Module, ABC, Generic[Dense]):
 
 
 @torch.no_grad()
-def start_head_from(head: SegmentHead, trained: SegmentHead) -> None:
+def start_head_from(head: SegmentHead[Any], trained: SegmentHead[Any]) -> None:
     """Give a head the weights of a trained one of the same arguments, which may read fewer channels.
 
     The first channels are read as the trained head reads its own, the others start at zero.

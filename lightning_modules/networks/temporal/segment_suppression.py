@@ -110,9 +110,9 @@ class SegmentSuppression:
             tiou = _tiou(begin[rows, best][:, None], end[rows, best][:, None], begin, end)
             left *= np.exp(-np.square(tiou) / self.sigma)
             left[rows, best] = 0
-        kept, kept_scores = np.concatenate(kept), np.concatenate(kept_scores)
-        best = np.argsort(-kept_scores, kind="stable")[: self.max_segments]
-        return kept[best], kept_scores[best]
+        places, decayed = np.concatenate(kept), np.concatenate(kept_scores)
+        best = np.argsort(-decayed, kind="stable")[: self.max_segments]
+        return places[best], decayed[best]
 
     def _hard(self, segments: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # Boxes of height 1, so that areas are lengths.

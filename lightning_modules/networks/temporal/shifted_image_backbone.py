@@ -58,6 +58,8 @@ class FrameShift(nn.Module):
         fold = features.shape[axis] // self.fold_div
         if fold == 0:
             raise ValueError(f"{features.shape[axis]} channels are too few for fold_div={self.fold_div}")
+        if self.follows is None:
+            raise RuntimeError("`follows` says which frames come after each other; set it before the first call")
         joined = self.follows[1:].view(-1, *[1] * (features.dim() - 1))  # (N - 1, 1, ...)
         one_frame = [0, 0] * (features.dim() - 1)
         moving = [features.narrow(axis, 0, fold)]
@@ -105,11 +107,15 @@ class ShiftedImageBackbone(SegmentBackbone):
         super().__init__()
         if step_stride < 1:
             raise ValueError(f"step_stride must be at least 1, got {step_stride}")
-        source = {} if isinstance(pretrained, bool) else {"pretrained_cfg_overlay": {"file": str(pretrained)}}
-        model = timm.create_model(
-            name, pretrained=bool(pretrained), num_classes=0, in_chans=in_channels, **source, **(model_args or {})
+        model: Any = timm.create_model(  # whose methods and sizes are those of timm's models
+            name,
+            pretrained=bool(pretrained),
+            pretrained_cfg_overlay=None if isinstance(pretrained, bool) else {"file": str(pretrained)},
+            num_classes=0,
+            in_chans=in_channels,
+            **(model_args or {}),
         )
-        self.model = model.to(memory_format=torch.channels_last)  # what oneDNN and tensor cores read fastest
+        self.model: Any = model.to(memory_format=torch.channels_last)  # what oneDNN and tensor cores read fastest
         self.in_channels, self.step_stride = in_channels, step_stride
         self.num_prefix_tokens = getattr(model, "num_prefix_tokens", 0)
         self.out_channels = model.num_features if hasattr(model, "num_prefix_tokens") else model.head_hidden_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,8 @@ class StreamingFeatures(StreamingModule[State]):
 
     def state_for(self, steps: Tensor) -> State:
         """The initial state of streams that begin with a chunk such as this."""
-        frame_size = tuple(steps.shape[-2:]) if steps.dim() == 5 else None
+        height, width = steps.shape[-2:]
+        frame_size = (height, width) if steps.dim() == 5 else None
         return self.initial_state(len(steps), frame_size, device=steps.device, dtype=steps.dtype)
 
 
@@ -46,7 +48,7 @@ class StreamingBackbone(SegmentBackbone):
 
     step_stride = 1
 
-    def __init__(self, trunk: StreamingFeatures) -> None:
+    def __init__(self, trunk: StreamingFeatures[Any]) -> None:
         super().__init__()
         self.trunk = trunk
         self.in_channels, self.out_channels = trunk.in_channels, trunk.out_channels

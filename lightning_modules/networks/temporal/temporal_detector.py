@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .segment_backbone import SegmentBackbone
 from .segment_head import SegmentHead
 
-HeadFactory = Callable[[int], SegmentHead]
+HeadFactory = Callable[[int], SegmentHead[Any]]
 """Makes a head for features of so many channels."""
 
 
@@ -81,7 +81,7 @@ class TemporalDetector(nn.Module):
         return self.head.num_classes
 
     @property
-    def final_head(self) -> SegmentHead:
+    def final_head(self) -> SegmentHead[Any]:
         """The head whose outputs count."""
         return self.head
 

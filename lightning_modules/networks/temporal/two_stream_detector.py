@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -46,7 +48,7 @@ class TwoStreamDetector(nn.Module):
         return self.rgb.num_classes
 
     @property
-    def final_head(self) -> SegmentHead:
+    def final_head(self) -> SegmentHead[Any]:
         """A head that can decode the mean."""
         return self.rgb.head
 

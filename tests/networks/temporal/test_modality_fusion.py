@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from callbacks.flops import count_gflops
+from callbacks.measures.flops import count_gflops
 from lightning_modules.networks.temporal.modality_fusion import (
     ConcatFusion,
     GlobalAttentionFusion,

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from callbacks.flops import count_gflops
+from callbacks.measures.flops import count_gflops
 from lightning_modules.networks.temporal.shifted_image_backbone import FrameShift, ShiftedImageBackbone
 from tests.networks.tiny import randomise
 

@@ -6,7 +6,7 @@ That they keep to the streaming contract is in test_streaming_contract.py.
 import pytest
 import torch
 
-from callbacks.flops import count_gflops
+from callbacks.measures.flops import count_gflops
 from lightning_modules.networks.temporal.frame_scores import FrameScores
 from lightning_modules.networks.temporal.recurrent_features import RecurrentFeatures
 from lightning_modules.networks.temporal.streaming_backbone import StreamingBackbone

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from callbacks.flops import count_gflops
+from callbacks.measures.flops import count_gflops
 from lightning_modules.networks.temporal.video_vit_backbone import VideoViTBackbone
 from tests.networks.tiny import randomise
 

@@ -1,0 +1,26 @@
+"""Videos that prediction draws, told from those that it reads: they may lie in one folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+DRAWN = "drawn by Onlooker"
+"""The comment inside such a file."""
+DRAWN_NAME = re.compile(r".*\.detections(\.\d+)?\.mp4", re.IGNORECASE | re.DOTALL)
+"""Their names, those of a later part too; not every file of such a name is one."""
+
+
+def is_drawn(path: Path) -> bool:
+    """Whether a file is a video that prediction drew; it may still be written, or be cut off at any byte."""
+    import av
+
+    if not DRAWN_NAME.fullmatch(path.name) or not path.is_file():
+        return False
+    if path.stat().st_size == 0:
+        return True
+    try:
+        with path.open("rb") as file, av.open(file, metadata_errors="replace") as container:
+            return container.metadata.get("comment") == DRAWN
+    except (OSError, av.error.FFmpegError):
+        return False  # no video at all; whoever reads it says so

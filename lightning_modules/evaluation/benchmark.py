@@ -1,0 +1,37 @@
+"""The measured unit of an experiment: one call of its network, and one step from pixels to decoded predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+Step = Callable[[], object]
+"""One timed unit of work; every call costs the same."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One call of a network at batch 1, on the module's device and in the run's precision.
+
+    Only the first process of a run is asked for it, so making it must not use collectives.
+    """
+
+    network: nn.Module
+    """Operations and parameters are counted in it."""
+    inputs: tuple[Any, ...]
+    """Arguments of one call of ``network``, for the count of operations."""
+    unit: str
+    """The word for that call in tables: ``clip``, ``frame``, ``window of 48 frames``."""
+    step: Step
+    """The same call from normalised pixels to decoded predictions, which is timed."""
+    new_frames: int = 1
+    """Sampled frames that one step adds: 1 for a stream and for a sliding window, more for a window as a whole."""
+    state: Any = None
+    """State of one stream, nested tensors; None for a network without one."""
+    reference: Step | None = None
+    """The step that the speed-up is relative to, timed in turn: a student's teacher on one full clip."""
+    published_gflops: float | None = None
+    """Operations of the published implementation for the same call, where they are known."""

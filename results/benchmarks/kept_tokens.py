@@ -1,0 +1,112 @@
+"""Which tokens EVAD's dropout keeps on Puppets, people's or background's.
+
+    python -m results.benchmarks.kept_tokens
+
+The shipped teacher looks at clips of `full`, validation. A token outside the keyframe's slot counts as a person's if it
+overlaps a person's box in the keyframe: people move little in half a second. Writes ``results/pages/kept_tokens.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from callbacks.benchmark.provenance import commit, device_name
+from datamodules.clip import ClipDataModule
+from datamodules.files import write_whole
+from datamodules.puppets import Puppets
+from lightning_modules.networks.configured import network_of
+from lightning_modules.networks.evad import EvadTeacher
+from lightning_modules.networks.frames import normalise_frames
+from lightning_modules.networks.weights import load_exactly, read_state_dict
+from results.tables.markdown import markdown_table
+
+SETTINGS: tuple[tuple[str, Mapping[int, float], float], ...] = (
+    ("0.8 in blocks 2, 3, 4", {2: 0.8, 3: 0.8, 4: 0.8}, 1.0),
+    ("0.7 in blocks 2, 3, 4", {2: 0.7, 3: 0.7, 4: 0.7}, 1.0),
+    ("0.7 in blocks 2, 3, 4, enhanced weight 4", {2: 0.7, 3: 0.7, 4: 0.7}, 4.0),
+    ("0.7 in blocks 1, 2, 3", {1: 0.7, 2: 0.7, 3: 0.7}, 1.0),
+    ("0.6 in blocks 2, 3, enhanced weight 4", {2: 0.6, 3: 0.6}, 4.0),
+)
+HEADER = """# What token dropout keeps on Puppets
+
+Written by `python -m results.benchmarks.kept_tokens{options}`: of the tokens outside the keyframe's slot, how many
+percent are left after each block that drops some, of those that overlap a person's box in the keyframe and of the
+others. The shipped teacher (trained with keep rate 0.8 in blocks 2, 3 and 4) looks at {clips} clips of `full`,
+validation, stride 2. People's boxes cover {share:.0f} % of the tokens.
+"""
+HEAD = ("keep rate", "people's, %", "background's, %")
+
+
+def people_tokens(boxes: Sequence[Tensor], grid: tuple[int, int], patch_size: int) -> Tensor:
+    """(B, h w) bool: the tokens of a frame that people's boxes overlap; a tensor (M, 4) xyxy in pixels a frame."""
+    inside = torch.zeros(len(boxes), *grid, dtype=torch.bool)
+    for item, people in enumerate(boxes):
+        for left, top, right, bottom in (people / patch_size).tolist():
+            rows, columns = slice(max(0, int(top)), math.ceil(bottom)), slice(max(0, int(left)), math.ceil(right))
+            inside[item, rows, columns] = True
+    return inside.flatten(1)
+
+
+def kept_of(kept: Tensor, people: Tensor) -> tuple[Tensor, Tensor]:
+    """How many tokens are kept, and how many there were: people's and background's, (2,) each.
+
+    kept (B, M) are places over the slots without the keyframe's, people (B, N) bool says what is there.
+    """
+    is_kept, kinds = torch.zeros_like(people).scatter(1, kept, True), (people, ~people)
+    return torch.stack([(is_kept & kind).sum() for kind in kinds]), torch.stack([kind.sum() for kind in kinds])
+
+
+@torch.no_grad()
+def shares(teacher: EvadTeacher, data: ClipDataModule, clips: int) -> tuple[Tensor, float]:
+    """(layers, 2) shares of people's and of background's tokens that are left; people's share of all tokens."""
+    counts, totals, seen = 0, 0, 0
+    for batch in data.val_dataloader():
+        frames = normalise_frames(batch.frames, batch.image_sizes)
+        encoded = teacher.backbone(frames.transpose(1, 2))
+        slots, *grid = encoded.grid
+        people = people_tokens(batch.boxes, tuple(grid), teacher.backbone.patch_size).repeat(1, slots - 1)
+        layers = [kept_of(kept, people) for kept in encoded.kept_by_layer]
+        counts = counts + torch.stack([kept for kept, _ in layers])
+        totals = totals + layers[0][1]
+        seen += len(frames)
+        if seen >= clips:
+            break
+    return counts / totals, float(totals[0] / totals.sum())
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=192, help="how many are looked at (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("results/pages/kept_tokens.md"))
+    arguments = parser.parse_args(args)
+    file = Path("configs/networks/evad_tiny.yaml")
+    num_frames = network_of(file).num_frames
+    weights = read_state_dict("results/weights/evad.pt")
+    data = ClipDataModule(Puppets(size="full"), num_frames=num_frames, frame_stride=2, num_workers=0)
+    data.prepare_data()
+    data.setup("validate")
+    rows: list[list[str]] = []
+    share = 0.0
+    for name, keep_rates, enhanced_weight in SETTINGS:
+        changes = [f"backbone.keep_rates={dict(keep_rates)}", f"backbone.enhanced_weight={enhanced_weight}"]
+        teacher = network_of(file, changes)
+        load_exactly(teacher, weights)
+        left, share = shares(teacher.eval(), data, arguments.clips)
+        people, background = (", ".join(f"{100 * value:.0f}" for value in kind) for kind in left.T)
+        rows.append([name, people, background])
+        print(*rows[-1], sep="; ", flush=True)
+    options = "" if arguments.clips == parser.get_default("clips") else f" --clips {arguments.clips}"
+    made = f"\n{device_name(torch.device('cpu'))}, fp32, commit {commit(Path(__file__).parent)}.\n"
+    text = HEADER.format(options=options, clips=arguments.clips, share=100 * share)
+    write_whole(arguments.out, f"{text}\n{markdown_table(HEAD, rows)}\n{made}")
+    print(f"written to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Lists of experiments: what their rows mean, and how one run of a row is trained and tested."""

@@ -1,0 +1,1 @@
+"""Tables and pictures made of what experiments measured."""

@@ -1,0 +1,19 @@
+"""Which tokens are people's, and how many of them are kept, counted by hand."""
+
+import torch
+
+from results.benchmarks.kept_tokens import kept_of, people_tokens
+
+
+def test_a_token_is_a_persons_if_the_box_overlaps_it():
+    boxes = [torch.tensor([[16.0, 0.0, 33.0, 16.0]]), torch.zeros(0, 4), torch.tensor([[-5.0, 31.0, 3.0, 99.0]])]
+    inside = people_tokens(boxes, (3, 4), 16).unflatten(1, (3, 4)).int().tolist()
+    assert inside[0] == [[0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert inside[1] == [[0, 0, 0, 0]] * 3
+    assert inside[2] == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
+
+
+def test_kept_tokens_are_counted_by_what_is_there():
+    people = torch.tensor([[True, True, True, False, False], [False, False, False, False, True]])
+    kept, there = kept_of(torch.tensor([[0, 2, 4], [1, 2, 4]]), people)
+    assert kept.tolist() == [3, 3] and there.tolist() == [4, 6]

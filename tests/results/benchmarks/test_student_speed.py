@@ -1,0 +1,101 @@
+"""The bench of the students at a size that takes no time: its figures add up and its page renders."""
+
+import re
+
+import pytest
+import torch
+
+from results.benchmarks import student_speed
+from results.benchmarks.page import render
+from tests.networks.tiny import CONFIG, PLACES, STUDENT, student_of, teacher_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """The networks of the tests in place of ViT-B."""
+
+    def configured(name: str, changes):
+        flat = {f"{part}.{argument}": setting for setting, (part, argument) in PLACES.items()}
+        changes = {flat.get(place.removeprefix("head."), place): value for place, value in changes.items()}
+        changes.pop("backbone.size.num_frames", None)
+        if name.startswith("evad"):
+            return teacher_of({**CONFIG, "num_frames": 16} | changes)
+        return student_of(name.split("_")[0], STUDENT | changes)
+
+    monkeypatch.setattr(student_speed, "configured", configured)
+    monkeypatch.setattr(student_speed, "KEEP_LAYERS", (1, 3))
+    monkeypatch.setattr(
+        student_speed,
+        "EVADS_HEAD",
+        {"head.localizer.num_proposals": 4, "head.localizer.num_stages": 2, "head.decoder.depth": 2},
+    )
+    monkeypatch.setattr(student_speed, "SAVINGS", {"EVAD's head": {}, "num_actors 2": {"num_actors": 2}})
+
+
+def page(part: str, rows: list) -> str:
+    text = render("", student_speed.PARTS, {"side": 64, part: {"machine": "one CPU", "rounds": 2, "rows": rows}})
+    return re.sub(" +", " ", text)
+
+
+def test_teachers_and_students_are_compared_with_the_dense_teacher():
+    rows = student_speed.measure_speed(CPU, 64, 2)
+    by_name = {row["name"]: row for row in rows}
+    assert list(by_name) == [
+        "evad, dense",
+        "evad, keep rate 0.7",
+        "tsa, EVAD's head",
+        "tsa, num_actors 2",
+        "tsa, as configured",
+        "dsta, EVAD's head",
+        "dsta, as configured",
+    ]
+    assert by_name["evad, dense"]["faster"] == 1 == by_name["evad, keep rate 0.7"]["faster_than_dropping"]
+    assert (
+        by_name["tsa, num_actors 2"]["gflops"]
+        < by_name["tsa, EVAD's head"]["gflops"]
+        < by_name["evad, dense"]["gflops"]
+    )
+    assert "| evad, dense |" in page("speed", rows)
+
+
+def test_the_parts_of_a_step_add_up_to_all_of_it():
+    rows = student_speed.measure_parts(CPU, 64, 2)
+    for temporal in ("tsa", "dsta"):
+        cost = {row["part"]: row[f"{temporal}_gflops"] for row in rows}
+        assert sum(cost[part] for part in student_speed.PARTS_OF_A_STEP) == pytest.approx(cost["all"])
+        assert (cost["LSTM"] > 0) == (temporal == "dsta")
+        assert all(cost[part] > 0 for part in ("embedding", "attention", "MLP", "pyramid", "localizer", "decoder"))
+        assert all(row[f"{temporal}_ms"] > 0 for row in rows if row["part"] not in ("LSTM", "the rest"))
+    assert "| LSTM | 0.00 | 0.0 |" in page("parts", rows)
+
+
+def test_lanes_count_frames_of_all_streams():
+    rows = student_speed.measure_lanes(CPU, 64, 2)
+    assert [row["lanes"] for row in rows] == [1, 2, 4, 8] * 2
+    assert all(row["frames_per_second"] == pytest.approx(row["lanes"] * 1e3 / row["ms"]) for row in rows)
+    assert rows[3]["state_mib"] == pytest.approx(8 * rows[0]["state_mib"])
+    assert "| tsa | 8 |" in page("lanes", rows)
+
+
+def test_errors_are_relative_to_boxes_and_absolute_in_probabilities():
+    one = student_speed.Detections(
+        torch.zeros(1, 1, 2, 2), torch.tensor([[[[0, 0, 10, 5], [0, 0, 4, 8.0]]]]), torch.zeros(1, 1, 2, 3)
+    )
+    other = one._replace(boxes=one.boxes + torch.tensor([1.0, 0, 0, 0]))
+    assert student_speed.largest_errors([other], [one]) == (pytest.approx(1 / 8), 0)
+    other = one._replace(person_logits=one.person_logits + torch.tensor([0, 100.0]))
+    assert student_speed.largest_errors([one, other], [one, one]) == (0, pytest.approx(0.5))
+
+
+def test_an_old_stream_is_compared_with_a_young_one(monkeypatch):
+    for name, value in (("YOUNG", 2), ("OLD", 12), ("COMPARED", 4)):
+        monkeypatch.setattr(student_speed, name, value)
+    monkeypatch.setattr(student_speed, "load_exactly", lambda network, weights: None)
+    monkeypatch.setattr(student_speed, "read_state_dict", lambda path: {})
+    rows = student_speed.measure_steadiness(CPU, 64, 1)
+    assert [row["student"] for row in rows] == ["tsa", "dsta"]
+    assert all(row["state_bytes"][0] == row["state_bytes"][1] > 0 for row in rows)
+    assert all(row["ratio"] == row["old_ms"] / row["young_ms"] for row in rows)
+    assert "of frames 2 to 6 of one stream" in page("steady", rows)

@@ -1,0 +1,112 @@
+"""Lists of experiments: what a row is made of, and what is wrong in a list is named with its place."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from datamodules.errors import UserError
+from results.experiments.lists import ExperimentList, Stage, read_list
+from results.experiments.runs import runs_of
+
+ROOT = Path(__file__).resolve().parents[3]
+LISTS = sorted((ROOT / "results" / "lists").glob("*.yaml"))
+FIT = {"config": "mine.yaml"}
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+    """Reads a list of the given rows and other parts; there is one config, mine.yaml."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("model: {}")
+    Path("other.yaml").write_text("model: {}")
+
+    def reader(rows, **parts):
+        content = {"title": "mine", "metrics": [{"key": "test/map"}], "rows": rows} | parts
+        Path("list.yaml").write_text(yaml.safe_dump(content))
+        return read_list(Path("list.yaml"))
+
+    return reader
+
+
+def test_a_row_is_tested_as_it_was_trained_with_its_tests_overrides_on_top(read):
+    fit = {"config": "mine.yaml", "overrides": {"a": 1, "b": 2}, "needs": {"teacher": "first"}}
+    listing = read([{"name": "first", "fit": FIT}, {"name": "second", "fit": fit, "test": {"overrides": {"b": 3}}}])
+    _, row = listing.rows
+    assert row.fit == Stage("mine.yaml", {"a": 1, "b": 2}, {"teacher": "first"})
+    assert row.test == Stage("mine.yaml", {"a": 1, "b": 3}, {"teacher": "first"})
+    assert (row.title, row.seeds) == ("second", [0])
+
+
+def test_a_test_with_a_config_of_its_own_stands_alone(read):
+    fit = {"config": "mine.yaml", "overrides": {"a": 1}}
+    (row,) = read([{"name": "one", "fit": fit, "test": {"config": "other.yaml", "overrides": {"c": 1}}}]).rows
+    assert row.test == Stage("other.yaml", {"c": 1})
+
+
+def test_defaults_are_below_every_row(read):
+    defaults = {"fit": {"config": "mine.yaml", "overrides": {"a": 1, "b": 1}}, "test": {"overrides": {"c": 1}}}
+    rows = [{"name": "one", "fit": {"overrides": {"a": 2}}}, {"name": "two", "test": FIT, "seeds": [7]}]
+    one, two = read(rows, defaults=defaults, seeds=[1, 2]).rows
+    assert one.fit == Stage("mine.yaml", {"a": 2, "b": 1})
+    assert one.test == Stage("mine.yaml", {"a": 2, "b": 1, "c": 1})
+    assert two.fit is None
+    assert two.test == Stage("mine.yaml", {"c": 1})
+    assert (one.seeds, two.seeds) == ([1, 2], [7])
+
+
+def test_an_object_in_overrides_is_kept_as_it_is_written(read):
+    source = {"class_path": "Puppets", "init_args": {"size": "tiny"}}
+    (row,) = read([{"name": "one", "fit": FIT | {"overrides": {"data.source": source}}}]).rows
+    assert row.fit.overrides == {"data.source": source}
+    (run,) = runs_of(ExperimentList("mine", [row], []), "mine")
+    argument = '--data.source={"class_path": "Puppets", "init_args": {"size": "tiny"}}'
+    assert argument in run.command("fit")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"name": "one", "fit": {"conifg": "mine.yaml"}}], r"list.yaml: rows\[0\] \(one\)\.fit: there is no 'conifg'"),
+        ([{"nam": "one", "fit": FIT}], r"list.yaml: rows\[0\]: there is no 'nam'; it may have name, title"),
+        ([{"fit": FIT}], r"rows\[0\]: .*name"),
+        ([{"name": "one", "fit": FIT, "seeds": "all"}], r"rows\[0\] \(one\): .*seeds"),
+        ([{"name": "one", "fit": FIT, "seeds": [1, 1]}], r"rows\[0\] \(one\): seeds must be different numbers"),
+        ([{"name": "one", "fit": FIT, "seeds": []}], "one at least"),
+        ([{"name": "one", "fit": {**FIT, "overrides": 3}}], r"rows\[0\] \(one\)\.fit\.overrides: expected"),
+        ([{"name": "one", "fit": {"config": "none.yaml"}}], "no config at none.yaml"),
+        ([{"name": "one"}], r"rows\[0\] \(one\)\.test: no config"),
+        ([{"name": "a/b", "fit": FIT}], "a name is a folder's"),
+        ([{"name": "one", "fit": FIT}, {"name": "one", "fit": FIT}], "there is a row of this name above"),
+        ([{"name": "one", "fit": {**FIT, "overrides": {"ckpt_path": "x"}}}], "ckpt_path is set for every run"),
+        ([{"name": "one", "fit": {**FIT, "overrides": {"name": "x"}}}], "name is set for every run"),
+        ([{"name": "one", "fit": {**FIT, "needs": {"teacher": "two"}}}, {"name": "two", "fit": FIT}], r"needs: .*none"),
+        ([{"name": "one", "test": FIT}, {"name": "two", "test": {**FIT, "needs": {"a": "one"}}}], "that is trained"),
+        (["one"], r"rows\[0\]: expected names with values, got 'one'"),
+        ([], "rows must be a list with something in it"),
+    ],
+)
+def test_what_is_wrong_in_a_row_is_named_with_its_place(read, rows, message):
+    with pytest.raises(UserError, match=message):
+        read(rows)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"titel": "mine"}, "list.yaml: there is no 'titel'"),
+        ({"defaults": {"ft": {}}}, "defaults: there is no 'ft'"),
+        ({"defaults": {"fit": {"steps": 3}}}, "defaults.fit: there is no 'steps'"),
+        ({"metrics": [{"key": "a"}, {"key": "b", "percent": "maybe"}]}, r"metrics\[1\]: .*percent"),
+        ({"metrics": []}, "metrics must be a list"),
+    ],
+)
+def test_what_is_wrong_beside_the_rows_is_named_with_its_place(read, parts, message):
+    with pytest.raises(UserError, match=message):
+        read([{"name": "one", "fit": FIT}], **parts)
+
+
+@pytest.mark.parametrize("file", LISTS, ids=lambda file: file.stem)
+def test_a_list_of_ours_is_read(file, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert read_list(file).rows
