@@ -28,7 +28,8 @@ from typing import NamedTuple
 import numpy as np
 
 from datamodules.annotations.ava_csv import COLUMNS, WIDTHS
-from datamodules.annotations.cvat_export import CvatTask, read_cvat
+from datamodules.annotations.cvat_export import read_cvat
+from datamodules.annotations.cvat_tracks import CvatTask
 from datamodules.errors import UserError, printable
 from datamodules.files import whole_file, write_whole
 from datamodules.text_files import check_one_line, read_class_list, read_rows, read_text

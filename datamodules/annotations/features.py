@@ -13,6 +13,7 @@ import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -20,6 +21,12 @@ import numpy as np
 from datamodules.errors import UserError
 
 ENDINGS = (".npy", ".npz")
+DAMAGED = (
+    OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile,
+    SyntaxError, TokenError,  # numpy reads the head of an array as Python
+    NotImplementedError, RuntimeError,  # packed in another way, or encrypted
+)  # fmt: skip
+"""What numpy and zipfile raise for files that are damaged."""
 
 
 class FeatureArray(NamedTuple):
@@ -125,8 +132,11 @@ def _open(file: Path) -> np.ndarray:
 @lru_cache(maxsize=2)
 def _unpacked(file: Path, mtime_ns: int) -> np.ndarray:
     """The array of one state of an npz. The last two are kept, since the windows of a video follow each other."""
-    with np.load(file, allow_pickle=False) as arrays:
-        return arrays[arrays.files[0]]
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return arrays[arrays.files[0]]
+    except DAMAGED as error:
+        raise UserError(f"not a readable numpy array ({error})", file) from error
 
 
 def _shape(file: Path) -> tuple[int, int]:
@@ -146,7 +156,7 @@ def _shape(file: Path) -> tuple[int, int]:
                     length = members.getinfo(names[0]).file_size - stream.tell()
     except UserError:
         raise
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except DAMAGED as error:
         raise UserError(f"not a readable numpy array ({error})", file) from error
     if len(shape) != 2 or dtype.kind != "f":
         raise UserError(f"is an array {shape} of {dtype}; features are (N, C) floats", file)

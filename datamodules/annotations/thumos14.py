@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -12,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from datamodules.annotations.activitynet import read_segment_json
-from datamodules.annotations.features import FeatureFolder
+from datamodules.annotations.features import DAMAGED, FeatureFolder
 from datamodules.annotations.safe_pickle import load_pickle
 from datamodules.annotations.segment_source import (
     AnnotatedSegments,
@@ -244,7 +242,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             return {name: arrays[name] for name in arrays.files}
     except UserError:
         raise
-    except (OSError, ValueError, EOFError, MemoryError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
+    except (*DAMAGED, MemoryError) as error:
         raise UserError(f"is not a readable npz ({error})", path) from error
 
 

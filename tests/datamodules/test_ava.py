@@ -207,6 +207,25 @@ def test_a_label_map_that_cannot_be_meant_is_refused(tmp_path, text, message):
         read_label_map(tmp_path / "map.pbtxt")
 
 
+def test_actions_of_one_name_are_told_apart_by_their_ids(tmp_path):
+    (tmp_path / "map.pbtxt").write_text('item { name: "a" id: 3 } item { name: "b" id: 4 } item { name: "a" id: 80 }')
+    names = Ava(tmp_path, tmp_path / "map.pbtxt").class_names()
+    assert (names[2], names[3], names[79]) == ("a (3)", "b", "a (80)")
+    assert len(set(names)) == 80
+
+
+def test_a_video_that_is_there_as_two_files_is_refused_and_pictures_come_before_files(root):
+    (video,) = ava(root).videos("train")
+    assert isinstance(video.path, PictureFolder)
+    folder = video.path.path.parent
+    for ending in (".mp4", ".webm"):
+        (folder / f"{video.video_id}{ending}").touch()
+    assert ava(root).videos("train")[0].path == video.path
+    video.path.path.rename(root / "elsewhere")
+    with pytest.raises(UserError, match=r"several videos are called one: .*one\.mp4, .*one\.webm; keep one of them"):
+        ava(root).videos("train")
+
+
 @needs_data
 def test_the_real_label_map_has_60_of_80_actions():
     actions = read_label_map(REAL / "ava_action_list_v2.1_for_activitynet_2018.pbtxt")

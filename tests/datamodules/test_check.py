@@ -374,6 +374,36 @@ def test_nothing_is_wrong_with_the_real_clips(form, tmp_path):
         assert picture.size[0] > 1000 and picture.size[1] > 900
 
 
+def test_a_page_without_the_ending_of_a_picture_is_refused_before_anything_is_read(tmp_path):
+    source = OwnVideos(tmp_path / "nowhere", tmp_path / "no_classes.txt")
+    for name in ("page", "page.txt", "page.csv"):
+        with pytest.raises(UserError, match=rf"{name}: is no name of a picture: .*; call it something\.png"):
+            check_data(ClipDataModule(source, frame_stride=1, cache=None), tmp_path / name)
+
+
+def test_too_few_videos_to_validate_on_are_found_with_the_way_out(videos, tmp_path):
+    rows = "".join(line for line in GOOD.splitlines(keepends=True) if not line.startswith("three"))
+    found = kinds(check_own(videos, tmp_path, rows, val=None).mistakes)
+    (line,) = found["splits that cannot be read"]
+    said = "val_fraction=0.2 of 2 videos leaves none to validate on; set val_fraction to 0.5, or name the videos in"
+    assert line.endswith(f"{said} train and val")
+
+
+def test_two_classes_of_one_name_are_refused(videos, tmp_path):
+    with pytest.raises(UserError, match=r"classes\.txt: the class 'walk' is there 2 times"):
+        (tmp_path / "classes.txt").write_text("stand\nwalk\nwalk\n")
+        (tmp_path / "boxes.csv").write_text(GOOD)
+        check_data(ClipDataModule(OwnVideos(videos, tmp_path / "classes.txt", tmp_path / "boxes.csv"), cache=None))
+
+
+def test_names_are_printed_without_what_a_terminal_acts_upon(videos, tmp_path):
+    (tmp_path / "classes.txt").write_text("stand\nwalk\x1b[2J\nwave\n")
+    (tmp_path / "boxes.csv").write_text(GOOD + "cam\x1b[2J,0.5,0.1,0.1,0.5,0.9,1,0\n")
+    source = OwnVideos(videos, tmp_path / "classes.txt", tmp_path / "boxes.csv", val=["three"])
+    text = check_data(ClipDataModule(source, num_frames=4, frame_stride=1, cache=None)).text()
+    assert "\x1b" not in text and "walk\\x1b[2J" in text and "cam\\x1b[2J" in text
+
+
 def test_data_of_another_kind_are_refused():
     with pytest.raises(UserError, match="not through PredictDataModule"):
         check_data(PredictDataModule.__new__(PredictDataModule))

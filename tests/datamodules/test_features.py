@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -90,3 +92,32 @@ def test_what_times_need_must_be_known(tmp_path, values):
         FeatureFolder(tmp_path, stride_frames=0)
     with pytest.raises(UserError, match="frame_rate must be positive"):
         FeatureFolder(tmp_path, frame_rate=0)
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz"])
+def test_a_file_that_is_cut_off_or_has_a_wrong_byte_is_refused_by_name_or_read_whole(tmp_path, values, ending):
+    path = tmp_path / f"x.{ending}"
+    (np.save if ending == "npy" else np.savez_compressed)(path, values)
+    whole = path.read_bytes()
+    damaged = [whole[:length] for length in range(0, len(whole), 13)]
+    damaged += [whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :] for at in range(0, 120, 3)]
+    refused = 0
+    for number, contents in enumerate(damaged):
+        path.write_bytes(contents)
+        os.utime(path, (number, number))  # what was unpacked before is not this file's
+        try:
+            array = FeatureFolder(tmp_path, frame_rate=30).find("x", None, None)
+            assert read_features(array, 0, num_features(array)).ndim == 2
+        except UserError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            refused += 1
+    assert refused > len(damaged) * 0.7
+
+
+def test_an_array_that_says_to_be_larger_than_its_file_is_refused_before_it_is_made(tmp_path, values):
+    path = tmp_path / "x.npy"
+    np.save(path, values)
+    path.write_bytes(path.read_bytes().replace(b"(20, 6)", b"(99999999999, 6)").replace(b" " * 9 + b"\n", b"\n"))
+    array = FeatureFolder(tmp_path, frame_rate=30).find("x", None, None)
+    with pytest.raises(UserError, match=r"x\.npy: is cut off or damaged: \(99999999999, 6\) of float32 takes"):
+        num_features(array)

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from datamodules.annotations.own_videos import OwnVideos, video_name
+from datamodules.annotations.places import videos_in
+from datamodules.annotations.segment_source import find_videos
 from datamodules.errors import UserError
+from datamodules.source_files import VIDEO_ENDINGS, files_of
 from datamodules.video import write_video
 from tests.datamodules.miniature import numbered_frames
 
@@ -107,6 +110,107 @@ def test_videos_without_annotation_can_be_listed(folder):
 def test_names_keep_their_dots():
     assert video_name("a.b.c") == "a.b.c"
     assert video_name("x/a.b.MP4") == "a.b"
+
+
+NAMES = [
+    "cam.front 1",
+    "cam.front 12",
+    "a.b.c 3",
+    "v 2.0",
+    "2024.01.05 13",
+    "00012",
+    "kitchen 07",
+    "clip.ts",
+    "take 1.mp4 2",
+    "a, b",
+    "größe.λ 5",
+    "x.MTS 1",
+]
+
+
+@pytest.mark.parametrize("written_as", ["{}", " {} ", "folder/{}.mp4", "folder\\\\{}.MP4", "{}.mp4"])
+def test_a_video_is_found_by_its_very_name_whatever_that_looks_like(tmp_path, written_as):
+    (tmp_path / "videos").mkdir()
+    for name in NAMES:
+        (tmp_path / "videos" / f"{name}.mp4").write_bytes(b"not looked into")
+    written(tmp_path, "walk\n", "classes.txt")
+    rows = (f'"{written_as.format(name)}",0,0.1,0.1,0.5,0.5,1,0\n' for name in NAMES)
+    written(tmp_path, "".join(rows))
+    source = own_videos(tmp_path, val_fraction=0)
+    assert {video.video_id: video.path.name for video in source.videos("train")} == {n: f"{n}.mp4" for n in NAMES}
+    listing = written(tmp_path, "".join(f"{written_as.format(name)}\n" for name in NAMES[:5]), "l.txt")
+    assert names(own_videos(tmp_path, val=listing), "val") == sorted(NAMES[:5])
+
+
+def test_the_class_number_of_ucf101_lists_goes_only_from_behind_the_ending_of_a_video():
+    assert video_name("Basketball/v_g07_c04.avi 1") == video_name("v_g07_c04.AVI 24") == "v_g07_c04"
+    assert video_name("cam.front 1") == "cam.front 1"
+    assert video_name("Basketball/v.avi 1", ["v.avi 1", "v"]) == "v"
+    assert video_name("v.avi 1", ["v.avi 1", "v"]) == "v.avi 1"
+
+
+@pytest.mark.parametrize("ending", sorted(VIDEO_ENDINGS))
+def test_every_reader_finds_the_files_of_every_ending_in_upper_and_lower_case(tmp_path, ending):
+    """Own videos, AVA, tubes, segments, and a folder to predict on have one list of endings."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    expected = {}
+    for name, of_case in (("low", ending), ("up", ending.upper()), ("mixed", ending.title())):
+        expected[name] = folder / f"{name}{of_case}"
+        expected[name].write_bytes(b"not looked into")
+    (folder / f"._low{ending}").write_bytes(b"what macOS leaves")
+    (folder / f"sub{ending}").mkdir()
+    (folder / "low.txt").touch()
+    found = OwnVideos(folder, written(tmp_path, "walk\n", "classes.txt"), val_fraction=0).videos("train")
+    assert {video.video_id: video.path for video in found} == expected
+    assert find_videos(folder, expected) == expected
+    assert dict(files_of(str(folder), 25)) == expected
+    places = videos_in(folder, lambda name: 25.0)
+    assert {name: places[name] for name in expected} == {name: [path] for name, path in expected.items()}
+
+
+def some_videos(folder: Path, count: int) -> None:
+    (folder / "videos").mkdir()
+    for number in range(count):
+        (folder / "videos" / f"v{number}.mp4").write_bytes(b"not looked into")
+    written(folder, "walk\n", "classes.txt")
+    written(folder, "".join(f"v{number},0,0.1,0.1,0.5,0.5,1,0\n" for number in range(count)))
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "split", "said"),
+    [
+        (
+            1,
+            0.2,
+            "val",
+            "val_fraction=0.2 of 1 videos leaves none to validate on; annotate a second one; val",
+        ),
+        (2, 0.2, "val", "val_fraction=0.2 of 2 videos leaves none to validate on; set val_fraction to 0.5, or name"),
+        (2, 0.2, "test", "val_fraction=0.2 of 2 videos leaves none to validate on; set val_fraction to 0.5"),
+        (3, 0.1, "val", "val_fraction=0.1 of 3 videos leaves none to validate on; set val_fraction to 0.33, or"),
+        (1, 0.9, "train", "val_fraction=0.9 of 1 videos leaves none to train on; annotate a second one"),
+        (2, 0.9, "train", "val_fraction=0.9 of 2 videos leaves none to train on; set val_fraction to 0.5"),
+    ],
+)
+def test_too_few_videos_for_the_fraction_are_refused_and_the_way_out_works(tmp_path, count, fraction, split, said):
+    some_videos(tmp_path, count)
+    with pytest.raises(UserError, match=rf"boxes\.csv: {said}"):
+        own_videos(tmp_path, val_fraction=fraction).videos(split)
+    if count > 1:
+        advised = float(said.split("set val_fraction to ")[1].split(",")[0])
+        for part in ("train", "val", "test"):
+            assert own_videos(tmp_path, val_fraction=advised).videos(part)
+    assert len(own_videos(tmp_path, val_fraction=0).videos("train")) == count
+    assert len(own_videos(tmp_path, val_fraction=1).videos("val")) == count
+
+
+def test_nothing_to_validate_on_is_no_error_where_it_is_asked_for(tmp_path):
+    some_videos(tmp_path, 3)
+    assert own_videos(tmp_path, val_fraction=0).videos("val") == ()
+    assert own_videos(tmp_path, train=["v0", "v1", "v2"]).videos("val") == ()
+    with pytest.raises(UserError, match="val_fraction must be from 0 to 1, got 20"):
+        own_videos(tmp_path, val_fraction=20)
 
 
 @needs_data

@@ -108,3 +108,18 @@ def test_a_score_that_is_no_number_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_results(tmp_path / "found.json", bad, NAMES)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("side", ["results", "truth"])
+def test_names_that_differ_by_their_prefix_alone_are_refused_and_not_half_scored(side):
+    one = {"segments": torch.tensor([[0.0, 1]]), "labels": torch.tensor([0])}
+    found = one | {"scores": torch.tensor([0.5])}
+    results, truth = {"x": found}, {"v_x": one}
+    metric = SegmentMeanAveragePrecision(1)
+    assert score_results(results, truth, metric)["map"] == 1
+    if side == "results":
+        results["v_x"] = found
+    else:
+        truth["x"] = one
+    with pytest.raises(UserError, match="there are both a video x and a video v_x; rename one of them"):
+        score_results(results, truth, metric)
