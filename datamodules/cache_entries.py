@@ -21,22 +21,15 @@ NOT_ITS_FAULT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class DamagedEntry(UserError):
-    """An entry that cannot be read, or does not hold what was written."""
-
-    def __init__(self, entry: Path, reason: Exception | str) -> None:
-        text = f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else reason
-        super().__init__(f"is damaged ({printable(text)})", entry, "delete it, and check the disk")
-        self.entry = entry
-
-    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
-        return DamagedEntry, (self.entry, self.problem.removeprefix("is damaged (").removesuffix(")"))
+    """An entry, ``where``, that cannot be read or does not hold what was written."""
 
 
-def damage(entry: Path, error: Exception) -> Exception:
-    """What an error met while an entry was read means: that it is damaged, unless the system is short of something."""
-    if isinstance(error, OSError) and error.errno in NOT_ITS_FAULT:
-        return error
-    return DamagedEntry(entry, error)
+def damage(entry: Path, reason: Exception | str) -> Exception:
+    """The error for what was met while an entry was read: DamagedEntry, unless the system is short of something."""
+    if isinstance(reason, OSError) and reason.errno in NOT_ITS_FAULT:
+        return reason
+    text = f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else reason
+    return DamagedEntry(f"is damaged ({printable(text)})", entry, "delete it, and check the disk")
 
 
 def read_or_make(read: Callable[[], T], make: Callable[[], None]) -> T:
@@ -59,16 +52,21 @@ def read_or_make(read: Callable[[], T], make: Callable[[], None]) -> T:
 
 def clear_damaged(found: DamagedEntry) -> None:
     """Warn of a damaged entry and take it away."""
-    warnings.warn(f"{printable(str(found.entry))} {found.problem}; it is made anew", stacklevel=3)
-    remove(found.entry)
+    warnings.warn(f"{printable(str(found.where))} {found.problem}; it is made anew", stacklevel=3)
+    remove(Path(str(found.where)))
 
 
 def remove(entry: Path) -> None:
     """Delete an entry, file or folder, if there is one."""
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry, ignore_errors=True)  # what stays is found when its name is wanted
-    else:
-        entry.unlink(missing_ok=True)
+    try:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)
+    except FileNotFoundError:
+        pass  # another process deletes it too
+    except OSError as error:
+        raise UserError(f"cannot be deleted ({error.strerror})", entry, "delete it, or choose another cache") from error
 
 
 def check_space(

@@ -150,7 +150,7 @@ class FlowCache(FlowStore):
                 chunk = _member(archive, entry, f"steps_{first}")
                 shape = (min(CHUNK_STEPS, length - first), 2, *size)
                 if (chunk.shape, chunk.dtype) != (shape, self.grid.dtype):
-                    raise DamagedEntry(entry, f"steps_{first} is {chunk.dtype} {chunk.shape}, not {shape}")
+                    raise damage(entry, f"steps_{first} is {chunk.dtype} {chunk.shape}, not {shape}")
                 chunk = chunk[max(start - first, 0) : stop - first]
                 place = max(first - start, 0)
                 self.grid.to_pixels(chunk, out=flow[place : place + len(chunk)])

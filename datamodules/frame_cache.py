@@ -163,7 +163,7 @@ class FrameCache(FrameStore):
         for frame, index in zip(frames, indices.tolist(), strict=True):
             if not record.checked[index]:
                 if zlib.crc32(frame) != record.checksums[index]:
-                    raise DamagedEntry(self._entry(video), f"frame {index} is not what was written")
+                    raise damage(self._entry(video), f"frame {index} is not what was written")
                 record.checked[index] = True
         return frames
 
@@ -231,11 +231,11 @@ class FrameCache(FrameStore):
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise damage(entry, error) from error
         if zlib.crc32(json.dumps(record).encode()) != checksum:
-            raise DamagedEntry(entry, "facts.json is not what was written")
+            raise damage(entry, "facts.json is not what was written")
         if record["source"] != state:
             return None
         if record["bytes"] != size:
-            raise DamagedEntry(entry, f"frames.npy has {size} bytes, {record['bytes']} were written")
+            raise damage(entry, f"frames.npy has {size} bytes, {record['bytes']} were written")
         facts = FrameFacts(np.asarray(record["times"]), tuple(record["original_size"]), tuple(record["size"]))
         checksums = np.asarray(record["checksums"], np.uint32)
         offset = size - len(checksums) * facts.size[0] * facts.size[1] * 3

@@ -103,6 +103,8 @@ class NetworkStream:
                 stream = container.streams.best("video")
                 if stream is None:
                     raise VideoError("holds no video stream", self.name)
+                if stream.codec_context is None:
+                    raise VideoError("its pictures are in a format that cannot be decoded", self.name)
                 stream.thread_type = "SLICE"  # threads over frames would hold several of them back
                 stream.codec_context.options = PICTURE_LIMIT
                 timed = container.format.name not in UNTIMED_FORMATS

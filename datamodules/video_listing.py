@@ -98,6 +98,8 @@ def _list_unchanged(path: Path, size: int, mtime_ns: int) -> FrameListing:
                 raise VideoError("holds no video stream", path)
             names = set(container.format.name.split(","))
             codec = stream.codec_context
+            if codec is None:
+                raise VideoError("its pictures are in a format that cannot be decoded", path)
             codec.thread_count = 1
             reason = ""
             if not names & DECORD_CONTAINERS:

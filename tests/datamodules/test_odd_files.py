@@ -183,6 +183,13 @@ def test_pictures_of_a_longer_film_keep_their_numbers(tmp_path):
         assert read_numbers(reader.get([54_000])) == [1]
 
 
+def test_pictures_in_an_unknown_format_are_told(tmp_path):
+    path = encode(tmp_path / "film.mkv", 6, preset="ultrafast")
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_MPEG9/ISO/XYZ"))
+    with pytest.raises(VideoError, match=r"film\.mkv: its pictures are in a format that cannot be decoded"):
+        open_video(path)
+
+
 # --- thin frames -----------------------------------------------------------------------------------------------------
 
 
