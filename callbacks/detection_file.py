@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from datamodules.errors import UserError
-from datamodules.files import errors_named, whole_file
+from datamodules.files import errors_named, require_writable, whole_file
 from lightning_modules.networks.detections import ScoredBoxes
 
 
@@ -48,6 +48,7 @@ class DetectionFile(Callback):
         # The folder of a run is agreed upon by all processes, so all of them ask.
         folder = trainer.log_dir
         self._target = self.path or Path(folder or ".") / "predictions.csv"
+        require_writable(self._target)
         path = self._target if trainer.is_global_zero else self._part(trainer.global_rank)
         self._file = self._open.enter_context(whole_file(path, newline=""))
 

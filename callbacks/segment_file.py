@@ -10,6 +10,7 @@ import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.result_files import add_video
+from datamodules.files import require_writable
 from lightning_modules.metrics.segment_results import write_results
 
 
@@ -35,6 +36,7 @@ class SegmentFile(Callback):
             return
         folder = "runs/predictions" if trainer.state.fn == "predict" else trainer.log_dir
         self._target = self.path or Path(folder or ".") / "segments.json"
+        require_writable(self._target)
         self._videos = {}
 
     def on_test_batch_end(

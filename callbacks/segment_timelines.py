@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.visualisation import GREEN, ORANGE, draw_text, publish_page
+from datamodules.errors import UserError
 
 WIDTH, MARGIN, ROW = 640, 130, 22
 """Pixels: of the time line, of the class names before it, of the height of a class."""
@@ -29,7 +30,7 @@ class SegmentTimelines(Callback):
 
     def __init__(self, num_videos: int = 4, score_threshold: float = 0.1) -> None:
         if num_videos < 1:
-            raise ValueError(f"num_videos must be at least 1, got {num_videos}")
+            raise UserError(f"num_videos must be at least 1, got {num_videos}")
         self.num_videos, self.score_threshold = num_videos, score_threshold
         self._pictures: list[Tensor] = []
 

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.result_files import add_video
 from datamodules.errors import UserError
+from datamodules.files import require_writable
 from lightning_modules.metrics.tube_results import write_tubes
 from lightning_modules.metrics.tubes import Tube
 
@@ -41,6 +42,7 @@ class TubeFile(Callback):
         # The folder of a run is agreed upon by all processes, so all of them ask.
         folder = trainer.log_dir
         self._target = self.path or Path(folder or ".") / "tubes.json"
+        require_writable(self._target)
         self._videos = {}
         evaluation.on_finished = partial(add_video, self._videos)
 

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from datamodules.errors import UserError
 from datamodules.files import write_whole
 
 GREEN = (40, 170, 60)
@@ -151,7 +152,7 @@ class DetectionImages(Callback):
 
     def __init__(self, num_images: int = 8, score_threshold: float = 0.3) -> None:
         if num_images < 1:
-            raise ValueError(f"num_images must be at least 1, got {num_images}")
+            raise UserError(f"num_images must be at least 1, got {num_images}")
         self.num_images = num_images
         self.score_threshold = score_threshold
         self._pictures: list[Picture] = []

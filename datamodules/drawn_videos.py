@@ -12,7 +12,7 @@ DRAWN_NAME = re.compile(r".*\.detections(\.\d+)?\.mp4", re.IGNORECASE | re.DOTAL
 
 
 def is_drawn(path: Path) -> bool:
-    """Whether a file is a video that prediction drew; it may still be written, or be cut off at any byte."""
+    """Whether a file is a video that prediction drew; it may still be written, or cut off, at its start too."""
     import av
 
     if not DRAWN_NAME.fullmatch(path.name) or not path.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -81,6 +82,22 @@ def errors_named(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror or error}", where=path) from error
+
+
+def require_writable(path: str | Path) -> None:
+    """Refuse at once what could not be written after long work; folders on the way are made.
+
+    Raises:
+        UserError: no permission, a folder in its place, a name too long.
+    """
+    path = Path(path)
+    with errors_named(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial = _beside(path)
+        trial.touch()
+        trial.unlink()
 
 
 def sweep(folder: str | Path, older_names: bool = False) -> None:

@@ -6,9 +6,7 @@ is kept, it runs beside PyTorch over consecutive frames, and the largest differe
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,7 +22,7 @@ from lightning.pytorch import LightningModule
 from torch.export import ExportedProgram
 
 from datamodules.errors import UserError
-from datamodules.files import errors_named, whole_path
+from datamodules.files import errors_named, require_writable, whole_path
 
 from .detection import DetectionModule
 from .export_parity import Parity, load, look_ahead, measure_parity, require_parity
@@ -118,7 +116,8 @@ def export_graph(
     path = output.with_name(output.name + SUFFIXES[format])
     lanes = batch_size or 2  # a dynamic axis must not be one in the example it is captured from
     with ExitStack() as stack:
-        with errors_named(path):  # before the work, not after it
+        require_writable(path)
+        with errors_named(path):
             trial, final = _prepare(path, stack)
         program = _capture(graph, lanes, dynamic=batch_size is None)
         write = onnx_writer(program, graph, opset) if format == "onnx" else _program_writer(program)
@@ -148,14 +147,10 @@ def export_graph(
 
 def _prepare(path: Path, stack: ExitStack) -> tuple[Path, Path]:
     """Paths of the file to try out and of the one to keep, in a folder beside ``path`` that goes with ``stack``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     folder = Path(stack.enter_context(TemporaryDirectory(dir=path.parent, prefix=".export-")))
     trial, final = (folder / name / path.name for name in ("trial", "final"))
-    for file in (trial, final):
-        file.parent.mkdir()
-        file.touch()
+    trial.parent.mkdir()
+    final.parent.mkdir()
     return trial, final
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ def onnx_writer(program: ExportedProgram, graph: ExportGraph, opset: int) -> Cal
     Raises:
         UserError: this graph cannot be converted to the version of the operators.
     """
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), _quiet("onnxscript", "onnx_ir"):
         warnings.filterwarnings("ignore", message="_check_is_size will be removed")  # from inside PyTorch
         program = program.run_decompositions({torch.ops.aten.scaled_dot_product_attention.default: _plain_attention})
         onnx = torch.onnx.export(
@@ -68,6 +70,20 @@ def onnx_writer(program: ExportedProgram, graph: ExportGraph, opset: int) -> Cal
         onnx.save(path, external_data=size > LARGEST_FILE)
 
     return write
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Keep what these packages say of their optimisations off the screen."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def opset_of(path: Path) -> int:

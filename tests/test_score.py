@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -450,3 +451,32 @@ def test_a_module_that_returns_nothing_to_save_is_refused_with_the_way_out(sourc
     module.test_step = lambda batch, batch_idx: None
     with pytest.raises(TypeError, match="take DetectionFile out of"):
         tiny.trainer(tmp_path, callbacks=[DetectionFile()]).test(module, datamodule=data, verbose=False)
+
+
+def test_at_a_full_disk_the_earlier_file_stays_and_the_new_one_is_named(small_disk):
+    (small_disk / "predictions.csv").write_text(HIT + "\n")
+    data = SimpleNamespace(num_classes=2, evaluated_classes=None, source=SimpleNamespace(start_seconds=0.0))
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(fn="test"), log_dir=None, is_global_zero=True, global_rank=0, datamodule=data
+    )
+    found = ScoredBoxes(torch.rand(400, 4), torch.rand(400, 2), torch.rand(400))
+    outputs = {"scored": [found], "video_ids": ["a"], "timestamps": [0.5], "original_sizes": [(96, 128)]}
+    file = DetectionFile(small_disk / "predictions.csv")
+    file.on_test_start(trainer, None)
+    with pytest.raises(UserError, match=r"predictions\.csv: cannot be written: No space left on device") as error:
+        for number in range(100):
+            file.on_test_batch_end(trainer, None, outputs, None, number)
+    file.on_exception(trainer, None, error.value)
+    assert {path.name: path.read_text() for path in small_disk.iterdir()} == {"predictions.csv": HIT + "\n"}
+
+
+@pytest.mark.parametrize("place", ["folder", "file/below.csv", "/proc/self/nothing"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_tested(place, source, folder, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    module, data = KINDS["clip"][0](), tiny.clips(source, folder / "cache")
+    module.test_step = lambda batch, batch_idx: pytest.fail("this takes hours")
+    trainer = tiny.trainer(tmp_path / "run", callbacks=[DetectionFile(tmp_path / place)])
+    with pytest.raises(UserError, match=f"{place}: cannot be written: "):
+        trainer.test(module, datamodule=data, verbose=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]

@@ -55,7 +55,7 @@ def test_a_place_that_cannot_be_written_is_one_line_that_names_it(place, tmp_pat
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=f"{place}: cannot be written: "):
-        write(SegmentFile(tmp_path / place), "kitchen")
+        SegmentFile(tmp_path / place).on_predict_start(TRAINER, MODULE)  # not after hours of work
 
 
 def test_at_a_full_disk_the_earlier_file_stays(small_disk):

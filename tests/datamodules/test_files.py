@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from datamodules.errors import UserError
-from datamodules.files import errors_named, sweep, whole_file, whole_path, write_whole
+from datamodules.files import errors_named, require_writable, sweep, whole_file, whole_path, write_whole
 
 
 def names(folder):
@@ -89,6 +89,22 @@ def test_a_full_disk_leaves_the_old_file(small_disk):
         write_whole(small_disk / "last.ckpt", b"2" * 200_000)
     assert (small_disk / "last.ckpt").read_bytes() == b"1" * 100_000
     assert names(small_disk) == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("place", ["n" * 256, "folder", "file/below", "/proc/self/nothing"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path, place):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"{place}: cannot be written: "):
+        require_writable(tmp_path / place)
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path):
+    (tmp_path / "table.md").write_text("old")
+    for place in ("table.md", "new/folder/table.md"):
+        require_writable(tmp_path / place)
+    assert (tmp_path / "table.md").read_text() == "old" and names(tmp_path / "new" / "folder") == []
 
 
 def test_what_the_system_refuses_names_the_file(tmp_path):

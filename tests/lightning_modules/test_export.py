@@ -420,11 +420,12 @@ def test_an_opset_that_cannot_be_written_is_refused_before_the_work(opset, monke
 
 @needs_onnx
 @pytest.mark.parametrize("opset", [pytest.param(21, marks=pytest.mark.slow), max(onnx_file.OPSETS)])
-def test_the_file_has_the_opset_asked_for_and_says_so(opset, tmp_path):
+def test_the_file_has_the_opset_asked_for_and_says_so(opset, tmp_path, caplog):
     graph = graph_of(student("tsa", **SMALLEST), SIZE, num_frames=None)
     model = export_graph(graph, tmp_path / "model", moving_blobs(2, SIZE), NAMES, "onnx", steps=2, opset=opset)
     about = session(model.path).get_modelmeta().custom_metadata_map
     assert onnx_file.opset_of(model.path) == opset == int(about["opset"])
+    assert not [record for record in caplog.records if record.name.startswith("onnx")]  # of no use to anybody
 
 
 @needs_onnx
