@@ -162,8 +162,8 @@ def test_the_table_names_value_linker_and_protocol(source, folder, tmp_path):
     table = BenchmarkTable(folder=tmp_path, warmup=0, repeats=1)
     scores = run_test(streaming(SETTINGS["act"]), streams(source, folder), tmp_path, callbacks=[table])
     (row,) = read_rows(tmp_path / "benchmark.jsonl")
-    assert row["video_map_50"] == pytest.approx(scores["test/video_map_50"], abs=1e-6)
-    assert row["video_protocol"] == "multisports video mAP, act linker, stride 3"
+    assert row.video_map_50 == pytest.approx(scores["test/video_map_50"], abs=1e-6)
+    assert row.video_protocol == "multisports video mAP, act linker, stride 3"
     assert f"{100 * row['video_map_50']:.2f} ({row['video_protocol']})" in (tmp_path / "benchmark.md").read_text()
 
 
