@@ -29,15 +29,15 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 import callbacks.benchmark.callback
-import callbacks.detection_file
-import callbacks.frame_score_file
+import callbacks.files.detection_file
+import callbacks.files.frame_score_file
+import callbacks.files.prediction_writer
+import callbacks.files.segment_file
+import callbacks.files.tube_file
 import callbacks.measures.monitors
-import callbacks.prediction_writer
+import callbacks.pictures.detection_images
+import callbacks.pictures.segment_timelines
 import callbacks.progress
-import callbacks.segment_file
-import callbacks.segment_timelines
-import callbacks.tube_file
-import callbacks.visualisation
 import datamodules.annotations.activitynet
 import datamodules.annotations.ava
 import datamodules.annotations.jhmdb
@@ -51,27 +51,27 @@ import datamodules.puppets.segments
 import datamodules.segments
 import datamodules.stream
 import lightning_modules.clip_detection
-import lightning_modules.distillation
 import lightning_modules.motion_distillation
 import lightning_modules.online_detection
 import lightning_modules.stream_detection
+import lightning_modules.stream_distillation
 import lightning_modules.temporal_detection
 from callbacks.benchmark.provenance import commit
 from callbacks.benchmark.rows import enter
 from callbacks.measures.exported_latency import runtime_rows
 from datamodules.check import check_data
-from datamodules.frames import DecodedFrames
-from lightning_modules.export import export_graph, graph_of
-from lightning_modules.export_parity import first_inputs, load, moving_blobs, run_torch
+from datamodules.frames.store import DecodedFrames
+from lightning_modules.command_line.config_files import with_whole_files
+from lightning_modules.command_line.precision import useful_precision
+from lightning_modules.commands.export_graph import export_graph, graph_of
+from lightning_modules.commands.export_parity import first_inputs, load, moving_blobs, run_torch
+from lightning_modules.commands.score_boxes import score_file, score_since_start, segment_score_text, tube_score_text
 from lightning_modules.metrics.frame_ap import FrameMapSettings
 from lightning_modules.metrics.video_ap import VideoProtocol
-from lightning_modules.networks.export_graphs import ExportGraph
-from lightning_modules.networks.prepared import prepare_for_inference
+from lightning_modules.networks.detection.export_graphs import ExportGraph
+from lightning_modules.networks.layers.prepared import prepare_for_inference
 from lightning_modules.networks.streaming import state_bytes
-from lightning_modules.networks.weights import load_exactly, read_state_dict
-from lightning_modules.precision import useful_precision
-from lightning_modules.scoring import score_file, score_since_start, segment_score_text, tube_score_text
-from lightning_modules.whole_files import with_whole_files
+from lightning_modules.networks.weights.loading import load_exactly, read_state_dict
 
 DEFAULTS = Path(__file__).parent / "configs" / "trainer" / "defaults.yaml"
 """Read before any ``--config``."""
@@ -129,9 +129,9 @@ class OnlookerTrainer(Trainer):
         """Score detections that were saved earlier, without a model.
 
         Args:
-            predictions: what ``test`` saved with ``callbacks.detection_file.DetectionFile``, or another program in the
+            predictions: what ``test`` saved with ``DetectionFile``, or another program in the
                 same form: a csv of ``video,seconds,x1,y1,x2,y2,action_id,score``; of tubes a json as
-                ``callbacks.tube_file.TubeFile`` saves it, of segments one in the form of the ActivityNet challenge.
+                ``TubeFile`` saves it, of segments one in the form of the ActivityNet challenge.
             split: whose ground truth; ``val`` for what ``validate`` saved.
             metric: the protocol for boxes; that of the config's model by default.
             video_protocol: the protocol for tubes; that of the config's model by default, otherwise ``act``.

@@ -9,13 +9,13 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from datamodules.annotations.source import DetectionSource, Split
-from datamodules.broken_videos import OnError
-from datamodules.collate import padded_size
 from datamodules.detection import DetectionDataModule, require_at_least
-from datamodules.frames import FrameScale, Interpolation
-from datamodules.samplers import EveryOnce, ShuffledBatches
-from datamodules.transforms import ClipTransform
-from datamodules.windows import Window, WindowDataset, annotated_samples, grid_samples, slot_samples
+from datamodules.frames.store import FrameScale, Interpolation
+from datamodules.sampling.collate import padded_size
+from datamodules.sampling.samplers import EveryOnce, ShuffledBatches
+from datamodules.sampling.transforms import ClipTransform
+from datamodules.sampling.windows import Window, WindowDataset, annotated_samples, grid_samples, slot_samples
+from datamodules.video.broken import OnError
 
 
 class ClipDataModule(DetectionDataModule):

@@ -10,13 +10,13 @@ import numpy as np
 
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
 from datamodules.batches import TrueKeyframe, TrueTubes
-from datamodules.broken_videos import BrokenVideos, OnError, ReportBrokenVideos
-from datamodules.frames import DecodedFrames, FrameScale, FrameStore, Interpolation
-from datamodules.picture_folder import Video
-from datamodules.since_start import seconds_since_start
+from datamodules.frames.store import DecodedFrames, FrameScale, FrameStore, Interpolation
+from datamodules.sampling.since_start import seconds_since_start
+from datamodules.sampling.windows import TimedVideo, time_video, true_keyframes, true_tubes
 from datamodules.source_data import SourceDataModule
-from datamodules.video_listing import VideoError
-from datamodules.windows import TimedVideo, time_video, true_keyframes, true_tubes
+from datamodules.video.broken import BrokenVideos, OnError, ReportBrokenVideos
+from datamodules.video.listing import VideoError
+from datamodules.video.picture_folder import Video
 
 
 class DetectionDataModule(SourceDataModule[TimedVideo]):

@@ -15,18 +15,18 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules.batches import Capture, StreamBatch
-from datamodules.collate import stack_frames
 from datamodules.errors import UserError
-from datamodules.frames import FrameScale, Interpolation
-from datamodules.live import LiveCapture
-from datamodules.live_source import LiveSource, live_source
-from datamodules.picture_folder import Video
-from datamodules.source_files import SOURCES, files_of
-from datamodules.stopping import stopped_by_signals
+from datamodules.frames.store import FrameScale, Interpolation
+from datamodules.live.capture import LiveCapture
+from datamodules.live.sources import LiveSource, live_source
+from datamodules.live.stopping import stopped_by_signals
+from datamodules.sampling.collate import stack_frames
+from datamodules.sampling.time_grid import TimeGrid, frames_on_grid
 from datamodules.text_files import check_names, read_class_list
-from datamodules.time_grid import TimeGrid, frames_on_grid
-from datamodules.video import list_video, open_video
-from datamodules.video_listing import VideoError
+from datamodules.video.listing import VideoError
+from datamodules.video.picture_folder import Video
+from datamodules.video.readers import list_video, open_video
+from datamodules.video.source_files import SOURCES, files_of
 
 ENDLESS = 2**31
 """Length of what has none. Of a loader without a length Lightning reads one batch ahead, which delays live frames."""

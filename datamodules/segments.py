@@ -14,12 +14,11 @@ from torch.utils.data import DataLoader
 from datamodules.annotations.features import FeatureArray
 from datamodules.annotations.segment_source import NO_SPANS, AnnotatedSegments, SegmentSource, report_late
 from datamodules.annotations.source import Split
-from datamodules.flow_cache import FlowCache, SteppedFrames
-from datamodules.flow_store import ComputedFlow, FlowSettings, FlowStore
-from datamodules.frames import FrameScale, FrameStore, Interpolation
-from datamodules.picture_folder import Video
-from datamodules.samplers import ShuffledBatches, VideoWindows
-from datamodules.segment_windows import (
+from datamodules.flow.cache import FlowCache, SteppedFrames
+from datamodules.flow.store import ComputedFlow, FlowSettings, FlowStore
+from datamodules.frames.store import FrameScale, FrameStore, Interpolation
+from datamodules.sampling.samplers import ShuffledBatches, VideoWindows
+from datamodules.sampling.segment_windows import (
     Augmentation,
     SegmentWindows,
     SteppedVideo,
@@ -28,8 +27,9 @@ from datamodules.segment_windows import (
     step_frames,
     training_windows,
 )
+from datamodules.sampling.transforms import ClipTransform
 from datamodules.source_data import SourceDataModule
-from datamodules.transforms import ClipTransform
+from datamodules.video.picture_folder import Video
 
 TrainWindows = Literal["random", "sliding"]
 PLAUSIBLE_COVERAGE = (0.8, 1.25)

@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.annotations.segment_source import SegmentSource
 from datamodules.annotations.source import DetectionSource, Split
-from datamodules.frame_cache import FrameCache
-from datamodules.frames import DecodedFrames, FrameScale, FrameStore
-from datamodules.picture_folder import Video
+from datamodules.frames.cache import FrameCache
+from datamodules.frames.store import DecodedFrames, FrameScale, FrameStore
 from datamodules.text_files import check_names
+from datamodules.video.picture_folder import Video
 
 BatchT = TypeVar("BatchT")
 Opened = TypeVar("Opened")

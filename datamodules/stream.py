@@ -14,16 +14,16 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.annotations.few_labels import WithUnlabelled
 from datamodules.annotations.source import DetectionSource, Split
 from datamodules.batches import StreamBatch
-from datamodules.broken_videos import BrokenVideos, OnError
-from datamodules.collate import padded_size, stack_frames
 from datamodules.detection import DetectionDataModule, require_at_least
 from datamodules.errors import UserError
-from datamodules.frames import FrameScale, FrameStore, Interpolation
-from datamodules.indexing import NOTHING, StreamChunk, keyframes_on_grid, num_slots, stream_chunks
-from datamodules.samplers import InOrder, MixedBatches, ShuffledBatches
-from datamodules.transforms import ClipTransform
-from datamodules.video_listing import VideoError
-from datamodules.windows import TimedVideo, Window, WindowDataset, annotated_samples, slot_samples
+from datamodules.frames.store import FrameScale, FrameStore, Interpolation
+from datamodules.sampling.collate import padded_size, stack_frames
+from datamodules.sampling.indexing import NOTHING, StreamChunk, keyframes_on_grid, num_slots, stream_chunks
+from datamodules.sampling.samplers import InOrder, MixedBatches, ShuffledBatches
+from datamodules.sampling.transforms import ClipTransform
+from datamodules.sampling.windows import TimedVideo, Window, WindowDataset, annotated_samples, slot_samples
+from datamodules.video.broken import BrokenVideos, OnError
+from datamodules.video.listing import VideoError
 
 
 class ChunkDataset(Dataset):

@@ -10,16 +10,16 @@ from torch import Tensor
 from datamodules.batches import ClipBatch
 from datamodules.errors import UserError
 
-from .detection import DetectionModule
+from .detection_base import DetectionModule
 from .evaluation.benchmark import Benchmark
+from .evaluation.tubes import VideoEvaluation
 from .losses.detection import DetectionLoss
-from .networks.detections import ScoredBoxes
-from .networks.evad import EvadTeacher
-from .networks.frames import normalise_frames
-from .networks.prepared import prepare_for_inference
-from .networks.published_cost import published_gflops
-from .networks.trunk_size import TUBELET
-from .video_evaluation import VideoEvaluation
+from .networks.detection.evad import EvadTeacher
+from .networks.detection.outputs import ScoredBoxes
+from .networks.detection.published_cost import published_gflops
+from .networks.layers.pixels import normalise_frames
+from .networks.layers.prepared import prepare_for_inference
+from .networks.layers.trunk_size import TUBELET
 
 
 class ClipDetectionModule(DetectionModule):

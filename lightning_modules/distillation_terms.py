@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .losses.distillation import ActionImitation, AttentionImitation, BoxImitation, FeatureLoss
 from .losses.matching import ProposalMatcher
-from .networks.detections import Detections, DetectorOutputs
-from .networks.evad import EvadTeacher
-from .networks.student import StreamingDetector
+from .networks.detection.evad import EvadTeacher
+from .networks.detection.outputs import Detections, DetectorOutputs
+from .networks.students.detector import StreamingDetector
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from datamodules.batches import SegmentBatch
 from .losses.modality_distillation import feature_imitation
 from .networks.frozen import FrozenNetwork
 from .networks.temporal.decomposed_detector import DecomposedDetector, without_branch_head
-from .networks.temporal.segment_head import SegmentHead, start_head_from
+from .networks.temporal.heads.segment_head import SegmentHead, start_head_from
 from .networks.temporal.temporal_detector import TemporalDetector, TemporalOutputs
-from .networks.weights import load_exactly, read_state_dict
+from .networks.weights.loading import load_exactly, read_state_dict
 from .segment_inputs import Modality, steps_of
 from .temporal_detection import TemporalDetectionModule
 

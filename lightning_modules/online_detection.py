@@ -10,10 +10,10 @@ from torch import Tensor
 
 from datamodules.batches import SegmentBatch
 
+from .base import ExperimentModule
 from .evaluation.benchmark import Benchmark
-from .experiment import ExperimentModule
 from .metrics.per_frame_map import PerFrameMeanAveragePrecision, frame_targets
-from .networks.prepared import prepare_for_inference
+from .networks.layers.prepared import prepare_for_inference
 from .networks.temporal.frame_scores import FrameScores
 from .segment_inputs import Modality, steps_of
 

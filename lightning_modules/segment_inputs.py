@@ -9,8 +9,8 @@ from torch import Tensor
 
 from datamodules.batches import SegmentBatch
 
-from .networks.frames import normalise_frames
-from .networks.temporal.segment_head import ScoredSegments
+from .networks.layers.pixels import normalise_frames
+from .networks.temporal.heads.segment_head import ScoredSegments
 
 Modality = Literal["rgb", "flow", "rgb_and_flow", "temporal_gradient", "features", "rgb_features", "flow_features"]
 """What a detector looks at: frames, the motion between them, both (the channels of a step side by side), stored

@@ -11,20 +11,20 @@ from torch.utils._pytree import tree_map
 
 from datamodules.batches import ClipBatch, StreamBatch
 
-from .delayed_evaluation import DelayedEvaluation
-from .detection import DetectionModule
+from .detection_base import DetectionModule
 from .evaluation.benchmark import Benchmark, Step
-from .lane_tracks import LaneTracks
+from .evaluation.delays import DelayedEvaluation
+from .evaluation.predictions import Answer, StreamAnswers
+from .evaluation.tracks import LaneTracks
 from .losses.detection import DetectionLoss
-from .networks.detections import Detections, DetectorOutputs, ScoredBoxes
-from .networks.frames import normalise_frames
-from .networks.prepared import prepare_for_inference
+from .networks.detection.outputs import Detections, DetectorOutputs, ScoredBoxes
+from .networks.layers.pixels import normalise_frames
+from .networks.layers.prepared import prepare_for_inference
 from .networks.streaming import select_lanes
-from .networks.streaming_trunk import EncodedFrames
-from .networks.student import DetectorState, StreamingDetector
-from .networks.student_start import student_from_teacher
-from .networks.weights import read_state_dict
-from .stream_answers import Answer, StreamAnswers
+from .networks.students.detector import DetectorState, StreamingDetector
+from .networks.students.trunk import EncodedFrames
+from .networks.weights.loading import read_state_dict
+from .networks.weights.student_start import student_from_teacher
 
 
 def with_last_repeated(frames: Tensor, is_valid: Tensor) -> Tensor:

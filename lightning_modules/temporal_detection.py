@@ -10,13 +10,13 @@ from torch import Tensor
 
 from datamodules.batches import SegmentBatch
 
+from .base import ExperimentModule
 from .evaluation.benchmark import Benchmark
-from .experiment import ExperimentModule
 from .metrics.segment_map import SegmentMeanAveragePrecision
-from .networks.prepared import prepare_for_inference
+from .networks.layers.prepared import prepare_for_inference
 from .networks.temporal.decomposed_detector import DecomposedDetector
-from .networks.temporal.segment_head import ScoredSegments
-from .networks.temporal.segment_suppression import SegmentSuppression
+from .networks.temporal.heads.segment_head import ScoredSegments
+from .networks.temporal.suppression import SegmentSuppression
 from .networks.temporal.temporal_detector import TemporalDetector
 from .networks.temporal.two_stream_detector import TwoStreamDetector
 from .segment_inputs import Modality, features_to_seconds, seconds_to_features, steps_of

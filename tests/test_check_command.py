@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.video import write_video
-from lightning_modules.networks.weights import save_weights
+from datamodules.video.readers import write_video
+from lightning_modules.networks.weights.loading import save_weights
 from main import main
 from tests.datamodules.miniature import numbered_frames
 

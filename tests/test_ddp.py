@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_modules.networks.weights import save_weights
+from lightning_modules.networks.weights.loading import save_weights
 from main import main
 from tests.lightning_modules import tiny
 from tests.networks.tiny import student_config, teacher_config
@@ -188,7 +188,10 @@ def test_two_processes_distil_motion_and_find_the_segments_that_one_finds(tempor
     two = ("--trainer.devices=2", "--trainer.strategy=ddp")
 
     def test(file: str, *more: str) -> list[str]:
-        callback = {"class_path": "callbacks.segment_file.SegmentFile", "init_args": {"path": str(temporal / file)}}
+        callback = {
+            "class_path": "callbacks.files.segment_file.SegmentFile",
+            "init_args": {"path": str(temporal / file)},
+        }
         weights = f"--model.init_args.weights={temporal / 'temporal.pt'}"
         return [*command("test", temporal, "temporal", weights), f"--trainer.callbacks={json.dumps([callback])}", *more]
 

@@ -50,13 +50,13 @@ RULES = (
         (
             "callbacks",
             "lightning_modules.networks.streaming",
-            "lightning_modules.networks.detections",
+            "lightning_modules.networks.detection.outputs",
             "lightning_modules.metrics.segment_results",
             "lightning_modules.metrics.tube_results",
             "lightning_modules.metrics.tubes",
             "lightning_modules.evaluation.benchmark",
             "datamodules.batches",
-            "datamodules.drawn_videos",
+            "datamodules.video.drawn_videos",
             *COMMON_GROUND,
         ),
         "callbacks know themselves, networks.streaming, networks.detections, the forms of results in metrics, "
@@ -188,27 +188,51 @@ def house(tmp_path):
 @pytest.mark.parametrize(
     ("file", "source", "name"),
     [
-        ("lightning_modules/networks/vit.py", "import datamodules.video", "datamodules.video"),
-        ("lightning_modules/networks/vit.py", "from datamodules.batches import ClipBatch", "datamodules.batches"),
-        ("lightning_modules/networks/vit.py", "from ..distillation import step", "lightning_modules.distillation"),
-        ("lightning_modules/networks/vit.py", "from .. import distillation", "lightning_modules.distillation"),
-        ("lightning_modules/networks/vit.py", "from lightning.pytorch import Trainer", "lightning.pytorch"),
-        ("lightning_modules/losses/__init__.py", "from ..networks import vit", "lightning_modules.networks.vit"),
+        (
+            "lightning_modules/networks/detection/vit.py",
+            "import datamodules.video.readers",
+            "datamodules.video.readers",
+        ),
+        (
+            "lightning_modules/networks/detection/vit.py",
+            "from datamodules.batches import ClipBatch",
+            "datamodules.batches",
+        ),
+        (
+            "lightning_modules/networks/detection/vit.py",
+            "from ...stream_distillation import step",
+            "lightning_modules.stream_distillation",
+        ),
+        (
+            "lightning_modules/networks/detection/vit.py",
+            "from ... import stream_distillation",
+            "lightning_modules.stream_distillation",
+        ),
+        ("lightning_modules/networks/detection/vit.py", "from lightning.pytorch import Trainer", "lightning.pytorch"),
+        (
+            "lightning_modules/losses/__init__.py",
+            "from ..networks.detection import vit",
+            "lightning_modules.networks.detection.vit",
+        ),
         ("lightning_modules/metrics/frame_map.py", "def f():\n  import main", "main"),
-        ("lightning_modules/distillation.py", "from datamodules import batches, video", "datamodules.video"),
-        ("lightning_modules/distillation.py", "from datamodules import ClipBatch", "datamodules"),
-        ("lightning_modules/distillation.py", "import callbacks.measures.flops", "callbacks.measures.flops"),
-        ("lightning_modules/distillation.py", "import torch, av", "av"),
+        (
+            "lightning_modules/stream_distillation.py",
+            "from datamodules.video import readers",
+            "datamodules.video.readers",
+        ),
+        ("lightning_modules/stream_distillation.py", "from datamodules import ClipBatch", "datamodules"),
+        ("lightning_modules/stream_distillation.py", "import callbacks.measures.flops", "callbacks.measures.flops"),
+        ("lightning_modules/stream_distillation.py", "import torch, av", "av"),
         (
             "callbacks/measures/flops.py",
-            "from lightning_modules.networks import streaming, vit",
-            "lightning_modules.networks.vit",
+            "from lightning_modules.networks.detection import vit",
+            "lightning_modules.networks.detection.vit",
         ),
         ("callbacks/measures/flops.py", "from lightning_modules import networks", "lightning_modules.networks"),
         ("callbacks/measures/flops.py", "class Flops:\n  from fvcore.nn import flop_count", "fvcore.nn"),
         ("datamodules/annotations/ava.py", "import lightning_modules", "lightning_modules"),
-        ("datamodules/video.py", "try:\n  import decord\nexcept ImportError:\n  decord = None", "decord"),
-        ("datamodules/video.py", "import tests.helpers", "tests.helpers"),
+        ("datamodules/video/readers.py", "try:\n  import decord\nexcept ImportError:\n  decord = None", "decord"),
+        ("datamodules/video/readers.py", "import tests.helpers", "tests.helpers"),
     ],
 )
 def test_a_planted_violation_is_found_and_placed(house, file, source, name):
@@ -222,22 +246,26 @@ def test_a_planted_violation_is_found_and_placed(house, file, source, name):
     [
         (
             "main.py",
-            "import lightning, datamodules.video, callbacks.measures.flops\nfrom lightning_modules import distillation",
+            "import lightning, datamodules.video.readers, callbacks.measures.flops\n"
+            "from lightning_modules import stream_distillation",
         ),
         (
-            "lightning_modules/networks/vit.py",
-            "import torch, timm, torchvision\nfrom .streaming import StreamingModule",
+            "lightning_modules/networks/detection/vit.py",
+            "import torch, timm, torchvision\nfrom ..streaming import StreamingModule",
         ),
-        ("lightning_modules/networks/vit.py", "from . import streaming\nfrom lightning_modules.networks import vit"),
-        ("lightning_modules/distillation.py", "import lightning\nfrom datamodules import batches"),
         (
-            "lightning_modules/distillation.py",
-            "from .networks.vit import ViT\nfrom datamodules.batches import ClipBatch",
+            "lightning_modules/networks/detection/vit.py",
+            "from .. import streaming\nfrom lightning_modules.networks.detection import vit",
+        ),
+        ("lightning_modules/stream_distillation.py", "import lightning\nfrom datamodules import batches"),
+        (
+            "lightning_modules/stream_distillation.py",
+            "from .networks.detection.vit import ViT\nfrom datamodules.batches import ClipBatch",
         ),
         ("callbacks/measures/flops.py", "def count():\n  from fvcore.nn import FlopCountAnalysis"),
         ("callbacks/measures/flops.py", "from lightning_modules.networks.streaming import StreamingModule"),
         ("datamodules/annotations/ava.py", "from ..video import read\nfrom .. import batches\nimport avro"),
-        ("datamodules/video.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n  import av"),
+        ("datamodules/video/readers.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n  import av"),
     ],
 )
 def test_an_allowed_import_is_left_alone(house, file, source):

@@ -15,10 +15,10 @@ import av
 import pytest
 import torch
 
-from datamodules.video import write_video
+from datamodules.video.readers import write_video
 from main import main
+from tests.datamodules.live.network_camera import Connection, network_camera
 from tests.datamodules.miniature import numbered_frames
-from tests.datamodules.network_camera import Connection, network_camera
 
 ROOT = Path(__file__).resolve().parent.parent
 ARGUMENTS = ("predict", f"--config={ROOT / 'configs' / 'predict.yaml'}", "--trainer.accelerator=cpu")

@@ -68,7 +68,7 @@ def test_the_shipped_teacher_fine_tunes_on_real_clips_and_its_student_is_distill
 def test_prediction_on_a_film_writes_a_line_a_sampled_frame_with_its_time(tmp_path):
     film = DATA / "clips" / "demo_spatiotemporal_det.mp4"
     writer = json.dumps(
-        {"class_path": "callbacks.prediction_writer.PredictionWriter", "init_args": {"folder": str(tmp_path)}}
+        {"class_path": "callbacks.files.prediction_writer.PredictionWriter", "init_args": {"folder": str(tmp_path)}}
     )
     main.main(
         [

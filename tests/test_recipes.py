@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.annotations.safe_pickle import load_pickle
+from datamodules.annotations.pickles.safe_pickle import load_pickle
 from main import OnlookerCLI, main
 
 ROOT = Path(__file__).resolve().parents[1]

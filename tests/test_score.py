@@ -12,18 +12,18 @@ import pytest
 import torch
 import yaml
 
-from callbacks.detection_file import DetectionFile, rows
+from callbacks.files.detection_file import DetectionFile, rows
 from datamodules.annotations.ava import Ava
 from datamodules.annotations.own_videos import OwnVideos
 from datamodules.batches import TrueKeyframe
 from datamodules.errors import UserError
 from lightning_modules.clip_detection import ClipDetectionModule
+from lightning_modules.commands.score_boxes import score_file, score_since_start
 from lightning_modules.metrics.frame_ap import FrameMapSettings
 from lightning_modules.metrics.frame_map import FrameMeanAveragePrecision, action_rows
 from lightning_modules.metrics.frame_results import read_frame_detections
-from lightning_modules.networks.detections import ScoredBoxes
-from lightning_modules.networks.weights import save_weights
-from lightning_modules.scoring import score_file, score_since_start
+from lightning_modules.networks.detection.outputs import ScoredBoxes
+from lightning_modules.networks.weights.loading import save_weights
 from lightning_modules.stream_detection import StreamDetectionModule
 from main import main
 from tests.datamodules import miniature_ava
@@ -143,7 +143,7 @@ def config(folder, source) -> Path:
 
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.logger=false", "--trainer.accelerator=cpu")
 QUIET += ("--trainer.enable_model_summary=false", "--trainer.callbacks=[]")
-SAVE = "--trainer.callbacks+=callbacks.detection_file.DetectionFile"
+SAVE = "--trainer.callbacks+=callbacks.files.detection_file.DetectionFile"
 
 
 def test_the_command_line_scores_what_test_saved_under_the_configs_protocol(config, tmp_path, monkeypatch, capsys):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import yaml
 
-from callbacks.tube_file import TubeFile
+from callbacks.files.tube_file import TubeFile
 from datamodules.batches import TrueTube, TrueTubes
+from lightning_modules.commands.score_boxes import tube_score_text
+from lightning_modules.evaluation.tubes import VideoMapSettings
 from lightning_modules.metrics.tube_results import read_tubes, score_tubes, write_tubes
 from lightning_modules.metrics.video_map import VideoMeanAveragePrecision
-from lightning_modules.scoring import tube_score_text
 from lightning_modules.stream_detection import StreamDetectionModule
-from lightning_modules.video_evaluation import VideoMapSettings
 from main import main
 from tests.datamodules.miniature import NumberedVideos
 from tests.lightning_modules import tiny
@@ -107,7 +107,10 @@ def test_the_command_line_scores_tubes_under_the_configs_protocol(tmp_path, caps
     own = {name: str(path) for name, path in own.items()} | {"train": ["video_1"], "val": ["video_0"]}
     source = {"class_path": "datamodules.annotations.own_videos.OwnVideos", "init_args": own}
     settings = {"source": source, "frame_stride": 1, "short_side": 64, "cache": str(tmp_path / "cache")}
-    network = {"class_path": "lightning_modules.networks.student.StreamingDetector", "init_args": {"temporal": "tsa"}}
+    network = {
+        "class_path": "lightning_modules.networks.students.detector.StreamingDetector",
+        "init_args": {"temporal": "tsa"},
+    }
     experiment = {
         "model": {
             "class_path": "lightning_modules.stream_detection.StreamDetectionModule",

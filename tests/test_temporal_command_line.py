@@ -12,7 +12,7 @@ import yaml
 
 from callbacks.benchmark.callback import BenchmarkTable
 from callbacks.benchmark.rows import BenchmarkRow, read_rows
-from datamodules.optical_flow import DisFlow
+from datamodules.flow.methods import DisFlow
 from datamodules.puppets import Puppets
 from main import main
 

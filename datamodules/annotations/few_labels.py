@@ -11,7 +11,7 @@ import numpy as np
 from datamodules.annotations.mistakes import Mistake
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
 from datamodules.errors import UserError
-from datamodules.source_files import files_of
+from datamodules.video.source_files import files_of
 
 
 class WrappedSource(DetectionSource):

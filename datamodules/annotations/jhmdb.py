@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from datamodules.annotations.safe_pickle import load_pickle
+from datamodules.annotations.pickles.safe_pickle import load_pickle
 from datamodules.annotations.tubes import GroundTruthPickle, TubeFile, TubeSource
 from datamodules.errors import UserError
 

@@ -14,9 +14,9 @@ from datamodules.annotations.mistakes import UNREADABLE, Mistake, keep
 from datamodules.annotations.places import only_video
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
 from datamodules.errors import UserError
-from datamodules.source_files import VIDEO_ENDINGS, is_video_file
 from datamodules.text_files import read_class_list, read_lines
-from datamodules.video_listing import VideoError, list_frames
+from datamodules.video.listing import VideoError, list_frames
+from datamodules.video.source_files import VIDEO_ENDINGS, is_video_file
 
 CLASS_NUMBER = re.compile(rf"({'|'.join(map(re.escape, sorted(VIDEO_ENDINGS)))}) \d+$", re.IGNORECASE)
 """What UCF101's lists put after the name of a file."""

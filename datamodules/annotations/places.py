@@ -8,8 +8,8 @@ from pathlib import Path
 
 from datamodules.annotations.mistakes import Mistake
 from datamodules.errors import UserError
-from datamodules.picture_folder import PictureFolder, Video
-from datamodules.source_files import is_video_file
+from datamodules.video.picture_folder import PictureFolder, Video
+from datamodules.video.source_files import is_video_file
 
 
 def require_folder(folder: Path) -> None:

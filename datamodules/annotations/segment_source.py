@@ -13,8 +13,8 @@ from datamodules.annotations.features import FeatureArray, FeatureFolder
 from datamodules.annotations.mistakes import AbsentVideo, Mistake
 from datamodules.annotations.source import Split, report_left_out
 from datamodules.errors import UserError
-from datamodules.picture_folder import PictureFolder, Video
-from datamodules.source_files import VIDEO_ENDINGS
+from datamodules.video.picture_folder import PictureFolder, Video
+from datamodules.video.source_files import VIDEO_ENDINGS
 
 NO_SPANS = np.empty((0, 2), np.float64)
 

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from datamodules.annotations.mistakes import Mistake
-from datamodules.picture_folder import Video
+from datamodules.video.picture_folder import Video
 
 Split = Literal["train", "val", "test"]
 NAMES_SHOWN = 20

@@ -11,7 +11,7 @@ import numpy as np
 
 from datamodules.annotations.activitynet import read_segment_json
 from datamodules.annotations.features import DAMAGED, FeatureFolder
-from datamodules.annotations.safe_pickle import load_pickle
+from datamodules.annotations.pickles.safe_pickle import load_pickle
 from datamodules.annotations.segment_source import (
     AnnotatedSegments,
     RawSegments,

@@ -19,10 +19,10 @@ from datamodules.annotations.mistakes import AbsentVideo, Mistake, keep
 from datamodules.annotations.places import only_video, require_folder, videos_in
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Keyframe, Split, report_left_out
 from datamodules.errors import UserError
-from datamodules.picture_folder import PictureListing, Video
 from datamodules.text_files import check_names
-from datamodules.video import list_video
-from datamodules.video_listing import VideoError
+from datamodules.video.listing import VideoError
+from datamodules.video.picture_folder import PictureListing, Video
+from datamodules.video.readers import list_video
 
 
 class TubeBoxes(NamedTuple):

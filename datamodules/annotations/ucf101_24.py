@@ -10,7 +10,7 @@ import numpy as np
 
 from datamodules.annotations.mistakes import Mistake
 from datamodules.annotations.own_videos import named_videos
-from datamodules.annotations.safe_pickle import load_pickle
+from datamodules.annotations.pickles.safe_pickle import load_pickle
 from datamodules.annotations.tubes import (
     GroundTruthPickle,
     TubeBoxes,

@@ -11,9 +11,9 @@ import numpy as np
 from datamodules.annotations.mistakes import UNREADABLE, Mistake
 from datamodules.batches import ClipBatch
 from datamodules.errors import UserError
-from datamodules.frames import FrameStore
-from datamodules.video_listing import VideoError
-from datamodules.windows import TimedVideo, Window, WindowDataset
+from datamodules.frames.store import FrameStore
+from datamodules.sampling.windows import TimedVideo, Window, WindowDataset
+from datamodules.video.listing import VideoError
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont

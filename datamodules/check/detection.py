@@ -14,9 +14,9 @@ from datamodules.check.report import Report, remark_on_absent_videos, remark_on_
 from datamodules.check.videos import in_train_and_elsewhere, open_video, splits_of
 from datamodules.detection import DetectionDataModule
 from datamodules.files import whole_path
-from datamodules.frames import DecodedFrames, FrameStore
-from datamodules.indexing import keyframes_on_grid
-from datamodules.windows import TimedVideo, off_the_video, time_video
+from datamodules.frames.store import DecodedFrames, FrameStore
+from datamodules.sampling.indexing import keyframes_on_grid
+from datamodules.sampling.windows import TimedVideo, off_the_video, time_video
 
 OUTSIDE_PIXELS = 2.0
 """Corners may lie so far outside the frame: tools count pixels from 0 or from 1, and round."""

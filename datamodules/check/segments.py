@@ -11,9 +11,9 @@ from datamodules.annotations.mistakes import Mistake
 from datamodules.annotations.segment_source import AnnotatedSegments
 from datamodules.check.report import Report, remark_on_absent_videos, remark_on_classes
 from datamodules.check.videos import in_train_and_elsewhere, open_video, splits_of
-from datamodules.frames import DecodedFrames, FrameStore
+from datamodules.frames.store import DecodedFrames, FrameStore
+from datamodules.sampling.windows import LATE_SECONDS
 from datamodules.segments import SegmentDataModule
-from datamodules.windows import LATE_SECONDS
 
 
 def check_segments(datamodule: SegmentDataModule, every_frame: bool) -> Report:

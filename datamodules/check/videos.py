@@ -11,10 +11,10 @@ from datamodules.annotations.mistakes import UNREADABLE, Mistake
 from datamodules.annotations.segment_source import AnnotatedSegments, SegmentSource
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
 from datamodules.check.report import Report
-from datamodules.frames import FrameFacts, FrameStore
-from datamodules.picture_folder import PictureListing, Video
-from datamodules.video import list_video
-from datamodules.video_listing import VideoError
+from datamodules.frames.store import FrameFacts, FrameStore
+from datamodules.video.listing import VideoError
+from datamodules.video.picture_folder import PictureListing, Video
+from datamodules.video.readers import list_video
 
 DECODED_AT_ONCE = 32
 

@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from callbacks.measures.latency import interleave, synchronizer
+from lightning_modules.command_line.precision import computes_bfloat16
 from lightning_modules.losses.detection import DetectionLoss
-from lightning_modules.networks.detection_head import DetectionHead, HeadFactory
-from lightning_modules.networks.detections import DetectorOutputs
-from lightning_modules.networks.evad import EvadTeacher
-from lightning_modules.networks.linear import linear
-from lightning_modules.networks.published_cost import published_gflops
-from lightning_modules.networks.vit import VideoViT
-from lightning_modules.precision import computes_bfloat16
+from lightning_modules.networks.detection.evad import EvadTeacher
+from lightning_modules.networks.detection.head import DetectionHead, HeadFactory
+from lightning_modules.networks.detection.outputs import DetectorOutputs
+from lightning_modules.networks.detection.published_cost import published_gflops
+from lightning_modules.networks.detection.vit import VideoViT
+from lightning_modules.networks.layers.linear import linear
 from results.benchmarks.evad_speed_page import HEADER, PARTS
 from results.benchmarks.naive_evad import NaiveOutputs, naive_evad
 from results.benchmarks.page import main, memory_mib, row_ratio

@@ -20,10 +20,10 @@ from callbacks.benchmark.provenance import commit, device_name
 from datamodules.clip import ClipDataModule
 from datamodules.files import write_whole
 from datamodules.puppets import Puppets
-from lightning_modules.networks.configured import network_of
-from lightning_modules.networks.evad import EvadTeacher
-from lightning_modules.networks.frames import normalise_frames
-from lightning_modules.networks.weights import load_exactly, read_state_dict
+from lightning_modules.networks.detection.evad import EvadTeacher
+from lightning_modules.networks.layers.pixels import normalise_frames
+from lightning_modules.networks.weights.configured import network_of
+from lightning_modules.networks.weights.loading import load_exactly, read_state_dict
 from results.tables.markdown import markdown_table
 
 SETTINGS: tuple[tuple[str, Mapping[int, float], float], ...] = (

@@ -25,11 +25,11 @@ from callbacks.benchmark.provenance import commit, device_name
 from callbacks.measures.flops import count_gflops
 from callbacks.measures.latency import interleave, synchronizer
 from datamodules.files import write_whole
-from datamodules.frames import DecodedFrames, FrameScale
-from datamodules.optical_flow import DisFlow
+from datamodules.flow.methods import DisFlow
+from datamodules.frames.store import DecodedFrames, FrameScale
 from datamodules.puppets.segments import PuppetSegments
-from lightning_modules.networks.frames import normalise_frames
-from lightning_modules.networks.temporal.segment_suppression import SegmentSuppression
+from lightning_modules.networks.layers.pixels import normalise_frames
+from lightning_modules.networks.temporal.suppression import SegmentSuppression
 from lightning_modules.networks.temporal.two_stream_detector import TwoStreamDetector
 from lightning_modules.segment_inputs import FLOW_UNIT
 from results.tables.markdown import markdown_table

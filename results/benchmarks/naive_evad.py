@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert, roi_align
 
-from lightning_modules.networks.evad import EvadTeacher
+from lightning_modules.networks.detection.evad import EvadTeacher
 
 
 class NaiveOutputs(NamedTuple):

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from callbacks.measures.flops import count_gflops
 from callbacks.measures.latency import Latency, interleave, synchronizer
-from lightning_modules.networks.configured import network_of
-from lightning_modules.networks.detections import Detections, decode_detections
-from lightning_modules.networks.evad import EvadTeacher
-from lightning_modules.networks.prepared import prepare_for_inference
+from lightning_modules.command_line.precision import computes_bfloat16
+from lightning_modules.networks.detection.evad import EvadTeacher
+from lightning_modules.networks.detection.outputs import Detections, decode_detections
+from lightning_modules.networks.layers.prepared import prepare_for_inference
 from lightning_modules.networks.streaming import state_bytes
-from lightning_modules.networks.student import StreamingDetector
-from lightning_modules.networks.weights import load_exactly, read_state_dict
-from lightning_modules.precision import computes_bfloat16
+from lightning_modules.networks.students.detector import StreamingDetector
+from lightning_modules.networks.weights.configured import network_of
+from lightning_modules.networks.weights.loading import load_exactly, read_state_dict
 from results.benchmarks.page import Part, Row, main, memory_mib, row_ratio
 
 FRAMES, SIDE = 16, 256

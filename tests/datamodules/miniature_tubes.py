@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.video import write_video
+from datamodules.video.readers import write_video
 from tests.datamodules.miniature import numbered_frames
 
 TUBES = {

@@ -7,7 +7,7 @@ from lightning.pytorch import seed_everything
 
 from datamodules.annotations.source import Keyframe
 from datamodules.clip import ClipDataModule
-from datamodules.samplers import GLOBAL_SEED, STAND_IN, EveryOnce, ShuffledBatches
+from datamodules.sampling.samplers import GLOBAL_SEED, STAND_IN, EveryOnce, ShuffledBatches
 from datamodules.stream import StreamDataModule
 from tests.datamodules.miniature import FPS, NumberedVideos, assert_same_batch, read_numbers
 

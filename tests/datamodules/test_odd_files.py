@@ -14,13 +14,13 @@ import pytest
 
 from datamodules.annotations.segment_source import find_videos
 from datamodules.errors import UserError
-from datamodules.frame_cache import FrameCache
-from datamodules.frames import LONGEST_TO_SHORTEST, DecodedFrames, FrameScale
-from datamodules.picture_folder import PictureFolder, list_pictures
+from datamodules.frames.cache import FrameCache
+from datamodules.frames.store import LONGEST_TO_SHORTEST, DecodedFrames, FrameScale
 from datamodules.predict import PredictDataModule
-from datamodules.source_files import files_of
-from datamodules.video import VideoError, list_video, open_video, write_video
-from datamodules.video_listing import list_frames
+from datamodules.video.listing import list_frames
+from datamodules.video.picture_folder import PictureFolder, list_pictures
+from datamodules.video.readers import VideoError, list_video, open_video, write_video
+from datamodules.video.source_files import files_of
 from tests.datamodules.miniature import encode, numbered_frames, read_numbers, write_pictures
 
 ROOT = Path(__file__).parents[2]
@@ -109,8 +109,8 @@ def test_a_pipe_among_pictures_is_refused_by_its_name(tmp_path):
     os.mkfifo(folder / "img_00002.png")
     code = (
         "from pathlib import Path\n"
-        "from datamodules.picture_folder import PictureFolder\n"
-        "from datamodules.video import open_video\n"
+        "from datamodules.video.picture_folder import PictureFolder\n"
+        "from datamodules.video.readers import open_video\n"
         f"try: open_video(PictureFolder(Path({str(folder)!r}))).get([1])\n"
         "except ValueError as error: print(error)"
     )
@@ -258,7 +258,7 @@ def test_titles_in_any_encoding_do_not_matter(tmp_path, ending):
         av.open(str(path)).close()
     with open_video(path) as reader:
         assert read_numbers(reader.get(range(12))) == list(range(12))
-    from datamodules.video import _AvReader
+    from datamodules.video.readers import _AvReader
 
     with _AvReader(path, list_frames(path), 1) as reader:
         assert read_numbers(reader.get([5, 11])) == [5, 11]

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from callbacks.annotated_video import AnnotatedVideo
-from datamodules.drawn_videos import is_drawn
+from callbacks.files.annotated_video import AnnotatedVideo
 from datamodules.errors import UserError
+from datamodules.live.stopping import stopped_by_signals
 from datamodules.predict import PredictDataModule
-from datamodules.source_files import files_of
-from datamodules.stopping import stopped_by_signals
-from datamodules.video import write_video
-from datamodules.video_listing import VideoError
+from datamodules.video.drawn_videos import is_drawn
+from datamodules.video.listing import VideoError
+from datamodules.video.readers import write_video
+from datamodules.video.source_files import files_of
+from tests.datamodules.live.network_camera import Connection, ScriptedSource, network_camera
 from tests.datamodules.miniature import numbered_frames, read_numbers, write_pictures
-from tests.datamodules.network_camera import Connection, ScriptedSource, network_camera
 
 
 @pytest.fixture(scope="module")

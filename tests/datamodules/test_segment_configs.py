@@ -11,8 +11,8 @@ from datamodules.annotations.activitynet import ActivityNet
 from datamodules.annotations.features import FeatureFolder
 from datamodules.annotations.segment_source import SegmentSource
 from datamodules.annotations.thumos14 import Thumos14
-from datamodules.flow_store import FlowSettings
-from datamodules.optical_flow import DisFlow
+from datamodules.flow.methods import DisFlow
+from datamodules.flow.store import FlowSettings
 from datamodules.segments import SegmentDataModule
 
 DATA = Path(__file__).parents[2] / "configs" / "data"
@@ -48,7 +48,7 @@ def test_flow_is_a_name_or_a_method_with_its_settings():
     named = built(puppets, flow={"method": "dis", "cache": "data/cache/flow"}).flow
     assert named.method.identity() == DisFlow().identity() and named.folder == Path("data/cache/flow")
     assert built(puppets, flow={}).flow.method.identity() == named.method.identity()
-    method = {"class_path": "datamodules.optical_flow.RaftFlow", "init_args": {"variant": "large", "batch_size": 4}}
+    method = {"class_path": "datamodules.flow.methods.RaftFlow", "init_args": {"variant": "large", "batch_size": 4}}
     raft = built(puppets, flow={"method": method, "bound": 30}).flow
     assert (raft.method.name, raft.method.variant, raft.grid.levels) == ("raft", "large", 480)
     for wrong in ({"method": "farneback"}, {"bouund": 3}):
@@ -59,7 +59,7 @@ def test_flow_is_a_name_or_a_method_with_its_settings():
 def test_a_saved_config_says_which_flow():
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--flow", type=FlowSettings | None)
-    for given in ({}, {"method": {"class_path": "datamodules.optical_flow.DisFlow", "init_args": {"preset": "fast"}}}):
+    for given in ({}, {"method": {"class_path": "datamodules.flow.methods.DisFlow", "init_args": {"preset": "fast"}}}):
         text = parser.dump(parser.parse_object({"flow": given}))
         assert "Unable to serialize" not in text and yaml.safe_load(text)["flow"].items() >= given.items()
         assert yaml.safe_load(text)["flow"].keys() == {field.name for field in fields(FlowSettings)}

@@ -12,15 +12,15 @@ import torch
 from datamodules.annotations.features import FeatureArray, FeatureFolder
 from datamodules.annotations.segment_source import NO_SPANS, AnnotatedSegments, SegmentSource
 from datamodules.annotations.thumos14 import Thumos14
-from datamodules.flow_store import FlowSettings
-from datamodules.frames import FrameFacts
-from datamodules.optical_flow import DisFlow, RaftFlow
+from datamodules.flow.methods import DisFlow, RaftFlow
+from datamodules.flow.store import FlowSettings
+from datamodules.frames.store import FrameFacts
 from datamodules.puppets import Puppets
 from datamodules.puppets.segments import PuppetSegments
-from datamodules.samplers import STAND_IN, VideoWindows
-from datamodules.segment_windows import Augmentation, step_features, step_frames, visible
+from datamodules.sampling.samplers import STAND_IN, VideoWindows
+from datamodules.sampling.segment_windows import Augmentation, step_features, step_frames, visible
 from datamodules.segments import SegmentDataModule
-from datamodules.video import write_video
+from datamodules.video.readers import write_video
 from tests.datamodules.miniature import FPS, assert_same_batch, numbered_frames, read_numbers
 from tests.datamodules.moving import moving_frames
 

@@ -8,10 +8,10 @@ import torch
 from callbacks.benchmark.callback import BenchmarkTable
 from callbacks.benchmark.rows import read_rows
 from datamodules.errors import UserError
-from datamodules.samplers import STAND_IN, Request
+from datamodules.sampling.samplers import STAND_IN, Request
 from lightning_modules.clip_detection import ClipDetectionModule
-from lightning_modules.networks.published_cost import published_gflops
-from lightning_modules.networks.weights import read_state_dict, save_weights
+from lightning_modules.networks.detection.published_cost import published_gflops
+from lightning_modules.networks.weights.loading import read_state_dict, save_weights
 from tests.lightning_modules import tiny
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_modules.motion_distillation import MotionDistillationModule
-from lightning_modules.networks.weights import save_weights
+from lightning_modules.networks.weights.loading import save_weights
 from tests.lightning_modules import temporal, tiny
 
 

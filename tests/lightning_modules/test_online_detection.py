@@ -9,9 +9,9 @@ from callbacks.measures.flops import count_gflops
 from datamodules.batches import SegmentBatch
 from datamodules.segments import SegmentDataModule
 from lightning_modules.metrics.per_frame_map import PerFrameMeanAveragePrecision, frame_targets
+from lightning_modules.networks.temporal.backbones.recurrent_features import RecurrentFeatures
+from lightning_modules.networks.temporal.backbones.trunk_features import TrunkFeatures
 from lightning_modules.networks.temporal.frame_scores import FrameScores
-from lightning_modules.networks.temporal.recurrent_features import RecurrentFeatures
-from lightning_modules.networks.temporal.trunk_features import TrunkFeatures
 from lightning_modules.online_detection import OnlineDetectionModule, frame_loss
 from tests.lightning_modules.temporal import CHANNELS, features
 from tests.lightning_modules.tiny import trainer

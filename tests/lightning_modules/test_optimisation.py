@@ -10,11 +10,11 @@ import yaml
 from torch import nn
 
 from lightning_modules.clip_detection import ClipDetectionModule
-from lightning_modules.distillation import DistillationModule
-from lightning_modules.networks.configured import network_of
-from lightning_modules.networks.weights import save_weights
+from lightning_modules.networks.weights.configured import network_of
+from lightning_modules.networks.weights.loading import save_weights
 from lightning_modules.optimisation import Schedule, WarmupCosine, WarmupSteps, parameter_groups, scheduled
 from lightning_modules.stream_detection import StreamDetectionModule
+from lightning_modules.stream_distillation import DistillationModule
 from tests.lightning_modules import tiny
 
 CONFIGS = Path(__file__).parents[2] / "configs"

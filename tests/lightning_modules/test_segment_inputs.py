@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from datamodules.batches import SegmentBatch
-from lightning_modules.networks.temporal.segment_head import ScoredSegments
+from lightning_modules.networks.temporal.heads.segment_head import ScoredSegments
 from lightning_modules.segment_inputs import FLOW_UNIT, features_to_seconds, seconds_to_features, steps_of
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.collate import stack_frames
-from lightning_modules.networks.detections import Detections
-from lightning_modules.networks.frames import normalise_frames
-from lightning_modules.networks.weights import save_weights
+from datamodules.sampling.collate import stack_frames
+from lightning_modules.networks.detection.outputs import Detections
+from lightning_modules.networks.layers.pixels import normalise_frames
+from lightning_modules.networks.weights.loading import save_weights
 from lightning_modules.stream_detection import StreamDetectionModule
 from tests.lightning_modules import tiny
 from tests.networks.tiny import student_of

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from callbacks.segment_file import SegmentFile
+from callbacks.files.segment_file import SegmentFile
 from lightning_modules.metrics.segment_results import read_results, score_results
-from lightning_modules.networks.temporal.segment_head import ScoredSegments
-from lightning_modules.networks.temporal.segment_suppression import SegmentSuppression
+from lightning_modules.networks.temporal.heads.segment_head import ScoredSegments
+from lightning_modules.networks.temporal.suppression import SegmentSuppression
 from lightning_modules.temporal_detection import TemporalDetectionModule
 from tests.lightning_modules import temporal, tiny
 

@@ -13,8 +13,8 @@ from datamodules.annotations.source import DetectionSource
 from datamodules.batches import ClipBatch
 from datamodules.clip import ClipDataModule
 from datamodules.stream import StreamDataModule
-from lightning_modules.networks.evad import EvadTeacher
-from lightning_modules.networks.student import StreamingDetector
+from lightning_modules.networks.detection.evad import EvadTeacher
+from lightning_modules.networks.students.detector import StreamingDetector
 from tests.datamodules.miniature import NumberedVideos
 from tests.networks.tiny import student_of, teacher_of
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from datamodules.samplers import STAND_IN, EveryOnce
+from datamodules.sampling.samplers import STAND_IN, EveryOnce
 from lightning_modules.metrics.frame_map import FrameMeanAveragePrecision
 
 ROOT = Path(__file__).resolve().parents[2]

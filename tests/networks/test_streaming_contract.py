@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_modules.networks.causal_attention import AttentionFactory, CausalAttention
-from lightning_modules.networks.decomposed_attention import DecomposedAttention
 from lightning_modules.networks.streaming import StreamingModule, select_lanes, state_bytes
-from lightning_modules.networks.streaming_block import StreamingBlock
-from lightning_modules.networks.student import StreamingDetector
+from lightning_modules.networks.students.block import StreamingBlock
+from lightning_modules.networks.students.causal_attention import AttentionFactory, CausalAttention
+from lightning_modules.networks.students.decomposed_attention import DecomposedAttention
+from lightning_modules.networks.students.detector import StreamingDetector
+from lightning_modules.networks.students.temporal_shift import TemporalShiftAttention
+from lightning_modules.networks.temporal.backbones.recurrent_features import RecurrentFeatures
+from lightning_modules.networks.temporal.backbones.trunk_features import TrunkFeatures
 from lightning_modules.networks.temporal.frame_scores import FrameScores
-from lightning_modules.networks.temporal.recurrent_features import RecurrentFeatures
-from lightning_modules.networks.temporal.trunk_features import TrunkFeatures
-from lightning_modules.networks.temporal_shift import TemporalShiftAttention
 from tests.networks.tiny import randomise, tiny_student, trunk_of
 
 STREAMS, FRAMES, PATCHES, DIM = 2, 8, 4, 8

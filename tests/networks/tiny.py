@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from lightning_modules.networks.causal_attention import AttentionFactory
-from lightning_modules.networks.context_decoder import ContextDecoder
-from lightning_modules.networks.context_memory import MemorySize
-from lightning_modules.networks.decomposed_attention import DecomposedAttention
-from lightning_modules.networks.detection_head import DetectionHead, HeadFactory
-from lightning_modules.networks.evad import EvadTeacher
-from lightning_modules.networks.localizer import Localizer
-from lightning_modules.networks.streaming_trunk import StreamingTrunk
-from lightning_modules.networks.student import StreamingDetector
-from lightning_modules.networks.temporal_shift import TemporalShiftAttention
-from lightning_modules.networks.timing import Timing
-from lightning_modules.networks.trunk_size import TrunkSize
-from lightning_modules.networks.vit import VideoViT
+from lightning_modules.networks.detection.context_decoder import ContextDecoder
+from lightning_modules.networks.detection.evad import EvadTeacher
+from lightning_modules.networks.detection.head import DetectionHead, HeadFactory
+from lightning_modules.networks.detection.localizer import Localizer
+from lightning_modules.networks.detection.vit import VideoViT
+from lightning_modules.networks.layers.trunk_size import TrunkSize
+from lightning_modules.networks.students.causal_attention import AttentionFactory
+from lightning_modules.networks.students.context_memory import MemorySize
+from lightning_modules.networks.students.decomposed_attention import DecomposedAttention
+from lightning_modules.networks.students.detector import StreamingDetector
+from lightning_modules.networks.students.temporal_shift import TemporalShiftAttention
+from lightning_modules.networks.students.timing import Timing
+from lightning_modules.networks.students.trunk import StreamingTrunk
 from results.benchmarks.random_weights import randomise
 
 ATTENTIONS: dict[str, type] = {"tsa": TemporalShiftAttention, "dsta": DecomposedAttention}

@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from .backbones.segment_backbone import SegmentBackbone
+from .heads.segment_head import SegmentHead
 from .modality_fusion import ConcatFusion, GlobalAttentionFusion, LocalAttentiveFusion, ModalityFusion, SumFusion
-from .segment_backbone import SegmentBackbone
-from .segment_head import SegmentHead
 from .temporal_detector import FeatureProjection, HeadFactory, TemporalOutputs, encode
 
 FUSIONS: dict[str, Callable[[int], ModalityFusion]] = {

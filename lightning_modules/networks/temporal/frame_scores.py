@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..streaming import State
-from .streaming_backbone import StreamingFeatures
+from .backbones.streaming_backbone import StreamingFeatures
 
 
 class FrameScores(StreamingFeatures[State]):

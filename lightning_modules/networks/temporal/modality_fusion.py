@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..linear import Linear
+from ..layers.linear import Linear
 
 
 class ModalityFusion(nn.Module, ABC):

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .segment_backbone import SegmentBackbone
-from .segment_head import SegmentHead
+from .backbones.segment_backbone import SegmentBackbone
+from .heads.segment_head import SegmentHead
 
 HeadFactory = Callable[[int], SegmentHead[Any]]
 """Makes a head for features of so many channels."""

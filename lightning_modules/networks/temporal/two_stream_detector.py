@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..weights import load_exactly, read_state_dict
-from .segment_backbone import SegmentBackbone
-from .segment_head import SegmentHead
+from ..weights.loading import load_exactly, read_state_dict
+from .backbones.segment_backbone import SegmentBackbone
+from .heads.segment_head import SegmentHead
 from .temporal_detector import TemporalDetector, TemporalOutputs
 
 

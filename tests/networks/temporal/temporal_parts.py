@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.networks.temporal.segment_backbone import SegmentBackbone
-from lightning_modules.networks.temporal.segment_head import ScoredSegments, SegmentHead
+from lightning_modules.networks.temporal.backbones.segment_backbone import SegmentBackbone
+from lightning_modules.networks.temporal.heads.segment_head import ScoredSegments, SegmentHead
 
 
 class StepOutputs(NamedTuple):

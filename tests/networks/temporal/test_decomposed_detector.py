@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_modules.networks.temporal.decomposed_detector import FUSIONS, DecomposedDetector, without_branch_head
-from lightning_modules.networks.weights import load_exactly
+from lightning_modules.networks.weights.loading import load_exactly
 from tests.networks.temporal.temporal_parts import MeanColour, StepHead
 
 WINDOW, MASK = torch.randn(2, 6, 3, 4, 4, generator=torch.Generator().manual_seed(1)), torch.ones(2, 6).bool()

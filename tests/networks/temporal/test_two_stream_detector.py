@@ -5,7 +5,7 @@ import torch
 
 from lightning_modules.networks.temporal.temporal_detector import TemporalDetector
 from lightning_modules.networks.temporal.two_stream_detector import TwoStreamDetector
-from lightning_modules.networks.weights import save_weights
+from lightning_modules.networks.weights.loading import save_weights
 from tests.networks.temporal.temporal_parts import MeanColour, StepHead
 
 

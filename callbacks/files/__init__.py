@@ -1,0 +1,1 @@
+"""Files of a run: predictions, detections, tubes, segments, scores per frame, annotated video."""

@@ -1,0 +1,182 @@
+"""Write what ``predict`` finds: JSON lines, AVA's csv, videos with boxes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from io import StringIO
+from itertools import count, takewhile
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from callbacks.files.annotated_video import AnnotatedVideo
+from callbacks.files.result_files import ResultFiles, say
+from datamodules.errors import UserError, printable
+from datamodules.video.drawn_videos import is_drawn
+
+Format = Literal["jsonl", "csv", "mp4"]
+Frame = tuple[dict[str, Any], list[dict[str, Any]]]
+"""One frame as ``predict_step`` returns it, and its detections as they are written."""
+
+
+class PredictionWriter(Callback):
+    """Write detections while prediction runs, so that what was found is there whenever it ends, by Ctrl-C or kill -9.
+
+    - ``jsonl``: ``<folder>/<video id>.jsonl`` with one line per frame, ``{"video": id, "timestamp": seconds, "frame":
+      index in the video, "detections": [{"track": id, "box": [x1, y1, x2, y2] in pixels of the video, "person": score,
+      "actions": {name: score}}]}``. ``frame`` and ``track`` are absent where the module does not know them (clip
+      detectors).
+    - ``csv``: ``<folder>/predictions.csv`` with one row per action in AVA's order: video id, seconds, corners as
+      fractions of the frame, action id counted from 1, score.
+    - ``mp4``: ``<folder>/<video id>.detections.mp4``, the sampled frames at their times with boxes, track ids and
+      actions; needs the frames themselves, which ``PredictDataModule`` gives. Where a live source changes the size of
+      its frames, another file begins. It can be played while it is written, up to its last frame but one.
+
+    Only persons and actions of at least the thresholds are written; a frame without any is a line too. Files lie in
+    sub-folders as their videos do; see ``ResultFiles`` for their names. ``predict_step`` must return dictionaries with
+    ``video_id``, ``timestamp``, ``original_size``, ``boxes``, ``scores``, ``person_scores``, and ``frame``,
+    ``track_ids`` and ``picture`` where it has them.
+
+    Args:
+        folder: made if missing; files of an earlier prediction are replaced, which is reported. A video that is
+            predicted on, or one that prediction did not draw, is never replaced.
+        formats: which of the three to write.
+        person_threshold: least person score. action_threshold: least action score.
+
+    Raises:
+        UserError: a file cannot be written. The other files are closed all the same.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path = "runs/predictions",
+        formats: Sequence[Format] = ("jsonl",),
+        person_threshold: float = 0.5,
+        action_threshold: float = 0.2,
+    ) -> None:
+        unknown = set(formats) - {"jsonl", "csv", "mp4"}
+        if unknown:
+            raise UserError(f"formats are jsonl, csv and mp4, got {', '.join(sorted(unknown))}")
+        self.folder = Path(folder)
+        self.formats = tuple(formats)
+        self.person_threshold, self.action_threshold = person_threshold, action_threshold
+        self._videos: dict[str, AnnotatedVideo] = {}
+        self._files: ResultFiles | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._files = ResultFiles(self.folder, trainer)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Sequence[dict[str, Any]],
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        names = trainer.datamodule.class_names
+        frames = [(entry, self.detections(entry, names)) for entry in outputs]
+        for kind in self.formats:
+            getattr(self, f"_write_{kind}")(frames, batch, names)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if failed := self._close():
+            raise UserError("; ".join(failed))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        for failure in self._close():
+            rank_zero_warn(failure)
+
+    def detections(self, entry: dict[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+        """The persons of one frame as plain numbers and names."""
+        persons, found = entry["person_scores"], []
+        for index in (persons >= self.person_threshold).nonzero()[:, 0].tolist():
+            track = {"track": int(entry["track_ids"][index])} if "track_ids" in entry else {}
+            actions = {
+                name: round(score, 4)
+                for name, score in zip(names, entry["scores"][index].tolist(), strict=True)
+                if score >= self.action_threshold
+            }
+            box = [round(side, 1) for side in entry["boxes"][index].tolist()]
+            found.append({**track, "box": box, "person": round(float(persons[index]), 4), "actions": actions})
+        return found
+
+    def _write_jsonl(self, frames: list[Frame], batch: Any, names: Sequence[str]) -> None:
+        lines: dict[str, list[str]] = {}
+        for entry, detections in frames:
+            line = {"video": entry["video_id"], "timestamp": round(entry["timestamp"], 4)}
+            line |= {"frame": entry["frame"]} if "frame" in entry else {}
+            lines.setdefault(entry["video_id"], []).append(json.dumps({**line, "detections": detections}) + "\n")
+        for video_id, of_video in lines.items():
+            self._files.append(self._files.path(video_id, "jsonl"), "".join(of_video))
+
+    def _write_csv(self, frames: list[Frame], batch: Any, names: Sequence[str]) -> None:
+        ids = {name: number for number, name in enumerate(names, start=1)}
+        rows = StringIO()
+        writer = csv.writer(rows, lineterminator="\n")
+        for entry, detections in frames:
+            height, width = entry["original_size"]
+            for found in detections:
+                x1, y1, x2, y2 = found["box"]
+                corners = [f"{side:.4f}" for side in (x1 / width, y1 / height, x2 / width, y2 / height)]
+                for name, score in found["actions"].items():
+                    writer.writerow([entry["video_id"], f"{entry['timestamp']:.4f}", *corners, ids[name], score])
+        self._files.append(self._files.shared_path("predictions", "csv"), rows.getvalue())
+
+    def _write_mp4(self, frames: list[Frame], batch: Any, names: Sequence[str]) -> None:
+        for entry, detections in frames:
+            picture = entry.get("picture")
+            if picture is None:
+                raise UserError(
+                    "the data module gives no pictures to draw on",
+                    remedy="take mp4 out of the formats of PredictionWriter, or use "
+                    "datamodules.predict.PredictDataModule",
+                )
+            video = self._video(entry["video_id"], picture.shape[:2])
+            video.write(picture, entry["timestamp"], detections)
+        for video_id in set(self._videos) - set(batch.video_ids):
+            self._videos.pop(video_id).close()
+
+    def _video(self, video_id: str, size: tuple[int, int]) -> AnnotatedVideo:
+        """The file that a frame of this size goes into."""
+        video = self._videos.get(video_id)
+        if video is not None and video.picture_size == size:
+            return video
+        if video is not None:
+            self._videos.pop(video_id).close()
+        number = next(n for n in count(1) if not self._files.is_started(self._part(video_id, n)))
+        path = self._part(video_id, number)
+        self._files.start(path, may_replace=is_drawn)
+        self._videos[video_id] = AnnotatedVideo(path, size)
+        for stale in takewhile(is_drawn, (self._part(video_id, n) for n in count(number + 1))):
+            say(f"removing {printable(str(stale))} of an earlier prediction")
+            stale.unlink()
+        return self._videos[video_id]
+
+    def _part(self, video_id: str, number: int) -> Path:
+        """Name the annotated video of a source, or the later ones of a live source."""
+        return self._files.path(video_id, "detections.mp4" if number == 1 else f"detections.{number}.mp4")
+
+    def _close(self) -> list[str]:
+        """Close every file, whatever happens to the others, and return what went wrong."""
+        failed = []
+
+        def close(video: AnnotatedVideo) -> None:
+            try:
+                video.close()
+            except UserError as error:
+                failed.append(str(error))
+
+        with ExitStack() as files:  # which closes the others even where one of them raises
+            for video in self._videos.values():
+                files.callback(close, video)
+            self._videos = {}
+        if self._files is not None:
+            self._files.report()
+        return sorted(failed)

@@ -1,0 +1,1 @@
+"""Pictures of a run: detections on frames, time lines of segments."""

@@ -1,0 +1,1 @@
+"""CVAT's exports as annotation of one's own videos."""

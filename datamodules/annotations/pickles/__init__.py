@@ -1,0 +1,1 @@
+"""Pickled annotation, read without running anything that a file says."""

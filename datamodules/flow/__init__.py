@@ -1,0 +1,1 @@
+"""Optical flow: methods, stores, and a cache."""

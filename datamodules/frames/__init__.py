@@ -1,0 +1,1 @@
+"""Frames: decoded at the scale that networks see, kept in a cache."""

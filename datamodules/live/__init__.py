@@ -1,0 +1,1 @@
+"""Live sources: cameras and network streams, the newest frame first."""

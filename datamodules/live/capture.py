@@ -1,0 +1,203 @@
+"""Live frames in a thread of their own: the newest are kept, lost sources are looked for again.
+
+A model that is slower than its camera must not queue frames: the delay would grow without end. So frames are received
+and decoded as they come, those due by the ``TimeGrid`` wait in a queue of bounded length, and where it is full the
+oldest is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+
+from datamodules.errors import printable
+from datamodules.live.sources import Arrival, LiveSource
+from datamodules.sampling.time_grid import TimeGrid
+from datamodules.video.listing import VideoError
+
+FIRST_WAIT_SECONDS = 0.5
+LONGEST_WAIT_SECONDS = 30.0
+"""Between two attempts to reconnect; every wait is twice the one before."""
+LARGEST_JUMP_SECONDS = 1.0
+"""A time stamp that runs ahead of the clock by more is not believed."""
+POLL_SECONDS = 0.1
+"""How long a wait for frames goes on unaware that the run shall stop."""
+
+
+class LiveFrame(NamedTuple):
+    """A received frame that waits for the model."""
+
+    picture: Callable[[], np.ndarray]
+    """Gives the pixels, (h, w, 3) uint8 RGB."""
+    seconds: float
+    """Since the first frame of the run, by the source's time stamps where it has any."""
+    index: int
+    """How many frames were received before it."""
+    received: float
+    """``time.monotonic`` when it was there."""
+
+
+class StreamClock:
+    """One time for the frames of a source, however often it is lost, starts to count anew or jumps.
+
+    The step from one frame to the next is that of their time stamps, since frames arrive in bursts; where there are
+    none, or they go back or run ahead by more than LARGEST_JUMP_SECONDS, it is the time that has really passed.
+    """
+
+    def __init__(self) -> None:
+        self.now: float | None = None
+        self._stamp: float | None = None
+        self._received = 0.0
+
+    def tick(self, stamp: float | None, received: float) -> float:
+        """Seconds since the first frame of one that is stamped and was received at these moments."""
+        if self.now is None:
+            self.now = 0.0
+        else:
+            passed = received - self._received
+            step = passed if stamp is None or self._stamp is None else stamp - self._stamp
+            self.now += step if 0 < step <= passed + LARGEST_JUMP_SECONDS else passed
+        self._stamp, self._received = stamp, received
+        return self.now
+
+    def reconnect(self) -> None:
+        """The next time stamp has nothing to do with the last."""
+        self._stamp = None
+
+
+class LiveCapture:
+    """Iterates over the newest frames of a live source while a thread receives them.
+
+    A source that cannot be opened in the first place is an error at once. One that is lost later is looked for again,
+    after 0.5 s, 1 s, 2 s, ... up to 30 s.
+
+    Args:
+        source: where frames come from.
+        grid: which of them are due.
+        stop: ends the iteration when it is set.
+        queue_frames: frames that may wait; 1 always takes the newest, more even out sources that deliver in bursts, at
+            the cost of as much delay.
+        reconnect_attempts: attempts in a row after which a lost source is given up, with a ``VideoError``.
+        max_seconds: the iteration ends after so long, whatever came in; None sets no limit.
+        first_wait_seconds: before the first attempt to reconnect.
+
+    Attributes:
+        dropped: frames that were due and left out so far.
+        reconnections: how often the source was found again so far.
+    """
+
+    def __init__(
+        self,
+        source: LiveSource,
+        grid: TimeGrid,
+        stop: threading.Event,
+        queue_frames: int = 1,
+        reconnect_attempts: int = 10,
+        max_seconds: float | None = None,
+        first_wait_seconds: float = FIRST_WAIT_SECONDS,
+    ) -> None:
+        self.source = source
+        self.grid = grid
+        self.stop = stop
+        self.queue_frames = queue_frames
+        self.reconnect_attempts = reconnect_attempts
+        self.max_seconds = math.inf if max_seconds is None else max_seconds
+        self.first_wait_seconds = first_wait_seconds
+        self.received = self.dropped = self.reconnections = 0
+        self._clock = StreamClock()
+        self._queue: deque[LiveFrame] = deque()
+        self._changed = threading.Condition()
+        self._error: Exception | None = None
+        self._deadline = math.inf
+        # A daemon: a decoder that waits for data cannot be woken, and must not keep the program from ending.
+        self._thread = threading.Thread(target=self._run, name=f"capture {source.name}", daemon=True)
+
+    def __enter__(self) -> LiveCapture:
+        self._deadline = time.monotonic() + self.max_seconds
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.stop.set()
+        self._thread.join(timeout=1.0)
+
+    def __iter__(self) -> Iterator[LiveFrame]:
+        while (frame := self._next()) is not None:
+            yield frame
+
+    def _next(self) -> LiveFrame | None:
+        with self._changed:
+            while not self._queue:
+                if self._error is not None:
+                    raise self._error
+                if self._over():
+                    return None
+                self._changed.wait(POLL_SECONDS)
+            return None if self._over() else self._queue.popleft()
+
+    def _over(self) -> bool:
+        return self.stop.is_set() or time.monotonic() > self._deadline
+
+    def _run(self) -> None:
+        try:
+            self._receive()
+        except Exception as error:
+            self._error = error
+        with self._changed:
+            self._changed.notify()
+
+    def _receive(self) -> None:
+        """Receive until stopped, over as many connections as it takes."""
+        name, attempts = self.source.name, 0
+        while not self.stop.is_set():
+            before = self.received
+            try:
+                self._receive_once(lost=attempts > 0)
+                reason = "the stream ended"
+            except ConnectionError as error:
+                reason = str(error)
+            if self.received == 0:
+                raise VideoError(f"cannot be opened ({reason})", name, "check the address, and that the camera is on")
+            attempts = 0 if self.received > before else attempts
+            if attempts == self.reconnect_attempts:
+                raise VideoError(f"lost ({reason}), and {attempts} attempts to reconnect failed", name)
+            wait = min(self.first_wait_seconds * 2**attempts, LONGEST_WAIT_SECONDS)
+            attempts += 1
+            if not self.stop.is_set():
+                rank_zero_info(f"{printable(name)}: {reason}; attempt {attempts} to reconnect in {wait:g} s")
+            self.stop.wait(wait)
+
+    def _receive_once(self, lost: bool) -> None:
+        """Receive until the connection ends. ``lost``: there was one before."""
+        self._clock.reconnect()
+        with closing(iter(self.source)) as arrivals:
+            for arrival in arrivals:
+                if self.stop.is_set():
+                    return
+                if lost:
+                    self.reconnections, lost = self.reconnections + 1, False
+                    rank_zero_info(f"{printable(self.source.name)}: is back")
+                self._deliver(arrival)
+
+    def _deliver(self, arrival: Arrival) -> None:
+        received = time.monotonic()
+        seconds = self._clock.tick(arrival.seconds, received)
+        frame = LiveFrame(arrival.picture, seconds, self.received, received)
+        self.received += 1
+        if not self.grid.takes(seconds):
+            return
+        with self._changed:
+            self._queue.append(frame)
+            if len(self._queue) > self.queue_frames:
+                self._queue.popleft()
+                self.dropped += 1
+            self._changed.notify()

@@ -1,0 +1,172 @@
+"""Where live frames come from: a camera of this machine, or a camera or stream in the network.
+
+A source is connected to by iterating over it; it ends, or raises ``ConnectionError``, when the connection is lost, and
+can be iterated over again. What can never work raises ``VideoError``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from datamodules.live.feed import FETCH, BoundedFeed
+from datamodules.video.listing import VideoError
+
+OPEN_SECONDS = 10.0
+"""How long a network source may take to answer."""
+UNDECODABLE_SECONDS = 30.0
+"""How long data may come of which no frame can be made: until the next keyframe, for instance."""
+COUNTED_PROTOCOLS = ("http:", "https:", "tcp:")
+"""Those over which a packet may be of any length."""
+PLAYLISTS = (b"#EXTM3U", b"<?xml", b"<MPD")
+PICTURE_LIMIT = {"max_pixels": str(64 * 2**20)}
+"""Options of a decoder that bound a picture, to twice that of 8192x4320 pixels: its header may say anything."""
+UNTIMED_FORMATS = frozenset({"mpjpeg", "mjpeg", "h264", "hevc", "image2pipe"})
+"""Streams without time stamps; FFmpeg makes them up, 25 a second."""
+
+
+class Arrival(NamedTuple):
+    """One frame of a live source."""
+
+    picture: Callable[[], np.ndarray]
+    """Gives the pixels, (h, w, 3) uint8 RGB; a frame that is dropped need not be converted."""
+    seconds: float | None
+    """Time stamp by the clock of the source; None where it has none."""
+
+
+class LiveSource(Protocol):
+    name: str
+    """For files and messages; holds no password."""
+
+    def __iter__(self) -> Generator[Arrival, None, None]: ...
+
+
+class Camera:
+    """A camera of this machine, read by OpenCV: V4L2 on Linux, AVFoundation on macOS, Media Foundation on Windows.
+
+    Args:
+        device: its number, or the path of its device file.
+    """
+
+    def __init__(self, device: int | str) -> None:
+        self.device = device
+        self.name = f"camera_{device}" if isinstance(device, int) else Path(device).name
+
+    def __iter__(self) -> Generator[Arrival, None, None]:
+        import cv2
+
+        camera = cv2.VideoCapture(self.device)
+        try:
+            if not camera.isOpened():
+                raise ConnectionError("there is no such camera, or another program uses it")
+            camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # else some drivers show what is several frames old
+            while True:
+                came, picture = camera.read()
+                if not came:
+                    raise ConnectionError("the camera gives no more frames")
+                yield Arrival(partial(np.ascontiguousarray, picture[..., ::-1]), None)
+        finally:
+            camera.release()
+
+
+class NetworkStream:
+    """A stream under an address that FFmpeg can open: RTSP, HTTP (MPEG-TS, MJPEG, HLS), RTMP, UDP.
+
+    Args:
+        address: may hold a user and a password; they are not repeated in names and messages.
+        stall_seconds: the connection counts as lost after so long without data.
+    """
+
+    def __init__(self, address: str, stall_seconds: float) -> None:
+        self.address = address
+        self.stall_seconds = stall_seconds
+        parts = urlsplit(address)
+        self.name = f"{parts.hostname or parts.scheme}{parts.path}".replace("/", "_").rstrip("_")
+
+    def __iter__(self) -> Generator[Arrival, None, None]:
+        import av
+
+        since = time.monotonic()
+        try:
+            with ExitStack() as stack:
+                container, feed = self._connect(stack)
+                if container.size > 0 and container.duration:
+                    seconds = container.duration / av.time_base
+                    raise VideoError(f"a file of {seconds:.0f} s, not a live stream", self.name, "save it and name it")
+                stream = container.streams.best("video")
+                if stream is None:
+                    raise VideoError("holds no video stream", self.name)
+                if stream.codec_context is None:
+                    raise VideoError("its pictures are in a format that cannot be decoded", self.name)
+                stream.thread_type = "SLICE"  # threads over frames would hold several of them back
+                stream.codec_context.options = PICTURE_LIMIT
+                timed = container.format.name not in UNTIMED_FORMATS
+                packets, shown = container.demux(stream), since
+                while True:
+                    since = time.monotonic()
+                    if feed is not None:
+                        feed.expect(self.stall_seconds)
+                    packet = next(packets, None)
+                    if packet is None:
+                        return
+                    for arrival in _arrivals(packet, timed):
+                        yield arrival
+                        shown = time.monotonic()
+                    if time.monotonic() - shown > UNDECODABLE_SECONDS:
+                        raise ConnectionError("what comes cannot be decoded: damaged, or larger than any picture")
+        except (av.error.ExitError, TimeoutError):
+            waited = round(time.monotonic() - since, 1)
+            raise ConnectionError(f"no frame within {waited:g} s") from None
+        except av.error.FFmpegError as error:
+            raise ConnectionError(error.strerror) from None  # its full text holds the address
+
+    def _connect(self, stack: ExitStack) -> tuple[Any, BoundedFeed | None]:
+        """The opened stream, and what counts its bytes if it is one without an end over HTTP.
+
+        Protocols that divide a stream themselves (RTSP, RTMP), segments (HLS, DASH) and files are left to FFmpeg.
+        """
+        import av
+
+        settings: dict[str, Any] = {"timeout": (OPEN_SECONDS, self.stall_seconds), "metadata_errors": "replace"}
+        if self.address.lower().startswith(COUNTED_PROTOCOLS):
+            with ExitStack() as fetching:
+                fetched = fetching.enter_context(av.open(self.address, **settings, **FETCH))
+                feed = BoundedFeed(fetched, OPEN_SECONDS)
+                if fetched.size <= 0 and not feed.start.lstrip().startswith(PLAYLISTS):
+                    stack.enter_context(fetching.pop_all())
+                    return stack.enter_context(av.open(feed, metadata_errors="replace", options=PICTURE_LIMIT)), feed
+        # RTSP over UDP loses packets, which shows as grey smears.
+        options = PICTURE_LIMIT | ({"rtsp_transport": "tcp"} if self.address.startswith("rtsp") else {})
+        return stack.enter_context(av.open(self.address, options=options, **settings)), None
+
+
+def _arrivals(packet: Any, timed: bool) -> Iterator[Arrival]:
+    import av
+
+    try:
+        frames = packet.decode()
+    except (av.error.InvalidDataError, av.error.ArgumentError):
+        return  # a damaged packet, one from before the first whole frame, or a picture that is too large
+    for frame in frames:
+        yield Arrival(partial(_pixels, frame), frame.time if timed else None)
+
+
+def _pixels(frame: Any) -> np.ndarray:
+    pixels = frame.to_ndarray(format="rgb24", threads=1)
+    return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90)) if frame.rotation else pixels
+
+
+def live_source(text: str, stall_seconds: float) -> LiveSource | None:
+    """The live source that a text names: a number, a device file, an address. None for anything else."""
+    if text.isdecimal():
+        return Camera(int(text))
+    if "://" in text:
+        return NetworkStream(text, stall_seconds)
+    return Camera(text) if Path(text).is_char_device() else None

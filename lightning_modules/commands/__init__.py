@@ -1,0 +1,1 @@
+"""Commands that run no training loop: what main.py adds to Lightning's own."""

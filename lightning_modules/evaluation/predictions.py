@@ -1,0 +1,115 @@
+"""Which frame of a stream each answer of a detector is about, also where answers come a few frames late."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from datamodules.batches import StreamBatch
+
+from ..networks.detection.outputs import ScoredBoxes
+
+
+class StreamFrame(NamedTuple):
+    """One frame of a ``StreamBatch``; see there."""
+
+    lane: int
+    is_first: bool
+    """Of its stream."""
+    video_id: str
+    index: int
+    timestamp: float
+    annotated: bool
+    boxes: Tensor
+    labels: Tensor
+    image_size: Tensor
+    """(2,), as is ``original_size``."""
+    original_size: Tensor
+    pixels: Tensor
+    """(3, H, W) uint8."""
+    picture: np.ndarray | None
+
+
+class Answer(NamedTuple):
+    """What was said about a frame."""
+
+    frame: StreamFrame
+    found: ScoredBoxes
+
+
+class StreamAnswers:
+    """Hands every frame of parallel streams the answer that is about it, in order of lanes, then of time.
+
+    What a detector with a look-ahead of k says at frame t is about frame t - k. The last k frames of a stream get what
+    is said after its end, where its last frame is shown k times more; without that, its last answer stands for them.
+
+    Args:
+        look_ahead: k, in frames of the stream.
+    """
+
+    def __init__(self, look_ahead: int) -> None:
+        self.look_ahead = look_ahead
+        self._waiting: dict[int, deque[StreamFrame]] = {}
+        self._newest: dict[int, ScoredBoxes] = {}
+
+    def add(self, batch: StreamBatch, said: Sequence[Sequence[ScoredBoxes]]) -> list[Answer]:
+        """Take a chunk and what was said on each of its lanes: at its T frames, and maybe after its end."""
+        answers: list[Answer] = []
+        length = batch.is_valid.shape[1]
+        for lane, frames in enumerate(_frames(batch)):
+            if frames and frames[0].is_first:
+                answers += self._end(lane)
+            waiting = self._waiting.setdefault(lane, deque())
+            for frame, found in zip(frames, said[lane], strict=False):
+                waiting.append(frame)
+                self._newest[lane] = found
+                if len(waiting) > self.look_ahead:
+                    answers.append(Answer(waiting.popleft(), self._newest[lane]))
+            if batch.is_last[lane]:
+                answers += self._end(lane, said[lane][len(frames) :])
+            elif len(frames) < length:
+                answers += self._end(lane)
+        return answers
+
+    def finish(self) -> list[Answer]:
+        """The answers of the frames that still wait; every stream is over."""
+        return [answer for lane in list(self._waiting) for answer in self._end(lane)]
+
+    def _end(self, lane: int, after: Sequence[ScoredBoxes] = ()) -> Iterator[Answer]:
+        """``after`` is what was said after the stream's end."""
+        waiting = self._waiting.pop(lane, ())
+        # Of a stream shorter than the look-ahead, the first answers after its end are about frames before its start.
+        about_them = after[self.look_ahead - len(waiting) :]
+        for frame, found in zip_longest(waiting, about_them[: len(waiting)], fillvalue=self._newest.get(lane)):
+            yield Answer(frame, found)
+
+
+def _frames(batch: StreamBatch) -> Iterator[list[StreamFrame]]:
+    """The valid frames of every lane."""
+    length, counts = batch.is_valid.shape[1], batch.is_valid.sum(1).tolist()
+    firsts, annotated = batch.is_first.tolist(), batch.annotated.tolist()
+    indices, timestamps = batch.frame_indices.tolist(), batch.timestamps.tolist()
+    for lane, count in enumerate(counts):
+        places = range(lane * length, lane * length + count)
+        yield [
+            StreamFrame(
+                lane,
+                firsts[lane] and time == 0,
+                batch.video_ids[lane],
+                indices[lane][time],
+                timestamps[lane][time],
+                annotated[lane][time],
+                batch.boxes[place],
+                batch.labels[place],
+                batch.image_sizes[lane],
+                batch.original_sizes[lane],
+                batch.frames[lane, time],
+                batch.pictures[place] if batch.pictures else None,
+            )
+            for time, place in enumerate(places)
+        ]

@@ -1,0 +1,36 @@
+"""Who is who on one lane of a stream."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..linking.online import OnlineLinker
+from ..networks.detection.outputs import ScoredBoxes
+
+
+class LaneTracks:
+    """Links the detections of the videos that follow each other on a lane.
+
+    Ids count from 0 in every video. Where a video starts anew in its middle, as a camera does that was lost for long,
+    nobody is recognised, but ids go on, so that none stands for two people.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self._linker = OnlineLinker(num_classes)
+        self._video: str | None = None
+        self._offset = self._next_id = 0
+
+    def start(self, video_id: str) -> None:
+        """The next frame is the first of a stream."""
+        if video_id != self._video:
+            self._next_id = 0
+        self._video, self._offset = video_id, self._next_id
+        self._linker.reset()
+
+    def update(self, found: ScoredBoxes) -> dict[str, Tensor]:
+        """The people of the next frame: ``track_ids`` (M,), ``boxes`` (M, 4), ``scores`` (M, K), ``person_scores``."""
+        linked = self._linker.update(*found)
+        ids = linked.track_ids + self._offset
+        if len(ids):
+            self._next_id = max(self._next_id, int(ids.max()) + 1)
+        return linked._replace(track_ids=ids)._asdict()

@@ -1,0 +1,126 @@
+"""What EVAD's published implementation computes for a clip, from the sizes of our network: the peer's GFLOPs.
+
+Ours gives the same outputs with fewer operations, so its own count is no figure to hold against published tables.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import NamedTuple
+
+from torch import nn
+
+from ..layers.trunk_size import TUBELET
+from .evad import EvadTeacher
+
+NORM_COST = 5
+"""Operations an element of a norm with weights, in fvcore's convention."""
+
+
+class PublishedCost(NamedTuple):
+    """GFLOPs of one clip, by part; a multiply-add counts once.
+
+    Softmax, activations and RoIAlign count nothing. Heads that no output of inference reads count nothing either, as
+    the counter drops them: the action heads of all decoder blocks but the last, the person logits of all stages but the
+    last.
+    """
+
+    patch_embedding: float
+    encoder_attention: float
+    encoder_mlp: float
+    pyramid: float
+    localizer: float
+    """With its norms."""
+    decoder_projection: float
+    decoder_attention: float
+    decoder_mlp: float
+    heads_and_norms: float
+    """The last action head, and the norms of encoder and decoder."""
+    encoder_blocks: tuple[float, ...]
+    """Attention, MLP and norms of every block: another view of the parts above."""
+
+    @property
+    def total(self) -> float:
+        return sum(self[: self._fields.index("encoder_blocks")])
+
+
+def published_gflops(teacher: EvadTeacher, height: int, width: int, num_frames: int | None = None) -> PublishedCost:
+    """Cost of a clip of ``height`` x ``width`` pixels before padding, of the teacher's number of frames by default.
+
+    Only shapes are read: a teacher on the ``meta`` device will do.
+    """
+    grid = [2 * ceil(side / (2 * teacher.patch_size)) for side in (height, width)]
+    num_keyframe = grid[0] * grid[1]
+    num_tokens = (num_frames or teacher.num_frames) // TUBELET * num_keyframe
+    backbone, decoder = teacher.backbone, teacher.head.decoder
+    patch_embedding = _layers(num_tokens, backbone.patch_embed)
+
+    blocks, encoder_attention, encoder_mlp, norms = [], 0, 0, 0
+    for block in backbone.blocks:
+        attention, norm = _attention(num_tokens, block.attn), _layers(num_tokens, block.norm1)
+        if block.dropout is not None and num_tokens > num_keyframe:
+            num_tokens = num_keyframe + block.dropout.num_kept(num_tokens, num_keyframe)
+        mlp, norm = _layers(num_tokens, block.mlp), norm + _layers(num_tokens, block.norm2)
+        encoder_attention, encoder_mlp, norms = encoder_attention + attention, encoder_mlp + mlp, norms + norm
+        blocks.append(attention + mlp + norm)
+    norms += _layers(num_tokens, backbone.norm)
+
+    num_actors = teacher.num_proposals
+    length = num_actors + (num_tokens if decoder.context != "none" else 0)
+    parts = (
+        patch_embedding,
+        encoder_attention,
+        encoder_mlp,
+        _pyramid(teacher, num_keyframe),
+        _localizer(teacher),
+        _layers(num_tokens, decoder.encoder_to_decoder),
+        sum(_attention(length, block.attn) for block in decoder.blocks),
+        sum(_layers(length, block.mlp) for block in decoder.blocks),
+        norms
+        + sum(_layers(length, block.norm1, block.norm2) for block in decoder.blocks)
+        + _layers(num_actors, decoder.blocks[-1].act_module, decoder.blocks[-1].action_logits),
+    )
+    return PublishedCost(*(part / 1e9 for part in parts), tuple(block / 1e9 for block in blocks))
+
+
+def _layers(positions: int, *modules: nn.Module) -> int:
+    """The linear layers, convolutions and norms in ``modules``, each applied at so many positions."""
+    operations = 0
+    for layer in (layer for module in modules for layer in module.modules()):
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv3d):
+            operations += layer.weight.numel()
+        elif isinstance(layer, nn.LayerNorm):
+            operations += NORM_COST * layer.weight.numel()
+    return positions * operations
+
+
+def _attention(num_tokens: int, attention: nn.Module) -> int:
+    """The projections and both products of self-attention."""
+    return _layers(num_tokens, attention.qkv, attention.proj) + 2 * num_tokens**2 * attention.proj.in_features
+
+
+def _pyramid(teacher: EvadTeacher, num_keyframe: int) -> int:
+    """Maps resampled first, then convolved; interpolation counts one operation an element, as fvcore has it."""
+    pyramid, operations = teacher.head.pyramid, 0
+    for level, factor in enumerate((*pyramid.upsampling, 0.5)):
+        pixels, lateral = int(num_keyframe * factor**2), pyramid.laterals[level]
+        operations += _layers(pixels, lateral, pyramid.outputs[level])
+        resampled = lateral.in_channels if factor != 1 else 0
+        added_from_above = lateral.out_channels if level < len(pyramid.upsampling) else 0
+        operations += pixels * (resampled + added_from_above)
+    return operations
+
+
+def _localizer(teacher: EvadTeacher) -> int:
+    localizer, operations = teacher.head.localizer, 0
+    num_proposals, points = len(localizer.proposal_boxes), localizer.roi_size**2
+    for stage in localizer.stages:
+        inner = stage.inst_interact
+        operations += _attention(num_proposals, stage.self_attn)
+        operations += _layers(num_proposals, inner.dynamic_layer, inner.out_layer, inner.norm3)
+        # The two products with the matrices that dynamic_layer makes.
+        operations += num_proposals * points * inner.dynamic_layer.out_features
+        operations += _layers(num_proposals * points, inner.norm1, inner.norm2)
+        operations += _layers(num_proposals, stage.linear1, stage.linear2, stage.norm1, stage.norm2, stage.norm3)
+        operations += _layers(num_proposals, stage.reg_module, stage.bboxes_delta)
+    return operations + _layers(num_proposals, localizer.stages[-1].cls_module, localizer.stages[-1].class_logits)

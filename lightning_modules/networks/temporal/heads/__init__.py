@@ -1,0 +1,1 @@
+"""Heads of temporal detectors: dense outputs in time, their losses, their decoding."""

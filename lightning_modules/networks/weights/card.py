@@ -1,0 +1,76 @@
+"""What a weights file says of itself, so that a program needs nothing else to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
+
+from ..layers.pixels import MEAN, STD
+
+
+@dataclass(frozen=True)
+class Card:
+    """How a network was built and trained, and what its frames must be like.
+
+    Args:
+        network: its config, class and arguments, see ``build_network``.
+        classes: names in the order of the scores.
+        frame_stride: of the frames it was trained on: every so many of a video.
+        frame_rate: of these videos before the stride, in frames per second; None where it is not known.
+        short_side: of its frames in pixels; None where they came in the size of the video.
+        trained_on: data and split. commit: of the code that trained it.
+        look_ahead: delay of its output in frames of the stream; 0 for a clip.
+        mean, std: of the normalisation of pixels between 0 and 1.
+    """
+
+    network: dict[str, Any]
+    classes: tuple[str, ...]
+    frame_stride: int
+    frame_rate: float | None
+    short_side: int | None
+    trained_on: str
+    commit: str
+    look_ahead: int = 0
+    mean: float = MEAN
+    std: float = STD
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it in plain types."""
+        return asdict(self) | {"classes": list(self.classes)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Card:
+        """Read what ``to_dict`` has written.
+
+        Raises:
+            ValueError: entries that are missing, unknown or of another type; it names them.
+        """
+        if not isinstance(content, Mapping):
+            raise ValueError(f"a card holds entries by name, not a {type(content).__name__}")
+        known = {field.name: field for field in fields(cls)}
+        required = {name for name, field in known.items() if field.default is MISSING}
+        if problems := sorted(required - content.keys()):
+            raise ValueError(f"the card lacks {', '.join(problems)}")
+        if problems := sorted(map(str, content.keys() - known.keys())):
+            raise ValueError(f"the card has unknown entries {', '.join(problems)}")
+        for name, value in content.items():
+            if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
+                raise ValueError(f"the card's {name} is {value!r}")
+        if not all(isinstance(name, str) for name in content["classes"]):
+            raise ValueError(f"the card's classes are {content['classes']!r}, not names")
+        return cls(**{**content, "network": dict(content["network"]), "classes": tuple(content["classes"])})
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "network": (Mapping,),
+    "classes": (list, tuple),
+    "frame_stride": (int,),
+    "frame_rate": (int, float, type(None)),
+    "short_side": (int, type(None)),
+    "trained_on": (str,),
+    "commit": (str,),
+    "look_ahead": (int,),
+    "mean": (int, float),
+    "std": (int, float),
+}

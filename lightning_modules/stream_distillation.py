@@ -1,0 +1,148 @@
+"""Distil a frozen clip teacher into a streaming student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.batches import ClipBatch
+
+from .clip_detection import benchmark_clip
+from .distillation_terms import DistillationTerm, Lesson, default_terms
+from .evaluation.benchmark import Step
+from .losses.uncertainty import TaskWeighting
+from .networks.detection.evad import EvadTeacher
+from .networks.detection.outputs import DetectorOutputs
+from .networks.frozen import FrozenNetwork
+from .networks.layers.pixels import gather_clips, normalise_frames
+from .networks.layers.prepared import prepare_for_inference
+from .networks.students.detector import StreamingDetector
+from .networks.students.trunk import EncodedFrames
+from .networks.weights.loading import load_exactly, read_state_dict
+from .networks.weights.student_start import student_from_teacher
+from .stream_detection import StreamDetectionModule
+
+
+class DistillationModule(StreamDetectionModule):
+    """Ground truth and a frozen teacher train a streaming student.
+
+    For every supervised frame the teacher looks at a whole clip, from the same crop and flip. One with its keyframe in
+    the middle knows the future that the student does not; one with its keyframe last sees what the student sees.
+
+    Args:
+        network: the student.
+        teacher: the teacher's network. teacher_weights: its weights file or checkpoint.
+        terms: what is learned from the teacher; ``FeatureTerm``, ``ActionTerm`` and ``BoxTerm`` by default.
+        truth_weight: how much the ground truth counts, for good; 0 leaves it out.
+        from_teacher: start the student from the teacher's weights.
+        weighting: of the terms, see ``TaskWeighting``.
+        weighting_lr_multiplier: learning rate of learned weights over that of the student: a log-variance has to cover
+            a range of several units in as many steps as a weight needs to move by a tenth.
+        proposal_matching: which of the teacher's proposals each of the student's imitates: the one of the same
+            ``index``, since a student starts from its teacher's proposals, or the one of an ``assignment``, see
+            ``ProposalMatcher``; by default the latter where a student has fewer of them.
+
+    The other arguments are those of ``StreamDetectionModule``.
+    """
+
+    def __init__(
+        self,
+        network: StreamingDetector,
+        teacher: EvadTeacher,
+        teacher_weights: str,
+        terms: Sequence[DistillationTerm] | None = None,
+        truth_weight: float = 1.0,
+        from_teacher: bool = True,
+        weighting: Literal["uncertainty", "fixed"] = "uncertainty",
+        weighting_lr_multiplier: float = 20.0,
+        proposal_matching: Literal["index", "assignment"] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        load_exactly(teacher, read_state_dict(teacher_weights))
+        if from_teacher:
+            student_from_teacher(network, teacher.state_dict())
+        super().__init__(network, **kwargs)
+        self.teacher = FrozenNetwork(teacher)
+        self.weighting_lr_multiplier = weighting_lr_multiplier
+        same_number = network.num_proposals == teacher.num_proposals
+        if proposal_matching == "index" and not same_number:
+            raise ValueError(
+                f"proposal_matching=index needs the teacher's {teacher.num_proposals} proposals, the student has "
+                f"{network.num_proposals}; set it to assignment"
+            )
+        self.proposal_matching = proposal_matching or ("index" if same_number else "assignment")
+        self.terms = default_terms() if terms is None else tuple(terms)
+        names = [term.name for term in self.terms]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"terms has two of {', '.join(repeated)}; leave one")
+        self.learns_truth = truth_weight > 0
+        if not (self.learns_truth or self.terms):
+            raise ValueError("truth_weight=0 and terms=[] leave nothing to learn; set one of them")
+        weights = {"detection": truth_weight} if self.learns_truth else {}
+        self.task_weighting = TaskWeighting(weights | {term.name: term.weight for term in self.terms}, weighting)
+
+    def trained_modules(self) -> list[tuple[str, nn.Module]]:
+        return [*super().trained_modules(), ("task_weighting", self.task_weighting)]
+
+    def lr_multipliers(self) -> dict[str, float]:
+        return {"task_weighting.*": self.weighting_lr_multiplier} | super().lr_multipliers()
+
+    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
+        frames = normalise_frames(batch.frames, batch.image_sizes)
+        encoded, state = self.encode(batch, frames)
+        student = self.detect_supervised(batch, encoded, state)
+        detection = self.losses(batch, student)
+        lesson = Lesson(
+            student,
+            self.ask_teacher(batch, frames),
+            self.supervised_maps(encoded, batch),
+            batch.image_sizes.repeat_interleave(len(batch.keyframes), dim=0),
+            (self.network, self.teacher.network),
+            self.proposal_matching == "index",
+        )
+        tasks = {"detection": detection["total"]} if self.learns_truth else {}
+        tasks |= {term.name: term(lesson) for term in self.terms}
+        total, task_weights = self.task_weighting(tasks, self.progress)
+        parts = {f"detection/{name}": value for name, value in detection.items() if name != "total"}
+        self.log_losses({"total": total, **tasks, **parts}, len(batch.frames))
+        shares = {f"train/weight/{name}": value for name, value in task_weights.items()}
+        self.log_dict(shares, batch_size=len(batch.frames))
+        return total
+
+    def supervised_maps(self, encoded: EncodedFrames, batch: ClipBatch) -> list[Tensor]:
+        """Return the maps (B L, C, h, w) of the supervised frames themselves, wherever the outputs for them are.
+
+        They come out of the trunk ``token_delay`` frames after these frames, see ``Timing``.
+        """
+        first, last = (batch.keyframes[end] + self.network.timing.token_delay for end in (0, -1))
+        return [levels[:, first : last + 1].flatten(0, 1) for levels in encoded.maps]
+
+    def ask_teacher(self, batch: ClipBatch, frames: Tensor) -> DetectorOutputs:
+        """The teacher's outputs for the clip around every supervised frame, in the student's order: B L of them.
+
+        ``frames`` are the batch's, normalised.
+        """
+        num_frames, length = self.teacher.network.num_frames, batch.frames.shape[1]
+        keyframe = self.teacher.network.keyframe_of(num_frames)
+        offsets = torch.arange(num_frames, device=batch.frames.device) - keyframe
+        keyframes = torch.tensor(batch.keyframes, device=batch.frames.device)
+        needed = keyframes[:, None] + offsets  # (L, T)
+        if int(needed.min()) < 0 or int(needed.max()) >= length:
+            past, future = keyframe + len(keyframes), int(offsets.max())
+            raise ValueError(
+                f"the teacher's clips of {num_frames} frames reach outside the sample of {length}; set at least "
+                f"data.init_args.train_past_frames={past} and data.init_args.train_future_frames={future}"
+            )
+        sizes = batch.image_sizes.repeat_interleave(len(keyframes), dim=0)
+        if torch.is_autocast_enabled(frames.device.type):
+            frames = frames.to(torch.get_autocast_dtype(frames.device.type))  # half as much to copy
+        return self.teacher(gather_clips(frames, needed), sizes, method="outputs")
+
+    def reference_step(self) -> Step:
+        """Return the teacher's sliding window: one full clip for one new frame."""
+        prepare_for_inference(self.teacher.network)
+        clip, sizes = benchmark_clip(self.teacher.network, self.device, self.teacher.network.num_frames)
+        return lambda: self.decode(self.teacher(clip, sizes), sizes, sizes)

@@ -1,0 +1,48 @@
+"""Track ids on a lane: one number a person of a video, whatever happens to the stream."""
+
+import torch
+
+from lightning_modules.evaluation.tracks import LaneTracks
+from lightning_modules.networks.detection.outputs import ScoredBoxes
+
+
+def people(*left: float) -> ScoredBoxes:
+    """People 10 pixels wide, at these places."""
+    boxes = torch.tensor([[x, 0.0, x + 10, 20.0] for x in left]).reshape(-1, 4)
+    return ScoredBoxes(boxes, torch.full((len(left), 2), 0.5), torch.full((len(left),), 0.9))
+
+
+def ids(tracks: LaneTracks, *left: float) -> list[int]:
+    return sorted(tracks.update(people(*left))["track_ids"].tolist())
+
+
+def test_every_video_counts_its_people_from_zero():
+    tracks = LaneTracks(2)
+    for video in ("a", "b"):
+        tracks.start(video)
+        assert ids(tracks, 0, 50) == [0, 1]
+        assert ids(tracks, 1, 51) == [0, 1]
+        assert ids(tracks, 2, 52, 100) == [0, 1, 2]
+
+
+def test_a_video_that_starts_anew_recognises_nobody_and_repeats_no_number():
+    tracks = LaneTracks(2)
+    tracks.start("camera")
+    assert ids(tracks, 0, 50) == [0, 1]
+    tracks.start("camera")
+    assert ids(tracks) == []
+    assert ids(tracks, 0) == [2]
+    tracks.start("camera")
+    assert ids(tracks, 0, 50) == [3, 4]
+
+
+def test_an_entry_holds_what_the_writer_takes():
+    tracks = LaneTracks(2)
+    tracks.start("a")
+    found = tracks.update(people(0, 50))
+    assert {name: tuple(value.shape) for name, value in found.items()} == {
+        "track_ids": (2,),
+        "boxes": (2, 4),
+        "scores": (2, 2),
+        "person_scores": (2,),
+    }

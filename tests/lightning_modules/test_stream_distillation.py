@@ -1,0 +1,268 @@
+"""A frozen clip teacher and a streaming student that learns from it."""
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+
+from datamodules.sampling.samplers import Request
+from datamodules.sampling.windows import WindowDataset, annotated_samples
+from lightning_modules.clip_detection import ClipDetectionModule
+from lightning_modules.distillation_terms import ActionTerm, AttentionTerm, BoxTerm, Lesson
+from lightning_modules.networks.layers.pixels import normalise_frames
+from lightning_modules.networks.students.trunk import EncodedFrames
+from lightning_modules.networks.weights.loading import load_exactly, read_state_dict, save_weights
+from lightning_modules.networks.weights.student_start import student_from_teacher
+from lightning_modules.stream_distillation import DistillationModule
+from tests.lightning_modules import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distillation")
+    save_weights(tiny.teacher(seed=3).state_dict(), folder / "teacher.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(folder):
+    return tiny.videos(folder)
+
+
+@pytest.fixture(scope="module")
+def data(source, folder):
+    data = tiny.streams(source, folder / "cache")
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+@pytest.fixture
+def distil(folder):
+    """A function that makes the module."""
+
+    def make(**changes) -> DistillationModule:
+        settings = {"network": tiny.student(), "teacher": tiny.teacher(), "teacher_weights": str(folder / "teacher.pt")}
+        settings["optimizer"] = lambda groups: torch.optim.AdamW(groups, lr=3e-3)
+        return DistillationModule(**{**settings, **changes})
+
+    return make
+
+
+def whole_dataset(data, window) -> WindowDataset:
+    """All training windows of a shape, untransformed."""
+    videos = data.videos("train")
+    return WindowDataset(videos, annotated_samples(videos, 1), window, data.num_classes, data.store)
+
+
+def seen_by_the_teacher(module: DistillationModule, batch) -> torch.Tensor:
+    """The normalised clips (B L, 3, T, H, W) that the teacher is asked about."""
+    clips = []
+    answer = module.teacher.network.outputs
+
+    def remember(asked, *args, **kwargs):
+        clips.append(asked)
+        return answer(asked, *args, **kwargs)
+
+    module.teacher.network.outputs = remember
+    ask(module, batch)
+    (asked,) = clips
+    return asked
+
+
+def ask(module: DistillationModule, batch) -> None:
+    module.ask_teacher(batch, normalise_frames(batch.frames, batch.image_sizes))
+
+
+def test_the_loss_of_a_repeated_batch_falls(data, distil, tmp_path):
+    batch, losses = next(iter(data.train_dataloader())), tiny.Losses()
+    trainer = tiny.trainer(tmp_path, max_epochs=1, callbacks=[losses])
+    trainer.fit(distil(weighting="fixed", from_teacher=False), datamodule=tiny.Repeated(batch, steps=30))
+    assert losses.values[-1] < 0.6 * losses.values[0]  # truth and a random teacher want different things
+
+
+def test_the_teacher_is_the_same_after_an_epoch_and_not_in_the_checkpoint(data, distil, tmp_path):
+    module = distil()
+    before = {name: value.clone() for name, value in module.teacher.network.state_dict().items()}
+    student = {name: value.clone() for name, value in module.network.state_dict().items()}
+    trainer = tiny.trainer(tmp_path, max_epochs=1)
+    trainer.fit(module, datamodule=data)
+    after = module.teacher.network.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not module.teacher.network.training
+    assert any(not torch.equal(student[name], value) for name, value in module.network.state_dict().items())
+
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert not any(name.startswith("teacher") for name in kept)
+    assert {name.split(".")[0] for name in kept} == {"network", "task_weighting"}
+    # The student alone can be taken out of it, and the experiment goes on from it.
+    load_exactly(tiny.student(), read_state_dict(tmp_path / "last.ckpt"))
+    tiny.trainer(tmp_path).test(distil(), datamodule=data, ckpt_path=tmp_path / "last.ckpt", verbose=False)
+
+
+def test_tasks_their_weights_and_the_terms_of_the_ground_truth_are_logged(data, distil, tmp_path):
+    trainer = tiny.trainer(tmp_path, max_epochs=1)
+    trainer.fit(distil(), datamodule=tiny.Repeated(next(iter(data.train_dataloader())), steps=1))
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    tasks = ("detection", "features", "actions", "boxes")
+    terms = {f"train/loss/detection/{name}" for name in ("person", "l1", "giou", "action")}
+    assert (
+        set(logged)
+        == {"train/loss", *(f"train/loss/{t}" for t in tasks), *(f"train/weight/{t}" for t in tasks)} | terms
+    )
+    weights = {"detection": 1.0, "features": 5.0, "actions": 5.0, "boxes": 1.0}
+    assert {task: logged[f"train/weight/{task}"] for task in tasks} == pytest.approx(weights)
+    total = sum(logged[f"train/weight/{task}"] * logged[f"train/loss/{task}"] for task in tasks)
+    total -= sum(np.log(weights[task]) for task in tasks[1:])  # the ground truth is not weighted
+    assert logged["train/loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_term_that_is_not_named_is_left_out(data, distil, tmp_path):
+    module = distil(terms=[ActionTerm(2.0)], weighting="fixed")
+    trainer = tiny.trainer(tmp_path, max_epochs=1)
+    trainer.fit(module, datamodule=tiny.Repeated(next(iter(data.train_dataloader())), steps=1))
+    assert "train/loss/features" not in trainer.callback_metrics
+    assert "train/loss/boxes" not in trainer.callback_metrics
+    assert "train/loss/actions" in trainer.callback_metrics
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"terms": [ActionTerm(), BoxTerm(), ActionTerm(2.0)]}, "two of actions"),
+        ({"terms": [], "truth_weight": 0}, "nothing to learn"),
+    ],
+)
+def test_terms_that_cannot_be_meant_are_refused(distil, changes, problem):
+    with pytest.raises(ValueError, match=problem):
+        distil(**changes)
+
+
+def test_a_weight_that_is_not_above_zero_is_refused():
+    with pytest.raises(ValueError, match="weight of actions must be above 0, got 0"):
+        ActionTerm(0)
+
+
+@pytest.mark.parametrize(("keyframe", "past_frames"), [("middle", None), ("last", 4)])
+def test_the_teacher_sees_the_clips_that_it_was_trained_on(data, distil, source, folder, keyframe, past_frames):
+    """For each of the two keyframes of a window, what ``ClipDataModule`` would cut around it, pixel by pixel."""
+    windows = whole_dataset(data, data.window)
+    chosen = [1, 5, len(windows) - 1]  # the first and the last clip reach beyond their videos
+    teacher = tiny.teacher(keyframe=keyframe)
+    asked = seen_by_the_teacher(distil(teacher=teacher), windows[[Request(index, None) for index in chosen]])
+    rows = [
+        (video, frame - back) for video, frame in windows.samples[chosen].tolist() for back in (data.frame_stride, 0)
+    ]
+    clips = tiny.clips(source, folder / "cache", past_frames=past_frames)
+    wanted = WindowDataset(windows.videos, np.asarray(rows), clips.window, data.num_classes, data.store)
+    batch = wanted[[Request(index, None) for index in range(len(rows))]]
+    expected = ClipDetectionModule._clips(batch.frames, batch.image_sizes)
+    torch.testing.assert_close(asked, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("changes", [{"train_past_frames": 3}, {"train_future_frames": 0}])
+def test_a_clip_that_reaches_outside_the_window_is_an_error_with_the_numbers_to_set(
+    source, folder, data, distil, changes
+):
+    short = tiny.streams(source, folder / "cache", **changes)
+    batch = whole_dataset(data, short.window)[[Request(3, None)]]
+    module = distil()
+    with pytest.raises(ValueError, match="outside the sample") as error:
+        ask(module, batch)
+    for advice in ("train_past_frames=4", "train_future_frames=1"):
+        assert f"data.init_args.{advice}" in str(error.value)
+    advised = tiny.streams(source, folder / "cache", train_past_frames=4, train_future_frames=1)
+    ask(module, whole_dataset(data, advised.window)[[Request(3, None)]])  # and so it is enough
+
+
+def test_a_student_starts_from_its_teacher_unless_told_otherwise(distil):
+    weights = tiny.teacher(seed=3).backbone.norm.weight.half().float()
+    own = tiny.student().head.decoder.blocks[0].attn.qkv.weight.clone()
+    teacher = distil().teacher.network
+    torch.testing.assert_close(teacher.backbone.norm.weight, weights, rtol=0, atol=0)
+    started = distil().network.head.decoder.blocks[0].attn.qkv.weight
+    torch.testing.assert_close(started, teacher.head.decoder.blocks[0].attn.qkv.weight, rtol=0, atol=0)
+    fresh = distil(from_teacher=False).network.head.decoder.blocks[0].attn.qkv.weight
+    torch.testing.assert_close(fresh, own, rtol=0, atol=0)
+
+
+def test_a_student_whose_proposals_are_not_its_teachers_imitates_those_nearest(distil):
+    assert distil().proposal_matching == "index"
+    assert distil(network=tiny.student(num_proposals=3)).proposal_matching == "assignment"
+    with pytest.raises(ValueError, match="proposal_matching=index needs the teacher's"):
+        distil(network=tiny.student(num_proposals=3), proposal_matching="index")
+
+
+def test_what_is_imitated_is_the_teachers_in_the_order_of_the_assignment(distil):
+    module = distil(network=tiny.student(num_proposals=3))
+    torch.manual_seed(0)
+    teacher = module.teacher.network.outputs(torch.randn(2, 3, 4, 64, 64))
+    sizes = torch.tensor([[64, 64], [64, 64]])
+    order = torch.tensor([[2, 0, 1], [1, 2, 0]])
+    order_of_boxes = order[None, ..., None].expand(1, -1, -1, 4)
+    student = teacher._replace(boxes=teacher.boxes[-1:].gather(2, order_of_boxes))
+    # All of them persons, so that the boxes alone decide.
+    teacher = teacher._replace(person_logits=torch.tensor([9.0, -9.0]).expand_as(teacher.person_logits))
+    networks = module.network, module.teacher.network
+    found = Lesson(student, teacher, (), sizes, networks, same_order=False).imitated
+    torch.testing.assert_close(found.boxes, student.boxes[-1])
+    torch.testing.assert_close(
+        found.action_logits, torch.stack([teacher.action_logits[-1, item, order[item]] for item in range(2)])
+    )
+
+
+def test_a_student_with_a_cheaper_head_learns(data, distil, tmp_path):
+    batch, losses = next(iter(data.train_dataloader())), tiny.Losses()
+    module = distil(network=tiny.student(num_proposals=3, num_actors=2), weighting="fixed", from_teacher=False)
+    trainer = tiny.trainer(tmp_path, max_epochs=1, callbacks=[losses])
+    trainer.fit(module, datamodule=tiny.Repeated(batch, steps=30))
+    assert losses.values[-1] < 0.7 * losses.values[0]
+
+
+def test_attention_teaches_the_trunk_and_not_the_head(data, distil, monkeypatch):
+    module = distil(terms=[AttentionTerm()], truth_weight=0)
+    monkeypatch.setattr(type(module), "progress", 0.5)
+    monkeypatch.setattr(type(module), "log_losses", lambda *_: None)
+    monkeypatch.setattr(type(module), "log_dict", lambda *_, **__: None)
+    torch.nn.init.normal_(module.network.trunk.blocks[0].mlp.fc1.weight)  # no longer the teacher's
+    module.training_step(next(iter(data.train_dataloader())), 0).backward()
+    learns = {name for name, part in module.network.named_parameters() if part.grad is not None and part.grad.any()}
+    assert any(name.startswith("trunk.blocks.1.attention.attn.qkv") for name in learns)
+    assert not any(name.startswith("head.") for name in learns)
+    assert all(part.grad is None for part in module.teacher.parameters())
+
+
+@torch.no_grad()
+def test_a_student_that_localizes_in_the_next_frame_compares_features_of_the_pair_its_teacher_sees(data, distil):
+    batch = next(iter(data.train_dataloader()))
+    module = distil(network=tiny.student(look_ahead=1, boxes_from="next"))
+    frames = normalise_frames(batch.frames, batch.image_sizes)
+    embed = module.network.trunk.patch_embed
+    size = tuple(frames.shape[-2:])
+    grid = tuple(side // module.network.patch_size for side in size)
+    tokens, _ = embed(frames, module.network.initial_state(len(frames), size).trunk.embedding)
+    maps = tokens.transpose(2, 3).unflatten(3, grid)
+    (compared,) = module.supervised_maps(EncodedFrames(tokens, (maps,), tokens), batch)
+    # The teacher's keyframe opens the middle tubelet of its clip.
+    pairs = [frames[:, keyframe : keyframe + 2].transpose(1, 2) for keyframe in batch.keyframes]
+    expected = torch.stack([embed.proj(pair)[:, :, 0] for pair in pairs], dim=1).flatten(0, 1)
+    torch.testing.assert_close(compared, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_average_of_weights_over_training_is_what_is_evaluated_and_kept(data, distil, tmp_path):
+    """Lightning's callback, around a module that holds a frozen teacher."""
+    module = distil()
+    checkpoint = ModelCheckpoint(tmp_path, save_last=True)
+    callbacks = [EMAWeightAveraging(decay=0.5), checkpoint]
+    trainer = tiny.trainer(tmp_path, max_epochs=1, callbacks=callbacks, enable_checkpointing=True)
+    trainer.fit(module, datamodule=data)
+    kept = read_state_dict(tmp_path / "last.ckpt")
+    load_exactly(tiny.student(), kept)
+    start = tiny.student()
+    student_from_teacher(start, module.teacher.network.state_dict())
+    name = "head.decoder.blocks.0.attn.qkv.weight"
+    current = torch.load(tmp_path / "last.ckpt", weights_only=True)["current_model_state"][f"network.{name}"]
+    first = start.state_dict()[name]
+    assert 0 < (kept[name] - first).norm() < (current - first).norm()
