@@ -169,10 +169,10 @@ def house(tmp_path):
         "main",
         "callbacks/measures/flops",
         "datamodules/batches",
-        "datamodules/video",
+        "datamodules/video/readers",
         "datamodules/annotations/ava",
     )
-    for name in (*names, "lightning_modules/distillation", f"{networks}/streaming", f"{networks}/vit"):
+    for name in (*names, "lightning_modules/stream_distillation", f"{networks}/streaming", f"{networks}/detection/vit"):
         file = tmp_path / f"{name}.py"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
