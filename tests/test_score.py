@@ -155,7 +155,7 @@ def test_the_command_line_scores_what_test_saved_under_the_configs_protocol(conf
     assert len(first) == 8 and float(first[1]) >= 10  # the csv's seconds, not the file's
     capsys.readouterr()
     # Scoring needs no weights, no cache and not the network's sizes.
-    without = ["--model.init_args.weights=nowhere.pt", "--data.init_args.cache=nowhere"]
+    without = ["--model.init_args.weights=nowhere.pt", "--data.init_args.frames.cache=nowhere"]
     main(["score", f"--config={config}", *QUIET, *without, "--predictions=predictions.csv"])
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"act frame mAP@0.5, labelled frames only: {100 * mean_ap:.2f} %"

@@ -13,11 +13,11 @@ from datamodules.annotations.ava_csv import read_ava_csv
 from datamodules.annotations.own_videos import OwnVideos, named_videos
 from datamodules.annotations.thumos14 import read_class_texts, read_metadata
 from datamodules.errors import UserError
-from datamodules.predict import PredictDataModule
 from datamodules.text_files import check_names, read_class_list, read_json, read_lines
 from lightning_modules.metrics.frame_results import read_frame_detections
 from lightning_modules.metrics.segment_results import read_results
 from lightning_modules.metrics.tube_results import read_tubes
+from tests.flat_data import predict_data
 
 SEGMENTS = '{"database": {"café": {"subset": "training", "annotations": [{"label": "jump", "segment": [1, 2]}]}}}'
 
@@ -158,7 +158,7 @@ def test_only_a_line_feed_ends_a_line(tmp_path):
 CLASS_READERS = {
     "own videos": lambda path: OwnVideos("videos", path).class_names(),
     "segments": lambda path: ActivityNet("annotations.json", classes=path).class_names(),
-    "predict": lambda path: PredictDataModule("a.mp4", str(path)).class_names,
+    "predict": lambda path: predict_data("a.mp4", str(path)).class_names,
 }
 
 
@@ -197,9 +197,9 @@ def test_class_lists_that_would_lose_or_shift_a_class_are_refused(tmp_path, read
 
 
 def test_names_in_a_setting_are_looked_at_like_those_of_a_file():
-    assert PredictDataModule("a.mp4", ["walk", "run"]).class_names == ("walk", "run")
+    assert predict_data("a.mp4", ["walk", "run"]).class_names == ("walk", "run")
     with pytest.raises(UserError, match="the class 'run' is there 2 times"):
-        PredictDataModule("a.mp4", ["walk", "run", " run"])
+        predict_data("a.mp4", ["walk", "run", " run"])
 
 
 @pytest.mark.parametrize("reader", ["segments", "results", "tubes"])

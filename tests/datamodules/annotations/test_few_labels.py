@@ -17,6 +17,7 @@ from datamodules.stream import StreamDataModule
 from lightning_modules.networks.weights.loading import save_weights
 from lightning_modules.stream_distillation import DistillationModule
 from tests.datamodules.miniature import FPS, NumberedVideos, read_numbers
+from tests.flat_data import stream_data
 from tests.lightning_modules import tiny
 
 
@@ -114,7 +115,7 @@ def unlabelled(folder, source):
 
 def opened(source: DetectionSource, folder, **arguments) -> StreamDataModule:
     settings = {"frame_stride": 2, "train_past_frames": 5, "loss_frames": 2, "batch_size": 4, "horizontal_flip": 0.0}
-    data = StreamDataModule(source, **(settings | {"cache": folder / "cache"} | arguments))
+    data = stream_data(source, **(settings | {"cache": folder / "cache"} | arguments))
     data.prepare_data()
     data.setup("fit")
     return data
