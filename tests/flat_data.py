@@ -26,6 +26,24 @@ SEGMENT_WINDOWS = {
 }
 
 
+def grouped(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the ``init_args`` of a config with each of the flat settings in its group."""
+    groups = {"frames": FrameSettings, "augmentation": ClipTransform, "loader": KeyframeLoaderSettings}
+    place = {field.name: group for group, kind in groups.items() for field in fields(kind)}
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        group, name = place.get(key), {"windows_per_epoch": "samples_per_epoch"}.get(key, key)
+        if key in SEGMENT_WINDOWS:
+            group, name = "windows", SEGMENT_WINDOWS[key]
+        elif key == "windows_per_epoch":
+            group = "loader"
+        if group is None:
+            nested[name] = value
+        else:
+            nested.setdefault(group, {})[name] = value
+    return nested
+
+
 def _taken(kind: type, settings: dict[str, Any]) -> dict[str, Any]:
     return {field.name: settings.pop(field.name) for field in fields(kind) if field.name in settings}
 

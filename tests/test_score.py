@@ -27,6 +27,7 @@ from lightning_modules.networks.weights.loading import save_weights
 from lightning_modules.stream_detection import StreamDetectionModule
 from main import main
 from tests.datamodules import miniature_ava
+from tests.flat_data import grouped
 from tests.lightning_modules import tiny
 from tests.networks.tiny import teacher_config
 from tests.test_ddp import on_two_processes
@@ -134,7 +135,7 @@ def config(folder, source) -> Path:
         },
         "data": {
             "class_path": "datamodules.clip.ClipDataModule",
-            "init_args": data | {"short_side": 64, "cache": str(folder / "cache")},
+            "init_args": grouped(data | {"short_side": 64, "cache": str(folder / "cache")}),
         },
     }
     (folder / "mine.yaml").write_text(yaml.safe_dump(experiment))

@@ -256,12 +256,12 @@ def test_segments_beyond_the_end_are_told_where_only_the_data_know_the_duration(
 
 def test_mistakes_are_named(source, tmp_path):
     for arguments, words in (
-        ({"train_windows": "all"}, "train_windows"),
+        ({"train_windows": "all"}, "train must be one of"),
         ({"window_steps": 0}, "at least one step"),
         ({"eval_overlap": 1.0}, "overlaps"),
         ({"min_visibility": 1.5}, "min_visibility"),
         ({"frame_rate": 0.0}, "frame_rate"),
-        ({"batch_size": 0}, "batch sizes"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
     ):
         with pytest.raises(ValueError, match=words):
             segment_data(source, **arguments)
