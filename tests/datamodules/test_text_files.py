@@ -102,6 +102,16 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path, reader):
         read(path)
 
 
+@pytest.mark.parametrize("reader", [name for name in READERS if name != "texts"])
+def test_a_name_that_no_file_can_have_is_refused_in_one_line(tmp_path, reader):
+    _, read = READERS[reader]
+    path = tmp_path / f"{'n' * 300}{ENDINGS.get(reader, '.txt')}"
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        read(path)
+    with pytest.raises(UserError, match=r"first\\nsecond.*: no such"):
+        read(tmp_path / f"first\nsecond{ENDINGS.get(reader, '.txt')}")
+
+
 def test_the_line_that_is_not_utf_8_is_the_one_that_is_named(tmp_path):
     path = tmp_path / "boxes.csv"
     lines = [f"v{number},0.5,0.1,0.1,0.5,0.5,1,0".encode() for number in range(20_000)]
