@@ -55,7 +55,7 @@ PARALLEL_FROM = 16
 
 
 class Record(NamedTuple):
-    """What is known of an entry."""
+    """Facts and checksums of an entry."""
 
     facts: FrameFacts
     checksums: np.ndarray
@@ -192,7 +192,7 @@ class FrameCache(FrameStore):
         return self._maps[video]
 
     def _record(self, video: Video) -> Record:
-        """What is known of a video's entry, which is made if need be."""
+        """Record of a video's entry, which is made if need be."""
         if video not in self._records:
             make = partial(self.build, [video], workers=1)
             for _ in range(ATTEMPTS):
@@ -224,7 +224,7 @@ class FrameCache(FrameStore):
             return None
 
     def _load(self, video: Video) -> Record | None:
-        """What the cache knows of a video; None where it has nothing, or the file has changed since.
+        """Read the record of a video's entry; None where it has nothing, or the file has changed since.
 
         Raises:
             DamagedEntry: there is an entry that cannot be used.
@@ -252,7 +252,7 @@ class FrameCache(FrameStore):
         return Record(facts, checksums, np.zeros(len(checksums), bool), offset)
 
     def _num_bytes(self, video: Video, record: Record | None) -> int:
-        """What the frames of a video take; one without an entry is listed, and nothing is decoded."""
+        """Bytes that the frames of a video take; one without an entry is listed, and nothing is decoded."""
         if record is None:
             listing = list_video(video)
             length, size = len(listing.times), self.scale.size(listing.height, listing.width, video)
@@ -288,7 +288,7 @@ class FrameCache(FrameStore):
                     return  # another process was faster
 
     def _decode(self, video: Video, file: Path) -> dict[str, Any]:
-        """Write the frames of a video, as ``numpy.save`` would; what is to be known of them."""
+        """Write the frames of a video, as ``numpy.save`` would; return the record of them."""
         source, checksums = _file_state(video), []
         with open_video(video) as reader, file.open("wb") as output:
             size = self.scale.size(reader.height, reader.width, video)
