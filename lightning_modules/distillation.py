@@ -20,7 +20,7 @@ from .networks.frames import gather_clips, normalise_frames
 from .networks.frozen import FrozenNetwork
 from .networks.prepared import prepare_for_inference
 from .networks.student import EncodedFrames, StreamingDetector
-from .networks.weights import load_exactly, read_state_dict, student_from_teacher
+from .networks.weights import load_weights, student_from_teacher
 from .stream_detection import StreamDetectionModule
 
 TASKS = ("detection", "features", "actions", "boxes", "mimicry", "attention")
@@ -81,7 +81,7 @@ class DistillationModule(StreamDetectionModule):
         action_temperature: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        load_exactly(teacher, read_state_dict(teacher_weights))
+        load_weights(teacher, teacher_weights)
         if from_teacher:
             student_from_teacher(network, teacher.state_dict())
         super().__init__(network, **kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -12,7 +12,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from .networks.weights import load_exactly, read_state_dict
+from datamodules.errors import UserError
+
+from .networks.weights import load_weights, misfits
 from .optimisation import Schedule, WarmupCosine, parameter_groups, scheduled
 
 
@@ -44,7 +46,7 @@ class ExperimentModule(L.LightningModule):
         self.optimizer, self.weights = optimizer, weights
         self.schedule = schedule or WarmupCosine()
         if weights is not None:
-            load_exactly(network, read_state_dict(weights), fresh)
+            load_weights(network, weights, fresh)
         elif fresh:
             raise ValueError(
                 "fresh names parameters that the weights shall leave alone; set weights too, or drop fresh"
@@ -55,11 +57,22 @@ class ExperimentModule(L.LightningModule):
         """Compare the classes of the network with those of the data before anything runs."""
         in_network, in_data = self.network.num_classes, self.trainer.datamodule.num_classes
         if in_network != in_data:
-            raise ValueError(
+            raise UserError(
                 f"network has {in_network} classes but the data has {in_data}; set "
                 f"model.init_args.{self.classes_argument}={in_data}, or --count_classes true"
             )
         self._zeros_explained.clear()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take the tensors of a checkpoint; what does not fit is listed."""
+        if strict and (problems := misfits(self.state_dict(), state_dict)):
+            raise UserError(
+                f"this checkpoint is of another network than {type(self.network).__name__} as configured; "
+                + "; ".join(problems),
+                where=self._trainer and self._trainer.ckpt_path,
+                remedy="give the config that it was trained with",
+            )
+        return super().load_state_dict(state_dict, strict, assign)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer([nn.Parameter(torch.zeros(()))])  # only to learn the configured learning rate

@@ -14,7 +14,7 @@ from .networks.frozen import FrozenNetwork
 from .networks.temporal.decomposed_detector import DecomposedDetector, without_branch_head
 from .networks.temporal.segment_head import SegmentHead, start_head_from
 from .networks.temporal.temporal_detector import TemporalDetector, TemporalOutputs
-from .networks.weights import load_exactly, read_state_dict
+from .networks.weights import load_weights
 from .segment_inputs import Modality, steps_of
 from .temporal_detection import TemporalDetectionModule
 
@@ -86,7 +86,7 @@ class MotionDistillationModule(TemporalDetectionModule):
                     "configs/motion_teacher.yaml"
                 )
             teacher = self.make_teacher()
-            load_exactly(teacher, read_state_dict(self.teacher_weights))
+            load_weights(teacher, self.teacher_weights)
             self.teacher = FrozenNetwork(teacher)
             if self.heads_from_teacher and self.weights is None:
                 for head in self.heads:

@@ -30,8 +30,8 @@ class Rule(NamedTuple):
     not_outside: tuple[str, ...] = ()
 
 
-COMMON_GROUND = ("datamodules.errors", "datamodules.files")
-"""What every room may import: the error of users, and how files are written."""
+COMMON_GROUND = ("datamodules.errors", "datamodules.files", "datamodules.tensor_file")
+"""What every room may import: the error of users, how files are written, and how files of tensors are read."""
 
 # The first rule whose name is a module's own or a parent's is the module's rule.
 RULES = (

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..weights import load_exactly, read_state_dict
+from ..weights import load_weights
 from .segment_backbone import SegmentBackbone
 from .segment_head import SegmentHead
 from .temporal_detector import TemporalDetector, TemporalOutputs
@@ -33,7 +33,7 @@ class TwoStreamDetector(nn.Module):
             raise ValueError("both streams need the same step_stride and classes, or their answers cannot be averaged")
         for network, weights in ((rgb, rgb_weights), (flow, flow_weights)):
             if weights is not None:
-                load_exactly(network, read_state_dict(weights))
+                load_weights(network, weights)
         self.rgb, self.flow = rgb, flow
 
     @property
