@@ -58,6 +58,8 @@ import lightning_modules.temporal_detection
 from callbacks.exported_latency import runtime_rows
 from datamodules.check import check_data
 from datamodules.frames import DecodedFrames
+from lightning_modules.commands.parser import OnlookerParser
+from lightning_modules.commands.settings import Settings
 from lightning_modules.export import export_graph, first_inputs, graph_of, load, moving_blobs, run_torch
 from lightning_modules.metrics.frame_ap import FrameMapSettings
 from lightning_modules.metrics.video_ap import VideoProtocol
@@ -256,7 +258,11 @@ class OnlookerCLI(LightningCLI):
         return LightningCLI.subcommands() | ours
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
-        self.config = parser.parse_args(with_whole_files(sys.argv[1:] if args is None else args))
+        arguments = sys.argv[1:] if args is None else args
+        settings = Settings([f"--config={DEFAULTS}", *arguments])
+        for each in (parser, *self._subcommand_parsers.values()):
+            each.settings = settings
+        self.config = parser.parse_args(with_whole_files(arguments))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -367,6 +373,7 @@ def main(args: list[str] | None = None) -> OnlookerCLI:
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},  # every run has a new folder; without a logger there is one to reuse
+        parser_class=OnlookerParser,
         seed_everything_default=0,
         parser_kwargs={command: {"default_config_files": [str(DEFAULTS)]} for command in OnlookerCLI.subcommands()},
         args=args,
