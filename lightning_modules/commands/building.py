@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dis
 import inspect
-import pydoc
 import re
 import traceback
 from collections.abc import Iterator, Sequence
@@ -18,11 +17,14 @@ from lightning.pytorch import Trainer
 
 from datamodules.errors import UserError
 
+from .classes import locate
 from .settings import OBJECT_KEYS, Settings
 
 ROOMS = ("lightning_modules", "datamodules", "callbacks")
 BUILDERS = ("jsonargparse", "lightning.pytorch.cli")
 """Modules that call constructors with what a config says."""
+PACKAGES = {"cv2": "opencv-contrib-python-headless", "yaml": "pyyaml", "PIL": "pillow"}
+"""Packages that are imported by another name than pip has them under."""
 ALSO_CALLED = {"duration": "max_time"}
 """How Lightning's messages name arguments of the Trainer, where not by their own name."""
 
@@ -41,10 +43,14 @@ def built_from(config: Namespace, settings: Settings) -> Iterator[None]:
         yield
     except Exception as error:
         refused = unwrapped(error)
-        if isinstance(refused, UserError) or not is_refusal(refused):
+        package = missing_package(refused)
+        if isinstance(refused, UserError) or not (package or is_refusal(refused)):
             raise refused from None
         key = _key_of(refused, config)
-        raise UserError(str(refused), settings.place(key) if key else None) from refused
+        where = settings.place(key) if key else None
+        if package:
+            raise UserError(f"{package} is not installed", where, f"pip install {package}") from refused
+        raise UserError(str(refused), where) from refused
 
 
 @contextmanager
@@ -53,27 +59,35 @@ def trainer_built(settings: Settings) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, MisconfigurationException) as error:
-        if isinstance(error, UserError) or not _module(error).startswith("lightning"):
+        if isinstance(error, UserError) or not raised_by(error).startswith("lightning"):
             raise
         arguments = inspect.signature(Trainer).parameters
         words = (ALSO_CALLED.get(word, word) for word in re.findall(r"[a-z]\w*", str(error)))
         named = next((word for word in words if word in arguments), None)
-        raise UserError(str(error), settings.place(("trainer", named)) if named else "trainer") from error
+        said = re.sub(r"<(?:\w+\.)*(\w+) object at \w+>", r"\1", str(error))
+        raise UserError(said, settings.place(("trainer", named)) if named else "trainer") from error
 
 
 def unwrapped(error: Exception) -> Exception:
-    """Return what a constructor raised, without the errors that the parser wraps around it: they list every argument."""
-    while isinstance(error.__cause__, Exception) and _module(error).startswith("jsonargparse"):
+    """Return what a constructor raised, without the errors that the parser wraps around it."""
+    while isinstance(error.__cause__, Exception) and raised_by(error).startswith("jsonargparse"):
         error = error.__cause__
     return error
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether code of ours raised it by a ``raise`` of its own; what the interpreter raises there is a bug."""
-    last = _last(error)
-    if last is None or not isinstance(error, ValueError | TypeError) or not _module(error).startswith(ROOMS):
+    """Whether code of ours, or any constructor itself, refuses something; or Lightning does."""
+    if isinstance(error, MisconfigurationException):
+        return True
+    if not isinstance(error, ValueError | TypeError) or not was_raised(error):
         return False
-    return dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+    return raised_by(error).startswith(ROOMS) or _last(error).tb_frame.f_code.co_name == "__init__"
+
+
+def was_raised(error: Exception) -> bool:
+    """Whether a ``raise`` statement made it; what the interpreter raises by itself is a bug."""
+    last = _last(error)
+    return last is not None and dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
 
 
 def _last(error: Exception) -> TracebackType | None:
@@ -83,8 +97,8 @@ def _last(error: Exception) -> TracebackType | None:
     return last
 
 
-def _module(error: Exception) -> str:
-    """The module whose code raised an exception."""
+def raised_by(error: Exception) -> str:
+    """Return the name of the module whose code raised an exception."""
     last = _last(error)
     return "" if last is None else last.tb_frame.f_globals.get("__name__", "")
 
@@ -95,7 +109,12 @@ def _key_of(error: Exception, config: Namespace) -> Key | None:
     if frame is None:
         return None
     built = type(frame.f_locals.get("self"))
-    objects = [(key, init_args) for key, path, init_args in objects_in(config) if pydoc.locate(path) is built]
+    arguments = inspect.signature(built).parameters.keys()
+    objects = [
+        (key, init_args)
+        for key, path, init_args in objects_in(config)
+        if (locate(path) is built if path else vars(init_args).keys() == arguments)
+    ]
     if not objects:
         return None
     # Of several objects of one class, the one whose arguments the constructor has.
@@ -112,17 +131,41 @@ def _constructor(error: Exception) -> FrameType | None:
 
 
 def _alike(init_args: Namespace, local: dict[str, Any]) -> int:
+    """How many plain arguments have the same value in both."""
     plain = {name: value for name, value in vars(init_args).items() if isinstance(value, int | float | str)}
-    return sum(name in local and type(local[name]) is type(value) and local[name] == value for name, value in plain.items())
+    return sum(type(local.get(name)) is type(value) and local[name] == value for name, value in plain.items())
 
 
 def objects_in(config: object, key: Key = ()) -> Iterator[tuple[Key, str, Namespace]]:
-    """Yield every object of a config, the outer before the inner: its key, its class and its arguments."""
+    """Yield every object of a config, the outer before the inner: its key, its class and its arguments.
+
+    Those whose class the config need not name have an empty one.
+    """
     if isinstance(config, Namespace):
-        if isinstance(path := config.get(OBJECT_KEYS[0]), str):
-            yield key, path, config.get(OBJECT_KEYS[1]) or Namespace()
+        path = config.get(OBJECT_KEYS[0]) or ""
+        yield key, path, (config.get(OBJECT_KEYS[1]) or Namespace()) if path else config
         for name, value in vars(config).items():
             yield from objects_in(value, (*key, name))
     elif isinstance(config, Sequence) and not isinstance(config, str):
         for number, value in enumerate(config):
             yield from objects_in(value, (*key, str(number)))
+
+
+def missing_package(error: Exception) -> str | None:
+    """Return the package that pip must install, None where the error is another or a module of ours is meant."""
+    if not isinstance(error, ImportError):
+        return None
+    if asked := re.search(r"pip install (?:-U )?'?\"?([\w.\-]+)", str(error)):
+        return asked[1]
+    name = (error.name or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or not name or name in (*ROOMS, "main", "results"):
+        return None
+    return PACKAGES.get(name, name)
+
+
+def arguments_with(name: str, config: Namespace) -> list[Namespace]:
+    """Return every group of arguments, however deep, that has one of this name."""
+    found = [config] if name in config else []
+    return found + [
+        deep for value in vars(config).values() if isinstance(value, Namespace) for deep in arguments_with(name, value)
+    ]

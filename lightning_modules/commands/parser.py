@@ -1,4 +1,4 @@
-"""A parser whose every complaint is one line: the key, where it stands, what is wrong, and the nearest that is right."""
+"""A parser whose complaints are one line: the key, where it stands, what is wrong, and the nearest that is right."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from datamodules.errors import UsageError
 
+from .classes import known_classes
 from .settings import FILE_ENDINGS, OBJECT_KEYS, Settings
 
-ROOMS = ("lightning_modules", "datamodules", "callbacks", "lightning.pytorch", "torch.optim")
-"""Where classes that a config may mean are looked for."""
 CLOSE = 0.6
 SHOWN = 12
 """How many keys or choices are listed where none is close."""
@@ -114,12 +113,15 @@ class Complaint:
     def _unknown_key(self, key: tuple[str, ...]) -> UsageError:
         owner = self._class_name()
         known = self.parser.keys
+        setting = self.settings.find(key)
         if close := nearest(key[len(self.key) :], known):
-            remedy = f"did you mean {close}?"
+            dashes = "--" if setting and not setting.file and not self.key else ""
+            remedy = f"did you mean {dashes}{close}?"
         else:
             own = [name for name in known if "." not in name]
             remedy = f"there are {', '.join(own[:SHOWN])}{', ...' if len(own) > SHOWN else ''}"
-        return UsageError(f"{owner or 'the command'} has no such key", self.settings.place(key), remedy)
+        owner = owner or self.parser.prog.rpartition(" ")[2]
+        return UsageError(f"{owner} has no such key", self.settings.place(key), remedy)
 
     def _class_path(self) -> str:
         """The class of the innermost object that the complaint is about."""
@@ -155,7 +157,8 @@ class Complaint:
         if problem := self._class_problem(text, given):
             return UsageError(problem[0], where, problem[1])
         if self.union or "Expected a " in text:
-            types = re.search(r"Subtypes: \[(.*)\]\n", self.union or "") or re.search(r"Expected an? (.*?)(?:\. Got|$)", text)
+            of_union = re.search(r"Subtypes: \[(.*)\]\n", self.union or "")
+            types = of_union or re.search(r"Expected an? (.*?)(?:\. Got|$)", text)
             names, choices = wanted(types[1] if types else "")
             if choices and given:
                 names = [*(name for name in names if name != "null"), *choices]
@@ -174,9 +177,9 @@ class Complaint:
             package = self.last.name.partition(".")[0]
             if package in sys.modules:
                 return f"there is no module {self.last.name}", close_to(self.last.name, list(sys.modules))
-            return f"needs the package {package}, which is not installed", f"pip install {package}"
+            return f"{package} is not installed", f"pip install {package}"
         if name := re.search(r"(?:Expected a dot import path string|Unexpected import path format): (.*)", text):
-            close = close_to(name[1], sorted(class_names()))
+            close = close_to(name[1], sorted(known_classes()))
             return f"there is no class {shortened(name[1])}", close or "write it as module.Class"
         if wrong := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", text):
             return f"{wrong[1]} is no {wrong[2]}", None
@@ -213,12 +216,6 @@ def close_to(name: str, choices: Sequence[str]) -> str | None:
     close = difflib.get_close_matches(name, choices, 1, CLOSE)
     close += [choice for choice in choices if choice.lower().startswith(name.lower())]
     return f"did you mean {close[0]}?" if close else None
-
-
-def class_names() -> set[str]:
-    """Return the names of all classes that the imported modules of a config's rooms define."""
-    modules = [module for name, module in list(sys.modules.items()) if name.startswith(ROOMS) and module is not None]
-    return {name for module in modules for name, value in vars(module).items() if isinstance(value, type)}
 
 
 def shortened(value: str, most: int = 60) -> str:
@@ -259,4 +256,3 @@ def wanted(types: str) -> tuple[list[str], list[str]]:
     if PLAIN["float"] in kinds:
         kinds = [kind for kind in kinds if kind != PLAIN["int"]]
     return list(dict.fromkeys(kinds)), list(dict.fromkeys(choices))
-

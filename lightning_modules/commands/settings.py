@@ -162,9 +162,7 @@ def _read_entry(key: tuple[str, ...], name: yaml.Node, value: yaml.Node, file: P
         yield from _read_node(key, value, file, depth)
 
 
-def _read_value(
-    key: tuple[str, ...], value: str, file: str, line: int, folder: Path, depth: int
-) -> Iterator[Setting]:
+def _read_value(key: tuple[str, ...], value: str, file: str, line: int, folder: Path, depth: int) -> Iterator[Setting]:
     yield Setting(key, value, file, line)
     named = folder / value if value.endswith(FILE_ENDINGS) else None
     if named is not None and named.is_file() and depth < DEEPEST:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
 from typing import Any, Union, get_args
 
@@ -17,6 +17,7 @@ from datamodules.errors import UserError
 
 from .settings import Settings
 
+SEED = ("seed_everything",)
 GPUS = {
     "gpu": lambda: CUDAAccelerator.is_available() or MPSAccelerator.is_available(),
     "cuda": CUDAAccelerator.is_available,
@@ -30,12 +31,16 @@ NEEDED_BY: dict[str, tuple[type[Callback], ...]] = {
 """Switches of the Trainer, and the callbacks that Lightning refuses where they are off."""
 
 
-def check_trainer(config: Namespace, settings: Settings) -> None:
-    """Refuse what the Trainer's settings ask of this machine or these networks in vain.
+def check_settings(config: Namespace, settings: Settings) -> None:
+    """Refuse what a command's settings ask of this machine or these networks in vain.
 
     Raises:
-        UserError: a GPU that is not there, or networks computed wholly in a precision other than float32.
+        UserError: a seed that no generator takes, a GPU that is not there, or networks computed wholly in a precision
+            other than float32.
     """
+    if not isinstance(config.seed_everything, bool) and not 0 <= config.seed_everything < 2**32:
+        raise UserError(f"must lie within 0..{2**32 - 1}, got {config.seed_everything}", settings.place(SEED))
+    config = config.trainer
     is_available = GPUS.get(str(config.accelerator), lambda: True)
     if not is_available():
         raise UserError(
@@ -52,10 +57,11 @@ def check_trainer(config: Namespace, settings: Settings) -> None:
         )
 
 
-def possible_callbacks(callbacks: Sequence[Callback], config: Namespace) -> list[Callback]:
-    """Return the callbacks without those that need what a switch of the Trainer has turned off."""
+def possible_callbacks(config: Namespace) -> list[Callback]:
+    """Return the Trainer's callbacks without those that need what one of its switches has turned off."""
+    callbacks = config.callbacks or []
     off = tuple(kind for switch, kinds in NEEDED_BY.items() if config[switch] is False for kind in kinds)
-    return [callback for callback in callbacks if not isinstance(callback, off)]
+    return [each for each in (callbacks if isinstance(callbacks, list) else [callbacks]) if not isinstance(each, off)]
 
 
 class Amount:
@@ -105,4 +111,4 @@ def _with_amount(annotation: Any) -> Any:
     types = get_args(annotation)
     if not {int, float} <= set(types):
         return annotation
-    return Union[(Amount, *(kind for kind in types if kind not in (int, float)))]  # noqa: UP007
+    return Union[(Amount, *(kind for kind in types if kind not in (int, float)))]
