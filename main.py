@@ -57,7 +57,7 @@ from lightning_modules.commands.building import arguments_with, built_from, trai
 from lightning_modules.commands.checkpoint import has_hyper_parameters
 from lightning_modules.commands.config_files import with_whole_files
 from lightning_modules.commands.machine import faults_of_the_machine
-from lightning_modules.commands.monitors import MonitorCheck, is_monitoring
+from lightning_modules.commands.monitors import watch_monitors
 from lightning_modules.commands.parser import OnlookerParser
 from lightning_modules.commands.processes import one_report
 from lightning_modules.commands.score import take_protocols
@@ -94,24 +94,10 @@ class OnlookerCLI(LightningCLI):
             super()._parse_ckpt_path()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--name",
-            type=str,
-            default=None,
-            help="name of the run and of its row in the table; the config's by default",
-        )
-        parser.add_argument(
-            "--table_folder",
-            type=Path,
-            default=None,
-            help="where `test` keeps its table, benchmark.md and benchmark.jsonl; results by default",
-        )
-        parser.add_argument(
-            "--count_classes",
-            type=bool,
-            default=False,
-            help="let networks have as many classes as the data, whatever their num_classes says",
-        )
+        add = parser.add_argument
+        add("--name", type=str, help="name of the run and of its row in the table; the config's by default")
+        add("--table_folder", type=Path, help="where `test` keeps benchmark.md and benchmark.jsonl; results by default")
+        add("--count_classes", type=bool, default=False, help="let networks have as many classes as the data")
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -155,10 +141,9 @@ class OnlookerCLI(LightningCLI):
             kwargs["logger"] = [board, CSVLogger("runs", name=config.name, version=board.version)]
             if self.subcommand == "fit":
                 point_latest_at(Path(board.log_dir))
-        kwargs["callbacks"] = chosen = possible_callbacks(config.trainer)
-        if self.subcommand == "fit" and is_monitoring(chosen):
-            kwargs["callbacks"] = [MonitorCheck(), *chosen]
-            kwargs["num_sanity_val_steps"] = config.trainer.num_sanity_val_steps or 1
+        config.trainer.callbacks = possible_callbacks(config.trainer)
+        if self.subcommand == "fit":
+            watch_monitors(config.trainer)
         with trainer_built(self.settings):
             trainer = super().instantiate_trainer(**kwargs)
         for callback in trainer.callbacks:

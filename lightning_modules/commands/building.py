@@ -8,7 +8,7 @@ import re
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from jsonargparse import Namespace
@@ -17,6 +17,7 @@ from lightning.pytorch import Trainer
 
 from datamodules.errors import UserError
 
+from .causes import last_of, raised_by, unwrapped
 from .classes import locate
 from .settings import OBJECT_KEYS, Settings
 
@@ -68,39 +69,19 @@ def trainer_built(settings: Settings) -> Iterator[None]:
         raise UserError(said, settings.place(("trainer", named)) if named else "trainer") from error
 
 
-def unwrapped(error: Exception) -> Exception:
-    """Return what a constructor raised, without the errors that the parser wraps around it."""
-    while isinstance(error.__cause__, Exception) and raised_by(error).startswith("jsonargparse"):
-        error = error.__cause__
-    return error
-
-
 def is_refusal(error: Exception) -> bool:
     """Whether code of ours, or any constructor itself, refuses something; or Lightning does."""
     if isinstance(error, MisconfigurationException):
         return True
     if not isinstance(error, ValueError | TypeError) or not was_raised(error):
         return False
-    return raised_by(error).startswith(ROOMS) or _last(error).tb_frame.f_code.co_name == "__init__"
+    return raised_by(error).startswith(ROOMS) or last_of(error).tb_frame.f_code.co_name == "__init__"
 
 
 def was_raised(error: Exception) -> bool:
     """Whether a ``raise`` statement made it; what the interpreter raises by itself is a bug."""
-    last = _last(error)
+    last = last_of(error)
     return last is not None and dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
-
-
-def _last(error: Exception) -> TracebackType | None:
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    return last
-
-
-def raised_by(error: Exception) -> str:
-    """Return the name of the module whose code raised an exception."""
-    last = _last(error)
-    return "" if last is None else last.tb_frame.f_globals.get("__name__", "")
 
 
 def _key_of(error: Exception, config: Namespace) -> Key | None:

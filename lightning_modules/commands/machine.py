@@ -11,7 +11,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from datamodules.errors import UserError
 
-from .building import ROOMS, missing_package, raised_by, was_raised
+from .building import ROOMS, missing_package, was_raised
+from .causes import raised_by
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 """What the operating system says of a whole disk, mostly without a file's name."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from datamodules.errors import UserError
@@ -48,13 +48,18 @@ class MonitorCheck(Callback):
             raise UserError(
                 f"{type(callback).__name__} monitors {name}, which nothing logs" + (f": {reason}" if reason else ""),
                 where="trainer.callbacks",
-                remedy=f"did you mean {close[0]}?" if close else f"logged are {there}",
+                remedy=None if reason else f"did you mean {close[0]}?" if close else f"logged are {there}",
             )
 
 
-def is_monitoring(callbacks: Sequence[Callback]) -> bool:
-    """Return whether any of the callbacks waits for a metric."""
-    return any(getattr(callback, "monitor", None) is not None for callback in callbacks)
+def watch_monitors(config: Namespace) -> None:
+    """Let a Trainer report a monitored metric that nothing logs, if any of its callbacks waits for one.
+
+    One batch is validated before training, so that what validation logs is known then.
+    """
+    if any(getattr(callback, "monitor", None) is not None for callback in config.callbacks):
+        config.callbacks = [MonitorCheck(), *config.callbacks]
+        config.num_sanity_val_steps = config.num_sanity_val_steps or 1
 
 
 def _class_names(trainer: Trainer) -> list[str]:

@@ -6,20 +6,21 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
 from datamodules.errors import UsageError
 
+from .causes import causes
 from .classes import known_classes
 from .settings import FILE_ENDINGS, OBJECT_KEYS, Settings
 
 CLOSE = 0.6
 SHOWN = 12
 """How many keys or choices are listed where none is close."""
-NO_SETTINGS = ("help", "print_config")
+NO_SETTINGS = ("help", "print_config", "print_shtab")
 UNKNOWN_KEY = re.compile(r"(?:Group '(?P<group>[^']+)'|.*?)(?: does not accept option|Option) ?'(?P<key>[^']+)'")
 
 
@@ -184,13 +185,6 @@ class Complaint:
         if wrong := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", text):
             return f"{wrong[1]} is no {wrong[2]}", None
         return None
-
-
-def causes(error: BaseException | None) -> Iterator[Exception]:
-    """Yield an exception and all that caused it, from the last raised to the first."""
-    while isinstance(error, Exception):
-        yield error
-        error = error.__cause__
 
 
 def nearest(key: Sequence[str], known: Iterable[str]) -> str | None:

@@ -32,8 +32,10 @@ def one_report(trainer: Trainer) -> Iterator[None]:
         lost = not isinstance(error, UserError) and PEER_LOST.search(str(error)) is not None
         if trainer.global_rank > 0:
             time.sleep(GRACE_SECONDS)
+            time.sleep(GRACE_SECONDS)
             if lost:
                 sys.exit(1)
+            print(file=sys.stderr)  # below the progress bar of the first process
             raise
         processes: Sequence[subprocess.Popen] = getattr(trainer.strategy.launcher, "procs", ())
         ended = _first_to_end(processes) if lost else None

@@ -41,11 +41,24 @@ class Settings:
     """All settings of a command line, in the order in which they count: the last of a key holds.
 
     Raises:
-        UsageError: a config is absent, cannot be read, is no YAML, has a key twice, or something beside ``class_path``.
+        UsageError: a config is absent, cannot be read, is no YAML, has a key twice, or something beside ``class_path``;
+            or an argument stands before the config that sets it too.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._settings = list(_read_arguments(arguments))
+        self._check_order()
+
+    def _check_order(self) -> None:
+        """Refuse an argument that a file after it sets again: the file would hold."""
+        given: dict[tuple[str, ...], Setting] = {}
+        for setting in self._settings:
+            key = without_init_args(setting.key)
+            if not setting.file:
+                given[key] = setting
+            elif key in given and setting.value is not None:
+                place = f"{setting.file}:{setting.line}"
+                raise UsageError(f"{place}, which comes after it, sets it again", given[key], "put --config first")
 
     def find(self, key: Sequence[str], value: str | None = None) -> Setting | None:
         """Return the setting of a key, with or without ``init_args`` between, preferably one with this value."""
