@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -12,7 +12,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from .networks.weights.loading import load_exactly, read_state_dict
+from datamodules.errors import UserError
+
+from .networks.weights.loading import load_weights, misfits
 from .networks.weights.old_names import has_old_names, renamed_from_old
 from .optimisation import Schedule, WarmupCosine, parameter_groups, scheduled
 
@@ -45,7 +47,7 @@ class ExperimentModule(L.LightningModule):
         self.optimizer, self.weights = optimizer, weights
         self.schedule = schedule or WarmupCosine()
         if weights is not None:
-            load_exactly(network, read_state_dict(weights), fresh)
+            load_weights(network, weights, fresh)
         elif fresh:
             raise ValueError(
                 "fresh names parameters that the weights shall leave alone; set weights too, or drop fresh"
@@ -56,7 +58,7 @@ class ExperimentModule(L.LightningModule):
         """Compare the classes of the network with those of the data before anything runs."""
         in_network, in_data = self.network.num_classes, self.trainer.datamodule.num_classes
         if in_network != in_data:
-            raise ValueError(
+            raise UserError(
                 f"network has {in_network} classes but the data has {in_data}; set "
                 f"model.init_args.{self.classes_argument}={in_data}, or --count_classes true"
             )
@@ -71,8 +73,22 @@ class ExperimentModule(L.LightningModule):
             renamed = {prefix + key: value for key, value in renamed_from_old(network).items()}
             checkpoint["state_dict"] = renamed | others
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take the tensors of a checkpoint; what does not fit is listed."""
+        if strict and (problems := misfits(self.state_dict(), state_dict)):
+            raise UserError(
+                f"this checkpoint is of another network than {type(self.network).__name__} as configured; "
+                + "; ".join(problems),
+                where=self._trainer and self._trainer.ckpt_path,
+                remedy="give the config that it was trained with",
+            )
+        return super().load_state_dict(state_dict, strict, assign)
+
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = self.optimizer([nn.Parameter(torch.zeros(()))])  # only to learn the configured learning rate
+        try:
+            optimizer = self.optimizer([nn.Parameter(torch.zeros(()))])  # only to learn the configured learning rate
+        except ValueError as error:
+            raise UserError(str(error), where="model.optimizer") from error
         groups = parameter_groups(self.trained_modules(), self.lr_multipliers(), optimizer.defaults["lr"])
         optimizer = self.optimizer(groups)
         self.trainer.fit_loop.setup_data()  # else a run with max_steps alone does not know its epochs yet
