@@ -17,7 +17,7 @@ from urllib.error import URLError
 import numpy as np
 
 from datamodules.errors import UserError
-from datamodules.video.tensor_file import read_tensor_file
+from datamodules.tensor_file import read_tensor_file
 
 if TYPE_CHECKING:
     from torch import nn

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from datamodules.video.tensor_file import read_tensor_file
+from datamodules.tensor_file import read_tensor_file
 from jsonargparse import Namespace
 
 from datamodules.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datamodules.video.tensor_file import read_tensor_file
+from datamodules.tensor_file import read_tensor_file
 
 from datamodules.errors import UserError
 

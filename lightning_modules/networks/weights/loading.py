@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datamodules.video.tensor_file import read_tensor_file
+from datamodules.tensor_file import read_tensor_file
 from torch import Tensor, nn
 
 from datamodules.errors import UserError

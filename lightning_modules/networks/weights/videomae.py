@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from datamodules.video.tensor_file import read_tensor_file
+from datamodules.tensor_file import read_tensor_file
 from torch import Tensor, nn
 
 from datamodules.errors import UserError

@@ -11,7 +11,7 @@ import pytest
 
 from datamodules.errors import UserError
 from lightning_modules.command_line.processes import one_report
-from lightning_modules.commands import processes
+from lightning_modules.command_line import processes
 
 LOST = RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.1.1]:40123")
 
