@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from datamodules.tensor_file import read_tensor_file
 from jsonargparse import Namespace
 
 from datamodules.errors import UserError
+from datamodules.tensor_file import read_tensor_file
 
 from .settings import Settings
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from datamodules.tensor_file import read_tensor_file
 
 from datamodules.errors import UserError
+from datamodules.tensor_file import read_tensor_file
 
 TENSORS = {"a": torch.arange(10.0), "b": torch.ones(3, 3)}
 

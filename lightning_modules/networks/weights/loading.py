@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datamodules.tensor_file import read_tensor_file
 from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from datamodules.files import whole_file
+from datamodules.tensor_file import read_tensor_file
 
 from ..detection.context_decoder import ContextDecoder
 from ..detection.evad import EvadTeacher

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from datamodules.tensor_file import read_tensor_file
 from torch import Tensor, nn
 
 from datamodules.errors import UserError
+from datamodules.tensor_file import read_tensor_file
 
 from ..detection.context_decoder import ContextDecoder
 from ..detection.vit import VideoViT

@@ -8,7 +8,7 @@ import pytest
 
 from main import OnlookerCLI, main
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 EVAD = f"--config={ROOT / 'configs' / 'evad.yaml'}"
 
 

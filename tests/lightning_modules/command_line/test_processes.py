@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from datamodules.errors import UserError
-from lightning_modules.command_line.processes import one_report
 from lightning_modules.command_line import processes
+from lightning_modules.command_line.processes import one_report
 
 LOST = RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.1.1]:40123")
 
