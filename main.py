@@ -53,7 +53,7 @@ import lightning_modules.online_detection
 import lightning_modules.stream_detection
 import lightning_modules.temporal_detection
 from datamodules.errors import shown_in_one_line
-from lightning_modules.commands.building import arguments_with, built_from, trainer_built
+from lightning_modules.commands.building import arguments_with, built_from, trainer_built, trainer_running
 from lightning_modules.commands.checkpoint import has_hyper_parameters
 from lightning_modules.commands.config_files import with_whole_files
 from lightning_modules.commands.machine import faults_of_the_machine
@@ -153,7 +153,7 @@ class OnlookerCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with one_report(self.trainer):
+        with one_report(self.trainer), trainer_running(self.settings):
             super()._run_subcommand(subcommand)
 
 
