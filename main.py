@@ -54,7 +54,7 @@ import lightning_modules.stream_detection
 import lightning_modules.stream_distillation
 import lightning_modules.temporal_detection
 from datamodules.errors import shown_in_one_line
-from lightning_modules.command_line.building import arguments_with, built_from, trainer_built
+from lightning_modules.command_line.building import arguments_with, built_from, trainer_built, trainer_running
 from lightning_modules.command_line.checkpoint import has_hyper_parameters
 from lightning_modules.command_line.config_files import with_whole_files
 from lightning_modules.command_line.machine import faults_of_the_machine
@@ -154,7 +154,7 @@ class OnlookerCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with one_report(self.trainer):
+        with one_report(self.trainer), trainer_running(self.settings):
             super()._run_subcommand(subcommand)
 
 

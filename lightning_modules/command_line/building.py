@@ -56,17 +56,36 @@ def built_from(config: Namespace, settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def trainer_built(settings: Settings) -> Iterator[None]:
-    """Turn what Lightning's Trainer refuses into a ``UserError`` with the key, if the message names an argument."""
+    """Turn what Lightning's Trainer refuses while it is made into a ``UserError``."""
     try:
         yield
     except (ValueError, TypeError, MisconfigurationException) as error:
         if isinstance(error, UserError) or not raised_by(error).startswith("lightning"):
             raise
-        arguments = inspect.signature(Trainer).parameters
-        words = (ALSO_CALLED.get(word, word) for word in re.findall(r"[a-z]\w*", str(error)))
-        named = next((word for word in words if word in arguments), None)
-        said = re.sub(r"<(?:\w+\.)*(\w+) object at \w+>", r"\1", str(error))
-        raise UserError(said, settings.place(("trainer", named)) if named else "trainer") from error
+        raise _of_trainer(error, settings, r"[a-z]\w*") from error
+
+
+@contextmanager
+def trainer_running(settings: Settings) -> Iterator[None]:
+    """Turn what Lightning refuses while it runs into a ``UserError``, if it says which of the Trainer's arguments."""
+    try:
+        yield
+    except (ValueError, MisconfigurationException) as error:
+        refused = None
+        if not isinstance(error, UserError) and raised_by(error).startswith("lightning"):
+            refused = _of_trainer(error, settings, r"(?<=`)[a-z]\w*|(?<=`Trainer\()[a-z]\w*")
+        if refused is None or refused.where is None:
+            raise
+        raise refused from error
+
+
+def _of_trainer(error: Exception, settings: Settings, form: str) -> UserError:
+    """The same with the key of the argument that a message names first; ``form`` is that of its words."""
+    arguments = inspect.signature(Trainer).parameters
+    words = (ALSO_CALLED.get(word, word) for word in re.findall(form, str(error)))
+    named = next((word for word in words if word in arguments), None)
+    said = re.sub(r"<(?:\w+\.)*(\w+) object at \w+>", r"\1", str(error))
+    return UserError(said, settings.place(("trainer", named)) if named else None)
 
 
 def is_refusal(error: Exception) -> bool:

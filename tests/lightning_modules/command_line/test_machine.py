@@ -71,9 +71,16 @@ def test_a_bug_passes_through(error):
         (ModuleNotFoundError("Try `pip install -U 'wandb>=0.12'`"), "wandb is not installed; pip install wandb"),
         (MisconfigurationException("no such\nswitch"), "no such switch"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "the GPU has too little memory: CUDA"),
+        (RuntimeError("[enforce fail at a.cpp:1] . DefaultCPUAllocator: can't allocate"), "there is too little memory"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            "a process that reads data has ended",
+        ),
+        (RuntimeError("PytorchStreamWriter failed writing file data/1"), "a file of tensors cannot be written: Pyt"),
+        (MemoryError("Unable to allocate 12 GiB"), "there is too little memory: Unable to allocate 12 GiB; make data"),
         (UserError("is wrong", "a.csv"), "a.csv: is wrong"),
     ],
-    ids=["cv2", "package", "wandb", "lightning", "memory", "user"],
+    ids=["cv2", "package", "wandb", "lightning", "gpu memory", "allocator", "worker", "disk", "memory", "user"],
 )
 def test_other_faults_are_told_with_the_way_out(error, line):
     with pytest.raises(UserError) as raised, faults_of_the_machine():
