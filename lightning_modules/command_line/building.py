@@ -45,10 +45,13 @@ def built_from(config: Namespace, settings: Settings) -> Iterator[None]:
     except Exception as error:
         refused = unwrapped(error)
         package = missing_package(refused)
-        if isinstance(refused, UserError) or not (package or is_refusal(refused)):
+        names_its_place = isinstance(refused, UserError) and refused.where is not None
+        if names_its_place or not (package or is_refusal(refused)):
             raise refused from None
         key = _key_of(refused, config)
         where = settings.place(key) if key else None
+        if isinstance(refused, UserError):
+            raise type(refused)(refused.problem, where, refused.remedy) from refused
         if package:
             raise UserError(f"{package} is not installed", where, f"pip install {package}") from refused
         raise UserError(str(refused), where) from refused

@@ -26,8 +26,8 @@ def puppets(tmp_path_factory) -> Path:
 def arguments(puppets, tmp_path, monkeypatch) -> list[str]:
     """A teacher on the tiny data, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
-    data = {"source.root": puppets, "source.size": "tiny", "cache": puppets / "cache", "batch_size": 2}
-    data |= {"eval_batch_size": 2, "num_workers": 0}
+    data = {"source.root": puppets, "source.size": "tiny", "frames.cache": puppets / "cache", "loader.batch_size": 2}
+    data |= {"loader.eval_batch_size": 2, "loader.num_workers": 0}
     trainer = {"precision": "32-true", "max_epochs": 1, "limit_val_batches": 1, "accelerator": "cpu"}
     options = [f"--data.{key}={value}" for key, value in data.items()]
     return [EVAD, *options, *(f"--trainer.{key}={value}" for key, value in trainer.items())]
