@@ -13,7 +13,7 @@ from datamodules.broken_videos import OnError
 from datamodules.collate import padded_size
 from datamodules.detection import DetectionDataModule, require_at_least
 from datamodules.frames import FrameScale, Interpolation
-from datamodules.samplers import EveryOnce, ShuffledBatches
+from datamodules.samplers import EveryOnce
 from datamodules.transforms import ClipTransform
 from datamodules.windows import Window, WindowDataset, annotated_samples, grid_samples, slot_samples
 
@@ -108,9 +108,7 @@ class ClipDataModule(DetectionDataModule):
         dataset = self._dataset(
             "train", annotated_samples(self.videos("train"), self.min_keyframe_boxes), self.transform
         )
-        sampler = ShuffledBatches(
-            len(dataset), self.batch_size, self.samples_per_epoch, self.seed, self.rank, self.world_size
-        )
+        sampler = self._shuffled(len(dataset), self.batch_size, self.samples_per_epoch, self.seed)
         return self._loader(dataset, sampler, self.num_workers)
 
     def val_dataloader(self) -> DataLoader:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,8 +28,19 @@ class Request(NamedTuple):
     """Of its augmentation; None for none. It comes with the request, so that results do not depend on workers."""
 
 
+class Position(NamedTuple):
+    """How far training has come."""
+
+    epoch: int
+    batches: int
+    """Of this epoch that have been trained on."""
+
+
 class ShuffledBatches(DistributedSampler):
     """Training batches: a new seeded order each epoch, equally many batches of equal size on each rank.
+
+    A batch depends on seed, epoch and its number in the epoch alone, so a resumed training goes on with the batches
+    that it would have had.
 
     Args:
         size: number of samples there are.
@@ -37,6 +48,8 @@ class ShuffledBatches(DistributedSampler):
         samples_per_epoch: how many to draw at random each epoch, over all ranks; None takes every sample once.
             More than there are repeat.
         seed: of order and augmentation; None takes that of Lightning's ``seed_everything``, 0 where it was not called.
+        position: asked when the batches of an epoch begin. None begins with the first batch of the epoch that
+            ``set_epoch`` names.
     """
 
     def __init__(
@@ -47,6 +60,7 @@ class ShuffledBatches(DistributedSampler):
         seed: int | None,
         rank: int = 0,
         world_size: int = 1,
+        position: Callable[[], Position] | None = None,
     ) -> None:
         total = size if samples_per_epoch is None else samples_per_epoch
         if size < 1 or total < world_size:
@@ -56,20 +70,23 @@ class ShuffledBatches(DistributedSampler):
         self.rank, self.world_size = rank, world_size
         self.batch_size = min(batch_size, total // world_size)
         self.num_batches = total // (world_size * self.batch_size)
+        self.position = position or (lambda: Position(self.epoch, 0))
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
+        """Batches of a whole epoch, wherever it is gone on with."""
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[Request]]:
-        rng = np.random.default_rng([self.seed, self.epoch])
+        epoch, first = self.position()
+        rng = np.random.default_rng([self.seed, epoch])
         rounds = math.ceil(self.total / self.size)
         order = np.concatenate([rng.permutation(self.size) for _ in range(rounds)])[: self.total]
         seeds = rng.integers(0, 2**32, len(order))
-        for batch in range(self.num_batches):
+        for batch in range(first, self.num_batches):
             start = (batch * self.world_size + self.rank) * self.batch_size
             chosen = slice(start, start + self.batch_size)
             yield [Request(int(i), int(s)) for i, s in zip(order[chosen], seeds[chosen], strict=True)]

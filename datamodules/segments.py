@@ -18,7 +18,7 @@ from datamodules.flow_cache import FlowCache, SteppedFrames
 from datamodules.flow_store import ComputedFlow, FlowSettings, FlowStore
 from datamodules.frames import FrameScale, FrameStore, Interpolation
 from datamodules.picture_folder import Video
-from datamodules.samplers import ShuffledBatches, VideoWindows
+from datamodules.samplers import VideoWindows
 from datamodules.segment_windows import (
     Augmentation,
     SegmentWindows,
@@ -174,9 +174,7 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
         if not windows:
             raise ValueError(f"no training window of {type(self.source).__name__} shows a segment")
         dataset = self._dataset("train", windows, self.augmentation)
-        sampler = ShuffledBatches(
-            len(windows), self.batch_size, self.windows_per_epoch, self.seed, self.rank, self.world_size
-        )
+        sampler = self._shuffled(len(windows), self.batch_size, self.windows_per_epoch, self.seed)
         return self._loader(dataset, sampler, self.num_workers)
 
     def val_dataloader(self) -> DataLoader:

@@ -18,7 +18,7 @@ from datamodules.collate import padded_size, stack_frames
 from datamodules.detection import DetectionDataModule, require_at_least
 from datamodules.frames import FrameScale, FrameStore, Interpolation
 from datamodules.indexing import NOTHING, StreamChunk, keyframes_on_grid, num_slots, stream_chunks
-from datamodules.samplers import InOrder, ShuffledBatches
+from datamodules.samplers import InOrder
 from datamodules.transforms import ClipTransform
 from datamodules.video_listing import VideoError
 from datamodules.windows import TimedVideo, Window, WindowDataset, annotated_samples
@@ -235,9 +235,7 @@ class StreamDataModule(DetectionDataModule):
         dataset = WindowDataset(
             videos, samples, self.window, self.num_classes, self.store, self.transform, self._broken
         )
-        sampler = ShuffledBatches(
-            len(dataset), self.batch_size, self.samples_per_epoch, self.seed, self.rank, self.world_size
-        )
+        sampler = self._shuffled(len(dataset), self.batch_size, self.samples_per_epoch, self.seed)
         return self._loader(dataset, sampler, self.num_workers)
 
     def val_dataloader(self) -> DataLoader:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .networks.weights import load_exactly, read_state_dict
 from .optimisation import Schedule, WarmupCosine, parameter_groups, scheduled
+from .resuming import GRADIENTS, accumulated_gradients, count_epochs_rightly, restore_gradients, seed_batch
 
 
 class ExperimentModule(L.LightningModule):
@@ -50,6 +51,8 @@ class ExperimentModule(L.LightningModule):
                 "fresh names parameters that the weights shall leave alone; set weights too, or drop fresh"
             )
         self._zeros_explained: set[str] = set()
+        self._gradients: dict[str, Tensor] = {}
+        """Of a step that a checkpoint was written in the midst of."""
 
     def setup(self, stage: str) -> None:
         """Compare the classes of the network with those of the data before anything runs."""
@@ -70,6 +73,21 @@ class ExperimentModule(L.LightningModule):
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         scheduler = scheduled(optimizer, self.schedule, total_steps, steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if gradients := accumulated_gradients(self):
+            checkpoint[GRADIENTS] = gradients
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._gradients = checkpoint.get(GRADIENTS, {})
+
+    def on_train_start(self) -> None:
+        count_epochs_rightly(self.trainer.fit_loop)
+        restore_gradients(self, self._gradients)
+        self._gradients = {}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        seed_batch(self.current_epoch, batch_idx, self.global_rank)
 
     def trained_modules(self) -> list[tuple[str, nn.Module]]:
         """Names and modules whose parameters the optimiser gets."""

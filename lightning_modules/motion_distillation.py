@@ -100,6 +100,7 @@ class MotionDistillationModule(TemporalDetectionModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint of training has a branch head, which evaluation has no place for."""
+        super().on_load_checkpoint(checkpoint)
         if getattr(self.network, "branch_head", None) is None:
             checkpoint["state_dict"] = without_branch_head(checkpoint["state_dict"], "network.")
 
