@@ -23,10 +23,9 @@ warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 import numpy as np
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 import callbacks.benchmark
 import callbacks.detection_file
@@ -58,6 +57,9 @@ import lightning_modules.temporal_detection
 from callbacks.exported_latency import runtime_rows
 from datamodules.check import check_data
 from datamodules.frames import DecodedFrames
+from lightning_modules.commands.checkpoint_files import WholeCheckpoints
+from lightning_modules.commands.interrupts import StopAtOnce, true_exit_status
+from lightning_modules.commands.run_folder import RunBoard, RunConfig, RunFolder, RunMetrics
 from lightning_modules.export import export_graph, first_inputs, graph_of, load, moving_blobs, run_torch
 from lightning_modules.metrics.frame_ap import FrameMapSettings
 from lightning_modules.metrics.video_ap import VideoProtocol
@@ -317,12 +319,12 @@ class OnlookerCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs) -> Trainer:
         config = self.config_init[self.subcommand]
         if config.trainer.logger is None:
-            # `version` is left to Lightning: a new folder a run, nothing is ever overwritten.
-            board = TensorBoardLogger("runs", name=config.name, default_hp_metric=False)
-            kwargs["logger"] = [board, CSVLogger("runs", name=config.name, version=board.version)]
-            if self.subcommand == "fit":
-                point_latest_at(Path(board.log_dir))
+            folder = RunFolder(Path("runs"), config.name)
+            kwargs["logger"] = [RunBoard(folder), RunMetrics(folder)]
         trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.insert(0, StopAtOnce(sys.argv))
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
         for callback in trainer.callbacks:
             if isinstance(callback, callbacks.benchmark.BenchmarkTable):
                 callback.experiment = callback.experiment or config.name
@@ -348,15 +350,6 @@ def unwrapped(error: Exception) -> Exception:
     return error
 
 
-@rank_zero_only
-def point_latest_at(folder: Path) -> None:
-    """Make ``runs/<name>/latest`` lead to the newest run, so that commands can name its checkpoints."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    latest = folder.parent / "latest"
-    latest.unlink(missing_ok=True)
-    latest.symlink_to(folder.name, target_is_directory=True)
-
-
 def main(args: list[str] | None = None) -> OnlookerCLI:
     """Run the command line with ``args`` (``sys.argv`` by default); what it ran is in the result."""
     torch.set_float32_matmul_precision("high")
@@ -366,7 +359,7 @@ def main(args: list[str] | None = None) -> OnlookerCLI:
         trainer_class=OnlookerTrainer,
         subclass_mode_model=True,
         subclass_mode_data=True,
-        save_config_kwargs={"overwrite": True},  # every run has a new folder; without a logger there is one to reuse
+        save_config_callback=RunConfig,
         seed_everything_default=0,
         parser_kwargs={command: {"default_config_files": [str(DEFAULTS)]} for command in OnlookerCLI.subcommands()},
         args=args,
@@ -374,9 +367,10 @@ def main(args: list[str] | None = None) -> OnlookerCLI:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EXPECTED_ERRORS as error:
-        if os.environ.get("ONLOOKER_DEBUG"):
-            raise
-        sys.exit(f"error: {error}")
+    with true_exit_status():
+        try:
+            main()
+        except EXPECTED_ERRORS as error:
+            if os.environ.get("ONLOOKER_DEBUG"):
+                raise
+            sys.exit(f"error: {error}")

@@ -25,7 +25,7 @@ def seed_batch(epoch: int, batch_idx: int, rank: int) -> None:
     seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
     of_torch, of_others = np.random.SeedSequence([seed, epoch, batch_idx, rank]).generate_state(2, np.uint64).tolist()
     torch.manual_seed(of_torch)
-    np.random.seed(of_others % 2**32)
+    np.random.seed(of_others % 2**32)  # noqa: NPY002  (for losses of users that draw from it)
     random.seed(of_others)
 
 

@@ -83,18 +83,6 @@ def test_a_killed_program_leaves_no_file_of_that_name_and_its_leftover_is_swept(
     assert names(tmp_path) == []
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 KiB, where this machine lets us mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
-    if subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("needs root, to mount a small file system")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 def test_a_full_disk_leaves_the_old_file(small_disk):
     write_whole(small_disk / "last.ckpt", b"1" * 100_000)
     with pytest.raises(UserError, match=r"last.ckpt: cannot be written: No space left"):
