@@ -4,21 +4,19 @@
 detections without a model, ``export`` writes a network for other runtimes.
 """
 
-# ruff: noqa: E402, F401  (settings come before imports; class names in configs are looked up among what is imported)
+# ruff: noqa: F401  (class names in configs are looked up among what is imported)
 
 from __future__ import annotations
 
 import os
 import sys
 import traceback
-import warnings
 from pathlib import Path
 from typing import Literal
 
 # Before anything imports them: the first looks up its newest version on the network, the second warns about Lightning.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
 import numpy as np
 import torch
@@ -59,6 +57,7 @@ from datamodules.check import check_data
 from datamodules.frames import DecodedFrames
 from lightning_modules.commands.checkpoint_files import WholeCheckpoints
 from lightning_modules.commands.interrupts import StopAtOnce, true_exit_status
+from lightning_modules.commands.noise import quieten
 from lightning_modules.commands.run_folder import RunBoard, RunConfig, RunFolder, RunMetrics
 from lightning_modules.export import export_graph, first_inputs, graph_of, load, moving_blobs, run_torch
 from lightning_modules.metrics.frame_ap import FrameMapSettings
@@ -352,6 +351,7 @@ def unwrapped(error: Exception) -> Exception:
 
 def main(args: list[str] | None = None) -> OnlookerCLI:
     """Run the command line with ``args`` (``sys.argv`` by default); what it ran is in the result."""
+    quieten()
     torch.set_float32_matmul_precision("high")
     return OnlookerCLI(
         LightningModule,

@@ -81,6 +81,13 @@ class ExperimentModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._gradients = checkpoint.get(GRADIENTS, {})
 
+    def on_fit_start(self) -> None:
+        """Say how much is trained."""
+        sizes = {True: 0, False: 0}
+        for parameter in self.parameters():
+            sizes[parameter.requires_grad] += parameter.numel()
+        rank_zero_info(f"{type(self).__name__}: {sizes[True]:,} parameters are trained, {sizes[False]:,} are frozen")
+
     def on_train_start(self) -> None:
         count_epochs_rightly(self.trainer.fit_loop)
         restore_gradients(self, self._gradients)

@@ -109,6 +109,10 @@ class RunMetrics(Logger):
     def path(self) -> Path:
         return self.folder.path / "metrics.csv"
 
+    @property
+    def experiment(self) -> None:
+        """What pictures could be given to, as every logger has it."""
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
