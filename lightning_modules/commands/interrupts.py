@@ -71,7 +71,7 @@ def true_exit_status() -> Iterator[None]:
         if interrupted is None:
             raise
         if rank_zero_only.rank == 0:
-            print(interrupted, file=sys.stderr)
+            print(f"\n{interrupted}", file=sys.stderr)  # below what a progress bar has left
         sys.exit(128 + interrupted.signal)
     finally:
         for number, before in handler.before.items():
