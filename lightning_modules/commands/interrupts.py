@@ -121,7 +121,7 @@ class StopAtOnce(L.Callback):
 def newest_checkpoint(trainer: L.Trainer) -> Path | None:
     """The newest checkpoint in a run's folder, if there is one."""
     folders = [each.dirpath for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
-    found = [path for folder in folders if folder is not None for path in Path(folder).glob("*.ckpt")]
+    found = [path for folder in folders if folder is not None for path in Path(folder).glob("[!.]*.ckpt")]
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 

@@ -26,7 +26,7 @@ LATEST = "latest"
 
 
 class RunFolder:
-    """A new folder of a run, made when it is first asked for: a run that fails before it has begun leaves none.
+    """A new folder of a run, made when it is first asked for; a run that fails before it has begun leaves none.
 
     Only the first process of a run makes one, the others are told of it by Lightning.
 
@@ -46,6 +46,12 @@ class RunFolder:
     @property
     def path(self) -> Path:
         return self.root / self.name / f"{VERSION}{self.version}"
+
+    def give_back(self) -> None:
+        """Remove the folder if nothing is in it."""
+        if "version" in vars(self) and self.version is not None:
+            with suppress(OSError):
+                self.path.rmdir()
 
 
 def _claim(parent: Path) -> int:
@@ -143,6 +149,11 @@ class RunMetrics(Logger):
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """``config.yaml`` has them."""
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if status == "failed":
+            self.folder.give_back()
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         # Of two checkpoints that are written one after the other, ``last.ckpt`` is the second.

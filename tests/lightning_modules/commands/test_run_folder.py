@@ -33,6 +33,17 @@ def test_a_run_that_never_asks_for_its_folder_leaves_none(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_fails_leaves_its_folder_only_if_something_is_in_it(tmp_path):
+    empty, started, unasked = (RunMetrics(RunFolder(tmp_path, name)) for name in ("empty", "started", "unasked"))
+    assert empty.version == 0
+    started.log_metrics({"train/loss": 1.0}, 0)
+    for metrics in (empty, started, unasked):
+        metrics.finalize("failed")
+    assert list((tmp_path / "empty").iterdir()) == []
+    assert started.path.is_file()
+    assert not (tmp_path / "unasked").exists()
+
+
 def claim_many(root: Path, start: Barrier, numbers: Queue) -> None:
     start.wait()
     numbers.put([RunFolder(root, "evad").version for _ in range(50)])
