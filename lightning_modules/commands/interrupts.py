@@ -78,11 +78,17 @@ def true_exit_status() -> Iterator[None]:
             signal.signal(number, before)
 
 
-def _interruption_in(error: BaseException | None) -> Interrupted | None:
+def _interruption_in(error: BaseException) -> Interrupted | None:
     """The interruption that an error is, or that it was raised for."""
-    while error is not None and not isinstance(error, Interrupted):
-        error = error.__cause__ or error.__context__
-    return error
+    waiting, seen = [error], set()
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, Interrupted):
+            return each
+        if id(each) not in seen:  # errors that were raised again may lead to each other
+            seen.add(id(each))
+            waiting += [next_one for next_one in (each.__context__, each.__cause__) if next_one is not None]
+    return None
 
 
 class StopAtOnce(L.Callback):

@@ -52,6 +52,13 @@ def test_other_ends_of_a_program_are_left_as_they_are(error, capsys):
     assert raised.value is error and capsys.readouterr().err == ""
 
 
+def test_errors_that_lead_to_each_other_are_left_as_they_are():
+    inner, outer = ValueError("inner"), ValueError("outer")
+    inner.__context__, outer.__cause__ = outer, inner
+    with pytest.raises(ValueError, match="inner"), true_exit_status():
+        raise inner
+
+
 def waiting(ready) -> None:
     ready.set()
     time.sleep(60)
