@@ -4,26 +4,23 @@
 detections without a model, ``export`` writes a network for other runtimes.
 """
 
-# ruff: noqa: E402, F401  (settings come before imports; class names in configs are looked up among what is imported)
+# ruff: noqa: F401  (class names in configs are looked up among what is imported)
 
 from __future__ import annotations
 
 import os
 import sys
-import warnings
 from pathlib import Path
 
 # Before anything imports them: the first looks up its newest version on the network, the second warns about Lightning.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 import callbacks.benchmark.callback
 import callbacks.files.detection_file
@@ -66,6 +63,10 @@ from lightning_modules.command_line.settings import Settings
 from lightning_modules.command_line.switches import check_settings, possible_callbacks
 from lightning_modules.commands.score import take_protocols
 from lightning_modules.commands.trainer import OnlookerTrainer
+from lightning_modules.runs.checkpoint_files import WholeCheckpoints
+from lightning_modules.runs.interrupts import StopAtOnce, true_exit_status
+from lightning_modules.runs.noise import quieten
+from lightning_modules.runs.run_folder import RunBoard, RunConfig, RunFolder, RunMetrics
 
 DEFAULTS = Path(__file__).parent / "configs" / "trainer" / "defaults.yaml"
 """Read before any ``--config``."""
@@ -137,16 +138,16 @@ class OnlookerCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs) -> Trainer:
         config = self.config_init[self.subcommand]
         if config.trainer.logger is None:
-            # `version` is left to Lightning: a new folder a run, nothing is ever overwritten.
-            board = TensorBoardLogger("runs", name=config.name, default_hp_metric=False)
-            kwargs["logger"] = [board, CSVLogger("runs", name=config.name, version=board.version)]
-            if self.subcommand == "fit":
-                point_latest_at(Path(board.log_dir))
+            folder = RunFolder(Path("runs"), config.name)
+            kwargs["logger"] = [RunBoard(folder), RunMetrics(folder)]
         config.trainer.callbacks = possible_callbacks(config.trainer)
         if self.subcommand == "fit":
             watch_monitors(config.trainer)
         with trainer_built(self.settings):
             trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.insert(0, StopAtOnce(sys.argv))
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
         for callback in trainer.callbacks:
             if isinstance(callback, callbacks.benchmark.callback.BenchmarkTable):
                 callback.experiment = callback.experiment or config.name
@@ -158,17 +159,9 @@ class OnlookerCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
 
-@rank_zero_only
-def point_latest_at(folder: Path) -> None:
-    """Make ``runs/<name>/latest`` lead to the newest run, so that commands can name its checkpoints."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    latest = folder.parent / "latest"
-    latest.unlink(missing_ok=True)
-    latest.symlink_to(folder.name, target_is_directory=True)
-
-
 def main(args: list[str] | None = None) -> OnlookerCLI:
     """Run the command line with ``args`` (``sys.argv`` by default); what it ran is in the result."""
+    quieten()
     torch.set_float32_matmul_precision("high")
     with faults_of_the_machine():
         return OnlookerCLI(
@@ -177,9 +170,7 @@ def main(args: list[str] | None = None) -> OnlookerCLI:
             trainer_class=OnlookerTrainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            save_config_kwargs={
-                "overwrite": True
-            },  # every run has a new folder; without a logger there is one to reuse
+            save_config_callback=RunConfig,
             parser_class=OnlookerParser,
             seed_everything_default=0,
             parser_kwargs={command: {"default_config_files": [str(DEFAULTS)]} for command in OnlookerCLI.subcommands()},
@@ -188,5 +179,5 @@ def main(args: list[str] | None = None) -> OnlookerCLI:
 
 
 if __name__ == "__main__":
-    with shown_in_one_line():
+    with true_exit_status(), shown_in_one_line():
         main()

@@ -143,7 +143,7 @@ class PredictDataModule(LightningDataModule):
         return sum(-(-len(video.frames) // self.chunk_frames) for video in self.videos)
 
     def batches(self) -> Iterator[StreamBatch]:
-        with stopped_by_signals(self._stop):
+        with stopped_by_signals(self._stop, is_the_end=self.live is not None):
             yield from _read_ahead(self._of_files()) if self.live is None else self._of_live(self.live)
 
     def _listed(self, files: list[tuple[str, Video]]) -> list[PredictedVideo]:

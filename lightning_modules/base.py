@@ -17,6 +17,7 @@ from datamodules.errors import UserError
 from .networks.weights.loading import load_weights, misfits
 from .networks.weights.old_names import has_old_names, renamed_from_old
 from .optimisation import Schedule, WarmupCosine, parameter_groups, scheduled
+from .runs.resuming import GRADIENTS, accumulated_gradients, count_epochs_rightly, restore_gradients, seed_batch
 
 
 class ExperimentModule(L.LightningModule):
@@ -53,6 +54,8 @@ class ExperimentModule(L.LightningModule):
                 "fresh names parameters that the weights shall leave alone; set weights too, or drop fresh"
             )
         self._zeros_explained: set[str] = set()
+        self._gradients: dict[str, Tensor] = {}
+        """Of a step that a checkpoint was written in the midst of."""
 
     def setup(self, stage: str) -> None:
         """Compare the classes of the network with those of the data before anything runs."""
@@ -65,7 +68,8 @@ class ExperimentModule(L.LightningModule):
         self._zeros_explained.clear()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give the network's weights in a checkpoint from before detectors were made of parts the names of today."""
+        """Take what resuming needs; give weights from before detectors were made of parts the names of today."""
+        self._gradients = checkpoint.get(GRADIENTS, {})
         state, prefix = checkpoint["state_dict"], "network."
         network = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if has_old_names(network):
@@ -96,6 +100,25 @@ class ExperimentModule(L.LightningModule):
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         scheduler = scheduled(optimizer, self.schedule, total_steps, steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if gradients := accumulated_gradients(self):
+            checkpoint[GRADIENTS] = gradients
+
+    def on_fit_start(self) -> None:
+        """Say how much is trained."""
+        sizes = {True: 0, False: 0}
+        for parameter in self.parameters():
+            sizes[parameter.requires_grad] += parameter.numel()
+        rank_zero_info(f"{type(self).__name__}: {sizes[True]:,} parameters are trained, {sizes[False]:,} are frozen")
+
+    def on_train_start(self) -> None:
+        count_epochs_rightly(self.trainer.fit_loop)
+        restore_gradients(self, self._gradients)
+        self._gradients = {}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        seed_batch(self.current_epoch, batch_idx, self.global_rank)
 
     def trained_modules(self) -> list[tuple[str, nn.Module]]:
         """Names and modules whose parameters the optimiser gets."""
