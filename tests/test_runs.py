@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tests.lightning_modules.test_resuming import assert_alike
+from tests.lightning_modules.runs.test_resuming import assert_alike
 
 from main import main
 
