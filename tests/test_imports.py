@@ -55,11 +55,12 @@ RULES = (
             "lightning_modules.metrics.tube_results",
             "lightning_modules.metrics.tubes",
             "lightning_modules.evaluation.benchmark",
+            "lightning_modules.evaluation.tracked",
             "datamodules.batches",
             "datamodules.video.drawn_videos",
             *COMMON_GROUND,
         ),
-        "callbacks know themselves, networks.streaming, networks.detections, the forms of results in metrics, "
+        "callbacks know themselves, networks.streaming, networks.detections, the forms of results and measurements, "
         "datamodules.batches and drawn_videos",
     ),
     Rule("datamodules", ("datamodules",), "datamodules knows nothing else of ours"),

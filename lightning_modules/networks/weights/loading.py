@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datamodules.errors import UserError
 from datamodules.files import whole_file
 
 from ..detection.context_decoder import ContextDecoder
@@ -28,6 +29,7 @@ from ..layers.trunk_size import TrunkSize
 from .card import Card
 from .evad_names import is_release, renamed_from_release, sizes_from_shapes
 from .old_names import has_old_names, renamed_from_old
+from .safetensors_file import SUFFIX, read_safetensors
 
 KEYS_SHOWN = 12
 
@@ -47,21 +49,20 @@ def read_weights(path: str | Path, prefix: str = "network.") -> tuple[dict[str, 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no weights, more than weights, or a card that is none.
+        UserError: it is damaged, holds no weights, more than weights, or a card that is none.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; name an existing file or leave the weights out to start fresh")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than tensors and is not read: {error}") from error
     card = None
-    if isinstance(content, Mapping) and "card" in content and "state_dict" in content:
+    content = read_safetensors(path) if path.suffix == SUFFIX else _torch_file(path)
+    if isinstance(content, tuple):
+        content, card = content
+    elif isinstance(content, Mapping) and "card" in content and "state_dict" in content:
         try:
             card = Card.from_dict(content["card"])
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise UserError(str(error), where=path) from error
         content = content["state_dict"]
     elif isinstance(content, Mapping) and "state_dict" in content:
         whole = content["state_dict"]
@@ -69,10 +70,21 @@ def read_weights(path: str | Path, prefix: str = "network.") -> tuple[dict[str, 
     elif isinstance(content, Mapping) and is_release(content):
         content = renamed_from_release(content)
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{path} holds no weights of a network (expected tensors by name, or a Lightning checkpoint)")
+        raise UserError(f"{path} holds no weights of a network (expected tensors by name, or a Lightning checkpoint)")
     if has_old_names(content):
         content = renamed_from_old(content)
     return {key: value.float() if value.is_floating_point() else value for key, value in content.items()}, card
+
+
+def _torch_file(path: Path) -> Any:
+    """Read what ``torch.save`` has written, without executing anything in it."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} holds more than tensors, or is damaged, and is not read") from error
+    except (RuntimeError, EOFError, LookupError) as error:
+        first = str(error).partition("\n")[0]
+        raise UserError(f"is damaged ({first})", where=path, remedy="copy it again") from error
 
 
 def load_exactly(network: nn.Module, state_dict: Mapping[str, Tensor], fresh: Sequence[str] = ()) -> None:
