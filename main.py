@@ -237,7 +237,7 @@ def video_frames(
     if image_size not in (None, facts.size):
         raise ValueError(
             f"{video} is read in {facts.size[0]}x{facts.size[1]} pixels, but image_size={list(image_size)}; leave "
-            "image_size out, or set the scale of the data (data.init_args.short_side)"
+            "image_size out, or set the scale of the data (data.init_args.frames.short_side)"
         )
     return store.get(video, range(0, len(facts.times), datamodule.frame_stride)[:count])
 

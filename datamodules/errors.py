@@ -22,9 +22,9 @@ class UserError(ValueError):
         self.problem, self.where, self.remedy = problem, where, remedy
 
     def __str__(self) -> str:
-        place = "" if self.where is None else f"{printable(str(self.where))}: "
+        place = "" if self.where is None else f"{self.where}: "
         way_out = "" if self.remedy is None else f"; {self.remedy}"
-        return f"{place}{self.problem}{way_out}"
+        return printable(f"{place}{self.problem}{way_out}")  # names of files and classes are in all three
 
 
 def printable(text: str) -> str:

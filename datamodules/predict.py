@@ -17,11 +17,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from datamodules.batches import Capture, StreamBatch
 from datamodules.errors import UserError
 from datamodules.frames.store import FrameScale, Interpolation
-from datamodules.live.capture import LiveCapture
+from datamodules.live.capture import LiveCapture, LiveSettings
 from datamodules.live.sources import LiveSource, live_source
 from datamodules.live.stopping import stopped_by_signals
 from datamodules.sampling.collate import stack_frames
 from datamodules.sampling.time_grid import TimeGrid, frames_on_grid
+from datamodules.settings import require_positive
 from datamodules.text_files import check_names, read_class_list
 from datamodules.video.listing import VideoError
 from datamodules.video.picture_folder import Video
@@ -69,10 +70,7 @@ class PredictDataModule(LightningDataModule):
         picture_rate: pictures a second of a folder of pictures.
         max_frames: sampled frames after which to stop: of each file, or of a live source.
         max_seconds: of each file, or of running on a live source.
-        queue_frames: live frames that may wait for the model, see ``LiveCapture``.
-        max_gap_seconds: longest gap over which a live stream goes on.
-        stall_seconds: a network stream counts as lost after so long without data.
-        reconnect_attempts: attempts in a row after which a lost live source is given up.
+        live: patience with a live source.
     """
 
     allow_zero_length_dataloader_with_multiple_devices = True  # fewer files than devices
@@ -90,22 +88,14 @@ class PredictDataModule(LightningDataModule):
         picture_rate: float = 30.0,
         max_frames: int | None = None,
         max_seconds: float | None = None,
-        queue_frames: int = 1,
-        max_gap_seconds: float = 2.0,
-        stall_seconds: float = 5.0,
-        reconnect_attempts: int = 10,
+        live: LiveSettings = LiveSettings(),
     ) -> None:
         super().__init__()
         if not source:
             raise UserError("nothing to predict on", remedy=SOURCES)
         positive = {"frame_stride": frame_stride, "frame_rate": frame_rate, "chunk_frames": chunk_frames}
-        positive |= {"picture_rate": picture_rate, "queue_frames": queue_frames, "stall_seconds": stall_seconds}
-        positive |= {"max_frames": max_frames, "max_seconds": max_seconds, "max_gap_seconds": max_gap_seconds}
-        for name, value in positive.items():
-            if value is not None and value <= 0:
-                raise UserError(f"{name} must be above 0, got {value}")
-        if reconnect_attempts < 0:
-            raise UserError(f"reconnect_attempts must not be negative, got {reconnect_attempts}")
+        positive |= {"picture_rate": picture_rate, "max_frames": max_frames, "max_seconds": max_seconds}
+        require_positive(**positive)
         self.source = source
         self.class_names = _class_names(classes)
         self.frame_stride = frame_stride
@@ -115,10 +105,8 @@ class PredictDataModule(LightningDataModule):
         self.picture_rate = picture_rate
         self.max_frames = max_frames
         self.max_seconds = max_seconds
-        self.queue_frames = queue_frames
-        self.max_gap_seconds = max_gap_seconds
-        self.reconnect_attempts = reconnect_attempts
-        self.live: LiveSource | None = live_source(source, stall_seconds)
+        self.live_settings = live
+        self.live: LiveSource | None = live_source(source, live.stall_seconds)
         self.videos: tuple[PredictedVideo, ...] = ()
         self.input_files: tuple[Path, ...] = ()
         self._stop = threading.Event()
@@ -206,12 +194,12 @@ class PredictDataModule(LightningDataModule):
 
     def _of_live(self, source: LiveSource) -> Iterator[StreamBatch]:
         grid = TimeGrid(self.period_seconds)
-        limits = (self.queue_frames, self.reconnect_attempts, self.max_seconds)
+        limits = (self.live_settings.queue_frames, self.live_settings.reconnect_attempts, self.max_seconds)
         size, seconds = None, 0.0
         with LiveCapture(source, grid, self._stop, *limits) as capture:
             for frame in islice(capture, self.max_frames):
                 picture, gap = frame.picture(), frame.seconds - seconds
-                is_first = size != picture.shape or gap > self.max_gap_seconds
+                is_first = size != picture.shape or gap > self.live_settings.max_gap_seconds
                 if is_first and size is not None:
                     height, width = picture.shape[:2]
                     rank_zero_info(f"{source.name}: starts anew after {gap:.1f} s with {width}x{height} pixels")

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from datamodules.annotations.segment_source import SegmentSource
 from datamodules.annotations.source import DetectionSource, Split
 from datamodules.frames.cache import FrameCache
-from datamodules.frames.store import DecodedFrames, FrameScale, FrameStore
+from datamodules.frames.store import DecodedFrames, FrameStore
+from datamodules.settings import FrameSettings, LoaderSettings
 from datamodules.text_files import check_names
 from datamodules.video.picture_folder import Video
 
@@ -34,29 +35,24 @@ class SourceDataModule(LightningDataModule, Generic[Opened]):
 
     Args:
         source: the data set.
-        num_workers: worker processes of a loader; 0 loads in the training process.
-        scale: the size of the frames.
-        cache: folder of decoded frames; None decodes every clip anew.
-        cache_max_gib: what the cache may take.
+        frames: size and cache of the frames. loader: what is drawn, and by whom.
         predict_videos: files to predict on; None predicts on the videos of the test split.
     """
 
     def __init__(
         self,
         source: DetectionSource | SegmentSource,
-        num_workers: int,
-        scale: FrameScale,
-        cache: str | Path | None,
-        cache_max_gib: float,
+        frames: FrameSettings,
+        loader: LoaderSettings,
         predict_videos: Sequence[str | Path] | None,
     ) -> None:
         super().__init__()
         self.source = source
-        self.num_workers = num_workers
-        self.store: FrameStore = DecodedFrames(scale) if cache is None else FrameCache(cache, scale, cache_max_gib)
+        self.loader = loader
+        self.store = frames.store()
         self.predict_videos = predict_videos
         # Files to predict on are passed over once: no use in keeping their frames.
-        self.predict_store = self.store if predict_videos is None else DecodedFrames(scale)
+        self.predict_store = self.store if predict_videos is None else DecodedFrames(frames.scale)
         self.skips_broken = False
         self._videos: dict[str, tuple[Opened, ...]] = {}
 

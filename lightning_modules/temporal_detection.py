@@ -126,7 +126,8 @@ class TemporalDetectionModule(ExperimentModule):
     def protocol(self) -> str:
         """Of ``val/map`` and ``test/map``: the evaluator's, the videos, the steps."""
         data = self.trainer.datamodule
-        windows = f"windows of {data.eval_window_steps} steps" if data.eval_window_steps else "whole videos"
+        steps = data.windows.in_evaluation
+        windows = f"windows of {steps} steps" if steps else "whole videos"
         return f"{self.metric.protocol} on {data.evaluated_on}, {windows}"
 
     def benchmark(self) -> Benchmark:

@@ -159,8 +159,8 @@ def test_a_network_given_as_a_file_keeps_nothing_of_the_one_in_the_config(capsys
 def test_an_ava_recipe_runs_on_what_looks_like_ava(name, lr, options, tmp_path):
     source = ava_arguments(write_ava(tmp_path / "ava"))  # two clips to train on
     network = f"--model.init_args.network={ROOT / 'configs' / 'networks' / 'evad_tiny.yaml'}"
-    small = [network, "--model.init_args.network.init_args.num_classes=80", "--data.init_args.num_workers=0"]
-    small += ["--data.init_args.num_frames=8", "--data.init_args.short_side=96", "--trainer.max_epochs=1"]
+    small = [network, "--model.init_args.network.init_args.num_classes=80", "--data.init_args.loader.num_workers=0"]
+    small += ["--data.init_args.num_frames=8", "--data.init_args.frames.short_side=96", "--trainer.max_epochs=1"]
     small += ["--trainer.enable_progress_bar=false", "--trainer.callbacks=null", "--trainer.logger=false"]
     small += [f"--data.init_args.source.init_args.{argument}={value}" for argument, value in source.items()]
     cli = main(["fit", f"--config={ROOT / 'configs' / name}.yaml", *small, *options])
@@ -186,7 +186,7 @@ def test_every_subcommand_prints_its_config(subcommand, capsys):
 def test_a_source_with_few_labels_takes_another_source_from_its_file(capsys):
     few = ROOT / "configs" / "data" / "puppets_few_labels.yaml"
     arguments = [f"--config={ROOT / 'configs' / 'dsta.yaml'}", f"--data.init_args.source={few}"]
-    arguments += ["--data.init_args.source.init_args.labelled_videos=0.1", "--data.init_args.unlabelled_share=0.5"]
+    arguments += ["--data.init_args.source.init_args.labelled_videos=0.1", "--data.init_args.unlabelled.share=0.5"]
     data = yaml.safe_load(printed_config(capsys, "fit", *arguments))["data"]["init_args"]
     assert data["unlabelled_share"] == 0.5 and data["source"]["class_path"].endswith("FewLabels")
     source = data["source"]["init_args"]

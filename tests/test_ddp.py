@@ -15,6 +15,7 @@ import yaml
 
 from lightning_modules.networks.weights.loading import save_weights
 from main import main
+from tests.flat_data import grouped
 from tests.lightning_modules import tiny
 from tests.networks.tiny import student_config, teacher_config
 
@@ -37,7 +38,7 @@ def folder(tmp_path_factory) -> Path:
         "clip": ("clip_detection.ClipDetectionModule", {"network": clip}),
         "stream": ("stream_detection.StreamDetectionModule", {"network": streaming}),
         "distil": (
-            "distillation.DistillationModule",
+            "stream_distillation.DistillationModule",
             {"network": streaming, "teacher": clip, "teacher_weights": str(folder / "clip.pt")},
         ),
     }
@@ -52,7 +53,7 @@ def folder(tmp_path_factory) -> Path:
         datamodule, settings = data["clip" if name == "clip" else "stream"]
         config = {
             "model": {"class_path": f"lightning_modules.{module}", "init_args": arguments},
-            "data": {"class_path": f"datamodules.{datamodule}", "init_args": shared | settings},
+            "data": {"class_path": f"datamodules.{datamodule}", "init_args": grouped(shared | settings)},
         }
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
     save_weights(tiny.teacher(num_classes=10).state_dict(), folder / "clip.pt")
@@ -66,11 +67,11 @@ def temporal(folder) -> Path:
     networks = "lightning_modules.networks.temporal"
     parts = {
         "backbone": {
-            "class_path": f"{networks}.shifted_image_backbone.ShiftedImageBackbone",
+            "class_path": f"{networks}.backbones.shifted_image_backbone.ShiftedImageBackbone",
             "init_args": {"name": "test_resnet"},
         },
         "head": {
-            "class_path": f"{networks}.anchor_free_head.AnchorFreeHead",
+            "class_path": f"{networks}.heads.anchor_free_head.AnchorFreeHead",
             "init_args": {"num_classes": 10, "dim": 16, "num_levels": 2, "class_prior": 0.3},
         },
         "dim": 16,
@@ -98,7 +99,7 @@ def temporal(folder) -> Path:
     for name, (module, arguments) in models.items():
         config = {
             "model": {"class_path": f"lightning_modules.{module}", "init_args": arguments},
-            "data": {"class_path": "datamodules.segments.SegmentDataModule", "init_args": data},
+            "data": {"class_path": "datamodules.segments.SegmentDataModule", "init_args": grouped(data)},
         }
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
     return folder

@@ -95,7 +95,7 @@ def fit(recipe: str, source: dict[str, object], *more: str) -> OnlookerCLI:
     for of in networks:
         trunk = "trunk" if recipe.startswith("distill") and of == "network" else "backbone"
         widths += [f"--model.{of}.{trunk}.size.{name}={value}" for name, value in SIZE.items()]
-    small = ["--data.init_args.short_side=64", "--data.init_args.num_workers=0", "--trainer.max_epochs=1"]
+    small = ["--data.init_args.frames.short_side=64", "--data.init_args.loader.num_workers=0", "--trainer.max_epochs=1"]
     small += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=4", "--trainer.accelerator=cpu"]
     quiet = ["--trainer.enable_progress_bar=false", f"--trainer.callbacks=[{SAVE_LAST}]"]
     told = [f"--data.init_args.source.init_args.{name}={value}" for name, value in source.items()]

@@ -27,6 +27,7 @@ from lightning_modules.networks.weights.loading import save_weights
 from lightning_modules.stream_detection import StreamDetectionModule
 from main import main
 from tests.datamodules import miniature_ava
+from tests.flat_data import grouped
 from tests.lightning_modules import tiny
 from tests.networks.tiny import teacher_config
 from tests.test_ddp import on_two_processes
@@ -134,7 +135,7 @@ def config(folder, source) -> Path:
         },
         "data": {
             "class_path": "datamodules.clip.ClipDataModule",
-            "init_args": data | {"short_side": 64, "cache": str(folder / "cache")},
+            "init_args": grouped(data | {"short_side": 64, "cache": str(folder / "cache")}),
         },
     }
     (folder / "mine.yaml").write_text(yaml.safe_dump(experiment))
@@ -155,7 +156,7 @@ def test_the_command_line_scores_what_test_saved_under_the_configs_protocol(conf
     assert len(first) == 8 and float(first[1]) >= 10  # the csv's seconds, not the file's
     capsys.readouterr()
     # Scoring needs no weights, no cache and not the network's sizes.
-    without = ["--model.init_args.weights=nowhere.pt", "--data.init_args.cache=nowhere"]
+    without = ["--model.init_args.weights=nowhere.pt", "--data.init_args.frames.cache=nowhere"]
     main(["score", f"--config={config}", *QUIET, *without, "--predictions=predictions.csv"])
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"act frame mAP@0.5, labelled frames only: {100 * mean_ap:.2f} %"

@@ -66,7 +66,7 @@ class PretrainedReport(NamedTuple):
         rows = [
             (part, *counts)
             for part in dict.fromkeys([*ROWS_FIRST, *parts[0], *parts[1], *parts[2]])
-            if any(counts := [column.count(part) for column in parts])
+            if any(counts := (parts[0].count(part), parts[1].count(part), parts[2].count(part)))
         ]
         width = max(len("part"), *(len(row[0]) for row in rows))
         lines = [f"{'part':<{width}}  {'used':>5}  {'left over':>9}  {'missing':>7}"]
@@ -120,7 +120,8 @@ def load_videomae(network: nn.Module, weights: str | Path | Mapping[str, object]
     check_encoder(stored, {name.removeprefix(prefix): value for name, value in own.items() if name.startswith(prefix)})
 
     placed = {prefix + name: entry for name, entry in stored.items() if part_of(name) in CHECKED}
-    recomputed, notes = (), []
+    recomputed: tuple[str, ...] = ()
+    notes: list[str] = []
     if table := stored.get("positions.table"):
         if problem := positions_problem(table, encoder.positions):
             notes.append(problem)
@@ -154,8 +155,8 @@ def load_videomae(network: nn.Module, weights: str | Path | Mapping[str, object]
 def read_tensors(weights: str | Path | Mapping[str, object]) -> dict[str, Tensor]:
     """The tensors of a file (or of what was read from one), taken out of a checkpoint's container."""
     content = weights if isinstance(weights, Mapping) else read_file(Path(weights))
-    while name := next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None):
-        content = content[name]
+    while inner := next((part for name in CONTAINERS if isinstance(part := content.get(name), Mapping)), None):
+        content = inner
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"there are no weights among {shown(content)} (nor below {', '.join(CONTAINERS)})")
@@ -244,9 +245,9 @@ def lost_biases(stored: Mapping[str, Stored]) -> bool:
 def sizes(shapes: Mapping[str, torch.Size]) -> dict[str, float]:
     """Arguments of a ``VideoViT`` as far as the shapes of its parameters tell them."""
     found: dict[str, float] = {}
-    if len(shape := shapes.get("patch_embed.proj.weight", ())) == 5:
+    if len(shape := shapes.get("patch_embed.proj.weight", torch.Size())) == 5:
         found |= {"dim": shape[0], "patch_size": shape[-1]}
-    if len(shape := shapes.get("blocks.0.mlp.fc1.weight", ())) == 2:
+    if len(shape := shapes.get("blocks.0.mlp.fc1.weight", torch.Size())) == 2:
         found["mlp_ratio"] = shape[0] / shape[1]
     return found | {"depth": 1 + max(map(block_of, shapes), default=-1)}
 
