@@ -39,7 +39,19 @@ RULES = (
         Rule(room, (room, *COMMON_GROUND), f"{room} knows torch, field libraries and itself", LIGHTNING)
         for room in ("lightning_modules.networks", "lightning_modules.losses", "lightning_modules.metrics")
     ),
+    Rule(
+        "lightning_modules.session",
+        ("lightning_modules", "datamodules"),
+        "the session joins a network with sources of frames, without Lightning",
+        LIGHTNING,
+    ),
     Rule("lightning_modules.evaluation.benchmark", (), "the form of a measurement knows torch", LIGHTNING),
+    Rule(
+        "lightning_modules.evaluation",
+        ("lightning_modules", "datamodules.batches", *COMMON_GROUND),
+        "evaluation knows networks, metrics, linking and datamodules.batches, not Lightning",
+        LIGHTNING,
+    ),
     Rule(
         "lightning_modules",
         ("lightning_modules", "datamodules.batches", *COMMON_GROUND),
