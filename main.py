@@ -63,6 +63,7 @@ from datamodules.check import check_data
 from datamodules.frames.store import DecodedFrames
 from lightning_modules.command_line.config_files import with_whole_files
 from lightning_modules.command_line.precision import useful_precision
+from lightning_modules.command_line.pretrained import with_card
 from lightning_modules.commands.export_graph import export_graph, graph_of
 from lightning_modules.commands.export_parity import first_inputs, load, moving_blobs, run_torch
 from lightning_modules.commands.score_boxes import score_file, score_since_start, segment_score_text, tube_score_text
@@ -271,7 +272,7 @@ class OnlookerCLI(LightningCLI):
         return LightningCLI.subcommands() | ours
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
-        self.config = parser.parse_args(with_whole_files(sys.argv[1:] if args is None else args))
+        self.config = parser.parse_args(with_whole_files(with_card(sys.argv[1:] if args is None else args)))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(

@@ -104,10 +104,8 @@ def _classes() -> dict[str, str]:
     return found
 
 
-def _first_line(error: Exception) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).partition("\n")[0]
+def _first_line(error: BaseException) -> str:
+    return _first_line(error.__cause__) if error.__cause__ else str(error).partition("\n")[0]
 
 
 def _check_names(config: Any, key: str = "network") -> None:
