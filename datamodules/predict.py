@@ -114,13 +114,13 @@ class PredictDataModule(LightningDataModule):
 
 
 class _Batches:
-    """The batches that Lightning iterates over; the first Ctrl-C ends them."""
+    """The batches that Lightning iterates over; the first Ctrl-C stops them."""
 
     def __init__(self, stream: FrameStream) -> None:
         self.stream = stream
 
     def __iter__(self) -> Iterator[StreamBatch]:
-        with stopped_by_signals(self.stream.stop):
+        with stopped_by_signals(self.stream.stop, is_the_end=self.stream.live is not None):
             yield from self.stream.batches()
 
     def __len__(self) -> int:

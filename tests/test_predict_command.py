@@ -151,3 +151,21 @@ def test_ctrl_c_on_a_camera_leaves_whole_files_and_no_error(tmp_path):
     assert len(mp4_times("127.0.0.1_live")) == len(found)
     assert "frames dropped, 0 reconnections" in out
     assert f"wrote {written}" in out
+
+
+def test_ctrl_c_in_a_file_leaves_whole_files_and_its_status():
+    write_video("film.mp4", numbered_frames(40, 128, 160), 16)
+    sending = {"name": "SIGINT", "hook": "on_predict_batch_start", "count": 3}
+    callback = json.dumps({"class_path": "tests.signals.SendSignal", "init_args": sending})
+    arguments = [*ARGUMENTS, "--data.source=film.mp4", "--data.chunk_frames=2", f"--trainer.callbacks+={callback}"]
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stderr.splitlines()[-1] == "stopped by Ctrl-C; what it has written is not complete, predict again"
+    found = lines("film")
+    assert 0 < len(found) < 20 and len(mp4_times("film")) == len(found)

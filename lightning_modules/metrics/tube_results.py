@@ -98,6 +98,8 @@ def read_tubes(path: str | Path, class_names: Sequence[str]) -> SavedTubes:
 
 
 def _tube(row: Mapping[str, Any], stride: int) -> Tube:
+    if not isinstance(row["label"], str):
+        raise TypeError(f"label {row['label']!r} is no text")
     score, boxes = float(row["score"]), np.asarray(row["boxes"], np.float64)
     if boxes.ndim != 2 or not len(boxes) or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
         raise ValueError(f"boxes must be (T, 4) finite numbers, got {boxes.shape}")

@@ -230,21 +230,22 @@ def test_a_camera_is_read_by_one_process():
         of_rank("0", 0)
 
 
-def test_ctrl_c_ends_a_file_as_if_it_had_ended(folder):
-    batches = []
-    for batch in opened(folder / "long.mp4", chunk_frames=1).predict_dataloader():
-        batches.append(batch)
-        if len(batches) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-    assert 3 <= len(batches) <= 5  # what has been read ahead still comes
-
-
 @pytest.fixture
 def interruptible():
     """Ctrl-C is heard, as on a terminal: what a shell starts in the background has it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_in_a_file_stops_behind_what_has_been_read_and_is_raised_then(folder, interruptible):
+    batches = []
+    with pytest.raises(KeyboardInterrupt):
+        for batch in opened(folder / "long.mp4", chunk_frames=1).predict_dataloader():
+            batches.append(batch)
+            if len(batches) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+    assert 3 <= len(batches) <= 5  # what has been read ahead still comes
 
 
 def test_the_second_ctrl_c_is_as_usual(interruptible):
