@@ -58,6 +58,7 @@ from lightning_modules.command_line.machine import faults_of_the_machine
 from lightning_modules.command_line.monitors import watch_monitors
 from lightning_modules.command_line.parser import OnlookerParser
 from lightning_modules.command_line.precision import useful_precision
+from lightning_modules.command_line.pretrained import with_card
 from lightning_modules.command_line.processes import one_report
 from lightning_modules.command_line.settings import Settings
 from lightning_modules.command_line.switches import check_settings, possible_callbacks
@@ -83,7 +84,7 @@ class OnlookerCLI(LightningCLI):
         return LightningCLI.subcommands() | ours
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
-        arguments = sys.argv[1:] if args is None else args
+        arguments = with_card(sys.argv[1:] if args is None else args)
         self.settings = Settings([f"--config={DEFAULTS}", *arguments])
         for each in (parser, *self._subcommand_parsers.values()):
             each.settings = self.settings

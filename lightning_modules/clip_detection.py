@@ -12,6 +12,7 @@ from datamodules.errors import UserError
 
 from .detection_base import DetectionModule
 from .evaluation.benchmark import Benchmark
+from .evaluation.tracked import TrackedFrame, people_of
 from .evaluation.tubes import VideoEvaluation
 from .losses.detection import DetectionLoss
 from .networks.detection.evad import EvadTeacher
@@ -121,12 +122,12 @@ class ClipDetectionModule(DetectionModule):
 
     test_step = validation_step
 
-    def predict_step(self, batch: ClipBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """One entry a clip: video id, time stamp in seconds of its keyframe, size of the video, boxes and scores."""
+    def predict_step(self, batch: ClipBatch, batch_idx: int) -> list[TrackedFrame]:
+        """Return the keyframe of each clip with all detections; nobody is tracked."""
         sizes = map(tuple, batch.original_sizes.tolist())
         times = batch.timestamps[:, 0].tolist()
         return [
-            {"video_id": video, "timestamp": time, "original_size": size, **found._asdict()}
+            TrackedFrame(video, time, None, size, people_of(found, self.trainer.datamodule.class_names))
             for video, time, size, found in zip(batch.video_ids, times, sizes, self.detect(batch), strict=True)
             if video
         ]

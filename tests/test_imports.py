@@ -41,10 +41,22 @@ RULES = (
         Rule(room, (room, *COMMON_GROUND), f"{room} knows torch, field libraries and itself", LIGHTNING)
         for room in ("lightning_modules.networks", "lightning_modules.losses", "lightning_modules.metrics")
     ),
+    Rule(
+        "lightning_modules.session",
+        ("lightning_modules", "datamodules"),
+        "the session joins a network with sources of frames, without Lightning",
+        LIGHTNING,
+    ),
     Rule("lightning_modules.evaluation.benchmark", (), "the form of a measurement knows torch", LIGHTNING),
     # The commands are what main.py runs, and bring data, model and measurements together as it does.
     Rule("lightning_modules.commands", ROOMS, "commands know the rooms, as main does"),
     Rule("lightning_modules.command_line", ROOMS, "the command line knows the rooms, as main does"),
+    Rule(
+        "lightning_modules.evaluation",
+        ("lightning_modules", "datamodules.batches", *COMMON_GROUND),
+        "evaluation knows networks, metrics, linking and datamodules.batches, not Lightning",
+        LIGHTNING,
+    ),
     Rule(
         "lightning_modules",
         ("lightning_modules", "datamodules.batches", *COMMON_GROUND),
@@ -61,11 +73,12 @@ RULES = (
             "lightning_modules.metrics.tube_results",
             "lightning_modules.metrics.tubes",
             "lightning_modules.evaluation.benchmark",
+            "lightning_modules.evaluation.tracked",
             "datamodules.batches",
             "datamodules.video.drawn_videos",
             *COMMON_GROUND,
         ),
-        "callbacks know themselves, networks.streaming, networks.detections, the forms of results in metrics, "
+        "callbacks know themselves, networks.streaming, networks.detections, the forms of results and measurements, "
         "datamodules.batches and drawn_videos",
     ),
     Rule("datamodules", ("datamodules",), "datamodules knows nothing else of ours"),

@@ -136,7 +136,7 @@ def test_results_beside_the_videos_do_not_become_inputs(folder, tmp_path, caplog
             drawn.close()
     shutil.copy(folder / "long.mp4", tmp_path / "mine.detections.mp4")  # of this name, but somebody's film
     data = opened(tmp_path)
-    assert [video.video_id for video in data.videos] == ["a", "mine.detections", "sub/b"]
+    assert [video.video_id for video in data.stream.videos] == ["a", "mine.detections", "sub/b"]
     assert data.input_files == (tmp_path / "a.mp4", tmp_path / "mine.detections.mp4", tmp_path / "sub" / "b.mp4")
     assert "left out 2 files that earlier predictions drew" in caplog.text
     assert [name for name, _ in files_of(str(tmp_path / "a.detections.mp4"), 30)] == ["a.detections"]  # as asked for
@@ -260,7 +260,7 @@ def test_the_second_ctrl_c_is_as_usual(interruptible):
 def live(*connections, **settings) -> list:
     """The batches of a scripted source."""
     data = opened("0", frame_stride=1, frame_rate=1e6, queue_frames=99, **settings)
-    data.live = ScriptedSource(*connections)
+    data.stream.live = ScriptedSource(*connections)
     return list(data.predict_dataloader())
 
 

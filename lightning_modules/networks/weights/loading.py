@@ -29,6 +29,7 @@ from ..layers.trunk_size import TrunkSize
 from .card import Card
 from .evad_names import is_release, renamed_from_release, sizes_from_shapes
 from .old_names import has_old_names, renamed_from_old
+from .safetensors_file import SUFFIX, read_safetensors
 
 KEYS_SHOWN = 12
 
@@ -47,11 +48,14 @@ def read_weights(path: str | Path, prefix: str = "network.") -> tuple[dict[str, 
     """Return the tensors of a file, see ``read_state_dict``, and its card, None where it has none.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds no weights, more than weights, or a card that is none.
+        UserError: it is not there or damaged, holds no weights, more than weights, or a card that is none.
     """
-    path = Path(path)
-    content, card = read_tensor_file(path), None
+    content: Any
+    path, card = Path(path), None
+    if path.suffix == SUFFIX:
+        content, card = read_safetensors(path)
+    else:
+        content = read_tensor_file(path)
     if isinstance(content, Mapping) and "card" in content and "state_dict" in content:
         try:
             card = Card.from_dict(content["card"])

@@ -104,7 +104,7 @@ BOXES = [[0.125, 0.25, 0.375, 0.75], [0.5, 0.25, 0.875, 1.0]]
 def test_a_streams_video_map_is_that_of_its_linked_predictions(source, folder, tmp_path, linker):
     settings = SETTINGS[linker]
     module = streaming(settings)
-    entries, detect = [], module.detect
+    entries, detect = [], module.stream.detect
 
     def remember(batch):
         scored = detect(batch)
@@ -116,7 +116,7 @@ def test_a_streams_video_map_is_that_of_its_linked_predictions(source, folder, t
         )
         return scored
 
-    module.detect = remember
+    module.stream.detect = remember
     scores = run_test(module, streams(source, folder), tmp_path)
     expected = by_hand(entries, source, settings)
     assert 0 < expected["video_map_20"] < 1  # or the comparison would say little
