@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tests.lightning_modules.runs.test_resuming import assert_alike
 
 from main import main
+from tests.lightning_modules.runs.test_resuming import assert_alike
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # where pytest has arguments itself
 ROOT = Path(__file__).resolve().parent.parent
