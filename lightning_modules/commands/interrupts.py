@@ -106,13 +106,13 @@ class StopAtOnce(L.Callback):
     def __init__(self, command: Sequence[str]) -> None:
         self.command = list(command)
 
-    def setup_signals(self, *_: object) -> None:
+    def _listen(self, *_: object) -> None:
         # Lightning's handler, installed meanwhile, would wait for other processes that wait for this one.
         handler = signal.getsignal(signal.SIGINT)
         if isinstance(handler, Interruption):
             signal.signal(signal.SIGTERM, handler)
 
-    on_train_start = on_validation_start = on_test_start = on_predict_start = setup_signals
+    on_train_start = on_validation_start = on_test_start = on_predict_start = _listen
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if not isinstance(exception, Interrupted):
