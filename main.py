@@ -58,15 +58,15 @@ import lightning_modules.temporal_detection
 from callbacks.exported_latency import runtime_rows
 from datamodules.check import check_data
 from datamodules.frames import DecodedFrames
-from lightning_modules.export import export_graph, first_inputs, graph_of, load, moving_blobs, run_torch
+from lightning_modules.commands.config_files import with_whole_files
+from lightning_modules.commands.export_graph import export_graph, first_inputs, graph_of, load, moving_blobs, run_torch
+from lightning_modules.commands.precision import useful_precision
+from lightning_modules.commands.score import score_file, segment_score_text, tube_score_text
 from lightning_modules.metrics.frame_ap import FrameMapSettings
 from lightning_modules.metrics.video_ap import VideoProtocol
 from lightning_modules.networks.export_graphs import ExportGraph
 from lightning_modules.networks.prepared import prepare_for_inference
 from lightning_modules.networks.weights import load_exactly, read_state_dict
-from lightning_modules.precision import useful_precision
-from lightning_modules.scoring import score_file, segment_score_text, tube_score_text
-from lightning_modules.whole_files import with_whole_files
 
 DEFAULTS = Path(__file__).parent / "configs" / "trainer" / "defaults.yaml"
 """Read before any ``--config``."""

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from callbacks.latency import interleave, synchronizer
+from lightning_modules.commands.precision import computes_bfloat16
 from lightning_modules.losses.detection import DetectionLoss
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.linear import linear
 from lightning_modules.networks.published_cost import published_gflops
-from lightning_modules.precision import computes_bfloat16
 from tests.bench_page import Part, main, row_ratio
 from tests.networks.naive_evad import naive_evad
 from tests.networks.tiny import randomise

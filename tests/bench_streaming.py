@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from callbacks.flops import count_gflops
 from callbacks.latency import Latency, interleave, synchronizer
+from lightning_modules.commands.precision import computes_bfloat16
 from lightning_modules.networks.detections import Detections, decode_detections
 from lightning_modules.networks.evad import EvadTeacher
 from lightning_modules.networks.prepared import prepare_for_inference
 from lightning_modules.networks.streaming import state_bytes
 from lightning_modules.networks.student import StreamingDetector
 from lightning_modules.networks.weights import load_exactly, read_state_dict
-from lightning_modules.precision import computes_bfloat16
 from tests.bench_page import Part, Row, main, row_ratio
 
 FRAMES, SIDE = 16, 256

@@ -274,7 +274,7 @@ def test_half_precision_on_a_cpu_is_refused_with_the_way_out(precision):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which has bfloat16")
 def test_on_a_processor_without_bfloat16_a_run_is_recorded_in_float32(puppets, monkeypatch):
-    monkeypatch.setattr("lightning_modules.precision.cpu_computes_bfloat16", lambda: False)
+    monkeypatch.setattr("lightning_modules.commands.precision.cpu_computes_bfloat16", lambda: False)
     arguments = [*on_puppets(ROOT / "configs" / "evad.yaml", puppets), "--trainer.precision=bf16-mixed"]
     with pytest.warns(UserWarning, match="bf16-mixed .* running in 32-true"):
         cli = main(["fit", *arguments, "--trainer.max_steps=1", "--trainer.limit_val_batches=0"])

@@ -15,11 +15,11 @@ from callbacks.detection_file import DetectionFile, rows
 from datamodules.annotations.ava import Ava
 from datamodules.batches import TrueKeyframe
 from lightning_modules.clip_detection import ClipDetectionModule
+from lightning_modules.commands.score import score_file
 from lightning_modules.metrics.frame_ap import FrameMapSettings
 from lightning_modules.metrics.frame_results import read_frame_detections
 from lightning_modules.networks.detections import ScoredBoxes
 from lightning_modules.networks.weights import save_weights
-from lightning_modules.scoring import score_file
 from lightning_modules.stream_detection import StreamDetectionModule
 from main import main
 from tests.datamodules import miniature_ava

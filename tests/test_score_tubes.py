@@ -10,9 +10,9 @@ import yaml
 
 from callbacks.tube_file import TubeFile
 from datamodules.batches import TrueTube, TrueTubes
+from lightning_modules.commands.score import tube_score_text
 from lightning_modules.metrics.tube_results import read_tubes, score_tubes, write_tubes
 from lightning_modules.metrics.video_map import VideoMeanAveragePrecision
-from lightning_modules.scoring import tube_score_text
 from lightning_modules.stream_detection import StreamDetectionModule
 from lightning_modules.video_evaluation import VideoMapSettings
 from main import main

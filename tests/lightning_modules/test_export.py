@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from datamodules.puppets import Puppets
-from lightning_modules import export
 from lightning_modules.clip_detection import ClipDetectionModule
-from lightning_modules.export import Exported, export_graph, graph_of, moving_blobs
+from lightning_modules.commands import export_graph as export
+from lightning_modules.commands.export_graph import Exported, export_graph, graph_of, moving_blobs
 from lightning_modules.networks.detections import Detections, decode_detections
 from lightning_modules.networks.student import StreamingDetector
 from lightning_modules.stream_detection import StreamDetectionModule

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_modules import precision as module
-from lightning_modules.precision import cpu_computes_bfloat16, useful_precision
+from lightning_modules.commands.precision import cpu_computes_bfloat16, useful_precision
 
 
 @pytest.fixture

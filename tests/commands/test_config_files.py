@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lightning_modules.commands.config_files import with_whole_files
 from lightning_modules.networks.vit import TUBELET
-from lightning_modules.whole_files import with_whole_files
 
 
 class Wheel:

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from datamodules.batches import TrueKeyframe, TrueTubes
 
-from .metrics.frame_ap import FrameMap, FrameMapSettings, FrameRows, frame_mean_average_precision
-from .metrics.frame_results import FrameDetections, read_frame_detections
-from .metrics.segment_map import SegmentMeanAveragePrecision
-from .metrics.segment_results import read_results, score_results
-from .metrics.tube_results import read_tubes, score_tubes
-from .metrics.video_ap import VideoProtocol
-from .metrics.video_map import VideoMeanAveragePrecision
+from ..metrics.frame_ap import FrameMap, FrameMapSettings, FrameRows, frame_mean_average_precision
+from ..metrics.frame_results import FrameDetections, read_frame_detections
+from ..metrics.segment_map import SegmentMeanAveragePrecision
+from ..metrics.segment_results import read_results, score_results
+from ..metrics.tube_results import read_tubes, score_tubes
+from ..metrics.video_ap import VideoProtocol
+from ..metrics.video_map import VideoMeanAveragePrecision
 
 NAMES_SHOWN = 5
 

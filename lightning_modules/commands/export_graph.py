@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from tqdm import tqdm
 
-from .detection import DetectionModule
-from .networks.evad import EvadTeacher
-from .networks.export_graphs import FRAMES, NEXT, ClipGraph, ExportGraph, StepGraph
-from .networks.frames import MEAN, STD
-from .networks.streaming import StreamingModule
+from ..detection import DetectionModule
+from ..networks.evad import EvadTeacher
+from ..networks.export_graphs import FRAMES, NEXT, ClipGraph, ExportGraph, StepGraph
+from ..networks.frames import MEAN, STD
+from ..networks.streaming import StreamingModule
 
 Format = Literal["onnx", "torch_export"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch_export": ".pt2"}
