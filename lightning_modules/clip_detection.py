@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batches import ClipBatch
+from datamodules.errors import UserError
 
 from .detection import DetectionModule
 from .losses.detection import DetectionLoss
@@ -74,14 +75,14 @@ class ClipDetectionModule(DetectionModule):
         sparse = [name for name, video in evaluation.truth.items() if len(video.annotated) < video.num_slots]
         if sparse:
             video = evaluation.truth[sparse[0]]
-            raise ValueError(
+            raise UserError(
                 f"video mAP links every sampled frame of a video, but a clip detector is evaluated on annotated ones: "
                 f"{len(video.annotated)} of {video.num_slots} in {sparse[0]}, one of {len(sparse)} such videos; set "
                 "every_frame=true where the source has it (UCF101-24, JHMDB), or data.init_args.keyframe_grid to the "
                 "spacing of the annotation, or leave model.init_args.video_map out"
             )
         if self.trainer.world_size > 1:
-            raise ValueError(
+            raise UserError(
                 "video mAP of a clip detector needs all clips of a video on one process; set trainer.devices=1"
             )
         return evaluation

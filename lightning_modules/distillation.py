@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batches import ClipBatch
+from datamodules.errors import UserError
 
 from .clip_detection import benchmark_clip
 from .losses.distillation import ActionImitation, AttentionImitation, BoxImitation, FeatureLoss, Variance
@@ -206,7 +207,7 @@ class DistillationModule(StreamDetectionModule):
         needed = keyframes[:, None] + offsets  # (L, T)
         if int(needed.min()) < 0 or int(needed.max()) >= length:
             past, future = num_frames // 2 + len(keyframes), int(offsets.max())
-            raise ValueError(
+            raise UserError(
                 f"the teacher's clips of {num_frames} frames reach outside the sample of {length}; set at least "
                 f"data.init_args.train_past_frames={past} and data.init_args.train_future_frames={future}"
             )

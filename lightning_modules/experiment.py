@@ -75,7 +75,10 @@ class ExperimentModule(L.LightningModule):
         return super().load_state_dict(state_dict, strict, assign)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = self.optimizer([nn.Parameter(torch.zeros(()))])  # only to learn the configured learning rate
+        try:
+            optimizer = self.optimizer([nn.Parameter(torch.zeros(()))])  # only to learn the configured learning rate
+        except ValueError as error:
+            raise UserError(str(error), where="model.optimizer") from error
         groups = parameter_groups(self.trained_modules(), self.lr_multipliers(), optimizer.defaults["lr"])
         optimizer = self.optimizer(groups)
         self.trainer.fit_loop.setup_data()  # else a run with max_steps alone does not know its epochs yet

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from datamodules.batches import SegmentBatch
+from datamodules.errors import UserError
 
 from .losses.modality_distillation import feature_imitation
 from .networks.frozen import FrozenNetwork
@@ -81,7 +82,7 @@ class MotionDistillationModule(TemporalDetectionModule):
             self.network.add_branch_head()
         if self.strategy != "none" and self.teacher is None:
             if self.teacher_weights is None:
-                raise ValueError(
+                raise UserError(
                     "a teacher without weights teaches nothing; set model.init_args.teacher_weights to a checkpoint of "
                     "configs/motion_teacher.yaml"
                 )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from datamodules.batches import ClipBatch, StreamBatch
+from datamodules.errors import UserError
 
 from .delayed_evaluation import DelayedEvaluation
 from .detection import DetectionModule
@@ -103,10 +104,10 @@ class StreamDetectionModule(DetectionModule):
         """
         first, last = batch.keyframes[0], batch.keyframes[-1]
         if last - first + 1 != len(batch.keyframes):
-            raise ValueError(f"a streaming detector is supervised on consecutive frames, got {batch.keyframes}")
+            raise UserError(f"a streaming detector is supervised on consecutive frames, got {batch.keyframes}")
         look_ahead = self.network.look_ahead
         if last + look_ahead >= frames.shape[1]:
-            raise ValueError(
+            raise UserError(
                 f"a look_ahead of {look_ahead} reaches outside the sample of {frames.shape[1]} frames; set at least "
                 f"data.init_args.train_future_frames={look_ahead}"
             )

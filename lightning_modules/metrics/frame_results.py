@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import numpy as np
+
+from datamodules.errors import UserError
 
 COLUMNS = ("video", "seconds", "x1", "y1", "x2", "y2", "action_id", "score")
 LARGEST_FRACTION = 1.5
@@ -45,14 +47,14 @@ def read_frame_detections(path: str | Path) -> FrameDetections:
 
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of detections")
+        raise UserError("no such file of detections", where=path)
     names: dict[str, int] = {}
     parts = [(np.empty(0, np.int32), np.empty((0, len(COLUMNS) - 1)))]
     progress = tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, leave=False)
     with path.open(newline="", encoding="utf-8-sig") as file, progress:
         first = 1
-        while lines := list(islice(file, ROWS_AT_A_TIME)):
-            if first == 1 and _is_header(next(csv.reader(lines[:1]), [])):
+        while lines := _next_lines(file, path):
+            if first == 1 and _is_header(next(_cells(lines[:1], path), [])):
                 lines[0] = "\n"
             plain = all(line.count(",") == len(COLUMNS) - 1 and '"' not in line for line in lines)
             videos, columns = (_plain_rows if plain else _rows)(lines, path, first)
@@ -63,11 +65,25 @@ def read_frame_detections(path: str | Path) -> FrameDetections:
     videos, numbers = (np.concatenate(column) for column in zip(*parts, strict=True))
     boxes = numbers[:, 1:5]
     if len(boxes) and boxes.max() > LARGEST_FRACTION:
-        raise ValueError(
+        raise UserError(
             f"{path}: corners reach up to {boxes.max():g} and look like pixels; divide x by the width and y by the "
             "height of the frame"
         )
     return FrameDetections(tuple(names), videos, numbers[:, 0], boxes, numbers[:, 5].astype(np.int32), numbers[:, 6])
+
+
+def _next_lines(file: TextIO, path: Path) -> list[str]:
+    try:
+        return list(islice(file, ROWS_AT_A_TIME))
+    except UnicodeDecodeError as error:
+        raise UserError("is not text in UTF-8", where=path, remedy="save it in this encoding") from error
+
+
+def _cells(lines: list[str], path: Path) -> Iterator[list[str]]:
+    try:
+        yield from csv.reader(lines)
+    except csv.Error as error:
+        raise UserError(f"is no csv: {error}", where=path) from error
 
 
 def _is_header(line: Sequence[str]) -> bool:
@@ -92,11 +108,11 @@ def _plain_rows(lines: list[str], path: Path, first: int) -> tuple[list[str], np
 def _rows(lines: list[str], path: Path, first: int) -> tuple[list[str], np.ndarray]:
     """Videos, and the other columns (n, 7), of some lines; ``first`` is the number of the first of them."""
     videos, numbers = [], []
-    for line, cells in enumerate(csv.reader(lines), start=first):
+    for line, cells in enumerate(_cells(lines, path), start=first):
         if len(cells) <= 2:
             continue
         if len(cells) != len(COLUMNS):
-            raise ValueError(f"{path}, line {line}: {len(cells)} columns, expected {','.join(COLUMNS)}")
+            raise UserError(f"{path}, line {line}: {len(cells)} columns, expected {','.join(COLUMNS)}")
         videos.append(cells[0])
         numbers.append([_number(path, line, *cell) for cell in zip(COLUMNS[1:], cells[1:], strict=True)])
     return videos, np.asarray(numbers, np.float64).reshape(-1, len(COLUMNS) - 1)
@@ -109,5 +125,5 @@ def _number(path: Path, line: int, name: str, text: str) -> float:
         value = np.nan
     if not np.isfinite(value) or (name == "action_id" and value != int(value)):
         kind = "a whole number" if name == "action_id" else "a number"
-        raise ValueError(f"{path}, line {line}: {name} must be {kind}, got {text!r}")
+        raise UserError(f"{path}, line {line}: {name} must be {kind}, got {text!r}")
     return value

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from datamodules.errors import UserError
+from datamodules.files import write_whole
+
 
 def write_json(path: str | Path, record: Mapping[str, Any]) -> None:
     """Numbers as they are, so that scores survive; folders on the way to the file are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, json.dumps(record, allow_nan=False))
 
 
 def read_json(path: str | Path, key: str, form: str) -> dict[str, Any]:
     """The record in a file of any program; it must have a dict under ``key``, whose ``form`` the error shows."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of detections")
+        raise UserError("no such file of detections", where=path)
     try:
         record = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not json: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not json: {error}") from None
     if not isinstance(record, dict) or not isinstance(record.get(key), dict):
-        raise ValueError(f'{path} has no "{key}"; expected {{"{key}": {{video: [{form}]}}}}')
+        raise UserError(f'{path} has no "{key}"; expected {{"{key}": {{video: [{form}]}}}}')
     return record

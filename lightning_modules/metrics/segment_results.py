@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datamodules.errors import UserError
+
 from .json_file import read_json, write_json
 from .segment_map import SegmentMeanAveragePrecision
 
@@ -64,11 +66,13 @@ def read_results(path: str | Path, class_names: Sequence[str]) -> dict[str, dict
         try:
             rows = [(row["label"], float(row["score"]), [float(end) for end in row["segment"]]) for row in detections]
         except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}: a detection of {video} is not {{label, score, segment: [start, end]}} ({error!r})"
             ) from None
+        if not all(isinstance(label, str) for label, *_ in rows):
+            raise UserError(f"{path}: a detection of {video} has a label that is no text")
         if not all(len(ends) == 2 and all(map(math.isfinite, (score, *ends))) for _, score, ends in rows):
-            raise ValueError(f"{path}: a detection of {video} has no finite score, start and end")
+            raise UserError(f"{path}: a detection of {video} has no finite score, start and end")
         unknown |= {label for label, _, _ in rows} - numbers.keys()
         known = [row for row in rows if row[0] in numbers]
         results[video] = {
@@ -78,7 +82,7 @@ def read_results(path: str | Path, class_names: Sequence[str]) -> dict[str, dict
         }
     if unknown and not any(len(video["labels"]) for video in results.values()):
         known, found = (", ".join(map(str, names[:3])) for names in (class_names, sorted(unknown, key=str)))
-        raise ValueError(f"{path} names none of the {len(class_names)} classes ({known} ...) but {found}")
+        raise UserError(f"{path} names none of the {len(class_names)} classes ({known} ...) but {found}")
     return results
 
 
@@ -103,7 +107,7 @@ def score_results(
     named = {video.removeprefix("v_"): detections for video, detections in results.items()}
     wanted = [video.removeprefix("v_") for video in truth]
     if truth and named.keys().isdisjoint(wanted):
-        raise ValueError(
+        raise UserError(
             f"none of the {len(truth)} videos to evaluate is among the {len(results)} with detections; the first are "
             f"called {next(iter(truth))} there and {next(iter(results), 'nothing')} here"
         )

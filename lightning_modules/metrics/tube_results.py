@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from datamodules.errors import UserError
+
 from .json_file import read_json, write_json
 from .tubes import Tube
 from .video_map import VideoMeanAveragePrecision
@@ -71,7 +73,7 @@ def read_tubes(path: str | Path, class_names: Sequence[str]) -> SavedTubes:
     record = read_json(path, "tubes", "{label, score, start_frame, boxes}")
     stride = record.get("frame_stride", 1)
     if not isinstance(stride, int) or stride < 1:
-        raise ValueError(f"{path}: frame_stride must be a positive whole number, got {stride!r}")
+        raise UserError(f"{path}: frame_stride must be a positive whole number, got {stride!r}")
     numbers = {name: number for number, name in enumerate(class_names)}
     unknown: set[str] = set()
     videos: dict[str, list[Tube]] = {}
@@ -79,8 +81,8 @@ def read_tubes(path: str | Path, class_names: Sequence[str]) -> SavedTubes:
         videos[video] = []
         try:
             tubes = [(row["label"], _tube(row, stride)) for row in rows]
-        except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
+            raise UserError(
                 f"{path}: a tube of {video} is not {{label, score, start_frame, boxes: [[x1, y1, x2, y2], ...]}} "
                 f"({error!r})"
             ) from None
@@ -91,11 +93,13 @@ def read_tubes(path: str | Path, class_names: Sequence[str]) -> SavedTubes:
                 unknown.add(label)
     if unknown and not any(videos.values()):
         known, found = (", ".join(map(str, names[:3])) for names in (class_names, sorted(unknown, key=str)))
-        raise ValueError(f"{path} names none of the {len(class_names)} classes ({known} ...) but {found}")
+        raise UserError(f"{path} names none of the {len(class_names)} classes ({known} ...) but {found}")
     return SavedTubes(videos, stride, str(record.get("linker", "unknown")))
 
 
 def _tube(row: Mapping[str, Any], stride: int) -> Tube:
+    if not isinstance(row["label"], str):
+        raise TypeError(f"label {row['label']!r} is no text")
     score, boxes = float(row["score"]), np.asarray(row["boxes"], np.float64)
     if boxes.ndim != 2 or not len(boxes) or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
         raise ValueError(f"boxes must be (T, 4) finite numbers, got {boxes.shape}")
@@ -125,7 +129,7 @@ def score_tubes(
         The metric's result with ``num_other_videos``.
     """
     if truth and videos.keys().isdisjoint(truth):
-        raise ValueError(
+        raise UserError(
             f"none of the {len(truth)} videos to evaluate is among the {len(videos)} with tubes; the first are called "
             f"{next(iter(truth))} there and {next(iter(videos), 'nothing')} here"
         )
