@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from callbacks.benchmark import Row, enter, read_rows
+from datamodules.errors import UserError, shown_in_one_line
 
 ALIKE = ("protocol", "parameters", "gflops_unit")
 """What must be equal for a mean to mean something."""
@@ -27,19 +28,19 @@ def mean_row(rows: Sequence[Row], name: str) -> dict[str, Any]:
     """One row of several: fractional numbers averaged, what is equal kept, everything else listed.
 
     Raises:
-        ValueError: the rows are not of one protocol and network, or one has no mAP.
+        UserError: the rows are not of one protocol and network, or one has no mAP.
     """
     first = rows[0]
     for row in rows:
         differing = [key for key in ALIKE if row[key] != first[key]]
         if differing:
             key = differing[0]
-            raise ValueError(
+            raise UserError(
                 f"{row['experiment']} has {key} {row[key]!r}, {first['experiment']} has {first[key]!r}: "
                 "only results of one network under one protocol can be averaged"
             )
         if row["map"] is None:
-            raise ValueError(f"{row['experiment']} has no mAP; test it with ground truth first")
+            raise UserError(f"{row['experiment']} has no mAP; test it with ground truth first")
     mean = {key: _combined([row.get(key) for row in rows]) for key in first}
     protocol = f"{first['protocol']}, mean of {len(rows)} splits"
     return mean | {
@@ -74,12 +75,10 @@ def main(args: Sequence[str] | None = None) -> None:
     newest = {row["experiment"]: row for row in read_rows(file)} if file.is_file() else {}
     absent = [name for name in given.experiments if name not in newest]
     if absent:
-        parser.exit(1, f"error: {file} has no row of {', '.join(absent)}; test it with --name {absent[0]}\n")
-    try:
-        print(enter(given.folder, mean_row([newest[name] for name in given.experiments], given.name)))
-    except ValueError as error:
-        parser.exit(1, f"error: {error}\n")
+        raise UserError(f"{file} has no row of {', '.join(absent)}", remedy=f"test it with --name {absent[0]}")
+    print(enter(given.folder, mean_row([newest[name] for name in given.experiments], given.name)))
 
 
 if __name__ == "__main__":
-    main()
+    with shown_in_one_line():
+        main()

@@ -61,8 +61,16 @@ def shown_in_one_line() -> Iterator[None]:
             if IN_A_WORKER.match(error.problem):
                 print(error.problem, file=sys.stderr)
             raise
+        _end_progress_bars()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
+
+
+def _end_progress_bars() -> None:
+    """Leave what bars have shown, and begin a line: else the error would be the end of theirs."""
+    tqdm = sys.modules.get("tqdm")
+    for bar in list(getattr(getattr(tqdm, "tqdm", None), "_instances", ())):
+        bar.close()
 
 
 def printable(text: str) -> str:

@@ -38,6 +38,8 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentParser
 
+from datamodules.errors import UserError
+
 T = TypeVar("T")
 SET_BY_THE_RUNNER = ("config", "name", "seed_everything", "table_folder", "trainer.logger")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -101,11 +103,13 @@ class ExperimentList:
 
 
 def read_list(file: Path) -> ExperimentList:
-    """A list with every row complete; what is wrong in it is a ValueError that says where."""
+    """A list with every row complete; what is wrong in it is a UserError that says where."""
+    if not file.is_file():
+        raise UserError("no such list", where=file)
     content = mapping(yaml.safe_load(file.read_text()), f"{file}")
     for key in ("rows", "metrics"):
         if not isinstance(content.get(key), list) or not content[key]:
-            raise ValueError(f"{file}: {key} must be a list with something in it, got {content.get(key)!r}")
+            raise UserError(f"{file}: {key} must be a list with something in it, got {content.get(key)!r}")
     listing = typed(
         ExperimentList,
         content,
@@ -133,7 +137,7 @@ def with_stages(kind: type[T], value: Any, where: str, absent: Stage | None) -> 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected names with values, got {value!r}")
+        raise UserError(f"{where}: expected names with values, got {value!r}")
     return value
 
 
@@ -145,13 +149,13 @@ def typed(kind: type[T], value: Any, where: str, **parts: Any) -> T:
     """
     names = [field.name for field in fields(kind)]
     if unknown := [key for key in mapping(value, where) if key not in names]:
-        raise ValueError(f"{where}: there is no {', '.join(map(repr, unknown))}; it may have {', '.join(names)}")
+        raise UserError(f"{where}: there is no {', '.join(map(repr, unknown))}; it may have {', '.join(names)}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, skip=set(parts))
     try:
         parsed = parser.parse_object({key: part for key, part in value.items() if key not in parts})
     except ArgumentError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
     return kind(**dict(vars(parsed)) | parts)
 
 
@@ -171,11 +175,11 @@ def check(listing: ExperimentList, file: Path) -> None:
     for place, row in enumerate(listing.rows):
         where = f"{file}: rows[{place}] ({row.name})"
         if not NAME.fullmatch(row.name):
-            raise ValueError(f"{where}: a name is a folder's: letters, digits and _.- only")
+            raise UserError(f"{where}: a name is a folder's: letters, digits and _.- only")
         if row.name in above:
-            raise ValueError(f"{where}: there is a row of this name above")
+            raise UserError(f"{where}: there is a row of this name above")
         if not row.seeds or len(set(row.seeds)) < len(row.seeds) or min(row.seeds) < 0:
-            raise ValueError(f"{where}: seeds must be different numbers from 0 on, one at least, got {row.seeds}")
+            raise UserError(f"{where}: seeds must be different numbers from 0 on, one at least, got {row.seeds}")
         for kind, stage in (("fit", row.fit), ("test", row.test)):
             if stage is not None:
                 check_stage(row, stage, above, f"{where}.{kind}")
@@ -184,16 +188,16 @@ def check(listing: ExperimentList, file: Path) -> None:
 
 def check_stage(row: Row, stage: Stage, above: Mapping[str, Row], where: str) -> None:
     if stage.config is None:
-        raise ValueError(f"{where}: no config; name one here, in the row's fit or in defaults")
+        raise UserError(f"{where}: no config; name one here, in the row's fit or in defaults")
     if not Path(stage.config).is_file():
-        raise ValueError(f"{where}: no config at {stage.config}; paths are relative to the folder of main.py")
+        raise UserError(f"{where}: no config at {stage.config}; paths are relative to the folder of main.py")
     refused = (*SET_BY_THE_RUNNER, "ckpt_path") if row.fit else SET_BY_THE_RUNNER
     for argument in (*stage.overrides, *stage.needs):
         if argument in refused:
-            raise ValueError(f"{where}: {argument} is set by the runner")
+            raise UserError(f"{where}: {argument} is set by the runner")
     for argument, needed in stage.needs.items():
         if needed not in above or above[needed].fit is None:
             rows = ", ".join(name for name, other in above.items() if other.fit) or "none"
-            raise ValueError(
+            raise UserError(
                 f"{where}.needs: {argument} is the checkpoint of a row above that is trained ({rows}), got {needed}"
             )

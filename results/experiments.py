@@ -27,6 +27,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from datamodules.errors import UserError, shown_in_one_line
+
 from . import experiment_list
 from .experiment_files import write_text
 from .experiment_job import Job
@@ -112,10 +114,10 @@ def select(runs: list[Run], rows: list[str] | None, seeds: list[int] | None) -> 
     """Those of the named rows and seeds."""
     there = list(dict.fromkeys(run.row.name for run in runs))
     if unknown := [name for name in rows or () if name not in there]:
-        raise ValueError(f"no row {', '.join(unknown)}; there are {', '.join(there)}")
+        raise UserError(f"no row {', '.join(unknown)}; there are {', '.join(there)}")
     selected = [run for run in runs if (not rows or run.row.name in rows) and (not seeds or run.seed in seeds)]
     if not selected:
-        raise ValueError(f"no run has a seed of {seeds}; there are {', '.join(map(str, runs))}")
+        raise UserError(f"no run has a seed of {seeds}; there are {', '.join(map(str, runs))}")
     return selected
 
 
@@ -157,9 +159,8 @@ def interrupt(number: int, frame: Any) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    with shown_in_one_line():
+        try:
+            sys.exit(main())
+        except KeyboardInterrupt:
+            sys.exit("stopped; the same command goes on from here")

@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from datamodules.errors import UserError, shown_in_one_line
+
 from .experiment_files import write_text
 from .student_gaps import classes_by_gap, page, without_delays
 from .student_results import Comparison, Results, command_for, compare, named
@@ -35,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> None:
     comparison = compare(arguments.list, arguments.teacher, arguments.students, arguments.seeds)
     if unscored := without_delays(comparison.students):
         names = ", ".join(student.row.name for student in unscored)
-        raise ValueError(
+        raise UserError(
             f"the tests of {names} scored no delays: give these rows of {arguments.list} "
             "test: {overrides: {model.init_args.scored_delays: [0, 1, 2, 4]}}, and run "
             f"python -m results.experiments {arguments.list} --rows {names.replace(',', '')}"
@@ -176,9 +178,8 @@ def draw_delays(comparison: Comparison) -> Figure:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-    except ModuleNotFoundError as error:
-        sys.exit(f"error: {error}; pip install -e '.[dev]' brings matplotlib")
+    with shown_in_one_line():
+        try:
+            main()
+        except ModuleNotFoundError as error:
+            raise UserError(str(error), remedy="pip install -e '.[dev]' brings matplotlib") from error

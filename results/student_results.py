@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from datamodules.errors import UserError
+
 from .experiment_files import versions
 from .experiment_list import ExperimentList, Row, read_list
 from .experiment_run import Run, runs_of
@@ -89,7 +91,7 @@ def compare(file: Path, teacher: str, students: Sequence[str], seeds: Sequence[i
     rows = {row.name: row for row in listing.rows}
     names = [teacher, *students]
     if unknown := [name for name in names if name not in rows]:
-        raise ValueError(f"{file} has no row {', '.join(unknown)}; it has {', '.join(rows)}")
+        raise UserError(f"{file} has no row {', '.join(unknown)}; it has {', '.join(rows)}")
     every_run = runs_of(listing, file.stem)
     lines = collect(file.with_suffix(".jsonl"), every_run)
     if seeds is not None:
@@ -98,7 +100,7 @@ def compare(file: Path, teacher: str, students: Sequence[str], seeds: Sequence[i
     runs = [run for run in every_run if run.row.name in names]
     known = {(line["experiment"], line["seed"]) for line in lines}
     if missing := [run for run in runs if (run.row.name, run.seed) not in known]:
-        raise ValueError(f"no result of {named(missing)}: run {command_for(missing, file)}")
+        raise UserError(f"no result of {named(missing)}: run {command_for(missing, file)}")
     results = [
         Results(rows[name], [run for run in runs if run.row.name == name], lines_of(rows[name], lines))
         for name in names

@@ -29,6 +29,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from datamodules.errors import shown_in_one_line
 from datamodules.video import list_video
 
 NO_ACTION = frozenset({"", "none", "__undefined__"})
@@ -236,4 +237,5 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with shown_in_one_line():
+        main()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datamodules.errors import UserError
+from datamodules.errors import UsageError, UserError, shown_in_one_line
 from datamodules.tensor_file import read_tensor_file
 
 from .evad import EvadTeacher
@@ -209,8 +209,9 @@ def _every_so_many(there: int, wanted: int) -> list[int]:
 if __name__ == "__main__":
     import sys
 
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m lightning_modules.networks.weights CHECKPOINT WEIGHTS_FILE")
-    # The branch head of a motion distillation serves training alone.
-    kept = {key: value for key, value in read_state_dict(sys.argv[1]).items() if not key.startswith("branch_head.")}
-    save_weights(kept, sys.argv[2])
+    with shown_in_one_line():
+        if len(sys.argv) != 3:
+            raise UsageError("usage: python -m lightning_modules.networks.weights CHECKPOINT WEIGHTS_FILE")
+        # The branch head of a motion distillation serves training alone.
+        kept = {key: value for key, value in read_state_dict(sys.argv[1]).items() if not key.startswith("branch_head.")}
+        save_weights(kept, sys.argv[2])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import sys
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from datamodules.errors import UsageError, UserError, shown_in_one_line
 
@@ -49,6 +51,16 @@ def test_a_program_ends_with_the_line_and_a_status(kind, status, capsys, monkeyp
         raise kind("is wrong", where="a.csv")
     assert end.value.code == status
     assert capsys.readouterr().err == "error: a.csv: is wrong\n"
+
+
+def test_the_line_is_the_last_and_its_own_where_a_progress_bar_is_open(capsys, monkeypatch):
+    monkeypatch.delenv("ONLOOKER_DEBUG", raising=False)
+    bar = tqdm(total=2, file=sys.stderr)
+    bar.update()
+    with pytest.raises(SystemExit), shown_in_one_line():
+        raise UserError("is wrong")
+    bar.refresh()
+    assert capsys.readouterr().err.splitlines()[-1] == "error: is wrong"
 
 
 def test_for_debugging_the_error_keeps_its_traceback(monkeypatch):
