@@ -71,7 +71,7 @@ def read_tensor_file(path: str | Path, what: str = "weights", classes: Sequence[
 def _check(path: Path, what: str) -> None:
     """Refuse what is no file of PyTorch's, by its first bytes and its checksums."""
     if path.is_dir():
-        raise UserError(f"is a folder, expected a file of {what}", where=path)
+        raise UserError(f"is a folder, not a file with the {what}", where=path)
     if not path.is_file():
         raise UserError(f"no {what} at {path}", remedy=f"name an existing file, or leave the {what} out")
     with path.open("rb") as file:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
-import pydoc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
+
+from .classes import locate
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -36,20 +37,20 @@ def whole_file(value: str) -> str | None:
     file = Path(value)
     if file.suffix not in SUFFIXES or not file.is_file():
         return None
-    content = yaml.safe_load(file.read_text())
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
     return json.dumps(completed(content, file.parent)) if is_object(content) else None
 
 
 def is_object(content: Any) -> bool:
     """Whether it names a class that can be imported; the parser tells what is wrong with others."""
-    return isinstance(content, dict) and isinstance(pydoc.locate(str(content.get("class_path"))), type)
+    return isinstance(content, dict) and locate(str(content.get("class_path"))) is not None
 
 
 def completed(content: Any, folder: Path) -> Any:
     """With the defaults of what it leaves out, inside objects too; files, relative to ``folder``, are read."""
     if isinstance(content, str) and content.endswith(SUFFIXES) and (folder / content).is_file():
         file = folder / content
-        inner = yaml.safe_load(file.read_text())
+        inner = yaml.safe_load(file.read_text(encoding="utf-8"))
         return completed(inner, file.parent) if is_object(inner) else str(file.resolve())
     if isinstance(content, list):
         return [completed(part, folder) for part in content]
@@ -63,7 +64,7 @@ def completed(content: Any, folder: Path) -> Any:
 
 def defaults(class_path: str) -> dict[str, Any]:
     """Of a class's arguments, those that JSON can hold; what has no default is not among them."""
-    kind, parser = pydoc.locate(class_path), ArgumentParser()
+    kind, parser = locate(class_path), ArgumentParser()
     parser.add_class_arguments(kind, "object", fail_untyped=False)
     found = (parser.get_defaults().get("object") or Namespace()).as_dict()
     parameters = inspect.signature(kind).parameters.items()

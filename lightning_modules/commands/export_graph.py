@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from tqdm import tqdm
 
+from datamodules.errors import UserError
+
 from ..detection import DetectionModule
 from ..networks.evad import EvadTeacher
 from ..networks.export_graphs import FRAMES, NEXT, ClipGraph, ExportGraph, StepGraph
@@ -74,7 +76,7 @@ def graph_of(module: LightningModule, image_size: tuple[int, int] | None, num_fr
     """
     network = module.network if isinstance(module, DetectionModule) else None
     if not isinstance(network, StreamingModule | EvadTeacher):
-        raise ValueError(
+        raise UserError(
             f"{type(module).__name__} cannot be exported: it has no detector of actors in the newest frame or in a "
             "clip's keyframe, as StreamDetectionModule, DistillationModule and ClipDetectionModule have"
         )
@@ -174,19 +176,19 @@ def _check(
     steps: int,
 ) -> None:
     if format not in SUFFIXES:
-        raise ValueError(f"format must be one of {', '.join(SUFFIXES)}, got {format!r}")
+        raise UserError(f"format must be one of {', '.join(SUFFIXES)}, got {format!r}")
     missing = [name for name in ONNX_PACKAGES if format == "onnx" and importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"format=onnx needs {', '.join(missing)}; pip install '.[export]' brings them")
+        raise UserError(f"format=onnx needs {', '.join(missing)}; pip install '.[export]' brings them")
     if len(class_names) != graph.network.num_classes:
-        raise ValueError(f"network has {graph.network.num_classes} classes but the data names {len(class_names)}")
+        raise UserError(f"network has {graph.network.num_classes} classes but the data names {len(class_names)}")
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}; dynamic_batch=true takes any number")
+        raise UserError(f"batch_size must be at least 1, got {batch_size}; dynamic_batch=true takes any number")
     if steps < 1:
-        raise ValueError(f"parity_frames must be at least 1, got {steps}")
+        raise UserError(f"parity_frames must be at least 1, got {steps}")
     if frames.dtype != np.uint8 or frames.shape[1:] != (*graph.image_size, 3) or len(frames) == 0:
         height, width = graph.image_size
-        raise ValueError(f"frames must be uint8 (N, {height}, {width}, 3), got {frames.dtype} {frames.shape}")
+        raise UserError(f"frames must be uint8 (N, {height}, {width}, 3), got {frames.dtype} {frames.shape}")
 
 
 def _capture(graph: ExportGraph, lanes: int, dynamic: bool) -> ExportedProgram:

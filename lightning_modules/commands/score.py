@@ -1,108 +1,77 @@
-"""Score detections that were saved, without a model: the same ground truth and metric as ``test``."""
+"""The command ``score``: detections that were saved, without a model, on the ground truth and metric of ``test``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_warn
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
-from datamodules.batches import TrueKeyframe, TrueTubes
+from datamodules.batches import TrueTubes
+from datamodules.errors import UserError
+from datamodules.segments import SegmentDataModule
 
-from ..metrics.frame_ap import FrameMap, FrameMapSettings, FrameRows, frame_mean_average_precision
-from ..metrics.frame_results import FrameDetections, read_frame_detections
+from ..metrics.frame_ap import FrameMapSettings
 from ..metrics.segment_map import SegmentMeanAveragePrecision
 from ..metrics.segment_results import read_results, score_results
 from ..metrics.tube_results import read_tubes, score_tubes
 from ..metrics.video_ap import VideoProtocol
 from ..metrics.video_map import VideoMeanAveragePrecision
-
-NAMES_SHOWN = 5
-
-
-class Score(NamedTuple):
-    """What a file of detections is worth."""
-
-    result: FrameMap
-    protocol: str
-    class_ids: Sequence[int]
-    boxes_per_class: np.ndarray
-    """(K,) ground-truth rows."""
-    num_detections: int
-    """Rows of the file that were scored."""
-    num_found_frames: int
-    """Keyframes that have at least one of them."""
-
-    def text(self, class_names: Sequence[str], *, every_class: bool = True) -> str:
-        """Several lines for people."""
-        result = self.result
-        lines = [
-            f"{self.protocol}: {100 * result.mean:.2f} %",
-            f"ground truth: {result.num_frames} frames, {result.num_boxes} boxes, {result.num_classes} classes; "
-            f"detections: {self.num_detections} on {self.num_found_frames} frames",
-        ]
-        if result.explanation:
-            lines.append(result.explanation)
-        if every_class:
-            names = [class_names[index] for index in self.class_ids]
-            lines += _table("boxes", names, result.per_class, self.boxes_per_class)
-        return "\n".join(lines)
+from .score_boxes import score_file, table_of
 
 
-def _table(counted: str, names: Sequence[str], aps: np.ndarray, counts: np.ndarray) -> list[str]:
-    """AP and ground truth of every class, a line each."""
-    lines = ["", f"   AP % {counted:>9}  class"]
-    for name, ap, count in zip(names, aps, counts, strict=True):
-        lines.append(f"{'-' if np.isnan(ap) else f'{100 * ap:.2f}':>7} {count:>9}  {name}")
-    return lines
-
-
-def score_file(
-    path: str | Path,
-    keyframes: Sequence[TrueKeyframe],
-    num_classes: int,
-    class_ids: Sequence[int] | None = None,
-    settings: FrameMapSettings | None = None,
+def score(
+    trainer: Trainer,
+    model: None,
+    datamodule: LightningDataModule,
+    predictions: Path,
+    split: Literal["val", "test"] = "test",
+    metric: FrameMapSettings | None = None,
+    video_protocol: VideoProtocol | None = None,
     tolerance_seconds: float = 0.01,
-) -> Score:
-    """Score a csv as ``read_frame_detections`` takes it.
+    tiou_thresholds: list[float] | None = None,
+    verbose: bool = True,
+    ckpt_path: str | None = None,
+    weights_only: bool | None = None,
+) -> None:
+    """Score detections that were saved earlier, without a model.
 
     Args:
-        path: the csv file.
-        keyframes: the ground truth, each keyframe once.
-        num_classes: how many classes the data has; action id n of the file is class n - 1.
-        class_ids: the classes to score; None for all.
-        settings: the protocol.
-        tolerance_seconds: how far a time stamp of the file may be from that of its keyframe.
-
-    Detections of unknown videos, at moments that are not evaluated and of unknown actions are left out, with a warning
-    that counts and names them.
+        predictions: what ``test`` saved with ``callbacks.detection_file.DetectionFile``, or another program in the
+            same form: a csv of ``video,seconds,x1,y1,x2,y2,action_id,score``; of tubes a json as
+            ``callbacks.tube_file.TubeFile`` saves it, of segments one in the form of the ActivityNet challenge.
+        split: whose ground truth; ``val`` for what ``validate`` saved.
+        metric: the protocol for boxes; that of the config's model by default.
+        video_protocol: the protocol for tubes; that of the config's model by default, otherwise ``act``.
+        tolerance_seconds: how far a time stamp of a box may be from that of its keyframe.
+        tiou_thresholds: overlaps of segments to average over; 0.3 to 0.7 by default.
+        verbose: also print the AP of every class.
+        ckpt_path, weights_only: not used; a run's ``config.yaml``, which has them, can be given as it is.
     """
-    settings = settings or FrameMapSettings()
-    ids = np.arange(num_classes) if class_ids is None else np.asarray(class_ids)
-    found = read_frame_detections(path)
-    frames = _keyframes_of(found, keyframes, tolerance_seconds)
-    known = (found.actions >= 1) & (found.actions <= num_classes)
-    _report_unknown(path, found, frames, known, keyframes, num_classes)
-    position = np.full(num_classes, -1)
-    position[ids] = np.arange(len(ids))
-    kept = (frames >= 0) & known
-    kept[kept] = position[found.actions[kept] - 1] >= 0
-    preds = _predicted_rows(found, frames, position, kept, keyframes)
-    targets = _true_rows(keyframes, position)
-    result = frame_mean_average_precision(preds, targets, len(keyframes), ids.tolist(), settings)
-    some = "" if class_ids is None else f", {len(ids)} of {num_classes} classes"
-    return Score(
-        result,
-        f"{settings}{some}",
-        ids.tolist(),
-        np.bincount(targets.classes, minlength=len(ids)),
-        int(kept.sum()),
-        len(np.unique(preds.frames)),
-    )
+    names = datamodule.class_names
+    if isinstance(datamodule, SegmentDataModule):
+        truth = datamodule.true_segments(split)
+        on = datamodule.evaluated_on
+        print(segment_score_text(predictions, truth, names, on, tiou_thresholds, every_class=verbose))
+        return
+    if predictions.suffix == ".json":
+        truth, stride = datamodule.true_tubes(split), datamodule.evaluation_grid
+        print(tube_score_text(predictions, truth, names, stride, video_protocol or "act", every_class=verbose))
+        return
+    keyframes = datamodule.true_keyframes(split)
+    result = score_file(predictions, keyframes, len(names), datamodule.evaluated_classes, metric, tolerance_seconds)
+    print(result.text(names, every_class=verbose))
+
+
+def take_protocols(config: Namespace) -> None:
+    """Score by the protocols of the config's model where the command line names none."""
+    of_model = config.model.get("init_args") or Namespace()
+    config.metric = config.metric or of_model.get("metric")
+    config.video_protocol = config.video_protocol or (of_model.get("video_map") or Namespace()).get("protocol")
 
 
 def segment_score_text(
@@ -139,7 +108,7 @@ def segment_score_text(
     if every_class:
         labels = np.concatenate([np.zeros(0, np.int64), *(video["labels"].numpy() for video in truth.values())])
         counts = np.bincount(labels, minlength=len(class_names))
-        lines += _table("segments", class_names, result["map_per_class"].flatten().numpy(), counts)
+        lines += table_of("segments", class_names, result["map_per_class"].flatten().numpy(), counts)
     return "\n".join(lines)
 
 
@@ -164,9 +133,10 @@ def tube_score_text(
     """
     found = read_tubes(path, class_names)
     if found.frame_stride != frame_stride:
-        raise ValueError(
-            f"{path} has tubes of one frame in {found.frame_stride}, the ground truth of one in {frame_stride}; set "
-            f"data.init_args.frame_stride to {found.frame_stride}, or keyframe_grid of a clip detector's data"
+        raise UserError(
+            f"has tubes of one frame in {found.frame_stride}, the ground truth of one in {frame_stride}",
+            where=path,
+            remedy=f"set data.frame_stride to {found.frame_stride}, or keyframe_grid of a clip detector's data",
         )
     true = {video: [tube._asdict() for tube in of_video.tubes] for video, of_video in truth.items()}
     result = score_tubes(found.videos, true, VideoMeanAveragePrecision(len(class_names), protocol=protocol))
@@ -183,104 +153,5 @@ def tube_score_text(
     if every_class:
         labels = [tube["label"] for of_video in true.values() for tube in of_video]
         counts = np.bincount(np.asarray(labels, np.int64), minlength=len(class_names))
-        lines += _table("tubes", class_names, result["map_50_per_class"].flatten().numpy(), counts)
+        lines += table_of("tubes", class_names, result["map_50_per_class"].flatten().numpy(), counts)
     return "\n".join(lines)
-
-
-def _keyframes_of(found: FrameDetections, keyframes: Sequence[TrueKeyframe], tolerance: float) -> np.ndarray:
-    """For each row its keyframe, -1 where there is none, -2 where not even the video is known."""
-    of_video: dict[str, list[int]] = {}
-    for index, keyframe in enumerate(keyframes):
-        of_video.setdefault(keyframe.video_id, []).append(index)
-    frames = np.full(len(found.videos), -2)
-    order = np.argsort(found.videos, kind="stable")
-    bounds = np.searchsorted(found.videos[order], np.arange(len(found.names) + 1))
-    for number, name in enumerate(found.names):
-        if name not in of_video:
-            continue
-        rows = order[bounds[number] : bounds[number + 1]]
-        there = np.asarray(of_video[name])
-        times = np.asarray([keyframes[index].timestamp for index in there])
-        by_time = np.argsort(times)
-        times, seconds = times[by_time], found.seconds[rows]
-        after = np.minimum(np.searchsorted(times, seconds), len(times) - 1)
-        before = np.maximum(after - 1, 0)
-        nearest = np.where(seconds - times[before] < times[after] - seconds, before, after)
-        close = np.abs(times[nearest] - seconds) <= tolerance
-        frames[rows] = np.where(close, there[by_time[nearest]], -1)
-    return frames
-
-
-def _report_unknown(
-    path: str | Path,
-    found: FrameDetections,
-    frames: np.ndarray,
-    known: np.ndarray,
-    keyframes: Sequence[TrueKeyframe],
-    num_classes: int,
-) -> None:
-    """Warn of what is left out; raise where nothing remains."""
-    videos = [found.names[number] for number in np.unique(found.videos[frames == -2])]
-    moments = np.unique(np.stack([found.videos[frames == -1], found.seconds[frames == -1]], axis=1), axis=0)
-    actions = np.unique(found.actions[~known]).tolist()
-    left_out = {
-        "videos are not evaluated": videos,
-        "moments have no keyframe that is evaluated": [f"{found.names[int(v)]} at {s:g} s" for v, s in moments],
-        f"action ids are not among 1..{num_classes}": [str(action) for action in actions],
-    }
-    complaints = [
-        f"{len(names)} {what} ({', '.join(names[:NAMES_SHOWN])}{', ...' if len(names) > NAMES_SHOWN else ''})"
-        for what, names in left_out.items()
-        if names
-    ]
-    if not len(keyframes):
-        raise ValueError("the data has no annotated keyframe to score detections on")
-    if len(found.videos) and not (known & (frames >= 0)).any():
-        example = keyframes[0]
-        raise ValueError(
-            f"{path}: none of its {len(found.videos)} detections can be scored: {'; '.join(complaints)}. The data has "
-            f"{example.video_id} at {example.timestamp:g} s, for instance; set --config and --split to those that the "
-            "file was made with, and start_seconds of the source to what the file calls the beginning of the videos"
-        )
-    if complaints:
-        rows = int((~known | (frames < 0)).sum())
-        rank_zero_warn(f"{path}: {rows} of {len(found.videos)} detections are left out: {'; '.join(complaints)}")
-
-
-def _predicted_rows(
-    found: FrameDetections,
-    frames: np.ndarray,
-    position: np.ndarray,
-    kept: np.ndarray,
-    keyframes: Sequence[TrueKeyframe],
-) -> FrameRows:
-    """The rows to score; those that follow each other with the same frame and box share the box."""
-    frames, boxes = frames[kept], found.boxes[kept]
-    is_new = np.ones(len(frames), dtype=bool)
-    is_new[1:] = (frames[1:] != frames[:-1]) | (boxes[1:] != boxes[:-1]).any(axis=1)
-    frames, boxes = frames[is_new], boxes[is_new]
-    sizes = np.asarray([keyframe.original_size for keyframe in keyframes], np.float64).reshape(-1, 2)[frames]
-    # What was divided by the size of the frame was float32; rounding gives exactly that back.
-    pixels = (boxes * np.tile(sizes[:, ::-1], 2)).astype(np.float32).astype(np.float64)
-    classes = position[found.actions[kept] - 1].astype(np.int32)
-    return FrameRows(frames, pixels, np.cumsum(is_new) - 1, classes, found.scores[kept])
-
-
-def _true_rows(keyframes: Sequence[TrueKeyframe], position: np.ndarray) -> FrameRows:
-    boxes, frames, owners, classes, count = [np.empty((0, 4))], [], [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
-    for index, keyframe in enumerate(keyframes):
-        row, label = np.nonzero(keyframe.labels)
-        scored = position[label] >= 0
-        boxes.append(keyframe.boxes)
-        frames.append(np.full(len(keyframe.boxes), index))
-        owners.append(row[scored] + count)
-        classes.append(position[label[scored]])
-        count += len(keyframe.boxes)
-    owners, classes = np.concatenate(owners), np.concatenate(classes)
-    return FrameRows(
-        np.concatenate([np.empty(0, np.int64), *frames]),
-        np.concatenate(boxes).astype(np.float64),
-        owners,
-        classes,
-        np.ones(len(owners)),
-    )
