@@ -44,7 +44,7 @@ def random_rows(seed: int, num_frames: int = 12, num_classes: int = 4, actions: 
 
     RandomState, whose numbers are the same in every numpy.
     """
-    random = np.random.RandomState(seed)  # noqa: NPY002
+    random = np.random.RandomState(seed)
     found, true = [], []
     for frame in range(num_frames):
         for _ in range(random.randint(0, 4)):
