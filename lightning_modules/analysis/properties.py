@@ -16,7 +16,7 @@ from ..metrics.time_since_start import areas_by_bin
 from .matched import Matched
 
 TIME_EDGES = (0.25, 0.5, 1.0)
-PEOPLE_EDGES = (2, 3, 4)
+PEOPLE = ("1", "2", "3", "4 or more")
 OVERLAP_EDGES = (0.01, 0.25)
 
 
@@ -105,12 +105,12 @@ def box_properties(frames: Sequence[PeopleOfFrame], places: np.ndarray) -> list[
     sizes = [
         100 * np.sqrt((one.boxes[:, 2:] - one.boxes[:, :2]).clip(0).prod(axis=1) / np.prod(one.size)) for one in frames
     ]
+    people = of_people([np.full(len(one.boxes), len(one.boxes)) for one in frames]).astype(np.int64)
+    overlaps = of_people([largest_overlaps(one.boxes) for one in frames])
     found = [
         thirds("size of the person", of_people(sizes), "% of the frame's side"),
-        binned("overlap with others", of_people([largest_overlaps(one.boxes) for one in frames]), OVERLAP_EDGES, "IoU"),
-        binned(
-            "people in the frame", of_people([np.full(len(one.boxes), len(one.boxes)) for one in frames]), PEOPLE_EDGES
-        ),
+        binned("overlap with others", overlaps, OVERLAP_EDGES, "IoU"),
+        Property("people in the frame", PEOPLE, np.minimum(people, len(PEOPLE)) - 1),
     ]
     if all(one.speeds is not None for one in frames):
         found.append(thirds("speed", of_people([one.speeds for one in frames]), "heights a second"))

@@ -142,7 +142,7 @@ def test_properties_of_people_belong_to_their_rows():
     )
     places = np.asarray([[0, 0, 0], [1, 0, 1], [1, 1, 0], [1, 2, 1]])
     found = {each.name: [each.labels[bin] for bin in each.bins] for each in box_properties([one, three], places)}
-    assert found["people in the frame"] == ["below 2", *["3 to 4"] * 3]
+    assert found["people in the frame"] == ["1", *["3"] * 3]
     assert found["overlap with others"] == ["below 0.01 IoU", *["0.25 IoU or more"] * 2, "below 0.01 IoU"]
     assert found["time since the action's start"] == ["below 0.25 s", "0.25 to 0.5 s", "0.5 to 1 s", "1 s or more"]
     assert found["time until the action's end"] == ["1 s or more", "below 0.25 s", "0.25 to 0.5 s", "below 0.25 s"]
