@@ -1,7 +1,7 @@
 """Onlooker's command line: ``python main.py COMMAND --config configs/<experiment>.yaml``.
 
 ``fit``, ``validate``, ``test`` and ``predict`` are Lightning's; ``check`` looks through data, ``score`` scores saved
-detections without a model, ``export`` writes a network for other runtimes.
+detections without a model, ``analyse`` explains their errors, ``export`` writes a network for other runtimes.
 """
 
 # ruff: noqa: E402, F401  (settings come before imports; class names in configs are looked up among what is imported)
@@ -61,6 +61,7 @@ from callbacks.benchmark.rows import enter
 from callbacks.measures.exported_latency import runtime_rows
 from datamodules.check import check_data
 from datamodules.frames import DecodedFrames
+from lightning_modules.commands.analyse import analyse
 from lightning_modules.export import export_graph, graph_of
 from lightning_modules.export_parity import first_inputs, load, moving_blobs, run_torch
 from lightning_modules.metrics.frame_ap import FrameMapSettings
@@ -75,7 +76,7 @@ from lightning_modules.whole_files import with_whole_files
 
 DEFAULTS = Path(__file__).parent / "configs" / "trainer" / "defaults.yaml"
 """Read before any ``--config``."""
-WITHOUT_MODEL = frozenset({"check", "score"})
+WITHOUT_MODEL = frozenset({"check", "score", "analyse"})
 """Commands that build no model, although the config they read names one."""
 EXPECTED_ERRORS = (ValueError, FileNotFoundError)
 """What a user can cause: shown in one line. ONLOOKER_DEBUG=1 shows where it was raised."""
@@ -83,6 +84,8 @@ EXPECTED_ERRORS = (ValueError, FileNotFoundError)
 
 class OnlookerTrainer(Trainer):
     """Lightning's Trainer with the commands that run no loop. Their arguments are the command line's."""
+
+    analyse = analyse
 
     def check(
         self,
@@ -267,7 +270,7 @@ class OnlookerCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        ours = {command: {"model", "datamodule"} for command in ("check", "score", "export")}
+        ours = {command: {"model", "datamodule"} for command in ("check", "score", "analyse", "export")}
         return LightningCLI.subcommands() | ours
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
@@ -320,7 +323,7 @@ class OnlookerCLI(LightningCLI):
 
     def _instantiate_data_and_trainer(self) -> None:
         config = self.config[self.subcommand].clone()
-        if self.subcommand == "score":
+        if self.subcommand in ("score", "analyse"):
             of_model = config.model.get("init_args") or Namespace()
             config.metric = config.metric or of_model.get("metric")
             config.video_protocol = config.video_protocol or (of_model.get("video_map") or Namespace()).get("protocol")

@@ -109,10 +109,13 @@ def _repaired_class(
     return matched.average_precision(hits, scores, groups, num_true)
 
 
-def costliest(matched: Matched, errors: Errors, count: int) -> list[SingleError]:
-    """Return the errors that cost the most, each alone; at most one of a kind, class and group (frame or video).
+def costliest(matched: Matched, errors: Errors, count: int, scenes: np.ndarray | None = None) -> list[SingleError]:
+    """Return the errors that cost the most, each alone; at most one of a kind, class and scene.
 
     All are ranked by what they cost without the envelope of precision; the first ``CANDIDATES`` exactly.
+
+    Args:
+        scenes: of each group, such as the video of each frame; without, every group is a scene.
     """
     of_rows, of_missed = _estimates(matched, errors)
     chosen: dict[tuple[int, ...], tuple[int, int]] = {}
@@ -127,6 +130,7 @@ def costliest(matched: Matched, errors: Errors, count: int) -> list[SingleError]
         else:
             group = matched.object_groups[matched.true_objects[true_row]]
             key = (errors.missed[true_row], matched.true_classes[true_row], group)
+        key = key if scenes is None else (*key[:2], scenes[key[2]])
         chosen.setdefault(tuple(map(int, key)), (row, true_row))
     before = matched.average_precisions()
     found = [_single(matched, errors, row, true_row, before) for row, true_row in chosen.values()]

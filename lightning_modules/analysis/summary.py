@@ -61,8 +61,9 @@ def summarise(
     properties: Sequence[Property],
     num_pictures: int,
     step: Step,
+    scenes: np.ndarray | None = None,
 ) -> Summary:
-    """Compute everything; ``num_pictures`` of the costliest errors are kept."""
+    """Compute everything; ``num_pictures`` of the costliest errors are kept, see ``costliest`` for ``scenes``."""
     classes = range(matched.num_classes)
     there = matched.true_counts > 0
     costs = kind_costs(matched, errors, kinds)
@@ -78,7 +79,7 @@ def summarise(
     step("calibration")
     by = [by_property(matched, each) for each in properties]
     step("properties")
-    worst = costliest(matched, errors, num_pictures)
+    worst = costliest(matched, errors, num_pictures, scenes)
     step("costliest errors")
     return Summary(
         name,
