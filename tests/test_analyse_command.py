@@ -123,7 +123,7 @@ def test_the_page_says_what_is_wrong(truth, tmp_path, monkeypatch, capsys):
 
 
 def test_two_files_stand_side_by_side(truth, tmp_path, capsys):
-    files = [truth.write(tmp_path / "right.csv"), truth.write(tmp_path / "wrong.csv", wrong_every=2)]
+    files = [truth.write(tmp_path / "right.csv"), truth.write(tmp_path / "wrong.csv", wrong_every=3)]
     arguments = [f"--predictions={files[0]}", f"--against={files[1]}", f"--output={tmp_path / 'both'}"]
     main(["analyse", f"--config={truth.config}", *QUIET, *arguments, "--num_pictures=1"])
     said = capsys.readouterr().out.splitlines()
