@@ -41,14 +41,17 @@ def draw_strip(frames: Sequence[Shown]) -> bytes:
             left, top, right, bottom = np.asarray(box.corners) * [width, height, width, height]
             style, sides = "--" if box.colour == TRUE else "-", [left, right, right, left, left]
             axes.plot(sides, [top, top, bottom, bottom, top], style, color=box.colour, linewidth=1.5)
-            below = box.colour == TRUE
+            # Each colour has a place of its own: boxes of the same person lie on each other.
+            y, va = {TRUE: (bottom, "bottom"), FOUND: (top, "top"), ERROR: (max(top, height / 12), "bottom")}[
+                box.colour
+            ]
             axes.text(
                 np.clip(left, 0, width),
-                np.clip(bottom if below else top, 0, height),
+                np.clip(y, 0, height),
                 box.text,
                 color="white",
                 fontsize=7,
-                va="top" if below else "bottom",
+                va=va,
                 bbox={"facecolor": box.colour, "edgecolor": "none", "pad": 1, "alpha": 0.85},
                 clip_on=True,
             )

@@ -61,19 +61,27 @@ def draw_properties(summaries: Sequence[Summary]) -> bytes:
             axes.set_axis_off()
             continue
         of = [summary.properties[place] for summary in summaries]
-        _bars(axes, of[0].property.labels, [100 * np.nan_to_num(each.mean) for each in of], summaries)
+        heights = [100 * np.nan_to_num(each.mean) for each in of]
+        _bars(axes, of[0].property.labels, heights, summaries, legend=place == 0)
         axes.set_title(of[0].property.name, fontsize=10)
         axes.set_ylabel("AP %")
     return as_png(figure)
 
 
-def _bars(axes: Axes, labels: Sequence[str], heights: Sequence[Sequence[float]], summaries: Sequence[Summary]) -> None:
+def _bars(
+    axes: Axes,
+    labels: Sequence[str],
+    heights: Sequence[Sequence[float]],
+    summaries: Sequence[Summary],
+    *,
+    legend: bool = True,
+) -> None:
     places, width = np.arange(len(labels)), 0.8 / len(heights)
     for number, (values, summary) in enumerate(zip(heights, summaries, strict=True)):
         axes.bar(places + (number - (len(heights) - 1) / 2) * width, values, width, label=summary.name)
     axes.set_xticks(places, labels, rotation=30, ha="right", fontsize=8)
     axes.grid(axis="y", alpha=0.3)
-    if len(heights) > 1:
+    if legend and len(heights) > 1:
         axes.legend(fontsize=8)
 
 

@@ -125,10 +125,8 @@ class _Drawing:
         """The detections to draw: the error's own, the one that took its true row, and what is said there else."""
         matched = self.matched
         if is_middle and error.row >= 0:
-            chosen = [(error.row, ERROR)]
-            if error.true_row >= 0:
-                chosen += [(int(row), FOUND) for row in np.flatnonzero(matched.taken == error.true_row)]
-            return chosen
+            others = np.flatnonzero(matched.taken == error.true_row).tolist() if error.true_row >= 0 else []
+            return [*((row, FOUND) for row in others), (error.row, ERROR)]
         if error.row >= 0:
             index, box = int(matched.classes[error.row]), self.preds.boxes[matched.items[error.row]]
         else:

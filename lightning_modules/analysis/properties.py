@@ -102,13 +102,14 @@ def box_properties(frames: Sequence[PeopleOfFrame], places: np.ndarray) -> list[
         flat = np.concatenate([np.zeros(0), *per_frame])
         return flat[(np.cumsum(counts) - counts)[frame] + person] if len(places) else np.zeros(0)
 
+    # Side of a square as large as the box, of one as large as the frame.
     sizes = [
         100 * np.sqrt((one.boxes[:, 2:] - one.boxes[:, :2]).clip(0).prod(axis=1) / np.prod(one.size)) for one in frames
     ]
     people = of_people([np.full(len(one.boxes), len(one.boxes)) for one in frames]).astype(np.int64)
     overlaps = of_people([largest_overlaps(one.boxes) for one in frames])
     found = [
-        thirds("size of the person", of_people(sizes), "% of the frame's side"),
+        thirds("size of the person", of_people(sizes), "%"),
         binned("overlap with others", overlaps, OVERLAP_EDGES, "IoU"),
         Property("people in the frame", PEOPLE, np.minimum(people, len(PEOPLE)) - 1),
     ]

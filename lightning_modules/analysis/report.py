@@ -17,7 +17,7 @@ found what it is about, and goes otherwise; duplicates, background and both at o
 be found. The gains do not add up, since several errors may stand in the way of one hit.
 
 The count is of all detections, however low their score. Confident are those among the N best of an action that has N \
-true ones; only they can cost much."""
+true ones."""
 WORDS = {
     Kind.WRONG_ACTION: "where somebody is who does something else",
     Kind.MISPLACED: "the action is there, the overlap too small",
