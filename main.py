@@ -32,6 +32,7 @@ import callbacks.benchmark.callback
 import callbacks.detection_file
 import callbacks.frame_score_file
 import callbacks.measures.monitors
+import callbacks.measures.streaming
 import callbacks.prediction_writer
 import callbacks.progress
 import callbacks.segment_file

@@ -12,6 +12,7 @@ from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Spli
 from datamodules.batches import TrueKeyframe, TrueTubes
 from datamodules.broken_videos import BrokenVideos, OnError, ReportBrokenVideos
 from datamodules.frames import DecodedFrames, FrameScale, FrameStore, Interpolation
+from datamodules.indexing import num_slots
 from datamodules.picture_folder import Video
 from datamodules.since_start import seconds_since_start, seconds_until_end, speeds
 from datamodules.source_data import SourceDataModule
@@ -93,6 +94,11 @@ class DetectionDataModule(SourceDataModule[TimedVideo]):
     def speeds(self, split: Split) -> list[np.ndarray]:
         """How fast the people of ``true_keyframes`` move; see ``since_start.speeds``."""
         return speeds(self._unread(split), self.evaluation_grid)
+
+    def sampled_frames(self, split: Split) -> dict[str, int]:
+        """How many frames a stream takes of each video of ``true_keyframes``, annotated or not, by video id."""
+        grid = self.evaluation_grid
+        return {video.video_id: num_slots(len(video.facts.times), grid) for video in self._unread(split)}
 
     def frame_reader(self, split: Split) -> Callable[[str, float], np.ndarray | None]:
         """Return what gives the frame (H, W, 3) uint8 of a video at some seconds, as ``true_keyframes`` counts them.

@@ -54,13 +54,14 @@ RULES = (
             "lightning_modules.metrics.segment_results",
             "lightning_modules.metrics.tube_results",
             "lightning_modules.metrics.tubes",
+            "lightning_modules.metrics.streaming_map",
             "lightning_modules.evaluation.benchmark",
             "datamodules.batches",
             "datamodules.drawn_videos",
             *COMMON_GROUND,
         ),
-        "callbacks know themselves, networks.streaming, networks.detections, the forms of results in metrics, "
-        "datamodules.batches and drawn_videos",
+        "callbacks know themselves, networks.streaming, networks.detections, the forms of results and streaming mAP in "
+        "metrics, datamodules.batches and drawn_videos",
     ),
     Rule("datamodules", ("datamodules",), "datamodules knows nothing else of ours"),
     Rule("main", ROOMS, "main knows the rooms"),
