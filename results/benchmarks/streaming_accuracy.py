@@ -1,6 +1,6 @@
 """Streaming mAP of saved predictions against the speed of the machine: a page and its picture.
 
-    python -m results.benchmarks.streaming_accuracy results/lists/streaming_accuracy.yaml
+    python -m results.benchmarks.streaming_accuracy results/benchmarks/streaming_accuracy.yaml
 
 The list names detectors: the config whose data they were tested on, the csv that ``DetectionFile`` saved, how long a
 prediction takes here, how many sampled frames it awaits after its own, and which frames get one (see
@@ -145,7 +145,7 @@ def page(lines: Sequence[dict], command: str) -> Page:
 
 def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("list", type=Path, help="results/lists/streaming_accuracy.yaml")
+    parser.add_argument("list", type=Path, help="results/benchmarks/streaming_accuracy.yaml")
     parser.add_argument("--out", type=Path, default=Path("results/pages/streaming_accuracy.md"))
     parser.add_argument("--draw_only", action="store_true", help="make the page of what was measured before")
     arguments = parser.parse_args(args)
