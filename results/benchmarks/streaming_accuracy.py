@@ -27,7 +27,6 @@ from datamodules.errors import UserError
 from datamodules.files import write_whole
 from lightning_modules.analysis.figures import as_png, new_figure
 from lightning_modules.analysis.pages import Page, Picture, Section, Table, as_markdown
-from lightning_modules.metrics.forecast import boxes_ahead
 from lightning_modules.metrics.frame_ap import FrameMapSettings, FrameRows, frame_mean_average_precision
 from lightning_modules.metrics.streaming_map import Schedule, arrivals, finish_times, newest_finished, rows_at
 from lightning_modules.scoring import rows_of_file
@@ -50,8 +49,6 @@ class Detector:
     latency_ms: float
     frames_awaited: int = 0
     schedule: Schedule = "newest"
-    forecast: bool = False
-    """Whether boxes are moved on to the moment at which they are scored, see ``lightning_modules.metrics.forecast``."""
     note: str = ""
     """Where the latency comes from."""
 
@@ -81,28 +78,20 @@ def streaming_maps(
     def mean(rows: FrameRows) -> float:
         return frame_mean_average_precision(rows, targets, len(keyframes), range(num_classes), settings).mean
 
-    moments = np.asarray([keyframe.timestamp for keyframe in keyframes])
     of_video: dict[str, list[int]] = {}
     for index, keyframe in enumerate(keyframes):
         of_video.setdefault(keyframe.video_id, []).append(index)
     result = {"offline": mean(preds)}
     for speed in SPEEDS:
-        sources, previous = np.full((2, len(keyframes)), -1)
+        sources = np.full(len(keyframes), -1)
         for frames in of_video.values():
             ordered = np.asarray(sorted(frames, key=lambda index: keyframes[index].timestamp))
-            times = moments[ordered]
+            times = np.asarray([keyframes[index].timestamp for index in ordered])
             begin = arrivals(times, detector.frames_awaited)
             finished = finish_times(begin, detector.latency_ms / 1e3 / speed, detector.schedule)
             newest = newest_finished(finished, times)
             sources[ordered] = np.where(newest >= 0, ordered[newest], -1)
-            previous[ordered] = np.where(newest >= 1, ordered[newest - 1], -1)
-        if detector.forecast:
-            late = boxes_ahead(
-                preds, sources, previous, moments - moments[sources], moments[sources] - moments[previous]
-            )
-        else:
-            late = rows_at(preds, sources)
-        result[f"{speed:g}"] = mean(late)
+        result[f"{speed:g}"] = mean(rows_at(preds, sources))
     return result
 
 

@@ -61,12 +61,6 @@ def test_what_is_awaited_stays_however_fast_the_machine_is():
     assert maps["16"] == 0 and maps["offline"] == 1
 
 
-def test_boxes_that_are_moved_on_find_who_walks_in_a_straight_line():
-    """Two frames are awaited; of the 12 frames of a video the first two have no prediction, the third no pace yet."""
-    maps = streaming_maps(*rows(3, 12), 2, detector(frames_awaited=2, forecast=True), FrameMapSettings())
-    assert maps["16"] == pytest.approx(9 / 12)
-
-
 def test_the_page_is_drawn_again_without_the_predictions(tmp_path):
     maps = streaming_maps(*rows(2, 8), 2, detector(latency_ms=150.0), FrameMapSettings())
     line = asdict(detector(note="measured here.")) | {"maps": maps, "protocol": "ava frame mAP@0.5", "commit": "abc"}
