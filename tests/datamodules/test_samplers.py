@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch.utils.data import Dataset
 
-from datamodules.samplers import Position, Request, ShuffledBatches
+from datamodules.sampling.samplers import Position, Request, ShuffledBatches
 from datamodules.source_data import LateLoader
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lightning_modules.networks.weights.loading.pretrained import save_pretrained
 
 from datamodules.errors import UserError
 from lightning_modules.command_line.pretrained import CONFIG, with_card
 from lightning_modules.networks.weights.configured import build_network
 from lightning_modules.networks.weights.loading import save_weights
+from lightning_modules.networks.weights.pretrained import save_pretrained
 from tests.networks.weights.small import small_card, small_config
 
 ROOT = Path(__file__).resolve().parents[3]
