@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi, constants
-from lightning_modules.networks.weights.loading.safetensors_file import CARD
+from lightning_modules.networks.weights.safetensors_file import CARD
 from safetensors import safe_open
 from safetensors.torch import save_file
 
