@@ -14,19 +14,19 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi, constants
-from lightning_modules.networks.weights.safetensors_file import CARD
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from datamodules.errors import UserError
+from lightning_modules.networks.weights import pretrained, read_weights, save_weights
 from lightning_modules.networks.weights.configured import build_network, network_config
-from lightning_modules.networks.weights.loading import pretrained, read_weights, save_weights
 from lightning_modules.networks.weights.pretrained import (
     load_streaming,
     push_to_hub,
     save_pretrained,
     weights_file,
 )
+from lightning_modules.networks.weights.safetensors_file import CARD
 from tests.networks.tiny import randomise
 from tests.networks.weights.small import NETWORKS, small_card, small_config
 
