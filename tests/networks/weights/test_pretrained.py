@@ -18,8 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from datamodules.errors import UserError
-from lightning_modules.networks.weights import pretrained, read_weights, save_weights
+from lightning_modules.networks.weights import pretrained
 from lightning_modules.networks.weights.configured import build_network, network_config
+from lightning_modules.networks.weights.loading import read_weights, save_weights
 from lightning_modules.networks.weights.pretrained import (
     load_streaming,
     push_to_hub,
