@@ -14,8 +14,10 @@ import yaml
 
 from lightning_modules.commands.analyse import analyse
 from lightning_modules.metrics.tube_results import write_tubes
+from lightning_modules.networks.weights.configured import network_config
 from main import main
 from tests.datamodules.miniature import NumberedVideos
+from tests.flat_data import grouped
 from tests.lightning_modules import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
@@ -42,7 +44,7 @@ class Truth:
                                 csv.writer(file).writerow([*row, person] if persons else row)
                         if split == "val":
                             self.moments.append((video.video_id, moment.timestamp + 10, moment.boxes, moment.labels))
-        shapes = {"class_path": "lightning_modules.networks.detection.evad.EvadTeacher", "init_args": tiny.SHAPES}
+        shapes = network_config(Path(__file__).parents[1] / "configs" / "networks" / "evad_tiny.yaml")
         own = {"videos": folder, "annotations": folder / "boxes.csv", "classes": folder / "classes.txt"}
         own = {name: str(path) for name, path in own.items()} | {"train": ["video_0", "video_1"], "start_seconds": 10}
         data = {"source": {"class_path": "datamodules.annotations.own_videos.OwnVideos", "init_args": own}}
@@ -53,7 +55,7 @@ class Truth:
                 "class_path": "lightning_modules.clip_detection.ClipDetectionModule",
                 "init_args": model,
             },
-            "data": {"class_path": "datamodules.clip.ClipDataModule", "init_args": data},
+            "data": {"class_path": "datamodules.clip.ClipDataModule", "init_args": grouped(data)},
         }
         (folder / "mine.yaml").write_text(yaml.safe_dump(experiment))
         self.config = folder / "mine.yaml"

@@ -36,7 +36,7 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argument", "line"),
     [
-        (f"{NETWORK}.dim=130", "dim=130 does not divide into num_heads=4"),
+        (f"{NETWORK}.backbone.init_args.size.dim=130", "dim=130 does not divide into num_heads=4"),
         ("data.past_frames=9", "past_frames must lie within 1..num_frames (8), got 9"),
         ("data.source.seed=-1", "seed must not be negative, got -1"),
         ("model.metric.iou_threshold=3", "iou_threshold must be in (0, 1], got 3.0"),
@@ -108,7 +108,7 @@ def test_a_single_callback_is_a_list_of_one():
         (lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"), "{}: is a Git-LFS pointer"),
         (lambda path: path.write_bytes(b""), "{}: is empty"),
         (lambda path: path.mkdir(), "{}: is a folder"),
-        (lambda path: None, "no weights at {}; name an existing file"),
+        (lambda path: None, "--model.weights: no weights at {}; name an existing file"),
         (lambda path: save_weights({"a": torch.ones(1)}, path), "{}: the weights do not fit the network; missing"),
     ],
     ids=["git-lfs", "empty", "folder", "absent", "another network's"],

@@ -82,7 +82,7 @@ def test_another_networks_checkpoint_is_refused_with_its_name(arguments):
     main(["fit", *arguments, "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=0"])
     (checkpoint,) = Path("runs/evad").glob("version_*/checkpoints/last.ckpt")
     with pytest.raises(UserError) as error:
-        main(["test", *arguments, "--model.network.head_dim=48", f"--ckpt_path={checkpoint}"])
+        main(["test", *arguments, "--model.network.backbone.size.dim=64", f"--ckpt_path={checkpoint}"])
     assert str(error.value).startswith(f"{checkpoint}: this checkpoint is of another network than EvadTeacher as con")
     assert "misshapen (" in str(error.value) and "\n" not in str(error.value)
     damaged = bytearray(checkpoint.read_bytes())
