@@ -219,7 +219,7 @@ def test_a_checkpoint_is_tested_into_the_table_and_predicts_into_files(name, pup
     assert row["weights"].endswith("last.ckpt")
     assert row["gflops_unit"] == ("clip" if name == "evad" else "frame")
     assert f"| {name} " in Path("results/benchmark.md").read_text()
-    main(["predict", *arguments, checkpoint, "--trainer.limit_predict_batches=1"])
+    main(["predict", *arguments, checkpoint, "--trainer.limit_predict_batches=3"])
     written = sorted(path.name for path in Path("runs/predictions").iterdir())
     assert written[0] == "val_0000.jsonl"
     first = json.loads(Path("runs/predictions/val_0000.jsonl").read_text().splitlines()[0])
