@@ -77,7 +77,7 @@ def test_a_file_that_would_execute_something_is_refused_by_name_and_executes_not
 @pytest.mark.parametrize("content", [{}, {"a": 3}, [torch.ones(1)], {"state_dict": {"other.a": torch.ones(1)}}])
 def test_a_file_without_weights_is_refused_by_name(tmp_path, content):
     torch.save(content, tmp_path / "odd.pt")
-    with pytest.raises(ValueError, match=r"odd\.pt holds no weights"):
+    with pytest.raises(ValueError, match=r"odd\.pt: holds no weights"):
         read_state_dict(tmp_path / "odd.pt")
 
 
