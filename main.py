@@ -1,7 +1,7 @@
 """Onlooker's command line: ``python main.py COMMAND --config configs/<experiment>.yaml``.
 
 ``fit``, ``validate``, ``test`` and ``predict`` are Lightning's; ``check`` looks through data, ``score`` scores saved
-detections without a model, ``export`` writes a network for other runtimes.
+detections without a model, ``analyse`` explains their errors, ``export`` writes a network for other runtimes.
 """
 
 # ruff: noqa: F401  (class names in configs are looked up among what is imported)
@@ -29,6 +29,7 @@ import callbacks.files.prediction_writer
 import callbacks.files.segment_file
 import callbacks.files.tube_file
 import callbacks.measures.monitors
+import callbacks.measures.streaming
 import callbacks.pictures.detection_images
 import callbacks.pictures.segment_timelines
 import callbacks.progress
@@ -71,7 +72,7 @@ from lightning_modules.runs.run_folder import RunBoard, RunConfig, RunFolder, Ru
 
 DEFAULTS = Path(__file__).parent / "configs" / "trainer" / "defaults.yaml"
 """Read before any ``--config``."""
-WITHOUT_MODEL = frozenset({"check", "score"})
+WITHOUT_MODEL = frozenset({"check", "score", "analyse"})
 """Commands that build no model, although the config they read names one."""
 
 
@@ -80,7 +81,7 @@ class OnlookerCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        ours = {command: {"model", "datamodule"} for command in ("check", "score", "export")}
+        ours = {command: {"model", "datamodule"} for command in ("check", "score", "analyse", "export")}
         return LightningCLI.subcommands() | ours
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
@@ -129,7 +130,7 @@ class OnlookerCLI(LightningCLI):
 
     def _instantiate_data_and_trainer(self) -> None:
         config = self.config[self.subcommand].clone()
-        if self.subcommand == "score":
+        if self.subcommand in ("score", "analyse"):
             take_protocols(config)
         del config["model"]
         self.config_init = Namespace({self.subcommand: self._parser(self.subcommand).instantiate_classes(config)})

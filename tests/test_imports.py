@@ -72,6 +72,7 @@ RULES = (
             "lightning_modules.metrics.segment_results",
             "lightning_modules.metrics.tube_results",
             "lightning_modules.metrics.tubes",
+            "lightning_modules.metrics.streaming_map",
             "lightning_modules.evaluation.benchmark",
             "lightning_modules.evaluation.tracked",
             "datamodules.batches",
@@ -79,7 +80,7 @@ RULES = (
             *COMMON_GROUND,
         ),
         "callbacks know themselves, networks.streaming, networks.detections, the forms of results and measurements, "
-        "datamodules.batches and drawn_videos",
+        "streaming mAP, datamodules.batches and drawn_videos",
     ),
     Rule("datamodules", ("datamodules",), "datamodules knows nothing else of ours"),
     Rule("main", ROOMS, "main knows the rooms"),

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tests.lightning_modules.test_resuming import assert_alike
 
 from main import main
+from tests.lightning_modules.runs.test_resuming import assert_alike
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # where pytest has arguments itself
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,6 +166,7 @@ def test_ctrl_c_ends_every_command_with_its_status(place, command, hook):
 
 @pytest.mark.slow
 def test_two_processes_stop_together(place):
+    """Each of them has the signal, as where a scheduler ends a job."""
     signalled = {"name": "SIGTERM", "hook": "on_train_batch_end", "count": 3}
     said = shell(fit("stopped", *TWO_PROCESSES, signalled=signalled), 143)
     assert [line for line in said.splitlines() if line.startswith("stopped by SIGTERM")] == said.splitlines()[-1:]

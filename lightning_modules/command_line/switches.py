@@ -23,6 +23,8 @@ GPUS = {
     "cuda": CUDAAccelerator.is_available,
     "mps": MPSAccelerator.is_available,
 }
+LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "log_every_n_steps": 0}
+"""Of settings that Lightning divides by without a look."""
 NEEDED_BY: dict[str, tuple[type[Callback], ...]] = {
     "enable_progress_bar": (ProgressBar,),
     "enable_checkpointing": (Checkpoint,),
@@ -35,12 +37,16 @@ def check_settings(config: Namespace, settings: Settings) -> None:
     """Refuse what a command's settings ask of this machine or these networks in vain.
 
     Raises:
-        UserError: a seed that no generator takes, a GPU that is not there, or networks computed wholly in a precision
-            other than float32.
+        UserError: a seed that no generator takes, a number too small, a GPU that is not there, or networks computed
+            wholly in a precision other than float32.
     """
     if not isinstance(config.seed_everything, bool) and not 0 <= config.seed_everything < 2**32:
         raise UserError(f"must lie within 0..{2**32 - 1}, got {config.seed_everything}", settings.place(SEED))
     config = config.trainer
+    for name, least in LEAST.items():
+        if config[name] is not None and config[name] < least:
+            place = settings.place(("trainer", name))
+            raise UserError(f"must be at least {least}, got {config[name]}", where=place)
     is_available = GPUS.get(str(config.accelerator), lambda: True)
     if not is_available():
         raise UserError(

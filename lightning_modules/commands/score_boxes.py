@@ -79,7 +79,7 @@ def score_file(
     """
     settings = settings or FrameMapSettings()
     ids = np.arange(num_classes) if class_ids is None else np.asarray(class_ids)
-    preds, targets, _ = _rows_of_file(path, keyframes, num_classes, ids, tolerance_seconds)
+    preds, targets, _ = rows_of_file(path, keyframes, num_classes, ids, tolerance_seconds)
     result = frame_mean_average_precision(preds, targets, len(keyframes), ids.tolist(), settings)
     some = "" if class_ids is None else f", {len(ids)} of {num_classes} classes"
     return Score(
@@ -116,12 +116,12 @@ def score_since_start(
             remedy="leave unlabelled_frames and max_rows_per_frame at their defaults",
         )
     ids = np.arange(num_classes) if class_ids is None else np.asarray(class_ids)
-    preds, targets, places = _rows_of_file(path, keyframes, num_classes, ids, tolerance_seconds)
+    preds, targets, places = rows_of_file(path, keyframes, num_classes, ids, tolerance_seconds)
     of_rows = np.asarray([seconds[frame][row, label] for frame, row, label in places.tolist()], np.float64)
     return time_since_start(preds, targets, of_rows, len(ids), settings)
 
 
-def _rows_of_file(
+def rows_of_file(
     path: str | Path, keyframes: Sequence[TrueKeyframe], num_classes: int, ids: np.ndarray, tolerance_seconds: float
 ) -> tuple[FrameRows, FrameRows, np.ndarray]:
     """Read what is to be scored, and the ground truth, with the keyframe, box and class of each row of it: (R, 3)."""

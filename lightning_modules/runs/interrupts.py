@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -17,6 +18,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CHECKPOINT_OPTION = "--ckpt_path"
+GRACE_SECONDS = 5.0
+"""How long a killed process is waited for."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -103,20 +106,28 @@ class StopAtOnce(L.Callback):
     def __init__(self, command: Sequence[str]) -> None:
         self.command = list(command)
 
-    def setup_signals(self, *_: object) -> None:
+    def _listen(self, *_: object) -> None:
         # Lightning's handler, installed meanwhile, would wait for other processes that wait for this one.
         handler = signal.getsignal(signal.SIGINT)
         if isinstance(handler, Interruption):
             signal.signal(signal.SIGTERM, handler)
 
-    on_train_start = on_validation_start = on_test_start = on_predict_start = setup_signals
+    on_train_start = on_validation_start = on_test_start = on_predict_start = _listen
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, Interrupted):
-            if trainer.state.fn == "fit":
-                exception.way_on = self._way_on(newest_checkpoint(trainer))
-            else:
-                exception.way_on = f"what it has written is not complete, {trainer.state.fn.value} again"
+        if not isinstance(exception, Interrupted):
+            return
+        if trainer.state.fn == "fit":
+            exception.way_on = self._way_on(newest_checkpoint(trainer))
+        else:
+            exception.way_on = f"what it has written is not complete, {trainer.state.fn.value} again"
+        # Lightning watches the processes that it has started, and kills this one as soon as one of them has ended.
+        processes: list[subprocess.Popen] = getattr(trainer.strategy.launcher, "procs", [])
+        for process in processes:
+            process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+        processes.clear()
 
     def _way_on(self, checkpoint: Path | None) -> str:
         if checkpoint is None:

@@ -107,6 +107,7 @@ def test_a_class_that_is_not_there_is_named_with_the_nearest(command_line, argum
         (["check", EVAD, "--every_frme=true"], "--every_frme: check has no such key; did you mean --every_frame?"),
         (["export", EVAD, "--image_size=3"], "--image_size: must be a list (tuple[int, int]) or null, got '3'"),
         (["fit", EVAD, "--model.schedule=WarmupSteps"], "--model.schedule.milestones: must be given to WarmupSteps"),
+        (["fit", EVAD, "--trainer.accumulate_grad_batches=0"], "--trainer.accumulate_grad_batches: must be at least 1"),
         (["fit", EVAD, "--seed_everything=-1"], "--seed_everything: must lie within 0..4294967295, got -1"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,7 +94,8 @@ def test_a_command_goes_on_from_its_newest_checkpoint_whatever_it_began_from(bef
 
 def trainer(fn: str, *folders: Path | None) -> SimpleNamespace:
     callbacks = [ModelCheckpoint(folder) for folder in folders]
-    return SimpleNamespace(checkpoint_callbacks=callbacks, state=SimpleNamespace(fn=TrainerFn(fn)))
+    strategy = SimpleNamespace(launcher=None)
+    return SimpleNamespace(checkpoint_callbacks=callbacks, state=SimpleNamespace(fn=TrainerFn(fn)), strategy=strategy)
 
 
 def way_on(command: list[str], runner: SimpleNamespace) -> str:
@@ -124,3 +126,10 @@ def test_without_a_checkpoint_the_command_is_to_be_given_again(tmp_path):
 def test_of_an_evaluation_nothing_can_be_gone_on_with(tmp_path):
     said = way_on(["main.py", "test"], trainer("test", tmp_path))
     assert said == "stopped by SIGTERM; what it has written is not complete, test again"
+
+
+def test_processes_that_the_run_has_started_end_with_it():
+    runner, process = trainer("validate"), subprocess.Popen(["sleep", "60"])
+    runner.strategy.launcher = SimpleNamespace(procs=[process])
+    way_on(["main.py", "validate"], runner)
+    assert process.returncode == -signal.SIGKILL and runner.strategy.launcher.procs == []

@@ -21,7 +21,12 @@ from datamodules.errors import UserError
 from lightning_modules.networks.weights import pretrained
 from lightning_modules.networks.weights.configured import build_network, network_config
 from lightning_modules.networks.weights.loading import read_weights, save_weights
-from lightning_modules.networks.weights.pretrained import load_streaming, push_to_hub, save_pretrained, weights_file
+from lightning_modules.networks.weights.pretrained import (
+    load_streaming,
+    push_to_hub,
+    save_pretrained,
+    weights_file,
+)
 from lightning_modules.networks.weights.safetensors_file import CARD
 from tests.networks.tiny import randomise
 from tests.networks.weights.small import NETWORKS, small_card, small_config
