@@ -93,7 +93,7 @@ def average_precisions(
     1/4 (``act``), the area under the envelope is 1/2 (``multisports``).
     """
     if protocol == "act":
-        preds = preds.take(without_duplicate_tubes(preds))
+        preds = preds.take(without_duplicate_tubes(preds, TUBE_NMS_THRESHOLD))
     bounds = np.arange(num_classes + 1)
     found, there = np.searchsorted(preds.classes, bounds), np.searchsorted(targets.classes, bounds)
     area = trapezoid_area if protocol == "act" else envelope_area
