@@ -104,7 +104,7 @@ def test_a_config_of_full_size_is_built_and_then_names_what_it_finds_missing(con
 
 
 def test_the_ava_recipes_are_those_of_evads_authors(capsys):
-    """`evad-facts`, sections 6, 7, 9 and 10; what differs between the sizes is in the table."""
+    """`EVAD.md`, sections 6, 7, 9 and 10; what differs between the sizes is in the table."""
     assert [config.stem for config in AVA_RECIPES] == ["evad_vit_b_ava", "evad_vit_l_ava"]
     for config, lr, clips, action_weight, drop_path in zip(
         AVA_RECIPES, (2.5e-5, 1e-5), (16, 8), (12, 6), (0.1, 0.2), strict=True

@@ -1,4 +1,4 @@
-"""EVAD's set loss and action loss, with deep supervision (`evad-facts`, section 7)."""
+"""EVAD's set loss and action loss, with deep supervision (`EVAD.md`, section 7)."""
 
 from __future__ import annotations
 

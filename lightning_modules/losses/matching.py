@@ -1,4 +1,4 @@
-"""Hungarian matching of proposals with true boxes (DETR's matcher with EVAD's costs; `evad-facts`, section 7)."""
+"""Hungarian matching of proposals with true boxes (DETR's matcher with EVAD's costs; `EVAD.md`, section 7)."""
 
 from __future__ import annotations
 

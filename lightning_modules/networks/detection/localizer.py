@@ -1,4 +1,4 @@
-"""Actor localisation with learned proposals, after Sparse R-CNN (EVAD, `evad-facts`, section 5)."""
+"""Actor localisation with learned proposals, after Sparse R-CNN (EVAD, `EVAD.md`, section 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A feature pyramid over the keyframe's maps (EVAD, `evad-facts`, section 4), computed on the token grid."""
+"""A feature pyramid over the keyframe's maps (EVAD, `EVAD.md`, section 4), computed on the token grid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keyframe-centric token dropout (EVAD, https://arxiv.org/abs/2304.08451, section 3.2; `evad-facts`, section 3)."""
+"""Keyframe-centric token dropout (EVAD, https://arxiv.org/abs/2304.08451, section 3.2; `EVAD.md`, section 3)."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MEAN, STD = 0.45, 0.225
-"""EVAD's normalisation, the same for every channel (`evad-facts`, section 9)."""
+"""EVAD's normalisation, the same for every channel (`EVAD.md`, section 9)."""
 
 
 def normalise_frames(frames: Tensor, image_sizes: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -23,7 +23,7 @@ def sine_table(num_positions: int, dim: int) -> Tensor:
     """Sine/cosine codes over flat positions, (num_positions, dim) float32, computed in float64.
 
     Channel j of position p has the angle p / 10000^(2 floor(j / 2) / dim); even channels hold its sine, odd ones its
-    cosine (VideoMAE, https://arxiv.org/abs/2203.12602; `evad-facts`, section 2).
+    cosine (VideoMAE, https://arxiv.org/abs/2203.12602; `EVAD.md`, section 2).
     """
     positions = torch.arange(num_positions, dtype=torch.float64)[:, None]
     exponents = 2 * torch.div(torch.arange(dim, dtype=torch.float64), 2, rounding_mode="floor") / dim

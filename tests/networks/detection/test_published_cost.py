@@ -38,7 +38,7 @@ def configured(name: str, **changes: Any) -> EvadTeacher:
     ids=IDS,
 )
 def test_every_part_of_the_published_vit_b_is_found_again(keep_rates, enhanced_weight, total, parts):
-    """On one 16 x 288 x 288 clip (`evad-facts`, section 14); the paper rounds the totals to 425, 243 and 209."""
+    """On one 16 x 288 x 288 clip (`EVAD.md`, section 14); the paper rounds the totals to 425, 243 and 209."""
     teacher = configured("evad_vit_b", backbone__keep_rates=keep_rates, backbone__enhanced_weight=enhanced_weight)
     cost = published_gflops(teacher, 288, 288)
     assert cost.total == pytest.approx(total, abs=0.006)
