@@ -58,7 +58,7 @@ from datamodules.frames import DecodedFrames
 from lightning_modules.commands.checkpoint_files import WholeCheckpoints
 from lightning_modules.commands.interrupts import StopAtOnce, true_exit_status
 from lightning_modules.commands.noise import quieten
-from lightning_modules.commands.run_folder import RunBoard, RunConfig, RunFolder, RunMetrics
+from lightning_modules.commands.run_folder import RunBoard, RunConfig, RunFolder, RunMetrics, recorded_precision
 from lightning_modules.export import export_graph, first_inputs, graph_of, load, moving_blobs, run_torch
 from lightning_modules.metrics.frame_ap import FrameMapSettings
 from lightning_modules.metrics.video_ap import VideoProtocol
@@ -281,7 +281,8 @@ class OnlookerCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        config.trainer.precision = useful_precision(config.trainer.precision, config.trainer.accelerator)
+        resumed = recorded_precision(config.ckpt_path) if self.subcommand == "fit" else None
+        config.trainer.precision = useful_precision(config.trainer.precision, config.trainer.accelerator, resumed)
         if config.name is None:
             files = config.get("config") or []
             config.name = Path(str(files[0])).stem if files else "unnamed"

@@ -62,7 +62,10 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 
 def useful_precision(
-    precision: str | int | None, accelerator: object, measure: Callable[[], ProductTimes] = measured_products
+    precision: str | int | None,
+    accelerator: object,
+    resumed: str | None = None,
+    measure: Callable[[], ProductTimes] = measured_products,
 ) -> str | int | None:
     """Return the Trainer's ``precision``, or float32 where bfloat16 makes the CPU no faster.
 
@@ -72,6 +75,8 @@ def useful_precision(
     Args:
         precision: the Trainer's.
         accelerator: the Trainer's; bfloat16 is left to everything that is not the CPU.
+        resumed: the precision of the run that is gone on with, which decides instead of a measurement: two of them may
+            differ where both products take about as long.
         measure: times the products; only asked where the CPU is to compute in bfloat16.
 
     Raises:
@@ -90,16 +95,19 @@ def useful_precision(
     # Processes of one run compute alike; those that this one starts find its choice among their variables.
     if rank_zero_only.rank > 0 and (chosen := os.environ.get(CHOSEN)):
         return chosen
-    os.environ[CHOSEN] = chosen = _chosen(str(precision), measure)
+    os.environ[CHOSEN] = chosen = _chosen(str(precision), resumed, measure)
     return chosen
 
 
-def _chosen(precision: str, measure: Callable[[], ProductTimes]) -> str:
+def _chosen(precision: str, resumed: str | None, measure: Callable[[], ProductTimes]) -> str:
     if not cpu_computes_bfloat16():
         rank_zero_info(
             f"precision {FLOAT32} instead of {precision}: this processor has no bfloat16 arithmetic (AVX-512 or AMX)"
         )
         return FLOAT32
+    if resumed in (precision, FLOAT32):
+        rank_zero_info(f"precision {resumed}: that of the run that is gone on with")
+        return resumed
     times = measure()
     is_faster = times.bfloat16_ms < times.float32_ms
     rank_zero_info(

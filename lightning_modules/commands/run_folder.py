@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -23,6 +24,7 @@ from datamodules.files import whole_file, whole_path, write_whole
 
 VERSION = "version_"
 LATEST = "latest"
+CONFIG = "config.yaml"
 
 
 class RunFolder:
@@ -161,11 +163,22 @@ class RunMetrics(Logger):
             point_latest_at(self.folder.path)
 
 
+def recorded_precision(checkpoint: str | None) -> str | None:
+    """The Trainer's precision of the run that wrote a checkpoint; None where that is not known."""
+    record = None if checkpoint is None else Path(checkpoint).resolve().parent.parent / CONFIG
+    if record is None or not record.is_file():
+        return None
+    try:
+        return str(yaml.safe_load(record.read_text(encoding="utf-8"))["trainer"]["precision"])
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):  # no record of ours
+        return None
+
+
 class RunConfig(SaveConfigCallback):
     """``config.yaml`` in the folder of a run, whole or not there."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder = trainer.log_dir or trainer.default_root_dir  # all processes have to ask for it
         if trainer.is_global_zero and not self.already_saved:
-            write_whole(Path(folder) / self.config_filename, self.parser.dump(self.config, skip_none=False))
+            write_whole(Path(folder) / CONFIG, self.parser.dump(self.config, skip_none=False))
         self.already_saved = True
