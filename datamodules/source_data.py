@@ -127,7 +127,7 @@ class SourceDataModule(LightningDataModule, Generic[Opened]):
         return 1 if self.trainer is None else self.trainer.world_size
 
     def _shuffled(self, size: int, batch_size: int, samples_per_epoch: int | None, seed: int | None) -> ShuffledBatches:
-        """This rank's training batches of ``size`` samples; a resumed training goes on with those it has not seen."""
+        """Return this rank's training batches of ``size`` samples; a resumed training has those it has not seen."""
         position = None if self.trainer is None else self._position
         return ShuffledBatches(size, batch_size, samples_per_epoch, seed, self.rank, self.world_size, position)
 
@@ -150,7 +150,7 @@ class SourceDataModule(LightningDataModule, Generic[Opened]):
 
 
 class LateLoader(DataLoader):
-    """A loader that asks for its first batch only when that is wanted, not when it is iterated over.
+    """Loader that asks for its first batch only when that is wanted, not when it is iterated over.
 
     Lightning makes the iterator before it has read from a checkpoint where training goes on, and worker processes
     would at once begin with the first batches of the first epoch.

@@ -19,11 +19,11 @@ SIDE = 512
 """Of the square matrices whose product is measured: a few milliseconds on one core."""
 ROUNDS = 7
 CHOSEN = "ONLOOKER_CPU_PRECISION"
-"""Where the first process of a run tells the others that it starts what it has chosen."""
+"""Environment variable in which the first process of a run passes its choice on to those that it starts."""
 
 
 class ProductTimes(NamedTuple):
-    """How long a product of two matrices takes."""
+    """Times of a product of two matrices."""
 
     float32_ms: float
     bfloat16_ms: float
@@ -48,7 +48,7 @@ def measured_products(clock: Callable[[], float] = time.perf_counter) -> Product
 
 
 def cpu_computes_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices itself: AVX-512 or AMX on x86, BF16 on Arm.
+    """Return whether this processor multiplies bfloat16 matrices itself: AVX-512 or AMX on x86, BF16 on Arm.
 
     Elsewhere PyTorch falls back to plain loops: 0.5 GFLOP/s where float32 reaches 70 (one core of an AMD EPYC without
     AVX-512, torch 2.14).
@@ -57,7 +57,7 @@ def cpu_computes_bfloat16() -> bool:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether a device does; of accelerators it is taken for granted."""
+    """Return whether a device does; of accelerators it is taken for granted."""
     return device.type != "cpu" or cpu_computes_bfloat16()
 
 

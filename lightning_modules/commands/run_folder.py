@@ -1,4 +1,4 @@
-"""The folder of a run, ``runs/<name>/version_<n>``: nobody else's, and what ``runs/<name>/latest`` leads to."""
+"""Folder of a run, ``runs/<name>/version_<n>``, which no other run shares, and the link ``runs/<name>/latest``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONFIG = "config.yaml"
 class RunFolder:
     """A new folder of a run, made when it is first asked for; a run that fails before it has begun leaves none.
 
-    Only the first process of a run makes one, the others are told of it by Lightning.
+    Only the first process of a run makes one; Lightning passes its name on to the others.
 
     Args:
         root: where all runs are.
@@ -42,7 +42,7 @@ class RunFolder:
 
     @cached_property
     def version(self) -> int | None:
-        """The number of the folder; None on all processes but the first."""
+        """Number of the folder; None on all processes but the first."""
         return _claim(self.root / self.name) if rank_zero_only.rank == 0 else None
 
     @property
@@ -119,7 +119,7 @@ class RunMetrics(Logger):
 
     @property
     def experiment(self) -> None:
-        """What pictures could be given to, as every logger has it."""
+        """Nothing: pictures go to TensorBoard."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -164,7 +164,7 @@ class RunMetrics(Logger):
 
 
 def recorded_precision(checkpoint: str | None) -> str | None:
-    """The Trainer's precision of the run that wrote a checkpoint; None where that is not known."""
+    """Return the Trainer's precision of the run that wrote a checkpoint; None where that is not known."""
     record = None if checkpoint is None else Path(checkpoint).resolve().parent.parent / CONFIG
     if record is None or not record.is_file():
         return None
