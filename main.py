@@ -68,7 +68,7 @@ from lightning_modules.commands.trainer import OnlookerTrainer
 from lightning_modules.runs.checkpoint_files import WholeCheckpoints
 from lightning_modules.runs.interrupts import StopAtOnce, true_exit_status
 from lightning_modules.runs.noise import quieten
-from lightning_modules.runs.run_folder import RunBoard, RunConfig, RunFolder, RunMetrics
+from lightning_modules.runs.run_folder import RunBoard, RunConfig, RunFolder, RunMetrics, recorded_precision
 
 DEFAULTS = Path(__file__).parent / "configs" / "trainer" / "defaults.yaml"
 """Read before any ``--config``."""
@@ -106,7 +106,8 @@ class OnlookerCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         with built_from(config, self.settings):
-            config.trainer.precision = useful_precision(config.trainer.precision, config.trainer.accelerator)
+            resumed = recorded_precision(config.ckpt_path) if self.subcommand == "fit" else None
+            config.trainer.precision = useful_precision(config.trainer.precision, config.trainer.accelerator, resumed)
         if config.name is None:
             files = config.get("config") or []
             config.name = Path(str(files[0])).stem if files else "unnamed"

@@ -56,7 +56,7 @@ class RunCheckpoint(ModelCheckpoint):
             self._since = self._clock()
 
     def _is_due(self, trainer: Trainer, batches: int) -> bool:
-        """Whether to write now that so many batches of the epoch are done; the first process decides."""
+        """Return whether to write after so many batches of the epoch; the first process decides."""
         is_last = batches >= trainer.num_training_batches  # what comes at the end of the epoch follows at once
         if self.every_minutes is None or is_last or batches % trainer.accumulate_grad_batches:
             return False

@@ -156,7 +156,7 @@ class SourceDataModule(LightningDataModule, Generic[Opened]):
 
 
 class LateLoader(DataLoader):
-    """A loader that asks for its first batch only when that is wanted, not when it is iterated over.
+    """Loader that asks for its first batch only when that is wanted, not when it is iterated over.
 
     Lightning makes the iterator before it has read from a checkpoint where training goes on, and worker processes
     would at once begin with the first batches of the first epoch.

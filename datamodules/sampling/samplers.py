@@ -29,7 +29,7 @@ class Request(NamedTuple):
 
 
 class Position(NamedTuple):
-    """How far training has come."""
+    """Place in training."""
 
     epoch: int
     batches: int

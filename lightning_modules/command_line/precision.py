@@ -19,11 +19,11 @@ SIDE = 512
 """Of the square matrices whose product is measured: a few milliseconds on one core."""
 ROUNDS = 7
 CHOSEN = "ONLOOKER_CPU_PRECISION"
-"""Where the first process of a run tells the others that it starts what it has chosen."""
+"""Environment variable in which the first process of a run passes its choice on to those that it starts."""
 
 
 class ProductTimes(NamedTuple):
-    """How long a product of two matrices takes."""
+    """Times of a product of two matrices."""
 
     float32_ms: float
     bfloat16_ms: float
@@ -48,7 +48,7 @@ def measured_products(clock: Callable[[], float] = time.perf_counter) -> Product
 
 
 def cpu_computes_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices itself: AVX-512 or AMX on x86, BF16 on Arm.
+    """Return whether this processor multiplies bfloat16 matrices itself: AVX-512 or AMX on x86, BF16 on Arm.
 
     Elsewhere PyTorch falls back to plain loops: 0.5 GFLOP/s where float32 reaches 70 (one core of an AMD EPYC without
     AVX-512, torch 2.14).
@@ -57,12 +57,15 @@ def cpu_computes_bfloat16() -> bool:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether a device does; of accelerators it is taken for granted."""
+    """Return whether a device does; of accelerators it is taken for granted."""
     return device.type != "cpu" or cpu_computes_bfloat16()
 
 
 def useful_precision(
-    precision: str | int | None, accelerator: object, measure: Callable[[], ProductTimes] = measured_products
+    precision: str | int | None,
+    accelerator: object,
+    resumed: str | None = None,
+    measure: Callable[[], ProductTimes] = measured_products,
 ) -> str | int | None:
     """Return the Trainer's ``precision``, or float32 where bfloat16 makes the CPU no faster.
 
@@ -72,6 +75,8 @@ def useful_precision(
     Args:
         precision: the Trainer's.
         accelerator: the Trainer's; bfloat16 is left to everything that is not the CPU.
+        resumed: the precision of the run that is gone on with, which decides instead of a measurement: two of them may
+            differ where both products take about as long.
         measure: times the products; only asked where the CPU is to compute in bfloat16.
 
     Raises:
@@ -90,16 +95,19 @@ def useful_precision(
     # Processes of one run compute alike; those that this one starts find its choice among their variables.
     if rank_zero_only.rank > 0 and (chosen := os.environ.get(CHOSEN)):
         return chosen
-    os.environ[CHOSEN] = chosen = _chosen(str(precision), measure)
+    os.environ[CHOSEN] = chosen = _chosen(str(precision), resumed, measure)
     return chosen
 
 
-def _chosen(precision: str, measure: Callable[[], ProductTimes]) -> str:
+def _chosen(precision: str, resumed: str | None, measure: Callable[[], ProductTimes]) -> str:
     if not cpu_computes_bfloat16():
         rank_zero_info(
             f"precision {FLOAT32} instead of {precision}: this processor has no bfloat16 arithmetic (AVX-512 or AMX)"
         )
         return FLOAT32
+    if resumed in (precision, FLOAT32):
+        rank_zero_info(f"precision {resumed}: that of the run that is gone on with")
+        return resumed
     times = measure()
     is_faster = times.bfloat16_ms < times.float32_ms
     rank_zero_info(

@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do: the run is closed, one line says how to go on, and the exit status says so, too."""
+"""Ctrl-C and SIGTERM: the run is closed, one line says how to go on, and the exit status is that of the signal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GRACE_SECONDS = 5.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """The signal that ends the program. Lightning closes a run for it, as for every Ctrl-C.
+    """Exception for the signal that ends the program. Lightning closes a run for it, as for every Ctrl-C.
 
     Args:
         number: of the signal.
@@ -82,7 +82,7 @@ def true_exit_status() -> Iterator[None]:
 
 
 def _interruption_in(error: BaseException) -> Interrupted | None:
-    """The interruption that an error is, or that it was raised for."""
+    """Return the interruption that an error is, or that it was raised for."""
     waiting, seen = [error], set()
     while waiting:
         each = waiting.pop()
@@ -95,7 +95,7 @@ def _interruption_in(error: BaseException) -> Interrupted | None:
 
 
 class StopAtOnce(L.Callback):
-    """Stops a run where it is when a signal comes, and says how to go on with it.
+    """Callback that stops a run at once when a signal comes, and says how to go on with it.
 
     Lightning lets a SIGTERM wait for the end of a training batch, and an evaluation goes on to its end.
 
@@ -136,14 +136,14 @@ class StopAtOnce(L.Callback):
 
 
 def newest_checkpoint(trainer: L.Trainer) -> Path | None:
-    """The newest checkpoint in a run's folder, if there is one."""
+    """Return the newest checkpoint in a run's folder, if there is one."""
     folders = [each.dirpath for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
     found = [path for folder in folders if folder is not None for path in Path(folder).glob("[!.]*.ckpt")]
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def with_checkpoint(command: Sequence[str], checkpoint: Path) -> list[str]:
-    """The arguments of a command that goes on from a checkpoint, whatever it began from.
+    """Return the arguments of a command that goes on from a checkpoint, whatever it began from.
 
     >>> with_checkpoint(["main.py", "fit", "--ckpt_path", "a.ckpt", "--name", "b"], Path("c.ckpt"))
     ['main.py', 'fit', '--name', 'b', '--ckpt_path', 'c.ckpt']

@@ -1,6 +1,6 @@
-"""What libraries say and nobody needs: tips of other products, what is not so here, deprecations of their own code.
+"""Uninteresting messages of libraries: tips for other products, what is not so here, deprecations of their own code.
 
-Everything is named by its words and by who says it, so nothing else is lost.
+Each is named by its words and by its source, so nothing else is lost.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SAID = (
 
 
 class Warned(NamedTuple):
-    """A warning that is not shown."""
+    """Warning that is not shown."""
 
     message: str
     """How it begins."""
@@ -41,7 +41,7 @@ WARNED = (
 
 
 class _Uninteresting(logging.Filter):
-    """Leaves out of a log what ``SAID`` describes."""
+    """Filter of a log that leaves out what ``SAID`` describes."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not any(re.match(beginning, record.getMessage()) for beginning in SAID)

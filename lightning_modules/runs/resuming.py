@@ -1,4 +1,4 @@
-"""What a training needs, beyond what Lightning keeps, to go on from a checkpoint as if it had never stopped."""
+"""Exact resuming: random numbers, gradients and counts of epochs, which Lightning does not restore."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def count_epochs_rightly(loop: _FitLoop) -> None:
 
     Lightning 2.6 resumes from a checkpoint of an epoch's last batch without counting the epoch that follows, and from
     one of an epoch's end, where ``max_steps`` is set, by ending that epoch twice. A checkpoint that is written later
-    then tells the wrong epoch or batch.
+    then records the wrong epoch or batch.
     """
     progress = loop.epoch_progress
     if loop.restarted_mid_epoch and progress.current.ready == progress.current.completed:
@@ -47,7 +47,7 @@ def count_epochs_rightly(loop: _FitLoop) -> None:
 
 
 def accumulated_gradients(module: L.LightningModule) -> dict[str, Tensor]:
-    """Gradients (ranks, ...) on the CPU, by parameter, if a step waits for further batches; otherwise none.
+    """Return gradients (ranks, ...) on the CPU, by parameter, if a step waits for further batches; otherwise none.
 
     Every rank has to call it. A rank without a gradient that another rank has counts as zero.
     """

@@ -1,4 +1,4 @@
-"""The folder of a run, ``runs/<name>/version_<n>``: nobody else's, and what ``runs/<name>/latest`` leads to."""
+"""Folder of a run, ``runs/<name>/version_<n>``, which no other run shares, and the link ``runs/<name>/latest``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -23,12 +24,13 @@ from datamodules.files import whole_file, whole_path, write_whole
 
 VERSION = "version_"
 LATEST = "latest"
+CONFIG = "config.yaml"
 
 
 class RunFolder:
     """A new folder of a run, made when it is first asked for; a run that fails before it has begun leaves none.
 
-    Only the first process of a run makes one, the others are told of it by Lightning.
+    Only the first process of a run makes one; Lightning passes its name on to the others.
 
     Args:
         root: where all runs are.
@@ -40,7 +42,7 @@ class RunFolder:
 
     @cached_property
     def version(self) -> int | None:
-        """The number of the folder; None on all processes but the first."""
+        """Number of the folder; None on all processes but the first."""
         return _claim(self.root / self.name) if rank_zero_only.rank == 0 else None
 
     @property
@@ -117,7 +119,7 @@ class RunMetrics(Logger):
 
     @property
     def experiment(self) -> None:
-        """What pictures could be given to, as every logger has it."""
+        """Nothing: pictures go to TensorBoard."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -161,11 +163,22 @@ class RunMetrics(Logger):
             point_latest_at(self.folder.path)
 
 
+def recorded_precision(checkpoint: str | None) -> str | None:
+    """Return the Trainer's precision of the run that wrote a checkpoint; None where that is not known."""
+    record = None if checkpoint is None else Path(checkpoint).resolve().parent.parent / CONFIG
+    if record is None or not record.is_file():
+        return None
+    try:
+        return str(yaml.safe_load(record.read_text(encoding="utf-8"))["trainer"]["precision"])
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):  # no record of ours
+        return None
+
+
 class RunConfig(SaveConfigCallback):
     """``config.yaml`` in the folder of a run, whole or not there."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder = trainer.log_dir or trainer.default_root_dir  # all processes have to ask for it
         if trainer.is_global_zero and not self.already_saved:
-            write_whole(Path(folder) / self.config_filename, self.parser.dump(self.config, skip_none=False))
+            write_whole(Path(folder) / CONFIG, self.parser.dump(self.config, skip_none=False))
         self.already_saved = True

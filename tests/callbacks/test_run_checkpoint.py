@@ -63,7 +63,7 @@ def fit(folder: Path, checkpoint: RunCheckpoint, **trainer: object) -> Steps:
 
 def test_within_an_epoch_it_is_written_when_its_minutes_have_passed(tmp_path):
     steps = fit(tmp_path, RunCheckpoint(every_minutes=2))
-    # Written after batches 2 and 4; the sixth, where it were due again, is the epoch's end.
+    # Written after batches 2 and 4; it is due again at the sixth, but that is the epoch's end.
     assert steps.seen == [None, None, 2, 2, 4, 4, 6, 7, 7, 9, 9, 11]
     assert steps.step() == 12
 

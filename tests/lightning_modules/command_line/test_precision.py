@@ -41,7 +41,7 @@ def never() -> ProductTimes:
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16", "bf16-true"])
 @pytest.mark.parametrize(("times", "is_taken"), [(FASTER, True), (SLOWER, False), (ProductTimes(2.0, 2.0), False)])
 def test_bfloat16_is_taken_where_a_product_is_faster_in_it(precision, times, is_taken):
-    assert useful_precision(precision, "auto", lambda: times) == (precision if is_taken else "32-true")
+    assert useful_precision(precision, "auto", measure=lambda: times) == (precision if is_taken else "32-true")
 
 
 @pytest.mark.parametrize(
@@ -61,14 +61,14 @@ def test_bfloat16_is_taken_where_a_product_is_faster_in_it(precision, times, is_
 )
 def test_one_line_says_what_is_chosen_and_why(times, line, caplog):
     caplog.set_level(logging.INFO)
-    useful_precision("bf16-mixed", "cpu", lambda: times)
+    useful_precision("bf16-mixed", "cpu", measure=lambda: times)
     assert [record.getMessage() for record in caplog.records] == [line]
 
 
 def test_without_bfloat16_arithmetic_nothing_is_measured(machine, caplog):
     caplog.set_level(logging.INFO)
     machine(bfloat16=False)
-    assert useful_precision("bf16-mixed", "auto", never) == "32-true"
+    assert useful_precision("bf16-mixed", "auto", measure=never) == "32-true"
     assert "32-true instead of bf16-mixed: this processor has no bfloat16" in caplog.text
 
 
@@ -87,25 +87,37 @@ def test_without_bfloat16_arithmetic_nothing_is_measured(machine, caplog):
 def test_other_precisions_and_other_devices_are_left_alone_unmeasured(machine, caplog, gpu, accelerator, precision):
     caplog.set_level(logging.INFO)
     machine(gpu=gpu)
-    assert useful_precision(precision, accelerator, never) == precision
+    assert useful_precision(precision, accelerator, measure=never) == precision
     assert not caplog.records
 
 
 def test_the_cpu_beside_a_gpu_is_measured_when_it_is_the_one_that_runs(machine):
     machine(gpu=True)
-    assert useful_precision("bf16-mixed", "cpu", lambda: SLOWER) == "32-true"
+    assert useful_precision("bf16-mixed", "cpu", measure=lambda: SLOWER) == "32-true"
+
+
+@pytest.mark.parametrize("resumed", ["bf16-mixed", "32-true"])
+def test_a_run_that_is_gone_on_with_keeps_its_precision(machine, resumed):
+    assert useful_precision("bf16-mixed", "cpu", resumed, never) == resumed
+    assert useful_precision("32-true", "cpu", resumed, never) == "32-true"  # asked for anew
+    machine(bfloat16=False)
+    assert useful_precision("bf16-mixed", "cpu", resumed, never) == "32-true"
+
+
+def test_another_precision_of_the_run_before_decides_nothing():
+    assert useful_precision("bf16-mixed", "cpu", "16-mixed", lambda: SLOWER) == "32-true"
 
 
 def test_processes_that_the_first_one_starts_compute_as_it_does(monkeypatch):
-    assert useful_precision("bf16-mixed", "cpu", lambda: SLOWER) == "32-true"
+    assert useful_precision("bf16-mixed", "cpu", measure=lambda: SLOWER) == "32-true"
     monkeypatch.setattr("lightning.pytorch.utilities.rank_zero_only.rank", 1)
-    assert useful_precision("bf16-mixed", "cpu", never) == "32-true"
+    assert useful_precision("bf16-mixed", "cpu", measure=never) == "32-true"
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "16-true", 16])
 def test_half_precision_on_a_cpu_is_an_error_with_the_way_out(precision):
     with pytest.raises(ValueError, match=r"set --trainer\.precision=bf16-mixed"):
-        useful_precision(precision, "auto", never)
+        useful_precision(precision, "auto", measure=never)
 
 
 def test_the_best_of_some_rounds_counts_and_the_first_products_do_not():

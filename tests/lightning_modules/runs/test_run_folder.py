@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from datamodules.errors import UserError
-from lightning_modules.runs.run_folder import RunBoard, RunFolder, RunMetrics, point_latest_at
+from lightning_modules.runs.run_folder import RunBoard, RunFolder, RunMetrics, point_latest_at, recorded_precision
 
 
 def test_folders_are_numbered_after_the_last_one(tmp_path):
@@ -154,3 +154,21 @@ def test_a_full_disk_leaves_whole_rows_and_is_named(small_disk):
     found = rows(metrics)
     assert len(found) > 1000 and all(row["step"] == str(step) for step, row in enumerate(found))
     assert all(len(row["train/loss"]) == len(str(1 / 3)) for row in found)
+
+
+def test_the_precision_of_a_run_is_in_its_record_also_by_way_of_latest(tmp_path):
+    folder = RunFolder(tmp_path, "evad").path
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").touch()
+    (folder / "config.yaml").write_text("trainer: {precision: bf16-mixed}\n")
+    point_latest_at(folder)
+    assert recorded_precision(str(tmp_path / "evad" / "latest" / "checkpoints" / "last.ckpt")) == "bf16-mixed"
+
+
+@pytest.mark.parametrize("record", [None, "", "trainer: 3\n", "trainer: {}\n", "{", "\xff"])
+def test_without_a_record_no_precision_is_known(tmp_path, record):
+    (tmp_path / "checkpoints").mkdir()
+    if record is not None:
+        (tmp_path / "config.yaml").write_bytes(record.encode("latin-1"))
+    assert recorded_precision(str(tmp_path / "checkpoints" / "last.ckpt")) is None
+    assert recorded_precision(None) is None
