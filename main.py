@@ -4,7 +4,7 @@
 detections without a model, ``export`` writes a network for other runtimes.
 """
 
-# ruff: noqa: E402, F401  (settings come before imports; class names in configs are looked up among what is imported)
+# ruff: noqa: E402  (settings come before imports)
 
 from __future__ import annotations
 
@@ -28,34 +28,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-import callbacks.benchmark.callback
-import callbacks.files.detection_file
-import callbacks.files.frame_score_file
-import callbacks.files.prediction_writer
-import callbacks.files.segment_file
-import callbacks.files.tube_file
-import callbacks.measures.monitors
-import callbacks.pictures.detection_images
-import callbacks.pictures.segment_timelines
-import callbacks.progress
-import datamodules.annotations.activitynet
-import datamodules.annotations.ava
-import datamodules.annotations.jhmdb
-import datamodules.annotations.own_videos
-import datamodules.annotations.thumos14
-import datamodules.annotations.ucf101_24
-import datamodules.clip
-import datamodules.predict
-import datamodules.puppets
-import datamodules.puppets.segments
-import datamodules.segments
-import datamodules.stream
-import lightning_modules.clip_detection
-import lightning_modules.motion_distillation
-import lightning_modules.online_detection
-import lightning_modules.stream_detection
-import lightning_modules.stream_distillation
-import lightning_modules.temporal_detection
+import callbacks
+import datamodules
+import lightning_modules
 from callbacks.benchmark.provenance import commit
 from callbacks.benchmark.rows import enter
 from callbacks.measures.exported_latency import runtime_rows
@@ -73,8 +48,14 @@ from lightning_modules.networks.layers.prepared import prepare_for_inference
 from lightning_modules.networks.streaming import state_bytes
 from lightning_modules.networks.weights.loading import load_exactly, read_state_dict
 
+for room in (callbacks, datamodules, lightning_modules):
+    for name in room.__all__:
+        getattr(room, name)  # loads what a config may name: class names are looked up among what is imported
+
 DEFAULTS = Path(__file__).parent / "configs" / "trainer" / "defaults.yaml"
 """Read before any ``--config``."""
+NETWORKS = ("network", "teacher", "network.rgb", "network.flow")
+"""Arguments of modules that are networks: their number of classes is that of the data."""
 WITHOUT_MODEL = frozenset({"check", "score"})
 """Commands that build no model, although the config they read names one."""
 EXPECTED_ERRORS = (ValueError, FileNotFoundError)
@@ -142,7 +123,7 @@ class OnlookerTrainer(Trainer):
             ckpt_path, weights_only: not used; a run's ``config.yaml``, which has them, can be given as it is.
         """
         names = datamodule.class_names
-        if isinstance(datamodule, datamodules.segments.SegmentDataModule):
+        if isinstance(datamodule, datamodules.SegmentDataModule):
             truth = datamodule.true_segments(split)
             on = datamodule.evaluated_on
             print(segment_score_text(predictions, truth, names, on, tiou_thresholds, every_class=verbose))
@@ -286,12 +267,9 @@ class OnlookerCLI(LightningCLI):
             default=None,
             help="where `test` keeps its table, benchmark.md and benchmark.jsonl; results by default",
         )
-        parser.add_argument(
-            "--count_classes",
-            type=bool,
-            default=False,
-            help="let networks have as many classes as the data, whatever their num_classes says",
-        )
+        for network in NETWORKS:
+            place = f"model.init_args.{network.replace('.', '.init_args.')}.init_args.num_classes"
+            parser.link_arguments("data.num_classes", place, apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -299,15 +277,6 @@ class OnlookerCLI(LightningCLI):
         if config.name is None:
             files = config.get("config") or []
             config.name = Path(str(files[0])).stem if files else "unnamed"
-
-        if config.count_classes:
-            self._count_classes(config)
-
-    def _count_classes(self, config: Namespace) -> None:
-        """Let networks have as many classes as the data has."""
-        data = self._parser(self.subcommand).instantiate_classes(Namespace(data=config.data)).data
-        for arguments in arguments_with("num_classes", config.model):
-            arguments.num_classes = data.num_classes
 
     def instantiate_classes(self) -> None:
         try:
@@ -322,8 +291,9 @@ class OnlookerCLI(LightningCLI):
         config = self.config[self.subcommand].clone()
         if self.subcommand == "score":
             of_model = config.model.get("init_args") or Namespace()
-            config.metric = config.metric or of_model.get("metric")
-            config.video_protocol = config.video_protocol or (of_model.get("video_map") or Namespace()).get("protocol")
+            detection = of_model.get("detection") or Namespace()
+            config.metric = config.metric or detection.get("metric")
+            config.video_protocol = config.video_protocol or (detection.get("video_map") or Namespace()).get("protocol")
         del config["model"]
         self.config_init = Namespace({self.subcommand: self._parser(self.subcommand).instantiate_classes(config)})
         self.datamodule, self.model = self.config_init[self.subcommand].get("data"), None
@@ -339,18 +309,10 @@ class OnlookerCLI(LightningCLI):
                 point_latest_at(Path(board.log_dir))
         trainer = super().instantiate_trainer(**kwargs)
         for callback in trainer.callbacks:
-            if isinstance(callback, callbacks.benchmark.callback.BenchmarkTable):
+            if isinstance(callback, callbacks.BenchmarkTable):
                 callback.experiment = callback.experiment or config.name
                 callback.folder = config.table_folder or callback.folder
         return trainer
-
-
-def arguments_with(name: str, config: Namespace) -> list[Namespace]:
-    """Every group of arguments, however deep, that has one of this name."""
-    found = [config] if name in config else []
-    return found + [
-        deep for value in vars(config).values() if isinstance(value, Namespace) for deep in arguments_with(name, value)
-    ]
 
 
 def unwrapped(error: Exception) -> Exception:

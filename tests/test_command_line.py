@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import takewhile
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from datamodules.errors import UserError
 from datamodules.puppets import Puppets
 from lightning_modules.networks.weights.configured import network_of
 from lightning_modules.networks.weights.loading import save_weights
@@ -37,7 +39,7 @@ def puppets(tmp_path_factory) -> Path:
     """The tiny Puppets data, with a cache and a teacher's weights beside them."""
     folder = tmp_path_factory.mktemp("puppets")
     Puppets(root=folder, size="tiny").prepare()
-    save_weights(network_of(ROOT / "configs" / "networks" / "evad_tiny.yaml").state_dict(), folder / "evad.pt")
+    save_weights(network_of(ROOT / "configs" / "networks" / "evad_tiny.yaml", 10).state_dict(), folder / "evad.pt")
     return folder
 
 
@@ -122,11 +124,12 @@ def test_the_ava_recipes_are_those_of_evads_authors(capsys):
         optimizer = model["optimizer"]["init_args"]
         assert (optimizer["lr"], optimizer["weight_decay"]) == (lr, 1e-4)
         assert (list(optimizer["betas"]), optimizer["eps"]) == ([0.9, 0.999], 1e-8)
-        schedule = model["schedule"]["init_args"]
+        training, detection = model["training"], model["detection"]
+        schedule = training["schedule"]["init_args"]
         assert schedule["warmup_from"] * lr == pytest.approx(2.5e-6)
         assert (schedule["warmup_epochs"], schedule["milestones"]) == (2, {"5": 0.1, "8": 0.01})
-        assert (model["head_lr_multiplier"], model["one_slot_until"]) == (8, 0)
-        assert (model["score"], model["person_threshold"]) == ("action", 0.7)
+        assert (training["head_lr_multiplier"], model["one_slot_until"]) == (8, 0)
+        assert (detection["score"], detection["person_threshold"]) == ("action", 0.7)
         assert model["loss"]["init_args"]["action_weight"] == action_weight
         network = model["network"]["init_args"]
         decoder = network["head"]["init_args"]["decoder"]["init_args"]
@@ -159,7 +162,7 @@ def test_a_network_given_as_a_file_keeps_nothing_of_the_one_in_the_config(capsys
 def test_an_ava_recipe_runs_on_what_looks_like_ava(name, lr, options, tmp_path):
     source = ava_arguments(write_ava(tmp_path / "ava"))  # two clips to train on
     network = f"--model.init_args.network={ROOT / 'configs' / 'networks' / 'evad_tiny.yaml'}"
-    small = [network, "--model.init_args.network.init_args.num_classes=80", "--data.init_args.num_workers=0"]
+    small = [network, "--data.init_args.num_workers=0"]
     small += ["--data.init_args.num_frames=8", "--data.init_args.short_side=96", "--trainer.max_epochs=1"]
     small += ["--trainer.enable_progress_bar=false", "--trainer.callbacks=null", "--trainer.logger=false"]
     small += [f"--data.init_args.source.init_args.{argument}={value}" for argument, value in source.items()]
@@ -275,10 +278,15 @@ def test_what_a_constructor_refuses_is_told_in_its_own_words(mistake, message, p
     assert str(error.value).startswith(message)
 
 
-def test_other_classes_than_the_datas_are_refused_with_the_way_out(puppets):
-    arguments = on_puppets(ROOT / "configs" / "evad.yaml", puppets)
-    with pytest.raises(ValueError, match=r"7 classes but the data has 10; set model\.init_args\.network\.init_args"):
-        main(["fit", *arguments, "--model.init_args.network.init_args.num_classes=7"])
+def test_weights_of_other_classes_than_the_datas_are_refused_with_the_way_out(puppets, tmp_path):
+    network = ROOT / "configs" / "networks" / "evad_tiny.yaml"
+    save_weights(network_of(network, 7).state_dict(), tmp_path / "seven.pt")
+    arguments = ["fit", *on_puppets(ROOT / "configs" / "evad.yaml", puppets)]
+    with pytest.raises(UserError, match=r"know 7 classes, but the data has 10; .*--model\.training\.fresh") as error:
+        main([*arguments, f"--model.weights={tmp_path / 'seven.pt'}"])
+    fresh = re.search(r"fresh '(.*)'", str(error.value))[1]
+    short = ["--trainer.fast_dev_run=true", f"--model.weights={tmp_path / 'seven.pt'}"]
+    assert main([*arguments, *short, f"--model.training.fresh={fresh}"]).model.network.num_classes == 10
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which half precision suits")

@@ -71,7 +71,7 @@ def temporal(folder) -> Path:
         },
         "head": {
             "class_path": f"{networks}.anchor_free_head.AnchorFreeHead",
-            "init_args": {"num_classes": 10, "dim": 16, "num_levels": 2, "class_prior": 0.3},
+            "init_args": {"pyramid": {"dim": 16, "num_levels": 2}, "class_prior": 0.3},
         },
         "dim": 16,
     }
@@ -112,7 +112,7 @@ def command(action: str, folder: Path, name: str, *more: str) -> list[str]:
 def evaluation(folder: Path, name: str) -> list[str]:
     weights = f"--model.init_args.weights={folder / name}.pt"
     # Random weights score everybody low, and a clip detector would need all clips of a video on one process.
-    linking = [f"--model.init_args.video_map.{threshold}=0" for threshold in ("min_score", "score_threshold")]
+    linking = [f"--model.detection.video_map.{threshold}=0" for threshold in ("min_score", "score_threshold")]
     callbacks = "--trainer.callbacks+=tests.lightning_modules.tiny.Results"
     return command("test", folder, name, weights, callbacks, *(linking if name == "stream" else ()))
 

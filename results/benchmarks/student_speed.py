@@ -31,6 +31,8 @@ from results.benchmarks.page import Part, Row, main, memory_mib, row_ratio
 
 FRAMES, SIDE = 16, 256
 ROOT = Path(__file__).parents[2]
+NUM_CLASSES = {"tiny": 10, "vit_b": 80}
+"""Those of Puppets and of AVA, by the size of a network."""
 NETWORKS = ROOT / "configs" / "networks"
 KEEP_LAYERS = (3, 6, 9)
 TEACHERS = {"evad, dense": 1.0, "evad, keep rate 0.7": 0.7}
@@ -97,7 +99,8 @@ def normalised_frames(count: int, side: int, device: torch.device, lanes: int = 
 
 def configured(name: str, changes: Mapping[str, Any]) -> nn.Module:
     """The network of a file in ``configs/networks`` with changes: place -> value."""
-    return network_of(NETWORKS / f"{name}.yaml", [f"{place}={json.dumps(value)}" for place, value in changes.items()])
+    told = [f"{place}={json.dumps(value)}" for place, value in changes.items()]
+    return network_of(NETWORKS / f"{name}.yaml", NUM_CLASSES[name.partition("_")[2]], told)
 
 
 def named(place: str) -> str:

@@ -11,7 +11,7 @@ from tests.networks.temporal.temporal_parts import MeanColour, StepHead
 
 def detector(in_channels, seed=0, **changes):
     torch.manual_seed(seed)
-    return TemporalDetector(MeanColour(in_channels, **changes), lambda channels: StepHead(channels, 4), dim=6).eval()
+    return TemporalDetector(4, MeanColour(in_channels, **changes), StepHead, dim=6).eval()
 
 
 def test_predictions_are_the_mean_of_both_streams_on_their_own_channels():
