@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +69,8 @@ def test_every_network_of_the_configs_is_built(file):
         ("head", "os.system"),
         ("head", "/tmp/head.yaml"),
         ("trunk", {"class_path": "os.system", "init_args": {"command": "true"}}),
+        ("class_path", "evil.StreamingDetector"),
+        ("head", "lightning_modules.networks.weights.take.main"),  # ours, but no network
     ],
 )
 def test_a_card_that_names_anything_but_our_networks_is_refused_and_runs_nothing(config, place, value, monkeypatch):
@@ -76,6 +79,29 @@ def test_a_card_that_names_anything_but_our_networks_is_refused_and_runs_nothing
     (forged if place == "class_path" else forged["init_args"])[place] = value
     with pytest.raises(ValueError, match="a network's config may name nothing else"):
         build_network(forged)
+
+
+def test_a_card_names_classes_that_may_move_to_other_modules(config, card):
+    assert config["class_path"] == "StreamingDetector"
+    moved = {**config, "class_path": "lightning_modules.networks.an.older.place.StreamingDetector"}
+    assert Card.from_dict(replace(card, network=moved).to_dict()) == card
+    assert type(build_network(moved)) is type(build_network(config))
+
+
+def test_no_two_networks_have_one_name():
+    classes = [
+        f"{path}: {name}"
+        for path in (NETWORKS.parents[1] / "lightning_modules" / "networks").rglob("*.py")
+        for name in re.findall(r"^class ([A-Z]\w+)\(.*Module", path.read_text(), re.MULTILINE)
+    ]
+    names = [line.rpartition(" ")[2] for line in classes]
+    assert len(names) > 20 and len(set(names)) == len(names), sorted(classes)
+
+
+def test_arguments_that_a_network_does_not_take_are_named_in_one_line(config):
+    with pytest.raises(ValueError, match=r"builds no network: .*colour") as raised:
+        build_network({**config, "init_args": {**config["init_args"], "colour": "red"}})
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
