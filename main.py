@@ -54,8 +54,6 @@ for room in (callbacks, datamodules, lightning_modules):
 
 DEFAULTS = Path(__file__).parent / "configs" / "trainer" / "defaults.yaml"
 """Read before any ``--config``."""
-NETWORKS = ("network", "teacher", "network.rgb", "network.flow")
-"""Arguments of modules that are networks: their number of classes is that of the data."""
 WITHOUT_MODEL = frozenset({"check", "score"})
 """Commands that build no model, although the config they read names one."""
 EXPECTED_ERRORS = (ValueError, FileNotFoundError)
@@ -267,9 +265,9 @@ class OnlookerCLI(LightningCLI):
             default=None,
             help="where `test` keeps its table, benchmark.md and benchmark.jsonl; results by default",
         )
-        for network in NETWORKS:
-            place = f"model.init_args.{network.replace('.', '.init_args.')}.init_args.num_classes"
-            parser.link_arguments("data.num_classes", place, apply_on="instantiate")
+        parser.link_arguments(
+            "data.num_classes", "model.init_args.network.init_args.num_classes", apply_on="instantiate"
+        )
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]

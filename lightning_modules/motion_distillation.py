@@ -40,7 +40,7 @@ class MotionDistillationModule(TemporalDetectionModule):
     Args:
         network: a ``DecomposedDetector`` for ``decomposed``, a ``TemporalDetector`` for ``conventional``.
         weights, optimizer, training, detection, modality: see ``TemporalDetectionModule``.
-        teacher: makes the teacher's network, of the student's ``dim`` and head.
+        teacher: makes the teacher's network for so many classes, of the student's ``dim`` and head.
         teacher_weights: its weights file or checkpoint.
         teacher_modality: what the teacher looks at.
         strategy: see above. With ``none`` a ``DecomposedDetector`` trains both its paths from ground truth.
@@ -57,7 +57,7 @@ class MotionDistillationModule(TemporalDetectionModule):
         training: TrainingSettings = TrainingSettings(),  # noqa: B008  (frozen)
         detection: SegmentSettings = SegmentSettings(),  # noqa: B008  (frozen)
         modality: Modality = "rgb",
-        teacher: Callable[[], TemporalDetector] | None = None,
+        teacher: Callable[[int], TemporalDetector] | None = None,
         teacher_weights: str | None = None,
         teacher_modality: Modality = "flow",
         strategy: Strategy = "decomposed",
@@ -102,7 +102,7 @@ class MotionDistillationModule(TemporalDetectionModule):
                     where="model.teacher_weights",
                     remedy="set it to a checkpoint of configs/motion_teacher.yaml",
                 )
-            teacher = self.make_teacher()
+            teacher = self.make_teacher(self.network.num_classes)
             state = read_state_dict(self.teacher_weights)
             check_classes(teacher, state, self.teacher_weights)
             load_exactly(teacher, state)

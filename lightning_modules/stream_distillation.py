@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,7 +56,8 @@ class DistillationModule(StreamDetectionModule):
 
     Args:
         network: the student.
-        teacher: the teacher's network. teacher_weights: its weights file or checkpoint.
+        teacher: makes the teacher's network for as many classes as the student has.
+        teacher_weights: its weights file or checkpoint.
         weights, optimizer, training, detection, loss: see ``StreamDetectionModule``.
         terms: what is learned from the teacher; ``FeatureTerm``, ``ActionTerm`` and ``BoxTerm`` by default.
         weighting: of ground truth and terms.
@@ -69,7 +70,7 @@ class DistillationModule(StreamDetectionModule):
     def __init__(
         self,
         network: StreamingDetector,
-        teacher: EvadTeacher,
+        teacher: Callable[[int], EvadTeacher],
         teacher_weights: str,
         weights: str | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
@@ -82,17 +83,19 @@ class DistillationModule(StreamDetectionModule):
         proposal_matching: Literal["index", "assignment"] | None = None,
     ) -> None:
         state = read_state_dict(teacher_weights)
-        check_classes(teacher, state, teacher_weights)
-        load_exactly(teacher, state)
+        clip_network = teacher(network.num_classes)
+        check_classes(clip_network, state, teacher_weights)
+        load_exactly(clip_network, state)
         if from_teacher:
-            student_from_teacher(network, teacher.state_dict())
+            student_from_teacher(network, clip_network.state_dict())
         super().__init__(network, weights, optimizer, training, detection, loss=loss)
-        self.teacher = FrozenNetwork(teacher)
+        self.teacher = FrozenNetwork(clip_network)
         self.weighting_lr_multiplier = weighting.lr_multiplier
-        same_number = network.num_proposals == teacher.num_proposals
+        proposals = clip_network.num_proposals
+        same_number = network.num_proposals == proposals
         if proposal_matching == "index" and not same_number:
             raise UserError(
-                f"index needs the teacher's {teacher.num_proposals} proposals, the student has {network.num_proposals}",
+                f"index needs the teacher's {proposals} proposals, the student has {network.num_proposals}",
                 where="model.proposal_matching",
                 remedy="set it to assignment",
             )

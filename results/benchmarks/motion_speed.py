@@ -70,7 +70,11 @@ def video(folder: Path) -> Any:
 def systems(frames: Any) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
     """For each system what is timed, and the GFLOPs of its networks for all the frames."""
     rgb, flow, distilled = build("temporal_tiny"), build("temporal_flow_tiny"), build("decomposed_tiny")
-    both, method, suppression = TwoStreamDetector(rgb, flow).eval(), DisFlow(), SegmentSuppression()
+    both, method, suppression = (
+        TwoStreamDetector(rgb.num_classes, lambda _: rgb, lambda _: flow).eval(),
+        DisFlow(),
+        SegmentSuppression(),
+    )
     pictures = torch.from_numpy(frames).permute(0, 3, 1, 2)[None]
     mask = torch.ones(1, len(frames), dtype=torch.bool)
 

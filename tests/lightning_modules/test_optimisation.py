@@ -79,7 +79,9 @@ def test_what_a_student_has_and_its_teacher_has_not_learns_by_a_multiplier_of_it
 def test_log_variances_are_trained_without_decay_and_the_teacher_is_not(tmp_path: Path):
     save_weights(tiny.teacher().state_dict(), tmp_path / "teacher.pt")
     weighting = WeightingSettings(lr_multiplier=30)
-    module = DistillationModule(tiny.student(), tiny.teacher(), str(tmp_path / "teacher.pt"), weighting=weighting)
+    module = DistillationModule(
+        tiny.student(), lambda _: tiny.teacher(), str(tmp_path / "teacher.pt"), weighting=weighting
+    )
     groups = groups_by_name(module)
     for task in ("features", "actions", "boxes"):
         assert groups[f"task_weighting.log_variances.{task}"]["weight_decay"] == 0

@@ -44,7 +44,9 @@ def distil(folder):
     def make(**changes) -> DistillationModule:
         settings = {"network": tiny.student(), "teacher": tiny.teacher(), "teacher_weights": str(folder / "teacher.pt")}
         settings["optimizer"] = lambda groups: torch.optim.AdamW(groups, lr=3e-3)
-        return DistillationModule(**{**settings, **changes})
+        settings |= changes
+        teacher = settings.pop("teacher")
+        return DistillationModule(teacher=lambda _: teacher, **settings)
 
     return make
 
