@@ -14,9 +14,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "files.prediction_writer": ["PredictionWriter"],
         "files.segment_file": ["SegmentFile"],
         "files.tube_file": ["TubeFile"],
+        "measures.streaming": ["StreamingAccuracy"],
         "measures.monitors": ["GflopsMonitor", "LatencyMonitor"],
         "pictures.detection_images": ["DetectionImages"],
         "pictures.segment_timelines": ["SegmentTimelines"],
         "progress": ["PredictionProgress"],
+        "run_checkpoint": ["RunCheckpoint"],
     },
 )

@@ -9,13 +9,13 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from datamodules.annotations.source import DetectionSource, Split
-from datamodules.detection import DetectionDataModule, require_at_least
-from datamodules.frames.store import FrameScale, Interpolation
+from datamodules.detection import DetectionDataModule
+from datamodules.errors import UserError
 from datamodules.sampling.collate import padded_size
-from datamodules.sampling.samplers import EveryOnce, ShuffledBatches
+from datamodules.sampling.samplers import EveryOnce
 from datamodules.sampling.transforms import ClipTransform
 from datamodules.sampling.windows import Window, WindowDataset, annotated_samples, grid_samples, slot_samples
-from datamodules.video.broken import OnError
+from datamodules.settings import FrameSettings, KeyframeLoaderSettings, require_at_least
 
 
 class ClipDataModule(DetectionDataModule):
@@ -33,26 +33,11 @@ class ClipDataModule(DetectionDataModule):
             single-frame model, the floor that shows what time is worth.
         past_frames: how many of the clip's frames lead up to and include the keyframe; None puts it in the middle, at
             ``num_frames // 2``.
-        batch_size: clips a batch and rank in training.
-        eval_batch_size: in evaluation; None means the same.
-        num_workers: worker processes; 0 loads in the training process.
-        short_side: length of the frames' short side in pixels; None keeps the video's size.
-        max_long_side: frames whose long side would be longer are made smaller; None sets no limit.
-        interpolation: ``area`` averages areas when frames shrink, ``bilinear`` does not (EVAD).
-        cache: folder of decoded frames; None decodes every clip anew.
-        cache_max_gib: what the cache may take.
-        horizontal_flip: probability of mirroring a training clip.
-        scale_range: factors between which a training clip is scaled before it is padded or cropped to its size.
-        brightness: largest random change, as a fraction.
-        contrast: largest random change, as a fraction.
-        saturation: largest random change, as a fraction.
         keyframe_grid: stride of the stream whose keyframes are evaluated; None means ``frame_stride`` (1 for stride 0).
-        samples_per_epoch: how many clips to draw at random each epoch over all ranks; None takes each once.
-        min_keyframe_boxes: training keyframes hold at least this many boxes.
-        seed: of order and augmentation; that of ``seed_everything`` by default.
+        frames: size and cache of the frames.
+        augmentation: random changes of training clips.
+        loader: what is drawn, and by whom.
         predict_videos: files to predict on; None predicts on the videos of the test split.
-        on_error: ``raise`` stops at a video that cannot be read, ``skip`` leaves it out and tells it at the end of the
-            epoch, see ``DetectionDataModule``.
     """
 
     def __init__(
@@ -61,57 +46,33 @@ class ClipDataModule(DetectionDataModule):
         num_frames: int = 16,
         frame_stride: int = 4,
         past_frames: int | None = None,
-        batch_size: int = 8,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        short_side: int | None = None,
-        max_long_side: int | None = None,
-        interpolation: Interpolation = "area",
-        cache: str | Path | None = "data/cache",
-        cache_max_gib: float = 64.0,
-        horizontal_flip: float = 0.5,
-        scale_range: tuple[float, float] = (1.0, 1.0),
-        brightness: float = 0.0,
-        contrast: float = 0.0,
-        saturation: float = 0.0,
         keyframe_grid: int | None = None,
-        samples_per_epoch: int | None = None,
-        min_keyframe_boxes: int = 1,
-        seed: int | None = None,
+        frames: FrameSettings = FrameSettings(),
+        augmentation: ClipTransform = ClipTransform(),
+        loader: KeyframeLoaderSettings = KeyframeLoaderSettings(),
         predict_videos: list[str | Path] | None = None,
-        on_error: OnError = "raise",
     ) -> None:
-        scale = FrameScale(short_side, max_long_side, interpolation)
-        super().__init__(source, num_workers, scale, cache, cache_max_gib, predict_videos, on_error)
-        require_at_least(0, frame_stride=frame_stride, min_keyframe_boxes=min_keyframe_boxes)
-        require_at_least(1, num_frames=num_frames, batch_size=batch_size, eval_batch_size=eval_batch_size)
-        require_at_least(1, keyframe_grid=keyframe_grid, samples_per_epoch=samples_per_epoch)
+        super().__init__(source, frames, loader, predict_videos)
+        require_at_least(0, frame_stride=frame_stride)
+        require_at_least(1, num_frames=num_frames, keyframe_grid=keyframe_grid)
         past = num_frames // 2 + 1 if past_frames is None else past_frames
         if not 1 <= past <= num_frames:
-            raise ValueError(f"past_frames must lie within 1..num_frames ({num_frames}), got {past}")
+            raise UserError(f"past_frames must lie within 1..num_frames ({num_frames}), got {past}")
         self.window = Window(past, num_frames - past, frame_stride)
         self.num_frames = num_frames
         self.frame_stride = frame_stride
-        self.batch_size = batch_size
-        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        self.transform = ClipTransform(horizontal_flip, scale_range, brightness, contrast, saturation)
+        self.augmentation = augmentation
         self.keyframe_grid = keyframe_grid or frame_stride or 1
-        self.samples_per_epoch = samples_per_epoch
-        self.min_keyframe_boxes = min_keyframe_boxes
-        self.seed = seed
 
     @property
     def evaluation_grid(self) -> int:
         return self.keyframe_grid
 
     def train_dataloader(self) -> DataLoader:
-        dataset = self._dataset(
-            "train", annotated_samples(self.videos("train"), self.min_keyframe_boxes), self.transform
-        )
-        sampler = ShuffledBatches(
-            len(dataset), self.batch_size, self.samples_per_epoch, self.seed, self.rank, self.world_size
-        )
-        return self._loader(dataset, sampler, self.num_workers)
+        loader = self.loader
+        samples = annotated_samples(self.videos("train"), loader.min_keyframe_boxes)
+        dataset = self._dataset("train", samples, self.augmentation)
+        return self._loader(dataset, self._shuffled(len(dataset)), loader.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation_loader("val", grid_samples(self.videos("val"), self.keyframe_grid))
@@ -126,14 +87,14 @@ class ClipDataModule(DetectionDataModule):
         dataset = self._dataset(split, samples, None)
         sizes = np.asarray([padded_size(*video.facts.size) for video in dataset.videos])
         _, kinds = np.unique(sizes, axis=0, return_inverse=True)
-        sampler = EveryOnce(kinds.reshape(-1)[samples[:, 0]], self.eval_batch_size, self.rank, self.world_size)
-        return self._loader(dataset, sampler, self.num_workers)
+        sampler = EveryOnce(kinds.reshape(-1)[samples[:, 0]], self.loader.in_evaluation, self.rank, self.world_size)
+        return self._loader(dataset, sampler, self.loader.num_workers)
 
     def _dataset(
         self, split: Split | Literal["predict"], samples: np.ndarray, transform: ClipTransform | None
     ) -> WindowDataset:
         if len(samples) == 0:
-            raise ValueError(f"the {split} split of {type(self.source).__name__} has no annotated keyframe to use")
+            raise UserError(f"the {split} split of {type(self.source).__name__} has no annotated keyframe to use")
         return WindowDataset(
             self.videos(split), samples, self.window, self.num_classes, self.frames_of(split), transform, self._broken
         )

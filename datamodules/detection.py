@@ -2,54 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
 from datamodules.batches import TrueKeyframe, TrueTubes
-from datamodules.frames.store import DecodedFrames, FrameScale, FrameStore, Interpolation
-from datamodules.sampling.since_start import seconds_since_start
+from datamodules.frames.store import DecodedFrames, FrameStore
+from datamodules.sampling.indexing import num_slots
+from datamodules.sampling.since_start import seconds_since_start, seconds_until_end, speeds
 from datamodules.sampling.windows import TimedVideo, time_video, true_keyframes, true_tubes
+from datamodules.settings import FrameSettings, KeyframeLoaderSettings
 from datamodules.source_data import SourceDataModule
-from datamodules.video.broken import BrokenVideos, OnError, ReportBrokenVideos
+from datamodules.video.broken import BrokenVideos, ReportBrokenVideos
 from datamodules.video.listing import VideoError
 from datamodules.video.picture_folder import Video
+
+FRAME_SECONDS = 0.02
+"""How far outside of its first and last frame a video still has a frame: half of one at 25 a second."""
 
 
 class DetectionDataModule(SourceDataModule[TimedVideo]):
     """Base of the DataModules for spatio-temporal detection.
 
     Args:
-        source, num_workers, scale, cache, cache_max_gib, predict_videos: see ``SourceDataModule``.
-        on_error: ``raise`` stops at a video that cannot be read. ``skip`` leaves it out: ``broken`` has it, and the end
-            of the epoch tells it. Of a video that turns out damaged only when it is decoded, what can be read is used;
-            in training another sample takes the place of one that cannot, in evaluation clips that cannot be read do
-            not count and a stream ends before the damage.
+        source, frames, predict_videos: see ``SourceDataModule``.
+        loader: its ``on_error`` is what to do with a video that cannot be read. ``raise`` stops there. ``skip`` leaves
+            it out: ``broken`` has it, and the end of the epoch reports it. Of a video that turns out damaged only when
+            it is decoded, what can be read is used; in training another sample takes the place of one that cannot, in
+            evaluation clips that cannot be read do not count and a stream ends before the damage.
     """
+
+    loader: KeyframeLoaderSettings
 
     def __init__(
         self,
         source: DetectionSource,
-        num_workers: int,
-        scale: FrameScale,
-        cache: str | Path | None,
-        cache_max_gib: float,
+        frames: FrameSettings,
+        loader: KeyframeLoaderSettings,
         predict_videos: Sequence[str | Path] | None,
-        on_error: OnError,
     ) -> None:
-        require_at_least(0, num_workers=num_workers, cache_max_gib=cache_max_gib)
-        require_at_least(1, short_side=scale.short_side, max_long_side=scale.max_long_side)
-        for name, value, known in (
-            ("interpolation", scale.interpolation, Interpolation),
-            ("on_error", on_error, OnError),
-        ):
-            if value not in get_args(known):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
-        super().__init__(source, num_workers, scale, cache, cache_max_gib, predict_videos)
-        self.skips_broken = on_error == "skip"
+        super().__init__(source, frames, loader, predict_videos)
+        self.skips_broken = loader.on_error == "skip"
         self._broken = BrokenVideos() if self.skips_broken else None
 
     @property
@@ -82,6 +77,36 @@ class DetectionDataModule(SourceDataModule[TimedVideo]):
     def seconds_since_start(self, split: Split) -> list[np.ndarray]:
         """How long the actions of ``true_keyframes`` have been going on; see ``since_start.seconds_since_start``."""
         return seconds_since_start(self._unread(split), self.evaluation_grid)
+
+    def seconds_until_end(self, split: Split) -> list[np.ndarray]:
+        """How long the actions of ``true_keyframes`` still go on; see ``since_start.seconds_until_end``."""
+        return seconds_until_end(self._unread(split), self.evaluation_grid)
+
+    def speeds(self, split: Split) -> list[np.ndarray]:
+        """How fast the people of ``true_keyframes`` move; see ``since_start.speeds``."""
+        return speeds(self._unread(split), self.evaluation_grid)
+
+    def sampled_frames(self, split: Split) -> dict[str, int]:
+        """How many frames a stream takes of each video of ``true_keyframes``, annotated or not, by video id."""
+        grid = self.evaluation_grid
+        return {video.video_id: num_slots(len(video.facts.times), grid) for video in self._unread(split)}
+
+    def frame_reader(self, split: Split) -> Callable[[str, float], np.ndarray | None]:
+        """Return what gives the frame (H, W, 3) uint8 of a video at some seconds, as ``true_keyframes`` counts them.
+
+        It gives None for seconds outside of the video.
+        """
+        store = DecodedFrames(self.store.scale)
+        videos = {video.video_id: video for video in self._unread(split)}
+
+        def frame_at(video_id: str, seconds: float) -> np.ndarray | None:
+            video, times = videos[video_id], videos[video_id].facts.times
+            moment = seconds - self.source.start_seconds
+            if not times[0] - FRAME_SECONDS <= moment <= times[-1] + FRAME_SECONDS:
+                return None
+            return store.get(video.path, [int(np.abs(times - moment).argmin())])[0]
+
+        return frame_at
 
     def _unread(self, split: Split) -> tuple[TimedVideo, ...]:
         """The videos of a split, opened for their ground truth alone."""
@@ -135,10 +160,3 @@ class DetectionDataModule(SourceDataModule[TimedVideo]):
                 "least as large as the spacing of the annotation, or leave model.detection.video_map out"
             )
         return tubes
-
-
-def require_at_least(least: float, **arguments: float | None) -> None:
-    """Refuse numbers that make no sense; None means that there is no number."""
-    for name, value in arguments.items():
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")

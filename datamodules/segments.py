@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,10 +15,11 @@ from torch.utils.data import DataLoader
 from datamodules.annotations.features import FeatureArray
 from datamodules.annotations.segment_source import NO_SPANS, AnnotatedSegments, SegmentSource, report_late
 from datamodules.annotations.source import Split
+from datamodules.errors import UserError
 from datamodules.flow.cache import FlowCache, SteppedFrames
 from datamodules.flow.store import ComputedFlow, FlowSettings, FlowStore
-from datamodules.frames.store import FrameScale, FrameStore, Interpolation
-from datamodules.sampling.samplers import ShuffledBatches, VideoWindows
+from datamodules.frames.store import FrameStore
+from datamodules.sampling.samplers import VideoWindows
 from datamodules.sampling.segment_windows import (
     Augmentation,
     SegmentWindows,
@@ -28,13 +30,53 @@ from datamodules.sampling.segment_windows import (
     training_windows,
 )
 from datamodules.sampling.transforms import ClipTransform
+from datamodules.settings import FrameSettings, LoaderSettings, require_one_of
 from datamodules.source_data import SourceDataModule
 from datamodules.video.picture_folder import Video
 
-TrainWindows = Literal["random", "sliding"]
 PLAUSIBLE_COVERAGE = (0.8, 1.25)
 """Between these lies the time that a video's features stand for over its annotated duration, in half the videos at
 least; otherwise stride or frame rate are wrong, and so is every segment."""
+
+
+@dataclass(frozen=True)
+class SegmentWindowSettings:
+    """How untrimmed videos are cut into windows.
+
+    Args:
+        steps: T, length of a window.
+        train: ``random`` draws one window per video and epoch anew, ``sliding`` takes them all.
+        train_overlap: of sliding training windows, as a fraction.
+        min_visibility: a window shows a segment of which at least this fraction lies inside; others are background.
+        eval_steps: length of a window in evaluation; None means ``steps``, 0 the whole video.
+        eval_overlap: of neighbouring windows in evaluation, as a fraction.
+    """
+
+    steps: int = 256
+    train: Literal["random", "sliding"] = "random"
+    train_overlap: float = 0.75
+    min_visibility: float = 0.5
+    eval_steps: int | None = None
+    eval_overlap: float = 0.25
+
+    def __post_init__(self) -> None:
+        require_one_of("train", self.train, ("random", "sliding"))
+        if self.steps < 1 or self.in_evaluation < 0:
+            raise UserError(f"windows need at least one step, got {self.steps} and {self.in_evaluation}")
+        if not (0 <= self.train_overlap < 1 and 0 <= self.eval_overlap < 1):
+            raise UserError(f"overlaps must lie within 0..1, below 1, got {self.train_overlap} and {self.eval_overlap}")
+        if not 0 <= self.min_visibility <= 1:
+            raise UserError(f"min_visibility must lie within 0..1, got {self.min_visibility}")
+
+    @property
+    def in_evaluation(self) -> int:
+        """Length of a window in evaluation; 0 is the whole video."""
+        return self.steps if self.eval_steps is None else self.eval_steps
+
+    @property
+    def overlap_in_training(self) -> float | None:
+        """Overlap of sliding windows; None draws them at random."""
+        return self.train_overlap if self.train == "sliding" else None
 
 
 class SegmentDataModule(SourceDataModule[SteppedVideo]):
@@ -45,96 +87,45 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
 
     Args:
         source: the data set.
-        window_steps: T, length of a window.
-        train_windows: ``random`` draws one window a video and epoch anew, ``sliding`` takes them all.
-        train_overlap: of sliding training windows, as a fraction.
-        windows_per_epoch: how many training windows to take each epoch over all ranks; None takes each once.
-        min_visibility: a window shows a segment of which at least this fraction lies inside; others are background.
-        eval_window_steps: length of a window in evaluation; None means ``window_steps``, 0 the whole video.
-        eval_overlap: of neighbouring windows in evaluation, as a fraction.
+        windows: how videos are cut into windows.
         resize_steps: all features of a video are interpolated linearly to so many steps (ActivityNet: 100 to 256).
-        batch_size: windows a batch and rank in training.
-        eval_batch_size: in evaluation; None means the same.
-        num_workers: worker processes; 0 loads in the training process.
-        frame_rate: frames a second that are sampled; None takes all. Nothing to features.
-        short_side: length of the frames' short side in pixels; None keeps the video's size.
+        frame_rate: frames per second that are sampled; None takes all. Without meaning for features.
         crop_size: side of the square cut out of the frames, at random in training, else in the middle; None cuts none.
-        interpolation: ``area`` averages areas when frames shrink, ``bilinear`` does not.
-        cache: folder of decoded frames; None decodes every window anew.
-        cache_max_gib: what the cache may take.
-        horizontal_flip: probability of mirroring a training window.
-        brightness: largest random change, as a fraction.
-        contrast: largest random change, as a fraction.
-        saturation: largest random change, as a fraction.
-        seed: of order, windows and augmentation; that of ``seed_everything`` by default.
+        frames: size and cache of the frames. Without meaning for features.
+        augmentation: random changes of training windows; their scale stays as it is.
+        loader: what is drawn, and by whom.
         predict_videos: video files to predict on; None predicts on the videos of the test split.
-        flow: optical flow that goes with the frames; None leaves it out. Nothing to features.
+        flow: optical flow that goes with the frames; None leaves it out. Without meaning for features.
     """
 
     def __init__(
         self,
         source: SegmentSource,
-        window_steps: int = 256,
-        train_windows: TrainWindows = "random",
-        train_overlap: float = 0.75,
-        windows_per_epoch: int | None = None,
-        min_visibility: float = 0.5,
-        eval_window_steps: int | None = None,
-        eval_overlap: float = 0.25,
+        windows: SegmentWindowSettings = SegmentWindowSettings(),
         resize_steps: int | None = None,
-        batch_size: int = 2,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
         frame_rate: float | None = 10.0,
-        short_side: int | None = None,
         crop_size: int | None = None,
-        interpolation: Interpolation = "area",
-        cache: str | Path | None = None,
-        cache_max_gib: float = 64.0,
-        horizontal_flip: float = 0.5,
-        brightness: float = 0.0,
-        contrast: float = 0.0,
-        saturation: float = 0.0,
-        seed: int | None = None,
+        frames: FrameSettings = FrameSettings(),
+        augmentation: ClipTransform = ClipTransform(),
+        loader: LoaderSettings = LoaderSettings(batch_size=2),
         predict_videos: list[str | Path] | None = None,
         flow: FlowSettings | None = None,
     ) -> None:
-        if train_windows not in get_args(TrainWindows):
-            raise ValueError(f"train_windows must be one of {get_args(TrainWindows)}, got {train_windows!r}")
-        eval_window_steps = window_steps if eval_window_steps is None else eval_window_steps
-        if window_steps < 1 or eval_window_steps < 0:
-            raise ValueError(f"windows need at least one step, got {window_steps} and {eval_window_steps}")
-        if not (0 <= train_overlap < 1 and 0 <= eval_overlap < 1):
-            raise ValueError(f"overlaps must lie within 0..1, below 1, got {train_overlap} and {eval_overlap}")
-        if not 0 <= min_visibility <= 1:
-            raise ValueError(f"min_visibility must lie within 0..1, got {min_visibility}")
         if (frame_rate is not None and frame_rate <= 0) or (resize_steps is not None and resize_steps < 1):
-            raise ValueError(f"frame_rate and resize_steps must be positive, got {frame_rate} and {resize_steps}")
-        super().__init__(
-            source,
-            num_workers,
-            FrameScale(short_side, interpolation=interpolation),
-            cache,
-            cache_max_gib,
-            predict_videos,
-        )
-        self.window_steps, self.eval_window_steps = window_steps, eval_window_steps
-        self.train_overlap = train_overlap if train_windows == "sliding" else None
-        self.eval_overlap = eval_overlap
-        self.windows_per_epoch = windows_per_epoch
-        self.min_visibility = min_visibility
+            raise UserError(f"frame_rate and resize_steps must be positive, got {frame_rate} and {resize_steps}")
+        if augmentation.scale_range != (1.0, 1.0):
+            raise UserError(
+                f"windows are not scaled, got {augmentation.scale_range}",
+                "data.augmentation.scale_range",
+                "leave it out",
+            )
+        super().__init__(source, frames, loader, predict_videos)
+        self.windows = windows
         self.resize_steps = resize_steps
-        self.batch_size = batch_size
-        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        if batch_size < 1 or self.eval_batch_size < 1:
-            raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {self.eval_batch_size}")
         self.frame_rate = frame_rate
         self.crop_size = crop_size
-        colour = ClipTransform(0.0, (1.0, 1.0), brightness, contrast, saturation)
-        self.augmentation = Augmentation(
-            crop_size, horizontal_flip, colour if max(brightness, contrast, saturation) > 0 else None
-        )
-        self.seed = seed
+        colour = replace(augmentation, horizontal_flip=0.0) if augmentation.recolours else None
+        self.augmentation = Augmentation(crop_size, augmentation.horizontal_flip, colour)
         self.flow: FlowStore | None = None
         self.predict_flow: FlowStore | None = None
         self.flow_in_training_alone = flow is not None and flow.in_training_alone
@@ -170,14 +161,13 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
 
     def train_dataloader(self) -> DataLoader:
         videos = self.videos("train")
-        windows = training_windows(videos, self.window_steps, self.train_overlap, self.min_visibility)
-        if not windows:
-            raise ValueError(f"no training window of {type(self.source).__name__} shows a segment")
-        dataset = self._dataset("train", windows, self.augmentation)
-        sampler = ShuffledBatches(
-            len(windows), self.batch_size, self.windows_per_epoch, self.seed, self.rank, self.world_size
+        windows = training_windows(
+            videos, self.windows.steps, self.windows.overlap_in_training, self.windows.min_visibility
         )
-        return self._loader(dataset, sampler, self.num_workers)
+        if not windows:
+            raise UserError(f"no training window of {type(self.source).__name__} shows a segment")
+        dataset = self._dataset("train", windows, self.augmentation)
+        return self._loader(dataset, self._shuffled(len(windows)), self.loader.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation_loader("val")
@@ -189,10 +179,10 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
         return self._evaluation_loader("predict")
 
     def _evaluation_loader(self, split: Split | Literal["predict"]) -> DataLoader:
-        windows = evaluation_windows(self.videos(split), self.eval_window_steps, self.eval_overlap)
+        windows = evaluation_windows(self.videos(split), self.windows.in_evaluation, self.windows.eval_overlap)
         dataset = self._dataset(split, [window for video in windows for window in video], Augmentation(self.crop_size))
-        sampler = VideoWindows([len(video) for video in windows], self.eval_batch_size, self.rank, self.world_size)
-        return self._loader(dataset, sampler, self.num_workers)
+        sampler = VideoWindows([len(video) for video in windows], self.loader.in_evaluation, self.rank, self.world_size)
+        return self._loader(dataset, sampler, self.loader.num_workers)
 
     def _flow_of(self, split: Split | Literal["predict"]) -> FlowStore | None:
         """Where the flow of these videos comes from; None where they go without."""
@@ -203,8 +193,8 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
     def _dataset(self, split: str, windows: list, augmentation: Augmentation) -> SegmentWindows:
         videos = self.videos(split)
         flow = self._flow_of(split)
-        if isinstance(flow, ComputedFlow) and flow.method.device != "cpu" and self.num_workers > 0:
-            raise ValueError(
+        if isinstance(flow, ComputedFlow) and flow.method.device != "cpu" and self.loader.num_workers > 0:
+            raise UserError(
                 f"worker processes cannot compute flow on {flow.method.device}; set num_workers=0 or device: cpu"
             )
         return SegmentWindows(
@@ -212,7 +202,7 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
             windows,
             self.frames_of(split) if videos[0].frames is not None else None,
             augmentation,
-            self.min_visibility,
+            self.windows.min_visibility,
             self.resize_steps,
             flow,
         )
@@ -220,10 +210,10 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
     def _open(self, videos: Sequence[AnnotatedSegments], store: FrameStore) -> tuple[SteppedVideo, ...]:
         """Divide videos into steps and compare what was annotated with what is there."""
         if not videos:
-            raise ValueError(f"{type(self.source).__name__} has no video")
+            raise UserError(f"{type(self.source).__name__} has no video")
         stepped = [self._stepped(video, store) for video in videos]
         if len({video.frames is None for video in stepped}) > 1:
-            raise ValueError(f"{type(self.source).__name__} has videos of frames and of features; it must be one kind")
+            raise UserError(f"{type(self.source).__name__} has videos of frames and of features; it must be one kind")
         report_late(
             type(self.source).__name__,
             [new.video for old, new in zip(videos, stepped, strict=True) if old.duration is None],
@@ -236,14 +226,14 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
         media = _media(video)
         if isinstance(media, FeatureArray):
             if self.flow is not None:
-                raise ValueError(
+                raise UserError(
                     f"{video.video_id} has stored features, and optical flow is computed of frames; set "
                     "data.init_args.flow=null, or give the source videos instead of features"
                 )
             return step_features(video, self.resize_steps)
         facts = store.facts(media)
         if self.crop_size is not None and min(facts.size) < self.crop_size:
-            raise ValueError(
+            raise UserError(
                 f"{media} is read at {facts.size[1]}x{facts.size[0]}, too small for crop_size={self.crop_size}; "
                 "set short_side to at least that"
             )
@@ -258,7 +248,7 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
 
 def _media(video: AnnotatedSegments) -> Video | FeatureArray:
     if video.media is None:
-        raise ValueError(
+        raise UserError(
             f"{video.video_id} has neither frames nor features; set videos or features of data.init_args.source"
         )
     return video.media
@@ -272,7 +262,7 @@ def _check_coverage(videos: Sequence[AnnotatedSegments], stepped: Sequence[Stepp
         if old.duration
     ]
     if covered and not PLAUSIBLE_COVERAGE[0] <= np.median(covered) <= PLAUSIBLE_COVERAGE[1]:
-        raise ValueError(
+        raise UserError(
             f"features stand for {np.median(covered):.2f} times the duration of their videos "
             f"({stepped[0].video.media}, for instance); stride_frames or frame_rate of features must be wrong"
         )

@@ -14,15 +14,16 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.annotations.few_labels import WithUnlabelled
 from datamodules.annotations.source import DetectionSource, Split
 from datamodules.batches import StreamBatch
-from datamodules.detection import DetectionDataModule, require_at_least
+from datamodules.detection import DetectionDataModule
 from datamodules.errors import UserError
-from datamodules.frames.store import FrameScale, FrameStore, Interpolation
+from datamodules.frames.store import FrameStore
 from datamodules.sampling.collate import padded_size, stack_frames
 from datamodules.sampling.indexing import NOTHING, StreamChunk, keyframes_on_grid, num_slots, stream_chunks
-from datamodules.sampling.samplers import InOrder, MixedBatches, ShuffledBatches
+from datamodules.sampling.samplers import InOrder, MixedBatches
 from datamodules.sampling.transforms import ClipTransform
 from datamodules.sampling.windows import TimedVideo, Window, WindowDataset, annotated_samples, slot_samples
-from datamodules.video.broken import BrokenVideos, OnError
+from datamodules.settings import FrameSettings, KeyframeLoaderSettings, UnlabelledSettings, require_at_least
+from datamodules.video.broken import BrokenVideos
 from datamodules.video.listing import VideoError
 
 
@@ -159,27 +160,11 @@ class StreamDataModule(DetectionDataModule):
         loss_frames: L, how many of the last past frames are keyframes; those without annotation say so.
         lanes: B, parallel streams in evaluation; fewer where there are fewer videos of one size.
         chunk_frames: T, frames a stream and step in evaluation.
-        batch_size: windows a batch and rank in training.
-        num_workers: worker processes in training; evaluation uses one of them, to keep the order and read ahead.
-        short_side: length of the frames' short side in pixels; None keeps the video's size.
-        max_long_side: frames whose long side would be longer are made smaller; None sets no limit.
-        interpolation: ``area`` averages areas when frames shrink, ``bilinear`` does not (EVAD).
-        cache: folder of decoded frames; None decodes every clip anew.
-        cache_max_gib: what the cache may take.
-        horizontal_flip: probability of mirroring a training window.
-        scale_range: factors between which a training window is scaled before it is padded or cropped to its size.
-        brightness: largest random change, as a fraction.
-        contrast: largest random change, as a fraction.
-        saturation: largest random change, as a fraction.
-        samples_per_epoch: how many windows to draw at random each epoch over all ranks; None takes each once.
-        min_keyframe_boxes: the last keyframe of a window holds at least this many boxes.
-        unlabelled: folder of videos without labels, from which a teacher alone can teach.
-        unlabelled_share: how many of the training windows are of videos without any label, those of ``unlabelled`` and
-            of the source; None means half of them with ``unlabelled``, and none without.
-        seed: of order and augmentation; that of ``seed_everything`` by default.
+        unlabelled: windows of videos without labels, from which a teacher alone can teach; None draws none.
+        frames: size and cache of the frames.
+        augmentation: random changes of training windows.
+        loader: what is drawn, and by whom. Evaluation uses one of its workers, to keep the order and read ahead.
         predict_videos: files to predict on; None predicts on the videos of the test split.
-        on_error: ``raise`` stops at a video that cannot be read, ``skip`` leaves it out and tells it at the end of the
-            epoch, see ``DetectionDataModule``.
     """
 
     def __init__(
@@ -191,51 +176,32 @@ class StreamDataModule(DetectionDataModule):
         loss_frames: int = 1,
         lanes: int = 8,
         chunk_frames: int = 8,
-        batch_size: int = 8,
-        num_workers: int = 0,
-        short_side: int | None = None,
-        max_long_side: int | None = None,
-        interpolation: Interpolation = "area",
-        cache: str | Path | None = "data/cache",
-        cache_max_gib: float = 64.0,
-        horizontal_flip: float = 0.5,
-        scale_range: tuple[float, float] = (1.0, 1.0),
-        brightness: float = 0.0,
-        contrast: float = 0.0,
-        saturation: float = 0.0,
-        samples_per_epoch: int | None = None,
-        min_keyframe_boxes: int = 1,
-        unlabelled: str | Path | None = None,
-        unlabelled_share: float | None = None,
-        seed: int | None = None,
+        unlabelled: UnlabelledSettings | None = None,
+        frames: FrameSettings = FrameSettings(),
+        augmentation: ClipTransform = ClipTransform(),
+        loader: KeyframeLoaderSettings = KeyframeLoaderSettings(),
         predict_videos: list[str | Path] | None = None,
-        on_error: OnError = "raise",
     ) -> None:
-        scale = FrameScale(short_side, max_long_side, interpolation)
-        if unlabelled is not None:
-            source = WithUnlabelled(source, unlabelled)
-        super().__init__(source, num_workers, scale, cache, cache_max_gib, predict_videos, on_error)
-        require_at_least(0, train_future_frames=train_future_frames, min_keyframe_boxes=min_keyframe_boxes)
-        require_at_least(1, frame_stride=frame_stride, train_past_frames=train_past_frames, batch_size=batch_size)
-        require_at_least(1, lanes=lanes, chunk_frames=chunk_frames, samples_per_epoch=samples_per_epoch)
+        if unlabelled is not None and unlabelled.folder is not None:
+            source = WithUnlabelled(source, unlabelled.folder)
+        super().__init__(source, frames, loader, predict_videos)
+        require_at_least(0, train_future_frames=train_future_frames)
+        require_at_least(1, frame_stride=frame_stride, train_past_frames=train_past_frames)
+        require_at_least(1, lanes=lanes, chunk_frames=chunk_frames)
         if not 1 <= loss_frames <= train_past_frames:
-            raise ValueError(
+            raise UserError(
                 f"loss_frames must lie within 1..train_past_frames ({train_past_frames}), got {loss_frames}"
+            )
+        if loader.eval_batch_size is not None:
+            raise UserError(
+                "streams are evaluated in lanes, not in batches", "data.loader.eval_batch_size", "set data.lanes"
             )
         self.window = Window(train_past_frames, train_future_frames, frame_stride, loss_frames)
         self.frame_stride = frame_stride
         self.lanes = lanes
         self.chunk_frames = chunk_frames
-        self.batch_size = batch_size
-        self.transform = ClipTransform(horizontal_flip, scale_range, brightness, contrast, saturation)
-        self.samples_per_epoch = samples_per_epoch
-        self.min_keyframe_boxes = min_keyframe_boxes
-        self.unlabelled_share = (0.0 if unlabelled is None else 0.5) if unlabelled_share is None else unlabelled_share
-        if not 0 <= self.unlabelled_share < 1:
-            raise ValueError(f"unlabelled_share must be at least 0 and below 1, got {unlabelled_share}")
-        if unlabelled is not None and self.unlabelled_share == 0:
-            raise ValueError(f"unlabelled_share=0 takes nothing of unlabelled={unlabelled}; leave one of them out")
-        self.seed = seed
+        self.augmentation = augmentation
+        self.unlabelled = unlabelled
 
     @property
     def evaluation_grid(self) -> int:
@@ -243,9 +209,9 @@ class StreamDataModule(DetectionDataModule):
 
     def train_dataloader(self) -> DataLoader:
         videos = self.videos("train")
-        samples = annotated_samples(videos, self.min_keyframe_boxes)
+        samples = annotated_samples(videos, self.loader.min_keyframe_boxes)
         if len(samples) == 0:
-            raise ValueError(f"the train split of {type(self.source).__name__} has no annotated keyframe to use")
+            raise UserError(f"the train split of {type(self.source).__name__} has no annotated keyframe to use")
         others = self._unlabelled_samples(videos)
         dataset = WindowDataset(
             videos,
@@ -253,27 +219,26 @@ class StreamDataModule(DetectionDataModule):
             self.window,
             self.num_classes,
             self.store,
-            self.transform,
+            self.augmentation,
             self._broken,
         )
-        drawn = (self.batch_size, self.samples_per_epoch, self.seed, self.rank, self.world_size)
-        if self.unlabelled_share:
-            sampler = MixedBatches(len(samples), len(others), self.unlabelled_share, *drawn)
+        if self.unlabelled is None:
+            sampler = self._shuffled(len(samples))
         else:
-            sampler = ShuffledBatches(len(samples), *drawn)
-        return self._loader(dataset, sampler, self.num_workers)
+            sampler = MixedBatches(len(samples), len(others), self.unlabelled.share, *self._drawn())
+        return self._loader(dataset, sampler, self.loader.num_workers)
 
     def _unlabelled_samples(self, videos: Sequence[TimedVideo]) -> np.ndarray:
         """Every frame that a stream takes of videos without labels, where they are wanted: (S, 2) rows."""
-        if not self.unlabelled_share:
+        if self.unlabelled is None:
             return np.empty((0, 2), np.int64)
         bare = np.asarray([number for number, video in enumerate(videos) if not len(video.frames)], np.int64)
         if not len(bare):
             raise UserError(
-                f"wants {self.unlabelled_share:g} of the windows from videos without labels, but every training video "
+                f"wants {self.unlabelled.share:g} of the windows from videos without labels, but every training video "
                 "has some",
-                where="data.init_args.unlabelled_share",
-                remedy="name a folder of them (data.init_args.unlabelled), or leave it out",
+                where="data.unlabelled",
+                remedy="name a folder of them (data.unlabelled.folder), or leave it out",
             )
         samples = slot_samples([videos[number] for number in bare.tolist()], self.frame_stride)
         samples[:, 0] = bare[samples[:, 0]]
@@ -291,7 +256,7 @@ class StreamDataModule(DetectionDataModule):
     def _streams(self, split: Split | Literal["predict"]) -> DataLoader:
         videos = self.videos(split)
         if not videos:
-            raise ValueError(f"the {split} split of {type(self.source).__name__} has no videos")
+            raise UserError(f"the {split} split of {type(self.source).__name__} has no videos")
         steps, sizes = self._steps(videos)
         dataset = ChunkDataset(
             videos,
@@ -303,7 +268,7 @@ class StreamDataModule(DetectionDataModule):
             self.frames_of(split),
             self._broken,
         )
-        return self._loader(dataset, InOrder(len(dataset)), min(self.num_workers, 1))
+        return self._loader(dataset, InOrder(len(dataset)), min(self.loader.num_workers, 1))
 
     def _steps(self, videos: Sequence[TimedVideo]) -> tuple[list[tuple[StreamChunk, ...]], list[tuple[int, int]]]:
         """What is on each lane, and the size of the batch, for each step of this rank."""

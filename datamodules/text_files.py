@@ -49,9 +49,9 @@ def open_text(path: str | Path, what: str = "file", remedy: str | None = None) -
         UserError: there is no such file, it cannot be read, or it is not text in a known encoding.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"is no {what}" if path.exists() else f"no such {what}", path, remedy)
     try:
+        if not path.is_file():
+            raise UserError(f"is no {what}" if path.exists() else f"no such {what}", path, remedy)
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
         encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if head.startswith(mark)), "utf-8")

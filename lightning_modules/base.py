@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from datamodules.errors import UserError
 
 from .networks.weights.classes import check_classes
-from .networks.weights.loading import load_exactly, read_state_dict
+from .networks.weights.loading import load_weights, misfits
 from .networks.weights.old_names import has_old_names, renamed_from_old
 from .optimisation import Schedule, WarmupCosine, parameter_groups, scheduled
+from .runs.resuming import GRADIENTS, accumulated_gradients, count_epochs_rightly, restore_gradients, seed_batch
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,7 @@ class ExperimentModule(L.LightningModule):
         self.schedule = training.schedule or WarmupCosine()
         self.network_lr_multipliers = network_lr_multipliers(network, training)
         if weights is not None:
-            state = read_state_dict(weights)
-            check_classes(network, state, weights, training.fresh)
-            load_exactly(network, state, training.fresh)
+            load_weights(network, weights, training.fresh)
         elif training.fresh:
             raise UserError(
                 "names parameters that the weights shall leave alone, but there are no weights",
@@ -77,6 +76,8 @@ class ExperimentModule(L.LightningModule):
                 remedy="set model.weights too, or drop fresh",
             )
         self._zeros_explained: set[str] = set()
+        self._gradients: dict[str, Tensor] = {}
+        """Of a step that a checkpoint was written in the midst of."""
 
     def setup(self, stage: str) -> None:
         """Compare the classes of the network with those of the data before anything runs."""
@@ -90,7 +91,8 @@ class ExperimentModule(L.LightningModule):
         self._zeros_explained.clear()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give the network's weights in a checkpoint from before detectors were made of parts the names of today."""
+        """Take what resuming needs; give weights from before detectors were made of parts the names of today."""
+        self._gradients = checkpoint.get(GRADIENTS, {})
         state, prefix = checkpoint["state_dict"], "network."
         network = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if has_old_names(network):
@@ -99,8 +101,22 @@ class ExperimentModule(L.LightningModule):
             checkpoint["state_dict"] = {prefix + key: value for key, value in network.items()} | others
         check_classes(self.network, network, self.trainer.ckpt_path if self._trainer else None)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take the tensors of a checkpoint; what does not fit is listed."""
+        if strict and (problems := misfits(self.state_dict(), state_dict)):
+            raise UserError(
+                f"this checkpoint is of another network than {type(self.network).__name__} as configured; "
+                + "; ".join(problems),
+                where=self._trainer and self._trainer.ckpt_path,
+                remedy="give the config that it was trained with",
+            )
+        return super().load_state_dict(state_dict, strict, assign)
+
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = self.optimizer([nn.Parameter(torch.zeros(()))])  # only to learn the configured learning rate
+        try:
+            optimizer = self.optimizer([nn.Parameter(torch.zeros(()))])  # only to learn the configured learning rate
+        except ValueError as error:
+            raise UserError(str(error), where="model.optimizer") from error
         groups = parameter_groups(self.trained_modules(), self.lr_multipliers(), optimizer.defaults["lr"])
         optimizer = self.optimizer(groups)
         self.trainer.fit_loop.setup_data()  # else a run with max_steps alone does not know its epochs yet
@@ -108,6 +124,25 @@ class ExperimentModule(L.LightningModule):
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         scheduler = scheduled(optimizer, self.schedule, total_steps, steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if gradients := accumulated_gradients(self):
+            checkpoint[GRADIENTS] = gradients
+
+    def on_fit_start(self) -> None:
+        """Say how much is trained."""
+        sizes = {True: 0, False: 0}
+        for parameter in self.parameters():
+            sizes[parameter.requires_grad] += parameter.numel()
+        rank_zero_info(f"{type(self).__name__}: {sizes[True]:,} parameters are trained, {sizes[False]:,} are frozen")
+
+    def on_train_start(self) -> None:
+        count_epochs_rightly(self.trainer.fit_loop)
+        restore_gradients(self, self._gradients)
+        self._gradients = {}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        seed_batch(self.current_epoch, batch_idx, self.global_rank)
 
     def trained_modules(self) -> list[tuple[str, nn.Module]]:
         """Names and modules whose parameters the optimiser gets."""

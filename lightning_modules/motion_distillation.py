@@ -18,8 +18,7 @@ from .networks.frozen import FrozenNetwork
 from .networks.temporal.decomposed_detector import DecomposedDetector, without_branch_head
 from .networks.temporal.heads.segment_head import SegmentHead, start_head_from
 from .networks.temporal.temporal_detector import TemporalDetector, TemporalOutputs
-from .networks.weights.classes import check_classes
-from .networks.weights.loading import load_exactly, read_state_dict
+from .networks.weights.loading import load_weights
 from .segment_inputs import Modality, steps_of
 from .temporal_detection import SegmentSettings, TemporalDetectionModule
 
@@ -103,9 +102,7 @@ class MotionDistillationModule(TemporalDetectionModule):
                     remedy="set it to a checkpoint of configs/motion_teacher.yaml",
                 )
             teacher = self.make_teacher(self.network.num_classes)
-            state = read_state_dict(self.teacher_weights)
-            check_classes(teacher, state, self.teacher_weights)
-            load_exactly(teacher, state)
+            load_weights(teacher, self.teacher_weights)
             self.teacher = FrozenNetwork(teacher)
             if self.heads_from_teacher and self.weights is None:
                 for head in self.heads:

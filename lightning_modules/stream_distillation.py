@@ -26,8 +26,7 @@ from .networks.layers.pixels import gather_clips, normalise_frames
 from .networks.layers.prepared import prepare_for_inference
 from .networks.students.detector import StreamingDetector
 from .networks.students.trunk import EncodedFrames
-from .networks.weights.classes import check_classes
-from .networks.weights.loading import load_exactly, read_state_dict
+from .networks.weights.loading import load_weights
 from .networks.weights.student_start import student_from_teacher
 from .stream_detection import StreamDetectionModule, StreamSettings
 
@@ -82,10 +81,8 @@ class DistillationModule(StreamDetectionModule):
         from_teacher: bool = True,
         proposal_matching: Literal["index", "assignment"] | None = None,
     ) -> None:
-        state = read_state_dict(teacher_weights)
         clip_network = teacher(network.num_classes)
-        check_classes(clip_network, state, teacher_weights)
-        load_exactly(clip_network, state)
+        load_weights(clip_network, teacher_weights)
         if from_teacher:
             student_from_teacher(network, clip_network.state_dict())
         super().__init__(network, weights, optimizer, training, detection, loss=loss)

@@ -138,7 +138,8 @@ class TemporalDetectionModule(ExperimentModule):
     def protocol(self) -> str:
         """Of ``val/map`` and ``test/map``: the evaluator's, the videos, the steps."""
         data = self.trainer.datamodule
-        windows = f"windows of {data.eval_window_steps} steps" if data.eval_window_steps else "whole videos"
+        steps = data.windows.in_evaluation
+        windows = f"windows of {steps} steps" if steps else "whole videos"
         return f"{self.metric.protocol} on {data.evaluated_on}, {windows}"
 
     def benchmark(self) -> Benchmark:
@@ -169,6 +170,7 @@ class TemporalDetectionModule(ExperimentModule):
         )
 
     def on_train_batch_start(self, batch: SegmentBatch, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
         self._keep_first_window(batch)
 
     def on_validation_batch_start(self, batch: SegmentBatch, batch_idx: int, dataloader_idx: int = 0) -> None:

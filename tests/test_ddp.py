@@ -15,6 +15,7 @@ import yaml
 
 from lightning_modules.networks.weights.loading import save_weights
 from main import main
+from tests.flat_data import grouped
 from tests.lightning_modules import tiny
 from tests.networks.tiny import student_config, teacher_config
 
@@ -52,7 +53,7 @@ def folder(tmp_path_factory) -> Path:
         datamodule, settings = data["clip" if name == "clip" else "stream"]
         config = {
             "model": {"class_path": module, "init_args": arguments},
-            "data": {"class_path": datamodule, "init_args": shared | settings},
+            "data": {"class_path": datamodule, "init_args": grouped(shared | settings)},
         }
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
     save_weights(tiny.teacher(num_classes=10).state_dict(), folder / "clip.pt")
@@ -97,7 +98,7 @@ def temporal(folder) -> Path:
     for name, (module, arguments) in models.items():
         config = {
             "model": {"class_path": module, "init_args": arguments},
-            "data": {"class_path": "SegmentDataModule", "init_args": data},
+            "data": {"class_path": "SegmentDataModule", "init_args": grouped(data)},
         }
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
     return folder

@@ -26,7 +26,7 @@ def arguments(command: str, config: str, tmp_path: Path, *more: str) -> list[str
         f"{source}classes={UCF / 'classes.txt'}",
         f"{source}train={UCF / 'trainlist.txt'}",
         f"{source}val={UCF / 'testlist.txt'}",
-        f"--data.init_args.cache={tmp_path / 'cache'}",
+        f"--data.init_args.frames.cache={tmp_path / 'cache'}",
         f"--trainer.default_root_dir={tmp_path}",
         "--trainer.accelerator=cpu",
         "--trainer.enable_progress_bar=false",
@@ -47,14 +47,14 @@ def short_fit(config: str, tmp_path: Path, *more: str):
 
 
 def test_the_shipped_teacher_fine_tunes_on_real_clips_and_its_student_is_distilled_and_scored(tmp_path):
-    teacher = short_fit("evad_own_videos.yaml", tmp_path, "--data.init_args.batch_size=2")
+    teacher = short_fit("evad_own_videos.yaml", tmp_path, "--data.init_args.loader.batch_size=2")
     assert teacher.global_step == 3
     assert 0 <= float(teacher.callback_metrics["val/map"]) <= 1
     weights = tmp_path / "teacher.ckpt"
     teacher.save_checkpoint(weights)
 
     of_teacher = [f"--model.init_args.teacher_weights={weights}"]
-    student = short_fit("distill_dsta_own_videos.yaml", tmp_path, "--data.init_args.batch_size=1", *of_teacher)
+    student = short_fit("distill_dsta_own_videos.yaml", tmp_path, "--data.init_args.loader.batch_size=1", *of_teacher)
     assert student.global_step == 3
     checkpoint = tmp_path / "student.ckpt"
     student.save_checkpoint(checkpoint)
@@ -73,7 +73,7 @@ def test_prediction_on_a_film_writes_a_line_a_sampled_frame_with_its_time(tmp_pa
         [
             "predict",
             f"--config={ROOT / 'configs' / 'dsta.yaml'}",
-            "--data.init_args.short_side=128",
+            "--data.init_args.frames.short_side=128",
             "--data.init_args.frame_stride=8",
             f"--data.init_args.predict_videos=[{film}]",
             f"--trainer.callbacks=[{writer}]",

@@ -24,7 +24,7 @@ STUDENTS = ("tsa", "dsta")
 VIT_L = [
     f"--model.network={ROOT / 'configs' / 'networks' / 'evad_vit_l.yaml'}",
     *("--model.loss.action_weight=6", "--model.optimizer.lr=1e-5"),
-    *("--model.training.schedule.warmup_from=0.25", "--data.batch_size=1", "--name=evad_vit_l_ava"),
+    *("--model.training.schedule.warmup_from=0.25", "--data.loader.batch_size=1", "--name=evad_vit_l_ava"),
 ]
 """What makes the recipe for AVA that of ViT-L."""
 PROTOCOLS = {
@@ -104,7 +104,7 @@ def fit(recipe: str, source: dict[str, object], *more: str, network: Sequence[st
     for of in networks:
         trunk = "trunk" if recipe.startswith("distill") and of == "network" else "backbone"
         widths += [f"--model.{of}.{trunk}.size.{name}={value}" for name, value in SIZE.items()]
-    small = ["--data.init_args.short_side=64", "--data.init_args.num_workers=0", "--trainer.max_epochs=1"]
+    small = ["--data.init_args.frames.short_side=64", "--data.init_args.loader.num_workers=0", "--trainer.max_epochs=1"]
     small += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=4", "--trainer.accelerator=cpu"]
     quiet = ["--trainer.enable_progress_bar=false", f"--trainer.callbacks=[{SAVE_LAST}]"]
     told = [f"--data.init_args.source.init_args.{name}={value}" for name, value in source.items()]

@@ -27,6 +27,7 @@ from lightning_modules.networks.weights.loading import save_weights
 from lightning_modules.stream_detection import StreamDetectionModule
 from main import main
 from tests.datamodules import miniature_ava
+from tests.flat_data import grouped
 from tests.lightning_modules import tiny
 from tests.networks.tiny import teacher_config
 from tests.test_ddp import on_two_processes
@@ -134,7 +135,7 @@ def config(folder, source) -> Path:
         },
         "data": {
             "class_path": "datamodules.clip.ClipDataModule",
-            "init_args": data | {"short_side": 64, "cache": str(folder / "cache")},
+            "init_args": grouped(data | {"short_side": 64, "cache": str(folder / "cache")}),
         },
     }
     (folder / "mine.yaml").write_text(yaml.safe_dump(experiment))
@@ -155,7 +156,7 @@ def test_the_command_line_scores_what_test_saved_under_the_configs_protocol(conf
     assert len(first) == 8 and float(first[1]) >= 10  # the csv's seconds, not the file's
     capsys.readouterr()
     # Scoring needs no weights, no cache and not the network's sizes.
-    without = ["--model.init_args.weights=nowhere.pt", "--data.init_args.cache=nowhere"]
+    without = ["--model.init_args.weights=nowhere.pt", "--data.init_args.frames.cache=nowhere"]
     main(["score", f"--config={config}", *QUIET, *without, "--predictions=predictions.csv"])
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"act frame mAP@0.5, labelled frames only: {100 * mean_ap:.2f} %"
@@ -394,13 +395,24 @@ def test_an_empty_file_scores_zero_and_says_why(tmp_path):
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused_with_its_line_and_the_way_out(lines, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         score_file(written(tmp_path / "them.csv", *lines), [keyframe()], 3)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.csv: no such file of detections"):
         score_file(tmp_path / "nothing.csv", [keyframe()], 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(HIT.encode("utf-16-le"), ""), (b'"' + b"x" * 200_000, r"line 1: field larger than")],
+    ids=["utf-16 without a mark", "one endless field"],
+)
+def test_a_file_that_is_no_csv_is_refused_with_its_name(content, problem, tmp_path):
+    (tmp_path / "them.csv").write_bytes(content)
+    with pytest.raises(UserError, match=rf"them\.csv: {problem}"):
+        score_file(tmp_path / "them.csv", [keyframe()], 3)
 
 
 def test_avas_seconds_ids_and_exclusions_are_those_of_its_files(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +11,14 @@ import yaml
 
 from callbacks.files.tube_file import TubeFile
 from datamodules.batches import TrueTube, TrueTubes
-from lightning_modules.commands.score_boxes import tube_score_text
+from lightning_modules.commands.score import tube_score_text
 from lightning_modules.evaluation.tubes import VideoMapSettings
 from lightning_modules.metrics.tube_results import read_tubes, score_tubes, write_tubes
 from lightning_modules.metrics.video_map import VideoMeanAveragePrecision
 from lightning_modules.stream_detection import StreamDetectionModule, StreamSettings
 from main import main
 from tests.datamodules.miniature import NumberedVideos
+from tests.flat_data import grouped
 from tests.lightning_modules import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # where pytest has arguments itself
@@ -107,16 +109,13 @@ def test_the_command_line_scores_tubes_under_the_configs_protocol(tmp_path, caps
     own = {name: str(path) for name, path in own.items()} | {"train": ["video_1"], "val": ["video_0"]}
     source = {"class_path": "datamodules.annotations.own_videos.OwnVideos", "init_args": own}
     settings = {"source": source, "frame_stride": 1, "short_side": 64, "cache": str(tmp_path / "cache")}
-    network = {
-        "class_path": "lightning_modules.networks.students.detector.StreamingDetector",
-        "init_args": {"temporal": "tsa"},
-    }
+    network = str(Path(__file__).parents[1] / "configs" / "networks" / "tsa_tiny.yaml")
     experiment = {
         "model": {
             "class_path": "lightning_modules.stream_detection.StreamDetectionModule",
             "init_args": {"network": network, "detection": {"video_map": {"linker": "act", "protocol": "multisports"}}},
         },
-        "data": {"class_path": "datamodules.stream.StreamDataModule", "init_args": settings},
+        "data": {"class_path": "datamodules.stream.StreamDataModule", "init_args": grouped(settings)},
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(experiment))
     tube = {"label": "walk", "score": 0.5, "start_frame": 0, "boxes": [[16, 24, 48, 72]] * 4}

@@ -28,7 +28,7 @@ class Mistake(UserError):
         return printable(": ".join(filter(None, [str(self.where), self.seen])))
 
     def __str__(self) -> str:
-        return "; ".join(filter(None, [self.line, self.way_out]))
+        return printable("; ".join(filter(None, [self.line, self.way_out])))
 
 
 class AbsentVideo(Mistake):

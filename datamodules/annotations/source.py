@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from datamodules.annotations.mistakes import Mistake
+from datamodules.errors import printable
 from datamodules.video.picture_folder import Video
 
 Split = Literal["train", "val", "test"]
@@ -77,4 +78,4 @@ def report_left_out(
             mistakes.extend(sort(what, f"{origin}: {name}") for name in names)
         elif names:
             shown = ", ".join(names[:NAMES_SHOWN]) + (" ..." if len(names) > NAMES_SHOWN else "")
-            rank_zero_warn(f"{origin}: {len(names)} {what}: {shown}")
+            rank_zero_warn(printable(f"{origin}: {len(names)} {what}: {shown}"))

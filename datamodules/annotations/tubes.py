@@ -129,12 +129,12 @@ def _is_list_of_names(value: object) -> bool:
 
 def is_count(value: object) -> bool:
     """Whether something that a file holds is a whole number such as a class id or a number of frames."""
-    return isinstance(value, int | np.integer) and 0 <= value < LAST_FRAME
+    return isinstance(value, int | float | np.integer | np.floating) and 0 <= value < LAST_FRAME and value % 1 == 0
 
 
 def numbers(value: object, columns: int) -> np.ndarray | None:
     """Return (n, columns) float64 of what a file holds; None where it is not so many finite numbers a row."""
-    if isinstance(value, np.ndarray) and value.dtype.kind not in "iufO":
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "biufO":
         return None
     try:
         rows = np.asarray(value, np.float64)

@@ -31,7 +31,16 @@ import numpy as np
 
 from datamodules.errors import UserError, printable
 from datamodules.files import sweep, whole_path
-from datamodules.frames.cache_entries import DamagedEntry, check_space, clear_damaged, damage, read_or_make, remove
+from datamodules.frames.cache_entries import (
+    ATTEMPTS,
+    CHANGED_MEANWHILE,
+    DamagedEntry,
+    check_space,
+    clear_damaged,
+    damage,
+    read_or_make,
+    remove,
+)
 from datamodules.frames.store import FrameFacts, FrameScale, FrameStore
 from datamodules.video.listing import VideoError, state_of
 from datamodules.video.picture_folder import PictureFolder, Video
@@ -46,7 +55,7 @@ PARALLEL_FROM = 16
 
 
 class Record(NamedTuple):
-    """What is known of an entry."""
+    """Facts and checksums of an entry."""
 
     facts: FrameFacts
     checksums: np.ndarray
@@ -183,14 +192,15 @@ class FrameCache(FrameStore):
         return self._maps[video]
 
     def _record(self, video: Video) -> Record:
-        """What is known of a video's entry, which is made if need be."""
+        """Record of a video's entry, which is made if need be."""
         if video not in self._records:
             make = partial(self.build, [video], workers=1)
-            record = read_or_make(partial(self._load, video), make)
-            if record is None:
+            for _ in range(ATTEMPTS):
+                record = read_or_make(partial(self._load, video), make)
+                if record is not None:
+                    break
                 make()
-                record = self._load(video)
-            if record is None:
+            else:
                 raise VideoError(f"changed while it was being decoded into {printable(str(self.folder))}", video)
             self._records[video] = record
         return self._records[video]
@@ -214,7 +224,7 @@ class FrameCache(FrameStore):
             return None
 
     def _load(self, video: Video) -> Record | None:
-        """What the cache knows of a video; None where it has nothing, or the file has changed since.
+        """Read the record of a video's entry; None where it has nothing, or the file has changed since.
 
         Raises:
             DamagedEntry: there is an entry that cannot be used.
@@ -242,7 +252,7 @@ class FrameCache(FrameStore):
         return Record(facts, checksums, np.zeros(len(checksums), bool), offset)
 
     def _num_bytes(self, video: Video, record: Record | None) -> int:
-        """What the frames of a video take; one without an entry is listed, and nothing is decoded."""
+        """Bytes that the frames of a video take; one without an entry is listed, and nothing is decoded."""
         if record is None:
             listing = list_video(video)
             length, size = len(listing.times), self.scale.size(listing.height, listing.width, video)
@@ -260,21 +270,25 @@ class FrameCache(FrameStore):
 
     def _write(self, video: Video) -> None:
         entry = self._entry(video)
-        try:
-            with whole_path(entry) as unfinished:
-                unfinished.mkdir()
-                record = self._decode(video, unfinished / "frames.npy")
-                content = {"record": record, "checksum": zlib.crc32(json.dumps(record).encode())}
-                (unfinished / "facts.json").write_text(json.dumps(content))
-                if self._kept(video) is None:
-                    remove(entry)  # frames of an older state of the file
-        except UserError as error:
-            if isinstance(error, VideoError) or self._kept(video) is None:
-                raise
-            # Another process was faster.
+        for attempt in range(ATTEMPTS):
+            try:
+                with whole_path(entry) as unfinished:
+                    unfinished.mkdir()
+                    record = self._decode(video, unfinished / "frames.npy")
+                    content = {"record": record, "checksum": zlib.crc32(json.dumps(record).encode())}
+                    (unfinished / "facts.json").write_text(json.dumps(content))
+                    if self._kept(video) is None:
+                        remove(entry)  # frames of an older state of the file
+                return
+            except UserError as error:
+                taken = isinstance(error.__cause__, OSError) and error.__cause__.errno in CHANGED_MEANWHILE
+                if not taken or attempt == ATTEMPTS - 1:
+                    raise
+                if self._kept(video) is not None:
+                    return  # another process was faster
 
     def _decode(self, video: Video, file: Path) -> dict[str, Any]:
-        """Write the frames of a video, as ``numpy.save`` would; what is to be known of them."""
+        """Write the frames of a video, as ``numpy.save`` would; return the record of them."""
         source, checksums = _file_state(video), []
         with open_video(video) as reader, file.open("wb") as output:
             size = self.scale.size(reader.height, reader.width, video)

@@ -20,6 +20,12 @@ NOT_ITS_FAULT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Of errors of the system: too many open files, no memory. They say nothing about the entry."""
 
 
+CHANGED_MEANWHILE = frozenset({errno.ENOENT, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR})
+"""While an entry is deleted: another process has done it, or has put a new one in its place."""
+ATTEMPTS = 3
+"""Other processes may mend an entry at the same time, and take away what this one has made."""
+
+
 class DamagedEntry(UserError):
     """An entry, ``where``, that cannot be read or does not hold what was written."""
 
@@ -38,15 +44,13 @@ def read_or_make(read: Callable[[], T], make: Callable[[], None]) -> T:
     Raises:
         DamagedEntry: what was made anew is damaged too.
     """
-    try:
-        return read()
-    except DamagedEntry:
-        pass
-    try:
-        return read()  # another process may have made it anew in the meantime
-    except DamagedEntry as found:
-        clear_damaged(found)
-        make()
+    for attempt in range(ATTEMPTS):
+        try:
+            return read()
+        except DamagedEntry as found:
+            if attempt:  # the first time, another process may be mending it
+                clear_damaged(found)
+                make()
     return read()
 
 
@@ -63,9 +67,9 @@ def remove(entry: Path) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink(missing_ok=True)
-    except FileNotFoundError:
-        pass  # another process deletes it too
     except OSError as error:
+        if error.errno in CHANGED_MEANWHILE:
+            return
         raise UserError(f"cannot be deleted ({error.strerror})", entry, "delete it, or choose another cache") from error
 
 

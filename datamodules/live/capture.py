@@ -13,13 +13,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
 
-from datamodules.errors import printable
+from datamodules.errors import UserError, printable
 from datamodules.live.sources import Arrival, LiveSource
 from datamodules.sampling.time_grid import TimeGrid
 from datamodules.video.listing import VideoError
@@ -72,6 +72,30 @@ class StreamClock:
     def reconnect(self) -> None:
         """The next time stamp has nothing to do with the last."""
         self._stamp = None
+
+
+@dataclass(frozen=True)
+class LiveSettings:
+    """Patience with a live source.
+
+    Args:
+        queue_frames: live frames that may wait for the model, see ``LiveCapture``.
+        max_gap_seconds: longest gap over which a live stream goes on.
+        stall_seconds: a network stream counts as lost after so long without data.
+        reconnect_attempts: attempts in a row after which a lost live source is given up.
+    """
+
+    queue_frames: int = 1
+    max_gap_seconds: float = 2.0
+    stall_seconds: float = 5.0
+    reconnect_attempts: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("queue_frames", "max_gap_seconds", "stall_seconds"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.reconnect_attempts < 0:
+            raise UserError(f"reconnect_attempts must not be negative, got {self.reconnect_attempts}")
 
 
 class LiveCapture:
@@ -173,6 +197,8 @@ class LiveCapture:
             wait = min(self.first_wait_seconds * 2**attempts, LONGEST_WAIT_SECONDS)
             attempts += 1
             if not self.stop.is_set():
+                from lightning.pytorch.utilities import rank_zero_info
+
                 rank_zero_info(f"{printable(name)}: {reason}; attempt {attempts} to reconnect in {wait:g} s")
             self.stop.wait(wait)
 
@@ -185,6 +211,8 @@ class LiveCapture:
                     return
                 if lost:
                     self.reconnections, lost = self.reconnections + 1, False
+                    from lightning.pytorch.utilities import rank_zero_info
+
                     rank_zero_info(f"{printable(self.source.name)}: is back")
                 self._deliver(arrival)
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from datamodules.errors import UserError
 
+
+@dataclass(frozen=True)
 class ClipTransform:
     """What training does to the frames and boxes of a clip. Frames keep their size.
 
@@ -27,24 +31,21 @@ class ClipTransform:
         min_visibility: fraction of a box's area.
     """
 
-    def __init__(
-        self,
-        horizontal_flip: float = 0.5,
-        scale_range: tuple[float, float] = (1.0, 1.0),
-        brightness: float = 0.0,
-        contrast: float = 0.0,
-        saturation: float = 0.0,
-        min_visibility: float = 0.4,
-    ) -> None:
-        low, high = scale_range
+    horizontal_flip: float = 0.5
+    scale_range: tuple[float, float] = (1.0, 1.0)
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    min_visibility: float = 0.4
+
+    def __post_init__(self) -> None:
+        low, high = self.scale_range
         if not 0 < low <= high:
-            raise ValueError(f"scale_range must be two positive factors in ascending order, got {scale_range}")
-        self.horizontal_flip = horizontal_flip
-        self.scale_range = (float(low), float(high))
-        self.brightness = brightness
-        self.contrast = contrast
-        self.saturation = saturation
-        self.min_visibility = min_visibility
+            raise UserError(f"scale_range must be two positive factors in ascending order, got {self.scale_range}")
+
+    @property
+    def recolours(self) -> bool:
+        return max(self.brightness, self.contrast, self.saturation) > 0
 
     def __call__(
         self, frames: np.ndarray, boxes: Sequence[np.ndarray], labels: Sequence[np.ndarray], seed: int

@@ -66,7 +66,7 @@ def list_frames(path: str | Path) -> FrameListing:
 
 
 def state_of(path: Path, kind: str = "video file") -> stat_result:
-    """What the file system says of a video.
+    """Status of a video as the file system has it.
 
     Raises:
         VideoError: it is not there, or must not be looked at.

@@ -38,7 +38,7 @@ def whole_file(value: str) -> str | None:
     file = Path(value)
     if file.suffix not in SUFFIXES or not file.is_file():
         return None
-    content = yaml.safe_load(file.read_text())
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
     return json.dumps(completed(content, file)) if is_object(content) else None
 
 

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def read_frame_detections(path: str | Path) -> FrameDetections:
         while lines := list(islice(file, ROWS_AT_A_TIME)):
             if first == 1:
                 check_separator(path, lines[:ROWS_TO_JUDGE_BY], ",".join(COLUMNS), (2, len(COLUMNS)))
-                if _is_header(next(csv.reader(lines[:1]), [])):
+                if _is_header(_first_cells(lines[0], path)):
                     lines[0] = "\n"
             plain = all(line.count(",") == len(COLUMNS) - 1 and '"' not in line for line in lines)
             videos, columns = (_plain_rows if plain else _rows)(lines, path, first)
@@ -76,6 +76,28 @@ def read_frame_detections(path: str | Path) -> FrameDetections:
             "divide x by the width and y by the height of the frame",
         )
     return FrameDetections(tuple(names), videos, numbers[:, 0], boxes, numbers[:, 5].astype(np.int32), numbers[:, 6])
+
+
+def _next_lines(file: TextIO, path: Path) -> list[str]:
+    try:
+        return list(islice(file, ROWS_AT_A_TIME))
+    except UnicodeDecodeError as error:
+        raise UserError("is not text in UTF-8", where=path, remedy="save it in this encoding") from error
+
+
+def _cells(lines: list[str], path: Path) -> Iterator[list[str]]:
+    try:
+        yield from csv.reader(lines)
+    except csv.Error as error:
+        raise UserError(f"is no csv: {error}", where=path) from error
+
+
+def _first_cells(line: str, path: Path) -> list[str]:
+    """Return the cells of the first line, which may be a header."""
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error as error:
+        raise UserError(f"line 1: {error}", path, CLOSE_QUOTES) from None
 
 
 def _is_header(line: Sequence[str]) -> bool:

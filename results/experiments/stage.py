@@ -180,7 +180,8 @@ def call(run: Run, kind: Kind, command: Sequence[str], arguments: list[str]) -> 
     if status != 0:
         resumed = kind == "fit" and any(argument.startswith("--ckpt_path=") for argument in arguments)
         anew = f"; it went on from a checkpoint, {ANEW} ({run.folder})" if resumed else ""
-        raise UserError(f"{kind} ended with status {status}, {log}{anew}\n{tail(printed)}", where=str(run))
+        print(tail(printed), file=sys.stderr)
+        raise UserError(f"{kind} ended with status {status}, {log}{anew}", where=str(run))
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -8,8 +8,8 @@ from lightning.pytorch import seed_everything
 from datamodules.annotations.source import Keyframe
 from datamodules.clip import ClipDataModule
 from datamodules.sampling.samplers import GLOBAL_SEED, STAND_IN, EveryOnce, ShuffledBatches
-from datamodules.stream import StreamDataModule
 from tests.datamodules.miniature import FPS, NumberedVideos, assert_same_batch, read_numbers
+from tests.flat_data import clip_data, stream_data
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def opened(source, tmp_path, stage="fit", **arguments) -> ClipDataModule:
         "cache": tmp_path / "cache",
         "horizontal_flip": 0.0,
     }
-    data = ClipDataModule(source, **(settings | arguments))
+    data = clip_data(source, **(settings | arguments))
     data.prepare_data()
     data.setup(stage)
     return data
@@ -41,7 +41,7 @@ def numbers_of(batch) -> list[list[int]]:
 
 
 def test_constructors_touch_no_disk(tmp_path):
-    data = ClipDataModule(NumberedVideos(tmp_path / "absent"), cache=tmp_path / "cache")
+    data = clip_data(NumberedVideos(tmp_path / "absent"), cache=tmp_path / "cache")
     assert data.num_classes == 2 and data.class_names == ("walk", "wave")
     assert list(tmp_path.iterdir()) == []
 
@@ -103,7 +103,7 @@ def test_data_sets_travel_to_spawned_workers(source, tmp_path):
 
 def test_evaluation_takes_the_keyframes_that_a_stream_is_scored_on(source, tmp_path):
     clips = opened(source, tmp_path, "validate", frame_stride=4)
-    stream = StreamDataModule(source, frame_stride=4, lanes=2, chunk_frames=3, cache=tmp_path / "cache")
+    stream = stream_data(source, frame_stride=4, lanes=2, chunk_frames=3, cache=tmp_path / "cache")
     stream.setup("validate")
     by_clip = [
         (video, float(t), boxes.tolist())
@@ -131,7 +131,7 @@ def test_evaluation_is_the_same_each_time(source, tmp_path):
 
 def test_prediction_takes_a_clip_for_every_sampled_frame_of_any_file(source, tmp_path):
     files = [source.folder / "video_1.mp4"]
-    data = ClipDataModule(source, num_frames=4, frame_stride=5, cache=tmp_path / "cache", predict_videos=files)
+    data = clip_data(source, num_frames=4, frame_stride=5, cache=tmp_path / "cache", predict_videos=files)
     data.setup("predict")
     batches = list(data.predict_dataloader())
     assert [float(t) * FPS for batch in batches for t in batch.timestamps] == pytest.approx([0, 5, 10, 15, 20])
@@ -185,20 +185,20 @@ def test_annotation_beyond_the_end_is_reported_with_the_file(source, tmp_path):
 
 def test_what_cannot_work_is_refused(source, tmp_path):
     with pytest.raises(ValueError, match="past_frames"):
-        ClipDataModule(source, num_frames=4, past_frames=5)
+        clip_data(source, num_frames=4, past_frames=5)
     nonsense = {"num_frames": 0, "batch_size": 0, "eval_batch_size": -1, "keyframe_grid": 0, "samples_per_epoch": 0}
     nonsense |= {"frame_stride": -1, "num_workers": -1, "short_side": 0, "min_keyframe_boxes": -1, "cache_max_gib": -1}
     for name, value in nonsense.items():
         with pytest.raises(ValueError, match=rf"{name} must be at least \d, got {value}$"):
-            ClipDataModule(source, **{name: value})
+            clip_data(source, **{name: value})
     with pytest.raises(ValueError, match="on_error must be one of raise, skip, got 'ignore'"):
-        ClipDataModule(source, on_error="ignore")
+        clip_data(source, on_error="ignore")
     with pytest.raises(ValueError, match="interpolation must be one of"):
-        ClipDataModule(source, interpolation="cubic")
+        clip_data(source, interpolation="cubic")
     with pytest.raises(ValueError, match="no annotated keyframe"):
         opened(source, tmp_path, min_keyframe_boxes=3).train_dataloader()
     with pytest.raises(ValueError, match="call setup first"):
-        ClipDataModule(source).train_dataloader()
+        clip_data(source).train_dataloader()
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ from datamodules.annotations.segment_source import find_videos
 from datamodules.errors import UserError
 from datamodules.frames.cache import FrameCache
 from datamodules.frames.store import LONGEST_TO_SHORTEST, DecodedFrames, FrameScale
-from datamodules.predict import PredictDataModule
 from datamodules.video.listing import list_frames
 from datamodules.video.picture_folder import PictureFolder, list_pictures
 from datamodules.video.readers import VideoError, list_video, open_video, write_video
 from datamodules.video.source_files import files_of
 from tests.datamodules.miniature import encode, numbered_frames, read_numbers, write_pictures
+from tests.flat_data import predict_data
 
 ROOT = Path(__file__).parents[2]
 
@@ -219,7 +219,7 @@ def test_frames_that_would_become_huge_are_refused_with_their_size_and_the_way_o
     stores[1].build([path], skip_broken=True)
     with pytest.raises(VideoError, match=words):
         stores[1].facts(path)
-    data = PredictDataModule(str(path), classes=["walk"], short_side=128)
+    data = predict_data(str(path), classes=["walk"], short_side=128)
     with pytest.raises(VideoError, match=words):
         data.setup("predict")
 

@@ -22,6 +22,7 @@ from datamodules.video.readers import write_video
 from datamodules.video.source_files import files_of
 from tests.datamodules.live.network_camera import Connection, ScriptedSource, network_camera
 from tests.datamodules.miniature import numbered_frames, read_numbers, write_pictures
+from tests.flat_data import predict_data
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def folder(tmp_path_factory):
 
 def opened(source, **settings) -> PredictDataModule:
     settings = {"classes": ["walk", "wave"], "frame_stride": 2, "frame_rate": 8.0, "chunk_frames": 4, **settings}
-    data = PredictDataModule(str(source), **settings)
+    data = predict_data(str(source), **settings)
     data.setup("predict")
     return data
 
@@ -135,7 +136,7 @@ def test_results_beside_the_videos_do_not_become_inputs(folder, tmp_path, caplog
             drawn.close()
     shutil.copy(folder / "long.mp4", tmp_path / "mine.detections.mp4")  # of this name, but somebody's film
     data = opened(tmp_path)
-    assert [video.video_id for video in data.videos] == ["a", "mine.detections", "sub/b"]
+    assert [video.video_id for video in data.stream.videos] == ["a", "mine.detections", "sub/b"]
     assert data.input_files == (tmp_path / "a.mp4", tmp_path / "mine.detections.mp4", tmp_path / "sub" / "b.mp4")
     assert "left out 2 files that earlier predictions drew" in caplog.text
     assert [name for name, _ in files_of(str(tmp_path / "a.detections.mp4"), 30)] == ["a.detections"]  # as asked for
@@ -171,7 +172,7 @@ def test_what_is_no_source_is_told_with_the_way_out(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.mp4: no such source; name a video file"):
         opened("nowhere.mp4")
     with pytest.raises(UserError, match=r"nothing to predict on; name a video file.*--data\.source X"):
-        PredictDataModule(None, ["walk"])
+        predict_data(None, ["walk"])
     with pytest.raises(UserError, match="holds neither videos nor numbered pictures"):
         opened(tmp_path)
 
@@ -184,36 +185,36 @@ def test_a_run_can_be_limited(folder, settings):
 @pytest.mark.parametrize("name", ["frame_stride", "frame_rate", "max_frames", "queue_frames", "stall_seconds"])
 def test_a_setting_without_sense_is_named(name):
     with pytest.raises(UserError, match=f"{name} must be above 0, got -1"):
-        PredictDataModule("film.mp4", ["walk"], **{name: -1})
+        predict_data("film.mp4", ["walk"], **{name: -1})
 
 
 def test_class_names_come_from_a_list_or_a_file(tmp_path):
     # As Windows' editor saves it; a line separator inside a name is refused.
     (tmp_path / "classes.txt").write_bytes("\ufeffwalk\r\nslow\u2028wave\r\n\r\n".encode())
     with pytest.raises(UserError, match=r"classes\.txt: line 2 holds the line break"):
-        PredictDataModule("film.mp4", str(tmp_path / "classes.txt"))
+        predict_data("film.mp4", str(tmp_path / "classes.txt"))
     (tmp_path / "classes.txt").write_bytes("\ufeffwalk\r\nslow wave\r\n\r\n".encode())
-    data = PredictDataModule("film.mp4", str(tmp_path / "classes.txt"))
+    data = predict_data("film.mp4", str(tmp_path / "classes.txt"))
     assert (data.class_names, data.num_classes) == (("walk", "slow wave"), 2)
     with pytest.raises(UserError, match=r"nowhere\.txt: no such list of classes"):
-        PredictDataModule("film.mp4", "nowhere.txt")
+        predict_data("film.mp4", "nowhere.txt")
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(UserError, match=r"latin\.txt: "):
-        PredictDataModule("film.mp4", str(tmp_path / "latin.txt"))
+        predict_data("film.mp4", str(tmp_path / "latin.txt"))
     with pytest.raises(UserError, match="the class 'walk' is there 2 times"):
-        PredictDataModule("film.mp4", ["walk", "walk"])
+        predict_data("film.mp4", ["walk", "walk"])
     with pytest.raises(UserError, match="there must be class names"):
-        PredictDataModule("film.mp4", [" "])
+        predict_data("film.mp4", [" "])
 
 
 def test_there_is_nothing_to_train_on(folder):
     with pytest.raises(UserError, match="nothing to fit; use predict"):
-        PredictDataModule(str(folder), ["walk"]).setup("fit")
+        predict_data(str(folder), ["walk"]).setup("fit")
 
 
 def of_rank(source, rank: int) -> PredictDataModule:
     """As one process of two has it."""
-    data = PredictDataModule(str(source), ["walk", "wave"], frame_stride=2, frame_rate=8.0)
+    data = predict_data(str(source), ["walk", "wave"], frame_stride=2, frame_rate=8.0)
     data.trainer = SimpleNamespace(global_rank=rank, world_size=2)
     data.setup("predict")
     return data
@@ -229,21 +230,22 @@ def test_a_camera_is_read_by_one_process():
         of_rank("0", 0)
 
 
-def test_ctrl_c_ends_a_file_as_if_it_had_ended(folder):
-    batches = []
-    for batch in opened(folder / "long.mp4", chunk_frames=1).predict_dataloader():
-        batches.append(batch)
-        if len(batches) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-    assert 3 <= len(batches) <= 5  # what has been read ahead still comes
-
-
 @pytest.fixture
 def interruptible():
     """Ctrl-C is heard, as on a terminal: what a shell starts in the background has it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_in_a_file_stops_behind_what_has_been_read_and_is_raised_then(folder, interruptible):
+    batches = []
+    with pytest.raises(KeyboardInterrupt):
+        for batch in opened(folder / "long.mp4", chunk_frames=1).predict_dataloader():
+            batches.append(batch)
+            if len(batches) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+    assert 3 <= len(batches) <= 5  # what has been read ahead still comes
 
 
 def test_the_second_ctrl_c_is_as_usual(interruptible):
@@ -258,7 +260,7 @@ def test_the_second_ctrl_c_is_as_usual(interruptible):
 def live(*connections, **settings) -> list:
     """The batches of a scripted source."""
     data = opened("0", frame_stride=1, frame_rate=1e6, queue_frames=99, **settings)
-    data.live = ScriptedSource(*connections)
+    data.stream.live = ScriptedSource(*connections)
     return list(data.predict_dataloader())
 
 

@@ -35,8 +35,8 @@ def test_a_config_builds_its_source(name, kind):
 def test_features_give_way_to_videos_and_the_test_list_is_an_argument():
     settings = yaml.safe_load((DATA / "thumos14.yaml").read_text())
     settings["init_args"] |= {"features": None, "videos": "data/thumos14/videos", "test_list": 210}
-    data = built(settings, eval_window_steps=0, train_windows="sliding")
-    assert data.source.features is None and data.source.test_list == 210 and data.eval_window_steps == 0
+    data = built(settings, windows={"eval_steps": 0, "train": "sliding"})
+    assert data.source.features is None and data.source.test_list == 210 and data.windows.in_evaluation == 0
     settings["init_args"]["test_list"] = 200
     with pytest.raises(jsonargparse.ArgumentError, match="test_list"):
         built(settings)

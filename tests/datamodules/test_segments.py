@@ -23,6 +23,7 @@ from datamodules.segments import SegmentDataModule
 from datamodules.video.readers import write_video
 from tests.datamodules.miniature import FPS, assert_same_batch, numbered_frames, read_numbers
 from tests.datamodules.moving import moving_frames
+from tests.flat_data import segment_data
 
 DATA = Path(__file__).parents[3] / "shared/data/thumos14"
 CHANNELS = 3
@@ -65,7 +66,7 @@ class StoredFeatures(SegmentSource):
 
 def opened(source, stage="fit", **arguments) -> SegmentDataModule:
     source.prepare()
-    data = SegmentDataModule(source, **({"window_steps": 8, "batch_size": 2} | arguments))
+    data = segment_data(source, **({"window_steps": 8, "batch_size": 2} | arguments))
     data.prepare_data()
     data.setup(stage)
     return data
@@ -134,7 +135,7 @@ def test_whole_videos_go_to_one_rank_in_order_and_all_ranks_take_as_many_batches
 
 
 def test_constructors_touch_no_disk(tmp_path):
-    data = SegmentDataModule(StoredFeatures(tmp_path / "absent", (4,), [[]]), cache=tmp_path / "cache")
+    data = segment_data(StoredFeatures(tmp_path / "absent", (4,), [[]]), cache=tmp_path / "cache")
     assert data.num_classes == 2 and data.evaluated_on == "stored features"
     assert list(tmp_path.iterdir()) == []
 
@@ -255,23 +256,23 @@ def test_segments_beyond_the_end_are_told_where_only_the_data_know_the_duration(
 
 def test_mistakes_are_named(source, tmp_path):
     for arguments, words in (
-        ({"train_windows": "all"}, "train_windows"),
+        ({"train_windows": "all"}, "train must be one of"),
         ({"window_steps": 0}, "at least one step"),
         ({"eval_overlap": 1.0}, "overlaps"),
         ({"min_visibility": 1.5}, "min_visibility"),
         ({"frame_rate": 0.0}, "frame_rate"),
-        ({"batch_size": 0}, "batch sizes"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
     ):
         with pytest.raises(ValueError, match=words):
-            SegmentDataModule(source, **arguments)
+            segment_data(source, **arguments)
     with pytest.raises(ValueError, match="call setup first"):
-        SegmentDataModule(source).train_dataloader()
+        segment_data(source).train_dataloader()
     with pytest.raises(ValueError, match="no training window of StoredFeatures shows a segment"):
         opened(StoredFeatures(tmp_path, (9, 9), [[], [[1, 2]]])).train_dataloader()
     (tmp_path / "a.json").write_text(
         '{"database": {"video_validation_1": {"annotations": [{"segment": [1, 2], "label": "Diving"}]}}}'
     )
-    data = SegmentDataModule(Thumos14(tmp_path / "a.json"))
+    data = segment_data(Thumos14(tmp_path / "a.json"))
     with pytest.raises(ValueError, match="video_validation_1 has neither frames nor features"):
         data.setup("fit")
 
@@ -367,7 +368,7 @@ def test_colour_changes_alike_for_all_frames_and_only_in_training(films):
 
 def test_any_video_file_can_be_predicted_on(films):
     file = films.folder / "video_0.mp4"
-    data = SegmentDataModule(films, window_steps=16, batch_size=1, frame_rate=None, predict_videos=[file])
+    data = segment_data(films, window_steps=16, batch_size=1, frame_rate=None, predict_videos=[file])
     data.setup("predict")
     batches = list(data.predict_dataloader())
     assert [b.video_ids for b in batches] == [("video_0",)] * len(batches) and batches[-1].is_last.all()
@@ -483,7 +484,7 @@ def test_workers_give_the_flow_that_the_process_itself_gives(moving, tmp_path, s
 
 
 def test_preparing_computes_the_flow_of_all_splits_once(moving, tmp_path, monkeypatch):
-    data = SegmentDataModule(moving, 8, frame_rate=None, short_side=48, flow=FlowSettings("dis", tmp_path / "flow"))
+    data = segment_data(moving, 8, frame_rate=None, short_side=48, flow=FlowSettings("dis", tmp_path / "flow"))
     assert list(tmp_path.iterdir()) == []
     data.prepare_data()
     assert sorted(file.name[:8] for file in (tmp_path / "flow").iterdir()) == ["video_0-", "video_1-"]
@@ -507,7 +508,7 @@ def test_flow_of_files_to_predict_on_is_not_kept(moving, tmp_path):
 
 def test_flow_for_training_alone_is_neither_computed_nor_read_elsewhere(moving, tmp_path):
     flow = FlowSettings("dis", tmp_path / "flow", in_training_alone=True)
-    data = SegmentDataModule(moving, 8, frame_rate=None, short_side=48, flow=flow)
+    data = segment_data(moving, 8, frame_rate=None, short_side=48, flow=flow)
     data.prepare_data()
     assert [file.name[:8] for file in (tmp_path / "flow").iterdir()] == ["video_0-"]
     data.setup("fit")
@@ -518,17 +519,17 @@ def test_flow_for_training_alone_is_neither_computed_nor_read_elsewhere(moving, 
 
 def test_features_have_no_flow(source, tmp_path):
     source.prepare()
-    data = SegmentDataModule(source, 8, flow=FlowSettings("dis", tmp_path / "flow"))
+    data = segment_data(source, 8, flow=FlowSettings("dis", tmp_path / "flow"))
     with pytest.raises(ValueError, match=r"video_0 has stored features, .* set data\.init_args\.flow=null"):
         data.prepare_data()
-    data = SegmentDataModule(source, 8, flow=FlowSettings("dis", None))
+    data = segment_data(source, 8, flow=FlowSettings("dis", None))
     with pytest.raises(ValueError, match="has stored features"):
         data.setup("fit")
 
 
 def test_workers_refuse_a_method_of_another_device(moving):
     method = RaftFlow(device="cuda")
-    data = SegmentDataModule(moving, 8, short_side=48, num_workers=1, flow=FlowSettings(method, None))
+    data = segment_data(moving, 8, short_side=48, num_workers=1, flow=FlowSettings(method, None))
     data.setup("fit")
     with pytest.raises(ValueError, match="worker processes cannot compute flow on cuda; set num_workers=0"):
         data.train_dataloader()
@@ -571,7 +572,7 @@ def test_real_annotation_with_features_of_its_durations_makes_batches(tmp_path):
             length = int((video.duration * 30 - 16) // 4 + 1)
             np.save(tmp_path / f"{video.video_id}.npy", np.zeros((length, 4), np.float16))
     source = Thumos14(annotation, features=FeatureFolder(tmp_path, frame_rate=30), test_list=211)
-    data = SegmentDataModule(source, window_steps=2304, eval_window_steps=0, batch_size=2, eval_batch_size=1)
+    data = segment_data(source, window_steps=2304, eval_window_steps=0, batch_size=2, eval_batch_size=1)
     data.prepare_data()
     data.setup("fit")
     data.setup("test")

@@ -4,10 +4,10 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from datamodules.clip import ClipDataModule
 from datamodules.errors import UserError
 from datamodules.stream import StreamDataModule
 from tests.datamodules.miniature import FPS, NumberedVideos, assert_same_batch, read_numbers
+from tests.flat_data import clip_data, stream_data
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def cache(tmp_path_factory):
 
 def opened(source, stage="fit", **arguments) -> StreamDataModule:
     settings = {"frame_stride": 2, "train_past_frames": 5, "lanes": 2, "chunk_frames": 4, "horizontal_flip": 0.0}
-    data = StreamDataModule(source, **(settings | arguments))
+    data = stream_data(source, **(settings | arguments))
     data.setup(stage)
     return data
 
@@ -74,7 +74,7 @@ def test_loss_frames_take_the_annotation_that_belongs_to_their_slot(source, cach
 
 def test_student_and_teacher_see_the_same_frames_of_a_keyframe(source, cache):
     arguments = {"frame_stride": 3, "batch_size": 1, "horizontal_flip": 0.5, "scale_range": (0.8, 1.2), "seed": 2}
-    teacher = ClipDataModule(source, num_frames=6, cache=cache, **arguments)
+    teacher = clip_data(source, num_frames=6, cache=cache, **arguments)
     teacher.setup("fit")
     student = opened(source, train_past_frames=4, train_future_frames=2, cache=cache, **arguments)
     for clip, window in zip(teacher.train_dataloader(), student.train_dataloader(), strict=True):
@@ -178,7 +178,7 @@ def test_files_to_predict_on_are_named_apart_and_none_twice(source, tmp_path):
         data = opened(source, "predict", predict_videos=files)
         assert [video.video_id for video in data.videos("predict")] == list(map(str, names))
         assert data.input_files == tuple(files)
-    with pytest.raises(UserError, match=r"predict_videos: .*a/film\.mp4 is named more than once"):
+    with pytest.raises(UserError, match=r"predict_videos: .*a/film\.mp4 is there 2 times"):
         opened(source, "predict", predict_videos=[one, other, one])
 
 
@@ -223,9 +223,9 @@ class Recorder(LightningModule):
 @pytest.mark.parametrize("kind", ["stream", "clip"])
 def test_lightning_drives_every_stage(source, cache, kind):
     if kind == "stream":
-        data = StreamDataModule(source, frame_stride=2, train_past_frames=4, lanes=2, chunk_frames=4, cache=cache)
+        data = stream_data(source, frame_stride=2, train_past_frames=4, lanes=2, chunk_frames=4, cache=cache)
     else:
-        data = ClipDataModule(source, num_frames=4, frame_stride=2, cache=cache)
+        data = clip_data(source, num_frames=4, frame_stride=2, cache=cache)
     module = Recorder()
     quiet = {
         "logger": False,
@@ -252,6 +252,6 @@ def test_what_cannot_work_is_refused(source):
     nonsense |= {"batch_size": 0, "num_workers": -1, "samples_per_epoch": 0, "min_keyframe_boxes": -1}
     for name, value in nonsense.items():
         with pytest.raises(ValueError, match=rf"{name} must be at least \d, got {value}$"):
-            StreamDataModule(source, **{name: value})
+            stream_data(source, **{name: value})
     with pytest.raises(ValueError, match="loss_frames"):
-        StreamDataModule(source, train_past_frames=2, loss_frames=3)
+        stream_data(source, train_past_frames=2, loss_frames=3)

@@ -13,11 +13,11 @@ from datamodules.annotations.ava_csv import read_ava_csv
 from datamodules.annotations.own_videos import OwnVideos, named_videos
 from datamodules.annotations.thumos14 import read_class_texts, read_metadata
 from datamodules.errors import UserError
-from datamodules.predict import PredictDataModule
 from datamodules.text_files import check_names, read_class_list, read_json, read_lines
 from lightning_modules.metrics.frame_results import read_frame_detections
 from lightning_modules.metrics.segment_results import read_results
 from lightning_modules.metrics.tube_results import read_tubes
+from tests.flat_data import predict_data
 
 SEGMENTS = '{"database": {"café": {"subset": "training", "annotations": [{"label": "jump", "segment": [1, 2]}]}}}'
 
@@ -102,6 +102,16 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path, reader):
         read(path)
 
 
+@pytest.mark.parametrize("reader", [name for name in READERS if name != "texts"])
+def test_a_name_that_no_file_can_have_is_refused_in_one_line(tmp_path, reader):
+    _, read = READERS[reader]
+    path = tmp_path / f"{'n' * 300}{ENDINGS.get(reader, '.txt')}"
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        read(path)
+    with pytest.raises(UserError, match=r"first\\nsecond.*: no such"):
+        read(tmp_path / f"first\nsecond{ENDINGS.get(reader, '.txt')}")
+
+
 def test_the_line_that_is_not_utf_8_is_the_one_that_is_named(tmp_path):
     path = tmp_path / "boxes.csv"
     lines = [f"v{number},0.5,0.1,0.1,0.5,0.5,1,0".encode() for number in range(20_000)]
@@ -158,7 +168,7 @@ def test_only_a_line_feed_ends_a_line(tmp_path):
 CLASS_READERS = {
     "own videos": lambda path: OwnVideos("videos", path).class_names(),
     "segments": lambda path: ActivityNet("annotations.json", classes=path).class_names(),
-    "predict": lambda path: PredictDataModule("a.mp4", str(path)).class_names,
+    "predict": lambda path: predict_data("a.mp4", str(path)).class_names,
 }
 
 
@@ -197,9 +207,9 @@ def test_class_lists_that_would_lose_or_shift_a_class_are_refused(tmp_path, read
 
 
 def test_names_in_a_setting_are_looked_at_like_those_of_a_file():
-    assert PredictDataModule("a.mp4", ["walk", "run"]).class_names == ("walk", "run")
+    assert predict_data("a.mp4", ["walk", "run"]).class_names == ("walk", "run")
     with pytest.raises(UserError, match="the class 'run' is there 2 times"):
-        PredictDataModule("a.mp4", ["walk", "run", " run"])
+        predict_data("a.mp4", ["walk", "run", " run"])
 
 
 @pytest.mark.parametrize("reader", ["segments", "results", "tubes"])

@@ -12,6 +12,7 @@ from datamodules.annotations.segment_source import AnnotatedSegments, SegmentSou
 from datamodules.segments import SegmentDataModule
 from lightning_modules.networks.temporal.decomposed_detector import DecomposedDetector
 from lightning_modules.networks.temporal.temporal_detector import TemporalDetector
+from tests.flat_data import segment_data
 from tests.networks.temporal.temporal_parts import MeanColour, StepHead
 
 CHANNELS = 6
@@ -58,7 +59,7 @@ class MarkedFeatures(SegmentSource):
 def features(folder: Path, **changes) -> SegmentDataModule:
     """Windows of 16 features that overlap by half in evaluation."""
     settings = {"window_steps": 16, "batch_size": 3, "eval_overlap": 0.5, "train_windows": "sliding"}
-    return SegmentDataModule(MarkedFeatures(folder), **{**settings, **changes})
+    return segment_data(MarkedFeatures(folder), **{**settings, **changes})
 
 
 def detector(seed: int = 0, dim: int = 8, num_classes: int = 3, in_channels: int = CHANNELS) -> TemporalDetector:

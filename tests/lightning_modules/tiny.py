@@ -16,6 +16,7 @@ from datamodules.stream import StreamDataModule
 from lightning_modules.networks.detection.evad import EvadTeacher
 from lightning_modules.networks.students.detector import StreamingDetector
 from tests.datamodules.miniature import NumberedVideos
+from tests.flat_data import clip_data, stream_data
 from tests.networks.tiny import student_of, teacher_of
 
 SHAPES: dict[str, Any] = {
@@ -81,7 +82,7 @@ def videos(folder: Path) -> NumberedVideos:
 
 def clips(source: DetectionSource, cache: Path, **changes: Any) -> ClipDataModule:
     """Clips of four frames."""
-    return ClipDataModule(
+    return clip_data(
         source, **{"num_frames": 4, "frame_stride": 2, "batch_size": 4, "short_side": 64, "cache": cache, **changes}
     )
 
@@ -90,7 +91,7 @@ def streams(source: DetectionSource, cache: Path, **changes: Any) -> StreamDataM
     """Windows of five frames up to the last of two keyframes, one more for the teacher; three lanes of four frames."""
     settings = {"frame_stride": 2, "train_past_frames": 5, "train_future_frames": 1, "loss_frames": 2, "batch_size": 4}
     settings |= {"lanes": 3, "chunk_frames": 4, "short_side": 64, "cache": cache}
-    return StreamDataModule(source, **{**settings, **changes})
+    return stream_data(source, **{**settings, **changes})
 
 
 def trainer(folder: Path, **changes: Any) -> L.Trainer:

@@ -25,10 +25,9 @@ CONTAINERS = {kind.__name__: kind for kind in (dict, list, tuple, set, frozenset
 PLAIN_KEY = (str, bytes, int, float, type(None), np.generic)
 DEEPEST = 64
 """Containers within containers; annotations have up to five."""
-EXPANSION = 8
-"""Objects for each byte of a file, where it names a container several times."""
-FEW_OBJECTS = 2**20
-"""So many are never too many."""
+EXPANSION, SMALL = 8, 2**20
+"""How many times the length of a file its contents may have where it names things several times; 1 MiB is never too
+much."""
 LONGEST_REASON = 200
 SAVE_PLAINLY = "a pickle that names other things can run any code; write its contents as arrays, lists and dicts"
 
@@ -43,15 +42,15 @@ def load_pickle(path: str | Path) -> Any:
         UserError: there is no such file, it names something that is not allowed, or it is not a whole pickle.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError("no such annotation file", path)
     try:
+        if not path.is_file():
+            raise UserError("no such annotation file", path)
         contents = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror or error}", path) from error
     try:
         found = _ArrayUnpickler(contents).load()
-        _check_nesting(found, EXPANSION * len(contents) + FEW_OBJECTS)
+        _check_nesting(found, EXPANSION * len(contents) + SMALL)
     except Refused as error:
         wanted = printable(str(error))[:LONGEST_REASON]
         raise UserError(
@@ -218,9 +217,21 @@ def _holds_objects(entry: Any) -> bool:
     return isinstance(entry, dict | list | tuple | set | frozenset)
 
 
-def _check_nesting(root: Any, most_objects: int) -> None:
-    """Refuse what is nested too deeply, holds itself, or names containers so often that nobody can walk through it."""
-    known: dict[int, tuple[int, int]] = {}  # how many objects each container stands for, and how deep it is
+def _size(entry: Any) -> int:
+    """Return the bytes of what holds no objects, at least 1."""
+    if isinstance(entry, np.ndarray):
+        return 1 + entry.nbytes
+    return 1 + len(entry) if isinstance(entry, str | bytes | bytearray) else 1
+
+
+def _check_nesting(root: Any, largest: int) -> None:
+    """Refuse what is nested too deeply, holds itself, or names things so often that nobody can walk through it.
+
+    Args:
+        root: what was read.
+        largest: how large it may be if each thing is counted as often as it is named.
+    """
+    known: dict[int, tuple[int, int]] = {}  # how large each container is, and how deep
     end = object()
     path = [_Level([root])]
     while path:
@@ -237,9 +248,11 @@ def _check_nesting(root: Any, most_objects: int) -> None:
                 continue
             size, height = known[id(entry)]
         else:
-            size, height = 1, 0
+            size, height = _size(entry), 0
         if path:
             above = path[-1]
             above.size, above.height = above.size + size, max(above.height, height + 1)
-            if above.size > most_objects or len(path) + above.height > DEEPEST + 1:
-                raise Forged(f"containers more than {DEEPEST} deep, or too many of them")
+            if len(path) + above.height > DEEPEST + 1:
+                raise Forged(f"containers more than {DEEPEST} deep")
+            if above.size > largest:
+                raise Forged(f"the same things so often that they are {EXPANSION} times as long as the file")

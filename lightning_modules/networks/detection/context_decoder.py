@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from timm.layers import DropPath
@@ -202,7 +203,8 @@ class ContextDecoder(nn.Module):
             sequence = sequence[:, -num_actors:]
             mask = None if mask is None else mask[..., -num_actors:]
         logits, tokens, alone = [], sequence[:, :-num_actors], self.context != "refined"
-        for number, block in enumerate(self.blocks, start=1):
+        blocks: Iterable[Any] = self.blocks
+        for number, block in enumerate(blocks, start=1):
             last = number == len(self.blocks)
             sequence = block(sequence, mask, num_actors if last or alone else None)
             if last or every_block:

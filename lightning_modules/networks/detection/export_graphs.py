@@ -36,7 +36,7 @@ def state_names(state: State) -> State:
     )
 
 
-def _step_name(step: GetAttrKey | MappingKey | SequenceKey) -> str:
+def _step_name(step: GetAttrKey | MappingKey[Any, Any] | SequenceKey[Any]) -> str:
     if isinstance(step, GetAttrKey):
         return step.name
     return str(step.key if isinstance(step, MappingKey) else step.idx)
@@ -77,9 +77,12 @@ class ExportGraph(nn.Module):
         super().__init__()
         if min(image_size) < 1:
             raise ValueError(f"image_size is a height and a width of at least 1 pixel, got {list(image_size)}")
-        self.network, self.image_size, self.score = network.eval(), tuple(image_size), score
-        multiple = 2 * network.patch_size
-        self.padded_size = tuple(-(-side // multiple) * multiple for side in self.image_size)
+        self.network: Any = network.eval()  # a teacher or a student, which have sizes and methods of their own
+        self.image_size, self.score = (image_size[0], image_size[1]), score
+        patch_size: Any = network.patch_size
+        multiple = 2 * patch_size
+        height, width = (-(-side // multiple) * multiple for side in image_size)
+        self.padded_size: tuple[int, int] = (height, width)
 
     def sizes(self, frames: Tensor) -> Tensor:
         """(B, 2): height and width before padding."""
@@ -108,10 +111,10 @@ class StepGraph(ExportGraph):
     The state that comes back has the names of the one that went in.
     """
 
-    def __init__(self, network: StreamingModule, image_size: tuple[int, int], score: ScoreRule) -> None:
+    def __init__(self, network: StreamingModule[Any], image_size: tuple[int, int], score: ScoreRule) -> None:
         super().__init__(network, image_size, score)
         self.frame_dims = (*self.image_size, 3)
-        self.names: Any = state_names(network.initial_state(1, self.padded_size))
+        self.names: Any = state_names(self.network.initial_state(1, self.padded_size))
         inputs = tuple(name for name in tree_leaves(self.names) if isinstance(name, str))
         self.input_names = (FRAMES, *inputs)
         self.output_names = (*DETECTIONS, *(NEXT + name for name in inputs))

@@ -151,8 +151,8 @@ class Localizer(nn.Module):
         if proposal_boxes == "grid":
             # A grid says something about where people are only as long as the first refinements do not scatter it.
             for stage in self.stages:
-                nn.init.zeros_(stage.bboxes_delta.weight)
-                nn.init.zeros_(stage.bboxes_delta.bias)
+                nn.init.zeros_(stage.get_parameter("bboxes_delta.weight"))
+                nn.init.zeros_(stage.get_parameter("bboxes_delta.bias"))
         self.proposal_features = nn.Parameter(torch.randn(num_proposals, dim))
         self.proposal_boxes = nn.Parameter(self._initial_boxes(num_proposals, proposal_boxes))
 

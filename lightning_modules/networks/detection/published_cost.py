@@ -5,8 +5,9 @@ Ours gives the same outputs with fewer operations, so its own count is no figure
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -41,7 +42,9 @@ class PublishedCost(NamedTuple):
 
     @property
     def total(self) -> float:
-        return sum(self[: self._fields.index("encoder_blocks")])
+        parts = self._asdict()
+        del parts["encoder_blocks"]
+        return float(sum(parts.values()))
 
 
 def published_gflops(teacher: EvadTeacher, height: int, width: int, num_frames: int | None = None) -> PublishedCost:
@@ -53,10 +56,13 @@ def published_gflops(teacher: EvadTeacher, height: int, width: int, num_frames: 
     num_keyframe = grid[0] * grid[1]
     num_tokens = (num_frames or teacher.num_frames) // TUBELET * num_keyframe
     backbone, decoder = teacher.backbone, teacher.head.decoder
+    encoder_blocks: Iterable[Any] = backbone.blocks
+    decoder_blocks: list[Any] = list(decoder.blocks)
     patch_embedding = _layers(num_tokens, backbone.patch_embed)
 
-    blocks, encoder_attention, encoder_mlp, norms = [], 0, 0, 0
-    for block in backbone.blocks:
+    blocks: list[int] = []
+    encoder_attention = encoder_mlp = norms = 0
+    for block in encoder_blocks:
         attention, norm = _attention(num_tokens, block.attn), _layers(num_tokens, block.norm1)
         if block.dropout is not None and num_tokens > num_keyframe:
             num_tokens = num_keyframe + block.dropout.num_kept(num_tokens, num_keyframe)
@@ -67,20 +73,20 @@ def published_gflops(teacher: EvadTeacher, height: int, width: int, num_frames: 
 
     num_actors = teacher.num_proposals
     length = num_actors + (num_tokens if decoder.context != "none" else 0)
-    parts = (
-        patch_embedding,
-        encoder_attention,
-        encoder_mlp,
-        _pyramid(teacher, num_keyframe),
-        _localizer(teacher),
-        _layers(num_tokens, decoder.encoder_to_decoder),
-        sum(_attention(length, block.attn) for block in decoder.blocks),
-        sum(_layers(length, block.mlp) for block in decoder.blocks),
-        norms
-        + sum(_layers(length, block.norm1, block.norm2) for block in decoder.blocks)
-        + _layers(num_actors, decoder.blocks[-1].act_module, decoder.blocks[-1].action_logits),
+    last = decoder_blocks[-1]
+    norms += sum(_layers(length, block.norm1, block.norm2) for block in decoder_blocks)
+    return PublishedCost(
+        patch_embedding=patch_embedding / 1e9,
+        encoder_attention=encoder_attention / 1e9,
+        encoder_mlp=encoder_mlp / 1e9,
+        pyramid=_pyramid(teacher, num_keyframe) / 1e9,
+        localizer=_localizer(teacher) / 1e9,
+        decoder_projection=_layers(num_tokens, decoder.encoder_to_decoder) / 1e9,
+        decoder_attention=sum(_attention(length, block.attn) for block in decoder_blocks) / 1e9,
+        decoder_mlp=sum(_layers(length, block.mlp) for block in decoder_blocks) / 1e9,
+        heads_and_norms=(norms + _layers(num_actors, last.act_module, last.action_logits)) / 1e9,
+        encoder_blocks=tuple(block / 1e9 for block in blocks),
     )
-    return PublishedCost(*(part / 1e9 for part in parts), tuple(block / 1e9 for block in blocks))
 
 
 def _layers(positions: int, *modules: nn.Module) -> int:
@@ -94,16 +100,18 @@ def _layers(positions: int, *modules: nn.Module) -> int:
     return positions * operations
 
 
-def _attention(num_tokens: int, attention: nn.Module) -> int:
-    """The projections and both products of self-attention."""
-    return _layers(num_tokens, attention.qkv, attention.proj) + 2 * num_tokens**2 * attention.proj.in_features
+def _attention(num_tokens: int, attention: Any) -> int:
+    """The projections and both products of self-attention: a module with ``qkv`` and ``proj``."""
+    width: int = attention.proj.in_features
+    return _layers(num_tokens, attention.qkv, attention.proj) + 2 * num_tokens**2 * width
 
 
 def _pyramid(teacher: EvadTeacher, num_keyframe: int) -> int:
     """Maps resampled first, then convolved; interpolation counts one operation an element, as fvcore has it."""
     pyramid, operations = teacher.head.pyramid, 0
+    laterals: list[Any] = list(pyramid.laterals)
     for level, factor in enumerate((*pyramid.upsampling, 0.5)):
-        pixels, lateral = int(num_keyframe * factor**2), pyramid.laterals[level]
+        pixels, lateral = int(num_keyframe * factor**2), laterals[level]
         operations += _layers(pixels, lateral, pyramid.outputs[level])
         resampled = lateral.in_channels if factor != 1 else 0
         added_from_above = lateral.out_channels if level < len(pyramid.upsampling) else 0
@@ -114,7 +122,8 @@ def _pyramid(teacher: EvadTeacher, num_keyframe: int) -> int:
 def _localizer(teacher: EvadTeacher) -> int:
     localizer, operations = teacher.head.localizer, 0
     num_proposals, points = len(localizer.proposal_boxes), localizer.roi_size**2
-    for stage in localizer.stages:
+    stages: list[Any] = list(localizer.stages)
+    for stage in stages:
         inner = stage.inst_interact
         operations += _attention(num_proposals, stage.self_attn)
         operations += _layers(num_proposals, inner.dynamic_layer, inner.out_layer, inner.norm3)
@@ -123,4 +132,4 @@ def _localizer(teacher: EvadTeacher) -> int:
         operations += _layers(num_proposals * points, inner.norm1, inner.norm2)
         operations += _layers(num_proposals, stage.linear1, stage.linear2, stage.norm1, stage.norm2, stage.norm3)
         operations += _layers(num_proposals, stage.reg_module, stage.bboxes_delta)
-    return operations + _layers(num_proposals, localizer.stages[-1].cls_module, localizer.stages[-1].class_logits)
+    return operations + _layers(num_proposals, stages[-1].cls_module, stages[-1].class_logits)

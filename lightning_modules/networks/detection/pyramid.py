@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.prepared import Preparable
 
+Groups = tuple[tuple[int, ...], ...]
+
 # A 3x3 convolution over a nearest-upsampled map sees, at the first row of a cell, the cell above and (twice) the cell
 # itself; at the last row the cell itself (twice) and the one below; between them the cell alone. So its kernel folds
 # into one of these few smaller ones: (offset of the first cell read, which kernel rows add up for each cell).
-_FIRST = (-1, ((0,), (1, 2)))
-_MIDDLE = (0, ((0, 1, 2),))
-_LAST = (0, ((0, 1), (2,)))
+_FIRST: tuple[int, Groups] = (-1, ((0,), (1, 2)))
+_MIDDLE: tuple[int, Groups] = (0, ((0, 1, 2),))
+_LAST: tuple[int, Groups] = (0, ((0, 1), (2,)))
 
 
-def _folded(weight: Tensor, rows: tuple, columns: tuple) -> Tensor:
+def _folded(weight: Tensor, rows: Groups, columns: Groups) -> Tensor:
     """(O, I, 3, 3) -> (O, I, len(rows), len(columns)): kernel rows and columns added up as the phase reads them."""
     weight = torch.stack([weight[:, :, list(group)].sum(2) for group in rows], dim=2)
     return torch.stack([weight[..., list(group)].sum(-1) for group in columns], dim=-1)
@@ -28,7 +32,7 @@ def phase_kernels(weight: Tensor, factor: int) -> list[Tensor]:
     return [_folded(weight, rows, columns) for _, rows in kinds for _, columns in kinds]
 
 
-def _kinds(factor: int) -> tuple:
+def _kinds(factor: int) -> tuple[tuple[int, Groups], ...]:
     return (_FIRST, _LAST) if factor == 2 else (_FIRST, _MIDDLE, _LAST)
 
 
@@ -49,13 +53,13 @@ def conv_after_upsampling(
         return F.conv2d(maps, weight, bias, padding=1)
     height, width = maps.shape[-2:]
     kinds, padded, phases = _kinds(factor), F.pad(maps, (1, 1, 1, 1)), []
-    kernels = iter(kernels or phase_kernels(weight, factor))
+    next_kernels = iter(kernels or phase_kernels(weight, factor))
     for row_offset, rows in kinds:
         top = 1 + row_offset
         for column_offset, columns in kinds:
             left = 1 + column_offset
             cells = padded[..., top : top + height + len(rows) - 1, left : left + width + len(columns) - 1]
-            phases.append(F.conv2d(cells, next(kernels), bias))
+            phases.append(F.conv2d(cells, next(next_kernels), bias))
     stacked = torch.stack(phases, dim=2).unflatten(2, (len(kinds), len(kinds)))  # (B, O, kinds, kinds, h, w)
     if factor > len(kinds):
         pixels = torch.tensor([0] + [1] * (factor - 2) + [2], device=maps.device)
@@ -103,11 +107,12 @@ class KeyframePyramid(Preparable):
         inner = F.interpolate(coarse, scale_factor=2, mode="nearest")
         for level in (2, 1, 0):
             inner = inner + self.laterals[level](maps[level])  # all on the token grid
-            conv, factor = self.outputs[level], self.upsampling[level]
-            levels.append(conv_after_upsampling(inner, conv.weight, conv.bias, factor, kernels.get(level)))
+            conv: Any = self.outputs[level]
+            kept = kernels.get(level)
+            levels.append(conv_after_upsampling(inner, conv.weight, conv.bias, self.upsampling[level], kept))
         return tuple(reversed(levels))
 
     def made_of_weights(self) -> dict[int, list[Tensor]]:
         """Level -> its phase kernels."""
         finer = [(level, factor) for level, factor in enumerate(self.upsampling) if factor > 1]
-        return {level: phase_kernels(self.outputs[level].weight.detach(), factor) for level, factor in finer}
+        return {level: phase_kernels(self.outputs[level].get_parameter("weight").detach(), by) for level, by in finer}

@@ -173,7 +173,8 @@ class StreamingDetector(StreamingModule[DetectorState]):
         for: the state is of no use.
         """
         batch, num_frames = encoded.tokens.shape[:2]
-        grid = tuple(encoded.maps[0].shape[-2:])
+        rows, columns = encoded.maps[0].shape[-2:]
+        grid = (rows, columns)
         last = num_frames if last is None else last
         if not 1 <= last <= num_frames:
             raise ValueError(f"last={last} frames asked for of a chunk of {num_frames}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -64,4 +64,5 @@ class FramePairEmbedding(StreamingModule[EmbeddingState]):
         earlier = torch.where(has_past[..., None, None], earlier, as_past)
         newest = as_past[:, -1].unflatten(1, grid)
         new_state = EmbeddingState(compact_copy(newest, state.past), torch.ones_like(state.filled))
-        return earlier + as_newest + self.proj.bias.to(both.dtype), new_state
+        bias: Any = self.proj.bias  # a convolution may have none; this one does
+        return earlier + as_newest + bias.to(both.dtype), new_state

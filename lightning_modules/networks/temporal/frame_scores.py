@@ -15,7 +15,7 @@ class FrameScores(StreamingFeatures[State]):
     Its state is the trunk's, so is its receptive field.
     """
 
-    # Bare, since jsonargparse does not parse objects inside those of a parametrised class.
+    # Without its type variable: jsonargparse gives objects of a parametrised class no arguments.
     def __init__(self, trunk: StreamingFeatures, num_classes: int) -> None:  # type: ignore[type-arg]
         super().__init__()
         self.trunk = trunk

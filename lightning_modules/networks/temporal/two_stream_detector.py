@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..weights.classes import check_classes
-from ..weights.loading import load_exactly, read_state_dict
+from ..weights.loading import load_weights
 from .backbones.segment_backbone import SegmentBackbone
 from .heads.segment_head import SegmentHead
 from .temporal_detector import TemporalDetector, TemporalOutputs
@@ -40,9 +39,7 @@ class TwoStreamDetector(nn.Module):
             raise ValueError("both streams need the same step_stride, or their predictions cannot be averaged")
         for network, weights in ((self.rgb, rgb_weights), (self.flow, flow_weights)):
             if weights is not None:
-                state = read_state_dict(weights)
-                check_classes(network, state, weights)
-                load_exactly(network, state)
+                load_weights(network, weights)
 
     @property
     def backbone(self) -> SegmentBackbone:

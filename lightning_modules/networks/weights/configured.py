@@ -14,6 +14,8 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
+from datamodules.errors import UserError
+
 from .card import NETWORKS, Card, short_name, with_classes_renamed
 from .loading import load_exactly, read_weights
 
@@ -69,15 +71,20 @@ def load_network(path: str | Path) -> tuple[nn.Module, Card]:
     """Return the network of a weights file with its weights, in eval mode, and the file's card.
 
     Raises:
-        ValueError: the file has no card, or its card and weights do not fit each other.
+        UserError: the file has no card, or its card and weights do not fit each other.
     """
     weights, card = read_weights(path)
     if card is None:
-        raise ValueError(f"{path} has no card that says how to build its network; give its config beside the weights")
-    network = build_network(card.network)
+        raise UserError(
+            "has no card that says how to build its network", where=path, remedy="give its config beside the weights"
+        )
+    try:
+        network = build_network(card.network)
+        load_exactly(network, weights)
+    except ValueError as error:
+        raise UserError(str(error), where=path) from error
     if network.num_classes != len(card.classes):
-        raise ValueError(f"{path}: its network has {network.num_classes} classes, its card names {len(card.classes)}")
-    load_exactly(network, weights)
+        raise UserError(f"its network has {network.num_classes} classes, its card names {len(card.classes)}", path)
     return network.eval(), card
 
 
@@ -99,10 +106,8 @@ def _classes() -> dict[str, str]:
     return found
 
 
-def _first_line(error: Exception) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).partition("\n")[0]
+def _first_line(error: BaseException) -> str:
+    return _first_line(error.__cause__) if error.__cause__ else str(error).partition("\n")[0]
 
 
 def _check_names(config: Any, key: str = "network") -> None:

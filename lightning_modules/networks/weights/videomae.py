@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from datamodules.errors import UserError
+from datamodules.tensor_file import read_tensor_file
 
 from ..detection.context_decoder import ContextDecoder
 from ..detection.vit import VideoViT
@@ -66,7 +68,7 @@ class PretrainedReport(NamedTuple):
         rows = [
             (part, *counts)
             for part in dict.fromkeys([*ROWS_FIRST, *parts[0], *parts[1], *parts[2]])
-            if any(counts := [column.count(part) for column in parts])
+            if any(counts := (parts[0].count(part), parts[1].count(part), parts[2].count(part)))
         ]
         width = max(len("part"), *(len(row[0]) for row in rows))
         lines = [f"{'part':<{width}}  {'used':>5}  {'left over':>9}  {'missing':>7}"]
@@ -120,7 +122,8 @@ def load_videomae(network: nn.Module, weights: str | Path | Mapping[str, object]
     check_encoder(stored, {name.removeprefix(prefix): value for name, value in own.items() if name.startswith(prefix)})
 
     placed = {prefix + name: entry for name, entry in stored.items() if part_of(name) in CHECKED}
-    recomputed, notes = (), []
+    recomputed: tuple[str, ...] = ()
+    notes: list[str] = []
     if table := stored.get("positions.table"):
         if problem := positions_problem(table, encoder.positions):
             notes.append(problem)
@@ -154,8 +157,8 @@ def load_videomae(network: nn.Module, weights: str | Path | Mapping[str, object]
 def read_tensors(weights: str | Path | Mapping[str, object]) -> dict[str, Tensor]:
     """The tensors of a file (or of what was read from one), taken out of a checkpoint's container."""
     content = weights if isinstance(weights, Mapping) else read_file(Path(weights))
-    while name := next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None):
-        content = content[name]
+    while inner := next((part for name in CONTAINERS if isinstance(part := content.get(name), Mapping)), None):
+        content = inner
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"there are no weights among {shown(content)} (nor below {', '.join(CONTAINERS)})")
@@ -164,24 +167,18 @@ def read_tensors(weights: str | Path | Mapping[str, object]) -> dict[str, Tensor
 
 def read_file(path: Path) -> Mapping[str, object]:
     """The content of a .safetensors or a PyTorch file, without executing anything in it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no pre-trained weights at {path}; name an existing file")
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and path.is_file():
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file: {error}") from error
-    try:
-        # VideoMAE keeps its command line in the file, as an ``argparse.Namespace``: attributes, nothing that runs.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than tensors and is not read: {error}") from error
+            raise UserError(f"{path} is no safetensors file: {error}") from error
+    # VideoMAE keeps its command line in the file, as an ``argparse.Namespace``: attributes, nothing that runs.
+    content = read_tensor_file(path, "pre-trained weights", classes=[argparse.Namespace])
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not weights by name")
+        raise UserError(f"{path} holds a {type(content).__name__}, not weights by name")
     return content
 
 
@@ -244,9 +241,9 @@ def lost_biases(stored: Mapping[str, Stored]) -> bool:
 def sizes(shapes: Mapping[str, torch.Size]) -> dict[str, float]:
     """Arguments of a ``VideoViT`` as far as the shapes of its parameters tell them."""
     found: dict[str, float] = {}
-    if len(shape := shapes.get("patch_embed.proj.weight", ())) == 5:
+    if len(shape := shapes.get("patch_embed.proj.weight", torch.Size())) == 5:
         found |= {"dim": shape[0], "patch_size": shape[-1]}
-    if len(shape := shapes.get("blocks.0.mlp.fc1.weight", ())) == 2:
+    if len(shape := shapes.get("blocks.0.mlp.fc1.weight", torch.Size())) == 2:
         found["mlp_ratio"] = shape[0] / shape[1]
     return found | {"depth": 1 + max(map(block_of, shapes), default=-1)}
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from datamodules.annotations.ava import Ava, read_label_map, read_moments
-from datamodules.clip import ClipDataModule
 from datamodules.errors import UserError
 from datamodules.video.picture_folder import PictureFolder
 from datamodules.video.readers import write_video
 from tests.datamodules.miniature import encode, numbered_frames, read_numbers, write_pictures
 from tests.datamodules.miniature_ava import SCORED, arguments, write_ava
+from tests.flat_data import clip_data
 
 DATA = Path(__file__).parents[4] / "shared/data"
 REAL = DATA / "ava/annotations"
@@ -77,7 +77,7 @@ def test_the_keyframe_is_found_by_its_time_at_any_frame_rate(root):
     rows = [f"{name},{second},0,0,1,1,12,0\n" for name in ("one", "fast", "ntsc", "file") for second in (902, 903)]
     (root / "annotations/train.csv").write_text("".join(rows))
     source = ava(root, frame_rates={"fast": 25.0, "ntsc": 29.97})
-    data = ClipDataModule(source, num_frames=4, frame_stride=2, batch_size=1, cache=None, horizontal_flip=0)
+    data = clip_data(source, num_frames=4, frame_stride=2, batch_size=1, cache=None, horizontal_flip=0)
     data.setup("fit")
     shown = {}
     for batch in data.train_dataloader():
@@ -93,9 +93,7 @@ def test_the_keyframe_is_found_by_its_time_at_any_frame_rate(root):
 
 def test_a_clip_is_evads_16_frames_from_32_before_to_28_after_its_keyframe_clamped_to_the_video(tmp_path):
     root = write_ava(tmp_path, seconds=5, frame_rate=30)
-    data = ClipDataModule(
-        ava(root, frame_rate=30.0, excluded=None), num_frames=16, frame_stride=4, batch_size=1, cache=None
-    )
+    data = clip_data(ava(root, frame_rate=30.0, excluded=None), num_frames=16, frame_stride=4, batch_size=1, cache=None)
     data.setup("validate")
     by_time = {float(batch.timestamps[0, 0]): batch for batch in data.val_dataloader()}
     assert list(by_time) == [2, 3, 4]
@@ -105,7 +103,7 @@ def test_a_clip_is_evads_16_frames_from_32_before_to_28_after_its_keyframe_clamp
         expected = [min(max(index, 0), 149) for index in range(centre - 32, centre + 29, 4)]
         assert read_numbers(batch.frames[0].permute(0, 2, 3, 1).numpy()) == expected
     assert len(expected) == 16 and expected[-1] == 148
-    first = ClipDataModule(ava(root, frame_rate=30.0, start_seconds=902), num_frames=16, batch_size=1, cache=None)
+    first = clip_data(ava(root, frame_rate=30.0, start_seconds=902), num_frames=16, batch_size=1, cache=None)
     first.setup("validate")
     batch = next(iter(first.val_dataloader()))
     assert read_numbers(batch.frames[0].permute(0, 2, 3, 1).numpy()) == [0] * 9 + list(range(4, 29, 4))
@@ -325,7 +323,7 @@ def test_videos_are_found_under_any_ending(root):
         encode(root / "frames" / f"a_{ending}.{ending}", 96, g="10", **codec)
         rows.append(f"a_{ending},0902,0.125,0.25,0.375,0.75,12,0\n")
     (root / "annotations/train.csv").write_text("".join(rows))
-    data = ClipDataModule(ava(root), num_frames=2, frame_stride=1, batch_size=1, cache=None, horizontal_flip=0)
+    data = clip_data(ava(root), num_frames=2, frame_stride=1, batch_size=1, cache=None, horizontal_flip=0)
     data.setup("fit")
     shown = {b.video_ids[0]: read_numbers(b.frames[0].permute(0, 2, 3, 1).numpy()) for b in data.train_dataloader()}
     assert shown == {f"a_{ending}": [59, 60] for ending in ("mkv", "webm", "mp4")}  # 2 s at 30 frames a second
@@ -335,7 +333,7 @@ def test_videos_are_found_under_any_ending(root):
 def test_a_picture_missing_in_the_middle_is_named_once_and_the_run_goes_on(root, tmp_path, cached, capfd):
     (root / "frames/one/one_000021.jpg").unlink()  # the keyframe at second 902
     cache = tmp_path / "cache" if cached else None
-    data = ClipDataModule(
+    data = clip_data(
         ava(root), num_frames=2, frame_stride=1, batch_size=1, num_workers=2, cache=cache, horizontal_flip=0
     )
     with pytest.warns(UserWarning) as warned:

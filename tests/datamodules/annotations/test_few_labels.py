@@ -17,6 +17,7 @@ from datamodules.stream import StreamDataModule
 from lightning_modules.networks.weights.loading import save_weights
 from lightning_modules.stream_distillation import DistillationModule
 from tests.datamodules.miniature import FPS, NumberedVideos, read_numbers
+from tests.flat_data import stream_data
 from tests.lightning_modules import tiny
 
 
@@ -114,7 +115,7 @@ def unlabelled(folder, source):
 
 def opened(source: DetectionSource, folder, **arguments) -> StreamDataModule:
     settings = {"frame_stride": 2, "train_past_frames": 5, "loss_frames": 2, "batch_size": 4, "horizontal_flip": 0.0}
-    data = StreamDataModule(source, **(settings | {"cache": folder / "cache"} | arguments))
+    data = stream_data(source, **(settings | {"cache": folder / "cache"} | arguments))
     data.prepare_data()
     data.setup("fit")
     return data
@@ -152,7 +153,7 @@ def test_half_of_the_windows_are_unlabelled_unless_told_otherwise_and_none_witho
     source, folder, unlabelled
 ):
     data = opened(source, folder, unlabelled=unlabelled)
-    assert data.unlabelled_share == 0.5 and opened(source, folder).unlabelled_share == 0.0
+    assert data.unlabelled.share == 0.5 and opened(source, folder).unlabelled is None
     names = [name for batch in data.train_dataloader() for name in batch.video_ids]
     labelled = sum(len(video.keyframes) for video in source.videos("train"))
     assert len(names) == 2 * labelled // 4 * 4
@@ -160,10 +161,10 @@ def test_half_of_the_windows_are_unlabelled_unless_told_otherwise_and_none_witho
 
 
 def test_what_cannot_be_drawn_is_refused_with_the_way_out(source, folder, unlabelled):
-    with pytest.raises(UserError, match=r"data\.init_args\.unlabelled_share: .* name a folder"):
+    with pytest.raises(UserError, match=r"data\.unlabelled: .* name a folder"):
         opened(source, folder, unlabelled_share=0.5).train_dataloader()
     for arguments in ({"unlabelled": unlabelled, "unlabelled_share": 0.0}, {"unlabelled_share": 1.0}):
-        with pytest.raises(ValueError, match="unlabelled_share"):
+        with pytest.raises(ValueError, match=r"unlabelled\.share"):
             opened(source, folder, **arguments)
     with pytest.raises(UserError, match=r"6 videos named as those with labels: video_0, .*; rename them"):
         opened(source, folder, unlabelled=_only(source, folder))

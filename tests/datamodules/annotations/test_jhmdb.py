@@ -265,3 +265,23 @@ def test_the_real_splits_have_the_sizes_that_are_published(tmp_path):
     for split, sizes in ((1, (660, 268)), (2, (658, 270)), (3, (663, 265))):
         source = JHMDB(tmp_path, REAL, split=split)
         assert tuple(len(source._split(part)) for part in ("train", "val")) == sizes
+
+
+AVI = REAL.parent / "avi"
+
+
+@needs_data
+@pytest.mark.skipif(not AVI.exists(), reason="the original files are not on this machine")
+@pytest.mark.filterwarnings("ignore:.*videos are not in", "ignore:.*videos have boxes on frames that are not there")
+def test_every_box_of_the_original_files_lies_on_the_frame_of_its_number():
+    source, truth = JHMDB(AVI, REAL), load_pickle(REAL)
+    store, seen = DecodedFrames(FrameScale(None)), 0
+    for split in ("train", "val"):
+        for video in source.videos(split):
+            (name,) = (name for name in truth["nframes"] if name.endswith(f"/{video.video_id}"))
+            length = len(store.facts(video.path).times)
+            assert length in (truth["nframes"][name], 18, 27, 35)  # three files have fewer than the pickle says
+            timed = time_video(video, store)
+            assert timed.frames.tolist() == list(range(length))
+            seen += 1
+    assert seen == len(list(AVI.glob("*/*.avi"))) == 24

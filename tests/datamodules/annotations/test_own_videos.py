@@ -205,6 +205,14 @@ def test_too_few_videos_for_the_fraction_are_refused_and_the_way_out_works(tmp_p
     assert len(own_videos(tmp_path, val_fraction=1).videos("val")) == count
 
 
+def test_names_in_errors_are_printed_without_what_a_terminal_acts_upon(tmp_path):
+    some_videos(tmp_path, 2)
+    written(tmp_path, "cam\x1b[2J,0,0.1,0.1,0.5,0.5,1,0\n")
+    with pytest.raises(UserError, match=r"that are not under .*: cam\\x1b\[2J$") as refused:
+        own_videos(tmp_path).prepare()
+    assert str(refused.value).isprintable()
+
+
 def test_nothing_to_validate_on_is_no_error_where_it_is_asked_for(tmp_path):
     some_videos(tmp_path, 3)
     assert own_videos(tmp_path, val_fraction=0).videos("val") == ()

@@ -168,6 +168,8 @@ def test_a_file_that_is_no_whole_pickle_is_named(tmp_path, contents):
         load_pickle(written(tmp_path, contents))
     with pytest.raises(UserError, match=r"none\.pkl: no such annotation file"):
         load_pickle(tmp_path / "none.pkl")
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        load_pickle(tmp_path / ("n" * 300 + ".pkl"))
 
 
 def run_hostile(action: str, *arguments: object) -> str:

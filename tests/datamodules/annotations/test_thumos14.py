@@ -189,8 +189,9 @@ def test_segments_without_length_are_left_out_and_told(tmp_path):
     assert video.segments.tolist() == [[3, 4]]
 
 
-def test_pickles_of_frames_are_read_without_running_them(tmp_path, quiet):
-    rows = np.zeros((10, 22))
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.uint8, np.int64, bool])
+def test_pickles_of_frames_are_read_without_running_them(tmp_path, quiet, kind):
+    rows = np.zeros((10, 22), kind)
     rows[:, 0] = 1
     rows[2:5, [0, 8]] = 0, 1
     rows[7:10, [0, 21]] = 0, 1

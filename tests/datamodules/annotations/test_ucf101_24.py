@@ -245,7 +245,9 @@ def test_annotations_that_are_none_are_named(root):
 TUBE = {"label": 0, "sf": 1, "ef": 3, "boxes": np.asarray([[11, 21, 30, 40]] * 2, np.uint8)}
 NOT_PYANNOT = [
     ({"numf": -1}, "no number of frames"),
-    ({"numf": 1e9}, "no number of frames"),
+    ({"numf": 1e10}, "no number of frames"),
+    ({"numf": 6.5}, "no number of frames"),
+    ({"numf": float("nan")}, "no number of frames"),
     ({"annotations": {0: TUBE}}, "no list of tubes"),
     ({"annotations": [5]}, "a tube lacks its label"),
     ({"annotations": [{}]}, "a tube lacks its label"),
@@ -265,8 +267,11 @@ def test_a_video_of_pyannot_that_cannot_be_is_refused_in_one_line(root, change, 
     video = {"numf": 6, "label": 0, "annotations": [TUBE]}
     path = root / "pyannot.pkl"
     path.write_bytes(pickle.dumps({"Basketball/one": video}))
-    source = UCF101_24(root / "videos", path, train=["one"])
-    assert [len(keyframe.boxes) for keyframe in source.videos("train")[0].keyframes] == [0, 1, 1, 0, 0, 0]
+    as_floats = TUBE | {"label": 0.0, "sf": np.float64(1), "ef": 3.0, "boxes": TUBE["boxes"].tolist()}
+    for known in (video, {"numf": 6.0, "label": 0, "annotations": (as_floats,)}):
+        path.write_bytes(pickle.dumps({"Basketball/one": known}))
+        (one,) = UCF101_24(root / "videos", path, train=["one"]).videos("train")
+        assert [len(keyframe.boxes) for keyframe in one.keyframes] == [0, 1, 1, 0, 0, 0]
     path.write_bytes(pickle.dumps({"Basketball/one": video | change}))
     with pytest.raises(UserError, match=rf"pyannot\.pkl, Basketball/one: .*{message}") as refused:
         UCF101_24(root / "videos", path, train=["one"]).videos("train")

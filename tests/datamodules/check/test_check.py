@@ -20,19 +20,17 @@ from datamodules.annotations.ucf101_24 import UCF101_24
 from datamodules.check import check_data
 from datamodules.check.contact_sheet import COLUMNS, GAP, HEIGHT, SEAM, choose_keyframes
 from datamodules.check.report import Report
-from datamodules.clip import ClipDataModule
 from datamodules.errors import UserError
 from datamodules.frames.store import FrameFacts
 from datamodules.predict import PredictDataModule
 from datamodules.puppets import Puppets
 from datamodules.sampling.windows import TimedVideo
-from datamodules.segments import SegmentDataModule
-from datamodules.stream import StreamDataModule
 from datamodules.video.readers import write_video
 from tests.datamodules.miniature import numbered_frames
 from tests.datamodules.miniature_ava import arguments, write_ava
 from tests.datamodules.miniature_tubes import TEST, write_pyannot
 from tests.datamodules.miniature_tubes import write_videos as write_tube_videos
+from tests.flat_data import clip_data, segment_data, stream_data
 
 UCF = Path(__file__).parents[4] / "shared" / "data" / "ucf101_24"
 GOOD = (
@@ -55,9 +53,9 @@ def check_own(videos: Path, folder: Path, rows: str, *, stream: bool = False, **
     (folder / "boxes.csv").write_text(rows)
     source = OwnVideos(videos, folder / "classes.txt", folder / "boxes.csv", **({"val": ["three"]} | arguments))
     module = (
-        StreamDataModule(source, frame_stride=1, train_past_frames=2, cache=None)
+        stream_data(source, frame_stride=1, train_past_frames=2, cache=None)
         if stream
-        else ClipDataModule(source, num_frames=4, frame_stride=1, cache=None)
+        else clip_data(source, num_frames=4, frame_stride=1, cache=None)
     )
     return check_data(module)
 
@@ -195,7 +193,7 @@ def test_boxes_that_fall_beside_the_stride_are_found(videos, tmp_path):
     rows = "one,0.5,0.1,0.1,0.5,0.9,1\ntwo,0.5,0.1,0.1,0.5,0.9,2\nthree,0.5\nthree,0.75,0.1,0.1,0.5,0.9,3\n"
     assert check_own(videos, tmp_path, rows).mistakes == []
     source = OwnVideos(videos, tmp_path / "classes.txt", tmp_path / "boxes.csv", val=["three"])
-    report = check_data(StreamDataModule(source, frame_stride=2, cache=None))
+    report = check_data(stream_data(source, frame_stride=2, cache=None))
     assert kinds(report.mistakes) == {
         "splits without a box on the stride's grid": ["val: 1 boxes, none of them scored"]
     }
@@ -216,7 +214,7 @@ def test_videos_shorter_than_a_clip_are_remarked_on(videos, tmp_path):
     (tmp_path / "classes.txt").write_text("stand\nwalk\nwave\n")
     (tmp_path / "boxes.csv").write_text(GOOD)
     source = OwnVideos(videos, tmp_path / "classes.txt", tmp_path / "boxes.csv", val=["three"])
-    report = check_data(ClipDataModule(source, num_frames=5, frame_stride=2, cache=None))  # 0, 2, 4, 6, 8
+    report = check_data(clip_data(source, num_frames=5, frame_stride=2, cache=None))  # 0, 2, 4, 6, 8
     assert [(remark.kind, remark.where) for remark in report.remarks] == [
         ("train videos shorter than a clip of 9 frames", "one"),
         ("train videos shorter than a clip of 9 frames", "two"),
@@ -234,7 +232,7 @@ def test_missing_and_unreadable_pictures_and_absent_films_of_ava_are_found(tmp_p
     (root / "frames" / "two" / "img_00040.jpg").write_bytes(b"no picture")
     with (root / "annotations" / "train.csv").open("a") as file:
         file.write("three,0902,0.1,0.1,0.5,0.9,12,0\nfour,0902,0.1,0.1,0.5,0.9,12,0\n")
-    report = check_data(ClipDataModule(Ava(**arguments(root)), num_frames=4, frame_stride=2, cache=None))
+    report = check_data(clip_data(Ava(**arguments(root)), num_frames=4, frame_stride=2, cache=None))
     found = kinds(report.mistakes)
     assert found.pop("folders with missing pictures")[0].endswith("2 of 40, the numbers 5, 7")
     (unreadable,) = found.pop("pictures that cannot be read")
@@ -247,7 +245,7 @@ def test_a_picture_in_the_middle_that_cannot_be_read_is_found_where_every_frame_
     root = write_ava(tmp_path / "ava")
     (root / "frames" / "two" / "img_00020.jpg").write_bytes(b"no picture")
     found = [
-        kinds(check_data(ClipDataModule(Ava(**arguments(root)), cache=None), every_frame=every_frame).mistakes)
+        kinds(check_data(clip_data(Ava(**arguments(root)), cache=None), every_frame=every_frame).mistakes)
         for every_frame in (False, True)
     ]
     assert found[0] == {}
@@ -264,7 +262,7 @@ def test_labels_in_another_class_than_their_folder_are_found(tmp_path):
         for tube in video["annotations"]:
             tube["label"] = (tube["label"] + 1) % 24
     path.write_bytes(pickle.dumps(contents, protocol=2))
-    report = check_data(ClipDataModule(UCF101_24(tmp_path, path, val=TEST), num_frames=4, frame_stride=1, cache=None))
+    report = check_data(clip_data(UCF101_24(tmp_path, path, val=TEST), num_frames=4, frame_stride=1, cache=None))
     lines = kinds(report.mistakes)["videos labelled as another class than their folder's"]
     assert [line[-len("two: labelled CliffDiving") :] for line in lines if "two" in line] == [
         "two: labelled CliffDiving"
@@ -278,7 +276,7 @@ def test_the_page_is_a_picture_of_the_size_of_its_strips(videos, tmp_path):
     (tmp_path / "boxes.csv").write_text(GOOD)
     source = OwnVideos(videos, tmp_path / "classes.txt", tmp_path / "boxes.csv", val=["three"])
     page = tmp_path / "pages" / "page.png"
-    report = check_data(ClipDataModule(source, frame_stride=1, cache=None), page, page_clips=5)
+    report = check_data(clip_data(source, frame_stride=1, cache=None), page, page_clips=5)
     assert report.page == page and str(page) in report.text()
     strip = (3 * (192 + SEAM) - SEAM, HEIGHT + 17)  # 64 x 48 pixels are drawn 192 x 144
     with Image.open(page) as picture:
@@ -335,7 +333,7 @@ def test_segments_outside_their_video_or_without_length_are_found(videos, tmp_pa
         for name, rows in segments.items()
     }
     (tmp_path / "segments.json").write_text(json.dumps({"database": database}))
-    module = SegmentDataModule(ActivityNet(tmp_path / "segments.json", videos=videos))
+    module = segment_data(ActivityNet(tmp_path / "segments.json", videos=videos))
     report = check_data(module)
     found = kinds(report.mistakes)
     assert found.pop("videos with segments outside them") == [
@@ -350,7 +348,7 @@ def test_segments_outside_their_video_or_without_length_are_found(videos, tmp_pa
 
 
 def test_nothing_is_wrong_with_the_puppets(tmp_path):
-    report = check_data(ClipDataModule(Puppets(tmp_path, "tiny"), num_frames=8, frame_stride=2, cache=None))
+    report = check_data(clip_data(Puppets(tmp_path, "tiny"), num_frames=8, frame_stride=2, cache=None))
     assert report.mistakes == []
     assert [report.counts[split]["videos"] for split in ("train", "val")] == [4, 2]
 
@@ -366,7 +364,7 @@ def test_nothing_is_wrong_with_the_real_clips(form, tmp_path):
             archive.extractall(tmp_path)
         kept = {"pyannot": UCF / "pyannot.mini.pkl", "ground truth": UCF / "UCF101v2-GT.mini.pkl"}
         source = UCF101_24(UCF / "videos", kept.get(form, tmp_path / "labels"), *lists)
-    report = check_data(ClipDataModule(source, short_side=64, cache=None), tmp_path / "page.png")
+    report = check_data(clip_data(source, short_side=64, cache=None), tmp_path / "page.png")
     assert report.mistakes == []
     rows = (UCF / "own_videos.csv").read_text().splitlines()
     assert sum(report.counts[split]["boxes"] for split in ("train", "val")) == len(rows)
@@ -378,7 +376,7 @@ def test_a_page_without_the_ending_of_a_picture_is_refused_before_anything_is_re
     source = OwnVideos(tmp_path / "nowhere", tmp_path / "no_classes.txt")
     for name in ("page", "page.txt", "page.csv"):
         with pytest.raises(UserError, match=rf"{name}: is no name of a picture: .*; call it something\.png"):
-            check_data(ClipDataModule(source, frame_stride=1, cache=None), tmp_path / name)
+            check_data(clip_data(source, frame_stride=1, cache=None), tmp_path / name)
 
 
 def test_too_few_videos_to_validate_on_are_found_with_the_way_out(videos, tmp_path):
@@ -393,14 +391,14 @@ def test_two_classes_of_one_name_are_refused(videos, tmp_path):
     with pytest.raises(UserError, match=r"classes\.txt: the class 'walk' is there 2 times"):
         (tmp_path / "classes.txt").write_text("stand\nwalk\nwalk\n")
         (tmp_path / "boxes.csv").write_text(GOOD)
-        check_data(ClipDataModule(OwnVideos(videos, tmp_path / "classes.txt", tmp_path / "boxes.csv"), cache=None))
+        check_data(clip_data(OwnVideos(videos, tmp_path / "classes.txt", tmp_path / "boxes.csv"), cache=None))
 
 
 def test_names_are_printed_without_what_a_terminal_acts_upon(videos, tmp_path):
     (tmp_path / "classes.txt").write_text("stand\nwalk\x1b[2J\nwave\n")
     (tmp_path / "boxes.csv").write_text(GOOD + "cam\x1b[2J,0.5,0.1,0.1,0.5,0.9,1,0\n")
     source = OwnVideos(videos, tmp_path / "classes.txt", tmp_path / "boxes.csv", val=["three"])
-    text = check_data(ClipDataModule(source, num_frames=4, frame_stride=1, cache=None)).text()
+    text = check_data(clip_data(source, num_frames=4, frame_stride=1, cache=None)).text()
     assert "\x1b" not in text and "walk\\x1b[2J" in text and "cam\\x1b[2J" in text
 
 

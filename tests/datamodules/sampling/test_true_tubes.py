@@ -11,11 +11,10 @@ import pytest
 from datamodules.annotations.pickles.safe_pickle import load_pickle
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Keyframe
 from datamodules.annotations.ucf101_24 import UCF101_24
-from datamodules.clip import ClipDataModule
 from datamodules.puppets import Puppets
 from datamodules.puppets.actions import CLASS_NAMES
-from datamodules.stream import StreamDataModule
 from tests.datamodules.miniature import FPS, numbered_frames, write_video
+from tests.flat_data import clip_data, stream_data
 
 REAL = Path(__file__).parents[4] / "shared/data/ucf101_24"
 LEFT, RIGHT = [0.0, 0.25, 0.25, 0.75], [0.5, 0.25, 1.0, 1.0]
@@ -46,7 +45,7 @@ class OneVideo(DetectionSource):
 
 def tubes_of(folder, annotations, length=8, stride=1, **options):
     source = OneVideo(folder, length, annotations, **options)
-    data = StreamDataModule(source, frame_stride=stride, short_side=48, cache=None)
+    data = stream_data(source, frame_stride=stride, short_side=48, cache=None)
     data.prepare_data()
     data.setup("validate")
     return data.true_tubes("val")["video"]
@@ -100,11 +99,11 @@ def test_annotations_that_cannot_make_tubes_say_so(tmp_path):
 def test_puppets_agree_with_their_file_of_tubes(tmp_path_factory, stride):
     root = tmp_path_factory.getbasetemp() / "puppets"
     puppets = Puppets(root, "tiny")
-    data = StreamDataModule(puppets, frame_stride=stride, cache=None)
+    data = stream_data(puppets, frame_stride=stride, cache=None)
     data.prepare_data()
     data.setup("validate")
     found = data.true_tubes("val")
-    clips = ClipDataModule(puppets, frame_stride=4, keyframe_grid=stride, cache=None)
+    clips = clip_data(puppets, frame_stride=4, keyframe_grid=stride, cache=None)
     clips.prepare_data()
     clips.setup("validate")
     expected = json.loads((root / "tiny" / "val_tubes.json").read_text())
@@ -129,7 +128,7 @@ def test_puppets_agree_with_their_file_of_tubes(tmp_path_factory, stride):
 @pytest.mark.skipif(not REAL.exists(), reason="real annotations are not on this machine")
 def test_real_tubes_are_those_of_their_file():
     truth = load_pickle(REAL / "UCF101v2-GT.mini.pkl")
-    data = StreamDataModule(UCF101_24(REAL / "videos", REAL / "UCF101v2-GT.mini.pkl"), frame_stride=1, cache=None)
+    data = stream_data(UCF101_24(REAL / "videos", REAL / "UCF101v2-GT.mini.pkl"), frame_stride=1, cache=None)
     data.prepare_data()
     data.setup("validate")
     found = data.true_tubes("val")

@@ -11,13 +11,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from datamodules.annotations.own_videos import OwnVideos
-from datamodules.clip import ClipDataModule
 from datamodules.frames.cache import FrameCache
-from datamodules.stream import StreamDataModule
 from datamodules.video.broken import BrokenVideos
 from datamodules.video.listing import VideoError
 from datamodules.video.readers import open_video
 from tests.datamodules.miniature import FPS, NumberedVideos, assert_same_batch, damage, encode, read_numbers
+from tests.flat_data import clip_data, stream_data
 
 LENGTHS = (40, 24, 33, 36, 20)
 DAMAGED = {1: 12, 3: 20}
@@ -49,7 +48,7 @@ def path(source, number):
 
 def clips(source, stage="fit", **arguments):
     settings = {"num_frames": 4, "frame_stride": 1, "batch_size": 4, "cache": None, "horizontal_flip": 0.0}
-    data = ClipDataModule(source, **(settings | {"on_error": "skip"} | arguments))
+    data = clip_data(source, **(settings | {"on_error": "skip"} | arguments))
     data.prepare_data()
     data.setup(stage)
     return data
@@ -57,7 +56,7 @@ def clips(source, stage="fit", **arguments):
 
 def streams(source, stage="validate", **arguments):
     settings = {"frame_stride": 2, "train_past_frames": 3, "lanes": 1, "chunk_frames": 4, "cache": None}
-    data = StreamDataModule(source, **(settings | {"on_error": "skip"} | arguments))
+    data = stream_data(source, **(settings | {"on_error": "skip"} | arguments))
     data.prepare_data()
     data.setup(stage)
     return data
@@ -190,7 +189,7 @@ def test_a_video_that_does_not_open_is_left_out_from_the_start(tmp_path, cache):
 
 @pytest.mark.parametrize("workers", [None, 2])
 def test_a_video_that_cannot_be_decoded_into_the_cache_is_tried_once(source, tmp_path, monkeypatch, workers):
-    data = ClipDataModule(source, num_frames=4, cache=tmp_path / "cache", on_error="skip")
+    data = clip_data(source, num_frames=4, cache=tmp_path / "cache", on_error="skip")
     build = partialmethod(FrameCache.build, workers=workers)
     monkeypatch.setattr(FrameCache, "build", build)
     data.prepare_data()
@@ -277,7 +276,7 @@ class Silent(LightningModule):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_end_of_an_epoch_tells_what_was_skipped_once(source, tmp_path, workers):
-    data = ClipDataModule(source, 4, 1, batch_size=8, num_workers=workers, cache=None, on_error="skip")
+    data = clip_data(source, 4, 1, batch_size=8, num_workers=workers, cache=None, on_error="skip")
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(
         default_root_dir=tmp_path, max_epochs=2, accelerator="cpu", num_sanity_val_steps=0,

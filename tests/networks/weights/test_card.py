@@ -5,32 +5,28 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
 from lightning_modules.networks.weights.card import Card
-from lightning_modules.networks.weights.configured import build_network, load_network, network_config, network_of
+from lightning_modules.networks.weights.configured import build_network, load_network, network_of
 from lightning_modules.networks.weights.loading import read_state_dict, read_weights, save_weights
 from lightning_modules.networks.weights.old_names import renamed_from_old
 from lightning_modules.networks.weights.take import main
 from tests.networks.tiny import randomise, tiny_student
-
-NETWORKS = Path(__file__).parents[3] / "configs" / "networks"
-SMALL = ["num_classes=3", "trunk.size={dim: 8, depth: 2, num_heads: 2, num_frames: 8, pretrain_size: 64}"]
-SMALL += ["trunk.size.pyramid_layers=[0, 0, 1, 1]", "head.localizer.hidden_dim=8", "head.decoder.hidden_dim=8"]
+from tests.networks.weights.small import NETWORKS, SMALL, small_card, small_config
 
 
 @pytest.fixture(scope="module")
 def config() -> dict:
-    return network_config(NETWORKS / "dsta_tiny.yaml", 10, SMALL)
+    return small_config()
 
 
 @pytest.fixture
 def card(config) -> Card:
-    return Card(config, ("sit", "stand", "walk"), 2, 16.0, 128, "miniature", "0123abc", look_ahead=3)
+    return small_card(config)
 
 
 def test_a_network_is_rebuilt_from_its_file_alone(tmp_path, config, card):
@@ -133,7 +129,7 @@ def test_a_file_without_a_card_is_read_as_weights_and_builds_no_network(tmp_path
     save_weights({"weight": torch.ones(2)}, tmp_path / "plain.pt")
     weights, card = read_weights(tmp_path / "plain.pt")
     assert list(weights) == ["weight"] and card is None
-    with pytest.raises(ValueError, match=r"plain\.pt has no card"):
+    with pytest.raises(ValueError, match=r"plain\.pt: has no card"):
         load_network(tmp_path / "plain.pt")
 
 

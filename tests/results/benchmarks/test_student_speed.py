@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from results.benchmarks import student_speed
+from results.benchmarks import student_forms, student_networks, student_speed
 from results.benchmarks.page import render
 from tests.networks.tiny import CONFIG, PLACES, STUDENT, student_of, teacher_of
 
@@ -24,8 +24,8 @@ def tiny(monkeypatch):
             return teacher_of({**CONFIG, "num_frames": 16} | changes)
         return student_of(name.split("_")[0], STUDENT | changes)
 
-    monkeypatch.setattr(student_speed, "configured", configured)
-    monkeypatch.setattr(student_speed, "KEEP_LAYERS", (1, 3))
+    monkeypatch.setattr(student_networks, "configured", configured)
+    monkeypatch.setattr(student_networks, "KEEP_LAYERS", (1, 3))
     monkeypatch.setattr(
         student_speed,
         "EVADS_HEAD",
@@ -79,22 +79,31 @@ def test_lanes_count_frames_of_all_streams():
     assert "| tsa | 8 |" in page("lanes", rows)
 
 
+def test_forms_are_compared_with_the_plain_step(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)  # which takes a minute
+    rows = student_forms.measure_compiled(CPU, 64, 2)
+    assert [row["form"] for row in rows if "bf16" not in row["form"]] == ["fp32", "fp32 compiled"] * 2
+    assert all((row["error_boxes"], row["error_scores"]) == (0, 0) for row in rows if "bf16" not in row["form"])
+    assert [row["ratio"] for row in rows if row["form"] == "fp32"] == [1, 1]
+    assert "| tsa | fp32 compiled |" in page("compiled", rows)
+
+
 def test_errors_are_relative_to_boxes_and_absolute_in_probabilities():
-    one = student_speed.Detections(
+    one = student_forms.Detections(
         torch.zeros(1, 1, 2, 2), torch.tensor([[[[0, 0, 10, 5], [0, 0, 4, 8.0]]]]), torch.zeros(1, 1, 2, 3)
     )
     other = one._replace(boxes=one.boxes + torch.tensor([1.0, 0, 0, 0]))
-    assert student_speed.largest_errors([other], [one]) == (pytest.approx(1 / 8), 0)
+    assert student_forms.largest_errors([other], [one]) == (pytest.approx(1 / 8), 0)
     other = one._replace(person_logits=one.person_logits + torch.tensor([0, 100.0]))
-    assert student_speed.largest_errors([one, other], [one, one]) == (0, pytest.approx(0.5))
+    assert student_forms.largest_errors([one, other], [one, one]) == (0, pytest.approx(0.5))
 
 
 def test_an_old_stream_is_compared_with_a_young_one(monkeypatch):
     for name, value in (("YOUNG", 2), ("OLD", 12), ("COMPARED", 4)):
-        monkeypatch.setattr(student_speed, name, value)
-    monkeypatch.setattr(student_speed, "load_exactly", lambda network, weights: None)
-    monkeypatch.setattr(student_speed, "read_state_dict", lambda path: {})
-    rows = student_speed.measure_steadiness(CPU, 64, 1)
+        monkeypatch.setattr(student_forms, name, value)
+    monkeypatch.setattr(student_forms, "load_exactly", lambda network, weights: None)
+    monkeypatch.setattr(student_forms, "read_state_dict", lambda path: {})
+    rows = student_forms.measure_steadiness(CPU, 64, 1)
     assert [row["student"] for row in rows] == ["tsa", "dsta"]
     assert all(row["state_bytes"][0] == row["state_bytes"][1] > 0 for row in rows)
     assert all(row["ratio"] == row["old_ms"] / row["young_ms"] for row in rows)

@@ -202,7 +202,7 @@ def test_a_checkpoint_that_is_gone_or_cut_off_is_named_with_the_way_out():
         ({"no_checkpoint": 1}, r"training left no last\.ckpt"),
         (
             {"fails": "fit"},
-            r"one, seed 0: fit ended with status 1, .*fit\.log\n    working\n    step 2\n(.*\n)*.*optim",
+            r"one, seed 0: fit ended with status 1, .*fit\.log",
         ),
     ],
 )

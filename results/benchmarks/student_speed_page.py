@@ -1,0 +1,98 @@
+"""The page of the students' speed: its text and the columns of its tables."""
+
+from __future__ import annotations
+
+from results.benchmarks.page import Part
+
+HEADER = """# The students' speed
+
+Written by `make bench`: ViT-B, random weights, frames of {side} x {side} (a student sees one, its teacher a clip of
+16), batch 1, fp32 unless it says otherwise, from normalised frame to decoded detections. Milliseconds are medians of
+calls in turn; ratios are medians over rounds. GFLOPs count a multiply-add once.
+"""
+SPEED_NOTE = """
+*faster* is against the dense teacher's sliding window, which sees a whole clip for every new frame; beside it against
+the teacher with keep rate 0.7. "EVAD's head" is the teacher's own, on one frame: {num_proposals} proposals,
+{num_stages} stages, {decoder_depth} decoder blocks; each saving is made alone, "as configured" are all that
+`configs/networks/*_vit_b.yaml` make; all students read the eight slots of their teacher's clip, and answers
+come seven sampled frames late. What each costs in mAP: `results/pages/student_heads.md`.
+"""
+PARTS_NOTE = """
+The students as configured; a part's time is what its modules took, the rest (position codes, residuals, the memory) is
+in the last row but one.
+"""
+LANES_NOTE = """
+Streams in one batch, as configured. Each lane has a clock of its own: state is renewed and held lane by lane
+(`select_lanes`), timed with it.
+"""
+COMPILED_NOTE = """
+`torch.compile` of the step and, where the processor computes it, bf16 autocast and both, against the plain step in
+fp32: errors are the largest over 20 frames of a stream, boxes relative to their size, scores as probabilities. All
+proposals are read (`num_actors` none): random weights score them so nearly alike that rounding would decide which are
+chosen. Recompilations are those after the second step.
+"""
+STEADY_NOTE = """
+The shipped students of the demo on noise: median latency of frames {young} to {young_to} of one stream and of frames
+{old} to {old_to} of another, frame by frame in turn; state and memory of the process after {young} frames of the latter
+and at the end.
+"""
+PARTS = {
+    "speed": Part(
+        "Against the teacher",
+        SPEED_NOTE,
+        {
+            "network": lambda row: row["name"],
+            "GFLOPs": lambda row: f"{row['gflops']:.1f}",
+            "ms": lambda row: f"{row['ms']:.0f}",
+            "faster": lambda row: f"{row['faster']:.2f}x",
+            "than keep rate 0.7": lambda row: f"{row['faster_than_dropping']:.2f}x",
+        },
+    ),
+    "parts": Part(
+        "Where a step's time goes",
+        PARTS_NOTE,
+        {
+            "part": lambda row: row["part"],
+            "TSA, GFLOPs": lambda row: f"{row['tsa_gflops']:.2f}",
+            "TSA, ms": lambda row: f"{row['tsa_ms']:.1f}",
+            "DSTA, GFLOPs": lambda row: f"{row['dsta_gflops']:.2f}",
+            "DSTA, ms": lambda row: f"{row['dsta_ms']:.1f}",
+        },
+    ),
+    "lanes": Part(
+        "Several streams at once",
+        LANES_NOTE,
+        {
+            "student": lambda row: row["student"],
+            "streams": lambda row: str(row["lanes"]),
+            "ms a step": lambda row: f"{row['ms']:.0f}",
+            "frames/s": lambda row: f"{row['frames_per_second']:.1f}",
+            "state MiB": lambda row: f"{row['state_mib']:.1f}",
+        },
+    ),
+    "compiled": Part(
+        "Compiled, and in bf16",
+        COMPILED_NOTE,
+        {
+            "student": lambda row: row["student"],
+            "form": lambda row: row["form"],
+            "ms": lambda row: f"{row['ms']:.0f}",
+            "ratio": lambda row: f"{row['ratio']:.2f}",
+            "error boxes / scores": lambda row: f"{row['error_boxes']:.1e} / {row['error_scores']:.1e}",
+            "recompilations": lambda row: str(row["recompilations"]),
+            "first two steps, s": lambda row: f"{row['first_s']:.0f}",
+        },
+    ),
+    "steady": Part(
+        "10,000 frames later",
+        STEADY_NOTE,
+        {
+            "student": lambda row: row["student"],
+            "young, ms": lambda row: f"{row['young_ms']:.2f}",
+            "old, ms": lambda row: f"{row['old_ms']:.2f}",
+            "old / young": lambda row: f"{row['ratio']:.3f}",
+            "state, bytes": lambda row: " -> ".join(f"{count:,}" for count in row["state_bytes"]),
+            "memory, MiB": lambda row: " -> ".join(f"{mib:.0f}" for mib in row["memory_mib"]),
+        },
+    ),
+}
