@@ -120,6 +120,8 @@ class PyramidSize:
     layer_scale: float = 0.1
 
     def __post_init__(self) -> None:
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim={self.dim} does not divide into num_heads={self.num_heads}")
         if self.num_levels < 1 or self.embedding_depth < 1:
             raise ValueError(
                 f"num_levels and embedding_depth must be at least 1, got {self.num_levels} and {self.embedding_depth}"
