@@ -130,7 +130,7 @@ def config(folder, source) -> Path:
             "init_args": {
                 "network": network,
                 "weights": str(folder / "weights.pt"),
-                "metric": {"protocol": "act", "unlabelled_frames": "ignore"},
+                "detection": {"metric": {"protocol": "act", "unlabelled_frames": "ignore"}},
             },
         },
         "data": {
