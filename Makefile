@@ -30,13 +30,14 @@ $(INSTALLED): pyproject.toml
 # do for networks this small than bf16-mixed; it comes after the config, which names another precision for training.
 TEST := $(PY) main.py test
 MEASURED := --trainer.precision 32-true
-SMALL := --data.init_args.source configs/data/puppets_small.yaml
+SMALL := --data.source configs/data/puppets_small.yaml
 
 demo: venv ## Make the Puppets videos, distil the DSTA student, measure it beside its teacher and the TSA student
 	$(PY) -m datamodules.puppets --size small
 	$(PY) main.py fit --config configs/distill_dsta.yaml
-	$(TEST) --config configs/evad_dense.yaml $(MEASURED) $(SMALL) --model.init_args.weights results/weights/evad_dense.pt
-	$(TEST) --config configs/distill_tsa.yaml $(MEASURED) --model.init_args.weights results/weights/tsa.pt
+	$(TEST) --config configs/evad.yaml --name evad_dense --model.network configs/networks/evad_dense_tiny.yaml \
+	  --model.weights results/weights/evad_dense.pt $(MEASURED) $(SMALL)
+	$(TEST) --config configs/distill_tsa.yaml $(MEASURED) --model.weights results/weights/tsa.pt
 	$(TEST) --config configs/distill_dsta.yaml $(MEASURED) --ckpt_path runs/distill_dsta/latest/checkpoints/last.ckpt
 
 # Temporal detection: what a motion teacher gives to a detector that sees RGB alone. Four epochs instead of the configs' six.

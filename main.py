@@ -4,8 +4,6 @@
 detections without a model, ``analyse`` explains their errors, ``export`` writes a network for other runtimes.
 """
 
-# ruff: noqa: F401  (class names in configs are looked up among what is imported)
-
 from __future__ import annotations
 
 import os
@@ -22,37 +20,11 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-import callbacks.benchmark.callback
-import callbacks.files.detection_file
-import callbacks.files.frame_score_file
-import callbacks.files.prediction_writer
-import callbacks.files.segment_file
-import callbacks.files.tube_file
-import callbacks.measures.monitors
-import callbacks.measures.streaming
-import callbacks.pictures.detection_images
-import callbacks.pictures.segment_timelines
-import callbacks.progress
-import datamodules.annotations.activitynet
-import datamodules.annotations.ava
-import datamodules.annotations.jhmdb
-import datamodules.annotations.own_videos
-import datamodules.annotations.thumos14
-import datamodules.annotations.ucf101_24
-import datamodules.clip
-import datamodules.predict
-import datamodules.puppets
-import datamodules.puppets.segments
-import datamodules.segments
-import datamodules.stream
-import lightning_modules.clip_detection
-import lightning_modules.motion_distillation
-import lightning_modules.online_detection
-import lightning_modules.stream_detection
-import lightning_modules.stream_distillation
-import lightning_modules.temporal_detection
+import callbacks
+import datamodules
+import lightning_modules
 from datamodules.errors import shown_in_one_line
-from lightning_modules.command_line.building import arguments_with, built_from, trainer_built, trainer_running
+from lightning_modules.command_line.building import built_from, trainer_built, trainer_running
 from lightning_modules.command_line.checkpoint import has_hyper_parameters
 from lightning_modules.command_line.config_files import with_whole_files
 from lightning_modules.command_line.machine import faults_of_the_machine
@@ -69,6 +41,10 @@ from lightning_modules.runs.checkpoint_files import WholeCheckpoints
 from lightning_modules.runs.interrupts import StopAtOnce, true_exit_status
 from lightning_modules.runs.noise import quieten
 from lightning_modules.runs.run_folder import RunBoard, RunConfig, RunFolder, RunMetrics, recorded_precision
+
+for room in (callbacks, datamodules, lightning_modules):
+    for name in room.__all__:
+        getattr(room, name)  # loads what a config may name: class names are looked up among what is imported
 
 DEFAULTS = Path(__file__).parent / "configs" / "trainer" / "defaults.yaml"
 """Read before any ``--config``."""
@@ -101,7 +77,8 @@ class OnlookerCLI(LightningCLI):
         add = parser.add_argument
         add("--name", type=str, help="name of the run and of its row in the table; the config's by default")
         add("--table_folder", type=Path, help="where `test` keeps benchmark.md and benchmark.jsonl; results by default")
-        add("--count_classes", type=bool, default=False, help="let networks have as many classes as the data")
+        of_network = "model.init_args.network.init_args.num_classes"
+        parser.link_arguments("data.num_classes", of_network, apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -111,16 +88,6 @@ class OnlookerCLI(LightningCLI):
         if config.name is None:
             files = config.get("config") or []
             config.name = Path(str(files[0])).stem if files else "unnamed"
-
-        if config.count_classes:
-            self._count_classes(config)
-
-    def _count_classes(self, config: Namespace) -> None:
-        """Let networks have as many classes as the data has."""
-        with built_from(config, self.settings):
-            data = self._parser(self.subcommand).instantiate_classes(Namespace(data=config.data)).data
-        for arguments in arguments_with("num_classes", config.model):
-            arguments.num_classes = data.num_classes
 
     def instantiate_classes(self) -> None:
         with built_from(self.config[self.subcommand], self.settings):
@@ -152,7 +119,7 @@ class OnlookerCLI(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpoints()
         for callback in trainer.callbacks:
-            if isinstance(callback, callbacks.benchmark.callback.BenchmarkTable):
+            if isinstance(callback, callbacks.BenchmarkTable):
                 callback.experiment = callback.experiment or config.name
                 callback.folder = config.table_folder or callback.folder
         return trainer

@@ -157,6 +157,6 @@ class DetectionDataModule(SourceDataModule[TimedVideo]):
             raise ValueError(
                 f"the {split} split is annotated at one in {np.median(steps):g} of the frames that a stream of stride "
                 f"{self.evaluation_grid} takes, too seldom to say where its tubes begin and end; choose a stride at "
-                "least as large as the spacing of the annotation, or leave model.init_args.video_map out"
+                "least as large as the spacing of the annotation, or leave model.detection.video_map out"
             )
         return tubes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -14,44 +15,65 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 
+from .networks.weights.classes import check_classes
 from .networks.weights.loading import load_weights, misfits
 from .networks.weights.old_names import has_old_names, renamed_from_old
 from .optimisation import Schedule, WarmupCosine, parameter_groups, scheduled
 from .runs.resuming import GRADIENTS, accumulated_gradients, count_epochs_rightly, restore_gradients, seed_batch
 
 
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a network learns, beside its optimiser.
+
+    Args:
+        schedule: of the learning rate: ``WarmupCosine`` (the default) or ``WarmupSteps``.
+        head_lr_multiplier: learning rate of the network's ``head_parameters`` (a detector's localizer and decoder) over
+            that of the rest.
+        new_lr_multiplier: the same for its ``new_parameters``: what a student has and its teacher has not, the LSTM
+            first of all. They start at zero while the rest has been trained.
+        fresh: patterns of parameters that start fresh although ``weights`` are given; for other classes than the
+            weights know: ``["head.decoder.blocks.*.action_logits.*"]``.
+    """
+
+    schedule: Schedule | None = None
+    head_lr_multiplier: float = 1.0
+    new_lr_multiplier: float = 1.0
+    fresh: Sequence[str] = ()
+
+
 class ExperimentModule(L.LightningModule):
     """Base of all experiments; thin on purpose.
 
+    The arguments that every run sets stand by themselves, so that their keys are short (``--model.weights``); the rest
+    is in ``training`` and, of detectors, ``detection``.
+
     Args:
         network: what is trained and evaluated; it has ``num_classes``.
-        optimizer: called with parameter groups.
         weights: a weights file or checkpoint to start from (or to evaluate). Nothing may be missing or left over.
-        fresh: patterns of parameters that start fresh although ``weights`` are given; for other classes than the
-            weights know: ``["head.decoder.blocks.*.action_logits.*"]``.
-        schedule: of the learning rate: ``WarmupCosine`` (the default) or ``WarmupSteps``.
+        optimizer: called with parameter groups.
+        training: how the network learns.
     """
-
-    classes_argument = "network.init_args.num_classes"
-    """Where a config says how many classes the network has."""
 
     def __init__(
         self,
         network: nn.Module,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
         weights: str | None = None,
-        fresh: Sequence[str] = (),
-        schedule: Schedule | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        training: TrainingSettings = TrainingSettings(),
     ) -> None:
         super().__init__()
         self.network = network
         self.optimizer, self.weights = optimizer, weights
-        self.schedule = schedule or WarmupCosine()
+        self.schedule = training.schedule or WarmupCosine()
+        self.network_lr_multipliers = network_lr_multipliers(network, training)
         if weights is not None:
-            load_weights(network, weights, fresh)
-        elif fresh:
-            raise ValueError(
-                "fresh names parameters that the weights shall leave alone; set weights too, or drop fresh"
+            load_weights(network, weights, training.fresh)
+        elif training.fresh:
+            raise UserError(
+                "names parameters that the weights shall leave alone, but there are no weights",
+                where="model.training.fresh",
+                remedy="set model.weights too, or drop fresh",
             )
         self._zeros_explained: set[str] = set()
         self._gradients: dict[str, Tensor] = {}
@@ -62,8 +84,9 @@ class ExperimentModule(L.LightningModule):
         in_network, in_data = self.network.num_classes, self.trainer.datamodule.num_classes
         if in_network != in_data:
             raise UserError(
-                f"network has {in_network} classes but the data has {in_data}; set "
-                f"model.init_args.{self.classes_argument}={in_data}, or --count_classes true"
+                f"network has {in_network} classes but the data has {in_data}",
+                where="model.network",
+                remedy=f"build it with num_classes={in_data}; the command line does so by itself",
             )
         self._zeros_explained.clear()
 
@@ -74,8 +97,9 @@ class ExperimentModule(L.LightningModule):
         network = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if has_old_names(network):
             others = {key: value for key, value in state.items() if not key.startswith(prefix)}
-            renamed = {prefix + key: value for key, value in renamed_from_old(network).items()}
-            checkpoint["state_dict"] = renamed | others
+            network = renamed_from_old(network)
+            checkpoint["state_dict"] = {prefix + key: value for key, value in network.items()} | others
+        check_classes(self.network, network, self.trainer.ckpt_path if self._trainer else None)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take the tensors of a checkpoint; what does not fit is listed."""
@@ -126,7 +150,7 @@ class ExperimentModule(L.LightningModule):
 
     def lr_multipliers(self) -> dict[str, float]:
         """Patterns of parameter names and how much faster than the rest they learn; the first match counts."""
-        return {}
+        return {f"network.{name}": multiplier for name, multiplier in self.network_lr_multipliers.items()}
 
     @property
     def progress(self) -> float:
@@ -157,3 +181,20 @@ class ExperimentModule(L.LightningModule):
         if result["explanation"] and measure not in self._zeros_explained:
             self._zeros_explained.add(measure)
             rank_zero_warn(f"{name} is {float(result[key]):g}: {result['explanation']}")
+
+
+def network_lr_multipliers(network: nn.Module, training: TrainingSettings) -> dict[str, float]:
+    """Return the names of a network's parameters that learn at another rate than the rest, and how much faster."""
+    rates = {"new_parameters": training.new_lr_multiplier, "head_parameters": training.head_lr_multiplier}
+    result: dict[str, float] = {}
+    for kind, multiplier in rates.items():
+        if hasattr(network, kind):
+            result |= dict.fromkeys(getattr(network, kind)(), multiplier)
+        elif multiplier != 1:
+            argument = kind.replace("parameters", "lr_multiplier")
+            raise UserError(
+                f"is {multiplier:g}, but {type(network).__name__} has no {kind}",
+                where=f"model.training.{argument}",
+                remedy="leave it out",
+            )
+    return result

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from datamodules.batches import ClipBatch
 from datamodules.errors import UserError
 
-from .detection_base import DetectionModule
+from .base import TrainingSettings
+from .detection_base import DetectionModule, DetectionSettings
 from .evaluation.benchmark import Benchmark
 from .evaluation.tracked import TrackedFrame, people_of
 from .evaluation.tubes import VideoEvaluation
@@ -27,18 +29,25 @@ class ClipDetectionModule(DetectionModule):
     """Trains EVAD on clips around annotated keyframes.
 
     Args:
+        network, weights, optimizer, training, detection, pretrained: see ``DetectionModule``.
         loss: see ``DetectionLoss``.
         one_slot_until: share of training in which only the keyframe's own slot is shown. From scratch a detector must
             first learn what a person looks like; on whole clips from the start it learns neither. Set to 0 with
             pre-trained weights.
-
-    The other arguments are those of ``DetectionModule``.
     """
 
     def __init__(
-        self, network: EvadTeacher, loss: DetectionLoss | None = None, one_slot_until: float = 0.0, **kwargs: Any
+        self,
+        network: EvadTeacher,
+        weights: str | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        training: TrainingSettings = TrainingSettings(),  # noqa: B008  (frozen)
+        detection: DetectionSettings = DetectionSettings(),  # noqa: B008  (frozen)
+        pretrained: str | None = None,
+        loss: DetectionLoss | None = None,
+        one_slot_until: float = 0.0,
     ) -> None:
-        super().__init__(network, **kwargs)
+        super().__init__(network, weights, optimizer, training, detection, pretrained)
         self.loss = loss or DetectionLoss()
         self.one_slot_until = one_slot_until
 
@@ -96,7 +105,7 @@ class ClipDetectionModule(DetectionModule):
                 f"video mAP links every sampled frame of a video, but a clip detector is evaluated on annotated ones: "
                 f"{len(video.annotated)} of {video.num_slots} in {sparse[0]}, one of {len(sparse)} such videos; set "
                 "every_frame=true where the source has it (UCF101-24, JHMDB), or data.init_args.keyframe_grid to the "
-                "spacing of the annotation, or leave model.init_args.video_map out"
+                "spacing of the annotation, or leave model.detection.video_map out"
             )
         if self.trainer.world_size > 1:
             raise UserError(

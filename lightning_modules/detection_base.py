@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import torch
+from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from .base import ExperimentModule
+from datamodules.errors import UserError
+
+from .base import ExperimentModule, TrainingSettings
 from .evaluation.tubes import VideoEvaluation, VideoMapSettings
 from .metrics.frame_ap import FrameMapSettings
 from .metrics.frame_map import FrameMeanAveragePrecision, action_rows
@@ -22,48 +26,54 @@ from .networks.weights.videomae import load_videomae
 NAMES_SHOWN = 5
 
 
+@dataclass(frozen=True)
+class DetectionSettings:
+    """How detections are decoded and scored.
+
+    Args:
+        person_threshold, score: how they are decoded, see ``decode_detections``.
+        metric: the protocol of ``val/map`` and ``test/map``; boxes are scored in pixels of the original video.
+        video_map: linker and protocol of ``val/video_map_50`` and the like; None does without, as data must that do
+            not say which boxes are one person's.
+    """
+
+    person_threshold: float = 0.0
+    score: ScoreRule = "person_x_action"
+    metric: FrameMapSettings = field(default_factory=FrameMapSettings)
+    video_map: VideoMapSettings | None = None
+
+
 class DetectionModule(ExperimentModule):
     """Base of the experiments on spatio-temporal detection; thin on purpose.
 
     Args:
-        network: the detector that is trained and evaluated.
+        network, weights, optimizer, training: see ``ExperimentModule``.
+        detection: how detections are decoded and scored.
         pretrained: VideoMAE weights that the backbone starts from, see ``load_videomae``; excluded with ``weights``.
-        head_lr_multiplier: learning rate of localizer and decoder over that of the rest.
-        person_threshold, score: how detections are decoded, see ``decode_detections``.
-        metric: the protocol of ``val/map`` and ``test/map``, see ``FrameMapSettings``; boxes are scored in pixels of
-            the original video.
-        video_map: linker and protocol of ``val/video_map_50`` and the like, see ``VideoMapSettings``; None does
-            without, as data must that do not say which boxes are one person's.
-
-    The other arguments are those of ``ExperimentModule``.
     """
 
     def __init__(
         self,
         network: nn.Module,
+        weights: str | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        training: TrainingSettings = TrainingSettings(),  # noqa: B008  (frozen)
+        detection: DetectionSettings = DetectionSettings(),
         pretrained: str | None = None,
-        head_lr_multiplier: float = 1.0,
-        person_threshold: float = 0.0,
-        score: ScoreRule = "person_x_action",
-        metric: FrameMapSettings | None = None,
-        video_map: VideoMapSettings | None = None,
-        **kwargs: Any,
     ) -> None:
-        if pretrained is not None and kwargs.get("weights") is not None:
-            raise ValueError(
-                f"weights={kwargs['weights']} hold the backbone that pretrained={pretrained} would start; leave one "
-                "of them out"
+        if pretrained is not None and weights is not None:
+            raise UserError(
+                f"weights={weights} hold the backbone that pretrained={pretrained} would start",
+                remedy="leave one of them out",
             )
-        super().__init__(network, **kwargs)
-        self.head_lr_multiplier = head_lr_multiplier
-        self.person_threshold, self.score = person_threshold, score
+        super().__init__(network, weights, optimizer, training)
+        self.person_threshold, self.score = detection.person_threshold, detection.score
         if pretrained is not None:
             rank_zero_info(f"{pretrained}\n{load_videomae(network, pretrained)}")
-        self.metric_settings = metric or FrameMapSettings()
+        self.metric_settings, self.video_map = detection.metric, detection.video_map
         self.metric = FrameMeanAveragePrecision(network.num_classes, **asdict(self.metric_settings))
-        self.video_map = video_map
-        if video_map is not None:
-            self.video_metric = VideoMeanAveragePrecision(network.num_classes, protocol=video_map.protocol)
+        if self.video_map is not None:
+            self.video_metric = VideoMeanAveragePrecision(network.num_classes, protocol=self.video_map.protocol)
         self.video_evaluation: VideoEvaluation | None = None
 
     def setup(self, stage: str) -> None:
@@ -81,10 +91,6 @@ class DetectionModule(ExperimentModule):
     def _video_evaluation(self, split: Literal["val", "test"]) -> VideoEvaluation:
         data = self.trainer.datamodule
         return VideoEvaluation(self.video_map, self.video_metric, data.true_tubes(split), data.evaluation_grid)
-
-    def lr_multipliers(self) -> dict[str, float]:
-        """Patterns of parameter names and how much faster than the rest they learn; the first match counts."""
-        return dict.fromkeys((f"network.{name}" for name in self.network.head_parameters()), self.head_lr_multiplier)
 
     def decode(self, detections: Detections, image_sizes: Tensor, original_sizes: Tensor) -> list[ScoredBoxes]:
         """The one way from network outputs to scored boxes in the original video."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import torch
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from datamodules.batches import SegmentBatch
 from datamodules.errors import UserError
 
+from .base import TrainingSettings
 from .losses.modality_distillation import feature_imitation
 from .networks.frozen import FrozenNetwork
 from .networks.temporal.decomposed_detector import DecomposedDetector, without_branch_head
@@ -17,7 +20,7 @@ from .networks.temporal.heads.segment_head import SegmentHead, start_head_from
 from .networks.temporal.temporal_detector import TemporalDetector, TemporalOutputs
 from .networks.weights.loading import load_weights
 from .segment_inputs import Modality, steps_of
-from .temporal_detection import TemporalDetectionModule
+from .temporal_detection import SegmentSettings, TemporalDetectionModule
 
 Strategy = Literal["none", "conventional", "decomposed"]
 DEFAULT_IMITATION_WEIGHTS = {"features": 1.0, "classes": 1.0, "segments": 1.0}
@@ -35,43 +38,54 @@ class MotionDistillationModule(TemporalDetectionModule):
 
     Args:
         network: a ``DecomposedDetector`` for ``decomposed``, a ``TemporalDetector`` for ``conventional``.
-        teacher: makes the teacher's network, of the student's ``dim`` and head.
+        weights, optimizer, training, detection, modality: see ``TemporalDetectionModule``.
+        teacher: makes the teacher's network for so many classes, of the student's ``dim`` and head.
         teacher_weights: its weights file or checkpoint.
         teacher_modality: what the teacher looks at.
         strategy: see above. With ``none`` a ``DecomposedDetector`` trains both its paths from ground truth.
         heads_from_teacher: start the student's heads from the teacher's, which has learned from the same ground truth
             what motion looks like; a joint head then begins by reading the motion branch alone.
         imitation_weights: of ``features``, ``classes`` and ``segments``; one that is absent is left out.
-
-    The other arguments are those of ``TemporalDetectionModule``.
     """
 
     def __init__(
         self,
         network: DecomposedDetector | TemporalDetector,
-        teacher: Callable[[], TemporalDetector] | None = None,
+        weights: str | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        training: TrainingSettings = TrainingSettings(),  # noqa: B008  (frozen)
+        detection: SegmentSettings = SegmentSettings(),  # noqa: B008  (frozen)
+        modality: Modality = "rgb",
+        teacher: Callable[[int], TemporalDetector] | None = None,
         teacher_weights: str | None = None,
         teacher_modality: Modality = "flow",
         strategy: Strategy = "decomposed",
         heads_from_teacher: bool = True,
         imitation_weights: Mapping[str, float] | None = None,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(network, **kwargs)
+        super().__init__(network, weights, optimizer, training, detection, modality)
         decomposed = isinstance(network, DecomposedDetector)
         if strategy != "none" and (strategy == "decomposed") != decomposed:
             needed = "DecomposedDetector" if strategy == "decomposed" else "TemporalDetector"
-            raise ValueError(f"strategy={strategy} needs a {needed} as network, got {type(network).__name__}")
+            raise UserError(
+                f"{strategy} needs a {needed} as network, got {type(network).__name__}", where="model.strategy"
+            )
         if strategy != "none" and teacher is None:
-            raise ValueError(f"strategy={strategy} needs a teacher; set model.init_args.teacher, or strategy to none")
+            raise UserError(
+                f"{strategy} needs a teacher", where="model.strategy", remedy="set model.teacher, or strategy to none"
+            )
         self.make_teacher, self.teacher_weights = teacher, teacher_weights
         self.teacher_modality, self.strategy = teacher_modality, strategy
         self.heads_from_teacher = heads_from_teacher
         self.teacher: FrozenNetwork | None = None
-        weights = DEFAULT_IMITATION_WEIGHTS if imitation_weights is None else dict(imitation_weights)
-        if unknown := sorted(set(weights) - set(DEFAULT_IMITATION_WEIGHTS)):
-            raise ValueError(f"imitation_weights has {unknown}; there are {', '.join(DEFAULT_IMITATION_WEIGHTS)}")
-        self.imitation_weights = weights
+        shares = DEFAULT_IMITATION_WEIGHTS if imitation_weights is None else dict(imitation_weights)
+        if unknown := sorted(set(shares) - set(DEFAULT_IMITATION_WEIGHTS)):
+            raise UserError(
+                f"has {', '.join(unknown)}",
+                where="model.imitation_weights",
+                remedy=f"there are {', '.join(DEFAULT_IMITATION_WEIGHTS)}",
+            )
+        self.imitation_weights = shares
 
     def setup(self, stage: str) -> None:
         """Make what only training needs."""
@@ -83,10 +97,11 @@ class MotionDistillationModule(TemporalDetectionModule):
         if self.strategy != "none" and self.teacher is None:
             if self.teacher_weights is None:
                 raise UserError(
-                    "a teacher without weights teaches nothing; set model.init_args.teacher_weights to a checkpoint of "
-                    "configs/motion_teacher.yaml"
+                    "a teacher without weights teaches nothing",
+                    where="model.teacher_weights",
+                    remedy="set it to a checkpoint of configs/motion_teacher.yaml",
                 )
-            teacher = self.make_teacher()
+            teacher = self.make_teacher(self.network.num_classes)
             load_weights(teacher, self.teacher_weights)
             self.teacher = FrozenNetwork(teacher)
             if self.heads_from_teacher and self.weights is None:

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from datamodules.batches import SegmentBatch
 from datamodules.errors import UserError
 
-from .base import ExperimentModule
+from .base import ExperimentModule, TrainingSettings
 from .evaluation.benchmark import Benchmark
 from .metrics.per_frame_map import PerFrameMeanAveragePrecision, frame_targets
 from .networks.layers.prepared import prepare_for_inference
@@ -27,18 +28,25 @@ class OnlineDetectionModule(ExperimentModule):
 
     Args:
         network: see ``FrameScores``.
+        weights, optimizer, training: see ``ExperimentModule``.
         modality: what it looks at; the temporal gradient is not for streams.
-
-    The other arguments are those of ``ExperimentModule``.
     """
 
-    def __init__(self, network: FrameScores, modality: Modality = "rgb", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        network: FrameScores,
+        weights: str | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        training: TrainingSettings = TrainingSettings(),  # noqa: B008  (frozen)
+        modality: Modality = "rgb",
+    ) -> None:
         if modality == "temporal_gradient":
-            raise ValueError(
-                "modality=temporal_gradient needs the frame before a window, which the next batch no longer has; "
-                "take modality=rgb, flow or features"
+            raise UserError(
+                "temporal_gradient needs the frame before a window, which the next batch no longer has",
+                where="model.modality",
+                remedy="take rgb, flow or features",
             )
-        super().__init__(network, **kwargs)
+        super().__init__(network, weights, optimizer, training)
         self.modality = modality
         self.metric = PerFrameMeanAveragePrecision(network.num_classes)
         self.state: Any = None

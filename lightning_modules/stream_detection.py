@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from datamodules.batches import ClipBatch, StreamBatch
 from datamodules.errors import UserError
 
-from .detection_base import DetectionModule
+from .base import TrainingSettings
+from .detection_base import DetectionModule, DetectionSettings
 from .evaluation.benchmark import Benchmark, Step
 from .evaluation.delays import DelayedEvaluation
 from .evaluation.predictions import Answer
@@ -27,6 +30,19 @@ from .networks.weights.loading import read_state_dict
 from .networks.weights.student_start import student_from_teacher
 
 
+@dataclass(frozen=True)
+class StreamSettings(DetectionSettings):
+    """How detections of a stream are decoded and scored: as ``DetectionSettings``, and later.
+
+    Args:
+        person_threshold, score, metric, video_map: see ``DetectionSettings``.
+        scored_delays: evaluation also reports how much accuracy gains where a keyframe gets its prediction so many
+            sampled frames late, ``test/map_delay_2`` and the like, see ``DelayedEvaluation``; none by default.
+    """
+
+    scored_delays: Sequence[int] = ()
+
+
 class StreamDetectionModule(DetectionModule):
     """Trains a streaming detector from ground truth alone, on short runs of frames that end at supervised ones.
 
@@ -34,40 +50,33 @@ class StreamDetectionModule(DetectionModule):
     ``StreamPredictor``. With a look-ahead of the network, training and evaluation place its predictions accordingly.
 
     Args:
+        network, weights, optimizer, training, pretrained: see ``DetectionModule``.
+        detection: how detections are decoded and scored.
         loss: see ``DetectionLoss``.
         start_from: weights of a clip detector of the same sizes (EVAD) whose weights the student starts from.
-        new_lr_multiplier: learning rate of what the student has and its teacher has not, the LSTM first of all, over
-            that of the rest: it starts at zero while the rest has been trained.
-        scored_delays: evaluation also says how much accuracy gains where a keyframe is answered so many sampled frames
-            late, ``test/map_delay_2`` and the like, see ``DelayedEvaluation``; none by default.
-
-    The other arguments are those of ``DetectionModule``.
     """
 
     def __init__(
         self,
         network: StreamingDetector,
+        weights: str | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        training: TrainingSettings = TrainingSettings(),  # noqa: B008  (frozen)
+        detection: StreamSettings = StreamSettings(),
+        pretrained: str | None = None,
         loss: DetectionLoss | None = None,
         start_from: str | None = None,
-        new_lr_multiplier: float = 1.0,
-        scored_delays: Sequence[int] = (),
-        **kwargs: Any,
     ) -> None:
         if start_from is not None:
             student_from_teacher(network, read_state_dict(start_from))
-        super().__init__(network, **kwargs)
+        super().__init__(network, weights, optimizer, training, detection, pretrained)
         self.loss = loss or DetectionLoss()
-        self.new_lr_multiplier = new_lr_multiplier
-        self.delayed_evaluation = DelayedEvaluation(scored_delays, self.metric)
+        self.delayed_evaluation = DelayedEvaluation(detection.scored_delays, self.metric)
         self.stream = StreamPredictor(network, self.decode)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)  # only now the metric knows its classes
         self.delayed_evaluation = DelayedEvaluation(self.delayed_evaluation.delays, self.metric)
-
-    def lr_multipliers(self) -> dict[str, float]:
-        new = (f"network.{name}" for name in self.network.new_parameters())
-        return dict.fromkeys(new, self.new_lr_multiplier) | super().lr_multipliers()
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         encoded, state = self.encode(batch, normalise_frames(batch.frames, batch.image_sizes))

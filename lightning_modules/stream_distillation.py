@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from datamodules.batches import ClipBatch
+from datamodules.errors import UserError
 
+from .base import TrainingSettings
 from .clip_detection import benchmark_clip
 from .distillation_terms import DistillationTerm, Lesson, default_terms
 from .evaluation.benchmark import Step
+from .losses.detection import DetectionLoss
 from .losses.uncertainty import TaskWeighting
 from .networks.detection.evad import EvadTeacher
 from .networks.detection.outputs import DetectorOutputs
@@ -21,9 +26,25 @@ from .networks.layers.pixels import gather_clips, normalise_frames
 from .networks.layers.prepared import prepare_for_inference
 from .networks.students.detector import StreamingDetector
 from .networks.students.trunk import EncodedFrames
-from .networks.weights.loading import load_exactly, read_state_dict
+from .networks.weights.loading import load_weights
 from .networks.weights.student_start import student_from_teacher
-from .stream_detection import StreamDetectionModule
+from .stream_detection import StreamDetectionModule, StreamSettings
+
+
+@dataclass(frozen=True)
+class WeightingSettings:
+    """How much each term counts beside the others.
+
+    Args:
+        kind: ``uncertainty`` learns the weights of the terms, ``fixed`` leaves them, see ``TaskWeighting``.
+        truth: how much the ground truth counts, for good; 0 leaves it out.
+        lr_multiplier: learning rate of learned weights over that of the student: a log-variance has to cover a range
+            of several units in as many steps as a weight needs to move by a tenth.
+    """
+
+    kind: Literal["uncertainty", "fixed"] = "uncertainty"
+    truth: float = 1.0
+    lr_multiplier: float = 20.0
 
 
 class DistillationModule(StreamDetectionModule):
@@ -34,55 +55,57 @@ class DistillationModule(StreamDetectionModule):
 
     Args:
         network: the student.
-        teacher: the teacher's network. teacher_weights: its weights file or checkpoint.
+        teacher: makes the teacher's network for as many classes as the student has.
+        teacher_weights: its weights file or checkpoint.
+        weights, optimizer, training, detection, loss: see ``StreamDetectionModule``.
         terms: what is learned from the teacher; ``FeatureTerm``, ``ActionTerm`` and ``BoxTerm`` by default.
-        truth_weight: how much the ground truth counts, for good; 0 leaves it out.
+        weighting: of ground truth and terms.
         from_teacher: start the student from the teacher's weights.
-        weighting: of the terms, see ``TaskWeighting``.
-        weighting_lr_multiplier: learning rate of learned weights over that of the student: a log-variance has to cover
-            a range of several units in as many steps as a weight needs to move by a tenth.
         proposal_matching: which of the teacher's proposals each of the student's imitates: the one of the same
             ``index``, since a student starts from its teacher's proposals, or the one of an ``assignment``, see
             ``ProposalMatcher``; by default the latter where a student has fewer of them.
-
-    The other arguments are those of ``StreamDetectionModule``.
     """
 
     def __init__(
         self,
         network: StreamingDetector,
-        teacher: EvadTeacher,
+        teacher: Callable[[int], EvadTeacher],
         teacher_weights: str,
+        weights: str | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        training: TrainingSettings = TrainingSettings(),  # noqa: B008  (frozen)
+        detection: StreamSettings = StreamSettings(),  # noqa: B008  (frozen)
+        loss: DetectionLoss | None = None,
         terms: Sequence[DistillationTerm] | None = None,
-        truth_weight: float = 1.0,
+        weighting: WeightingSettings = WeightingSettings(),
         from_teacher: bool = True,
-        weighting: Literal["uncertainty", "fixed"] = "uncertainty",
-        weighting_lr_multiplier: float = 20.0,
         proposal_matching: Literal["index", "assignment"] | None = None,
-        **kwargs: Any,
     ) -> None:
-        load_exactly(teacher, read_state_dict(teacher_weights))
+        clip_network = teacher(network.num_classes)
+        load_weights(clip_network, teacher_weights)
         if from_teacher:
-            student_from_teacher(network, teacher.state_dict())
-        super().__init__(network, **kwargs)
-        self.teacher = FrozenNetwork(teacher)
-        self.weighting_lr_multiplier = weighting_lr_multiplier
-        same_number = network.num_proposals == teacher.num_proposals
+            student_from_teacher(network, clip_network.state_dict())
+        super().__init__(network, weights, optimizer, training, detection, loss=loss)
+        self.teacher = FrozenNetwork(clip_network)
+        self.weighting_lr_multiplier = weighting.lr_multiplier
+        proposals = clip_network.num_proposals
+        same_number = network.num_proposals == proposals
         if proposal_matching == "index" and not same_number:
-            raise ValueError(
-                f"proposal_matching=index needs the teacher's {teacher.num_proposals} proposals, the student has "
-                f"{network.num_proposals}; set it to assignment"
+            raise UserError(
+                f"index needs the teacher's {proposals} proposals, the student has {network.num_proposals}",
+                where="model.proposal_matching",
+                remedy="set it to assignment",
             )
         self.proposal_matching = proposal_matching or ("index" if same_number else "assignment")
         self.terms = default_terms() if terms is None else tuple(terms)
         names = [term.name for term in self.terms]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"terms has two of {', '.join(repeated)}; leave one")
-        self.learns_truth = truth_weight > 0
+            raise UserError(f"has two of {', '.join(repeated)}", where="model.terms", remedy="leave one")
+        self.learns_truth = weighting.truth > 0
         if not (self.learns_truth or self.terms):
-            raise ValueError("truth_weight=0 and terms=[] leave nothing to learn; set one of them")
-        weights = {"detection": truth_weight} if self.learns_truth else {}
-        self.task_weighting = TaskWeighting(weights | {term.name: term.weight for term in self.terms}, weighting)
+            raise UserError("weighting.truth=0 and terms=[] leave nothing to learn", "model", "set one of them")
+        shares = {"detection": weighting.truth} if self.learns_truth else {}
+        self.task_weighting = TaskWeighting(shares | {term.name: term.weight for term in self.terms}, weighting.kind)
 
     def trained_modules(self) -> list[tuple[str, nn.Module]]:
         return [*super().trained_modules(), ("task_weighting", self.task_weighting)]

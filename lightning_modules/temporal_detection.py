@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from datamodules.batches import SegmentBatch
 
-from .base import ExperimentModule
+from .base import ExperimentModule, TrainingSettings
 from .evaluation.benchmark import Benchmark
 from .metrics.segment_map import SegmentMeanAveragePrecision
 from .networks.layers.prepared import prepare_for_inference
@@ -25,6 +27,23 @@ VideoDetections = dict[str, Any]
 """``video_id``, ``segments`` (N, 2) seconds, ``scores`` (N,), ``labels`` (N,) of a whole video."""
 
 
+@dataclass(frozen=True)
+class SegmentSettings:
+    """How segments are decoded and scored.
+
+    Args:
+        suppression: see ``SegmentSuppression``.
+        window_threshold: detections of a window that score less are dropped at once.
+        window_segments: as many of a window are kept, the best by score.
+        tiou_thresholds: overlaps that segment mAP is the mean over; 0.3 to 0.7 (THUMOS14) by default.
+    """
+
+    suppression: SegmentSuppression | None = None
+    window_threshold: float = 0.001
+    window_segments: int = 1000
+    tiou_thresholds: Sequence[float] = (0.3, 0.4, 0.5, 0.6, 0.7)
+
+
 class TemporalDetectionModule(ExperimentModule):
     """Trains a temporal detector from ground truth; evaluates any on untrimmed videos.
 
@@ -33,32 +52,24 @@ class TemporalDetectionModule(ExperimentModule):
 
     Args:
         network: a ``TemporalDetector``; or a ``DecomposedDetector`` or ``TwoStreamDetector``, to be evaluated alone.
-        modality: what it looks at.
-        suppression: see ``SegmentSuppression``.
-        window_threshold: detections of a window that score less are dropped at once.
-        window_segments: as many of a window are kept, the best by score.
-        tiou_thresholds: overlaps that segment mAP is the mean over; 0.3 to 0.7 (THUMOS14) by default.
-
-    The other arguments are those of ``ExperimentModule``.
+        weights, optimizer, training: see ``ExperimentModule``.
+        detection: how segments are decoded and scored.
+        modality: what the network looks at.
     """
-
-    classes_argument = "network.init_args.head.init_args.num_classes"
 
     def __init__(
         self,
         network: TemporalDetector | DecomposedDetector | TwoStreamDetector,
+        weights: str | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        training: TrainingSettings = TrainingSettings(),  # noqa: B008  (frozen)
+        detection: SegmentSettings = SegmentSettings(),
         modality: Modality = "rgb",
-        suppression: SegmentSuppression | None = None,
-        window_threshold: float = 0.001,
-        window_segments: int = 1000,
-        tiou_thresholds: Sequence[float] = (0.3, 0.4, 0.5, 0.6, 0.7),
-        **kwargs: Any,
     ) -> None:
-        super().__init__(network, **kwargs)
-        self.modality = modality
-        self.suppression = suppression or SegmentSuppression()
-        self.window_threshold, self.window_segments = window_threshold, window_segments
-        self.metric = SegmentMeanAveragePrecision(network.num_classes, tiou_thresholds)
+        super().__init__(network, weights, optimizer, training)
+        self.modality, self.detection = modality, detection
+        self.suppression = detection.suppression or SegmentSuppression()
+        self.metric = SegmentMeanAveragePrecision(network.num_classes, detection.tiou_thresholds)
         self._found: dict[str, list[ScoredSegments]] = {}
         self._window: SegmentBatch | None = None
 
@@ -79,7 +90,8 @@ class TemporalDetectionModule(ExperimentModule):
     def detect(self, batch: SegmentBatch) -> list[ScoredSegments]:
         """What each window shows, in seconds of its video, before suppression."""
         outputs = self.network(steps_of(batch, self.modality), batch.mask)
-        decoded = self.network.final_head.decode(outputs.dense, self.window_threshold, self.window_segments)
+        threshold, most = self.detection.window_threshold, self.detection.window_segments
+        decoded = self.network.final_head.decode(outputs.dense, threshold, most)
         return [features_to_seconds(found, batch, row, self.step_stride) for row, found in enumerate(decoded)]
 
     def finished_videos(self, batch: SegmentBatch) -> list[tuple[int, VideoDetections]]:

@@ -44,12 +44,12 @@ class Truth:
                                 csv.writer(file).writerow([*row, person] if persons else row)
                         if split == "val":
                             self.moments.append((video.video_id, moment.timestamp + 10, moment.boxes, moment.labels))
-        shapes = network_config(Path(__file__).parents[1] / "configs" / "networks" / "evad_tiny.yaml")
+        shapes = network_config(Path(__file__).parents[1] / "configs" / "networks" / "evad_tiny.yaml", 10)
         own = {"videos": folder, "annotations": folder / "boxes.csv", "classes": folder / "classes.txt"}
         own = {name: str(path) for name, path in own.items()} | {"train": ["video_0", "video_1"], "start_seconds": 10}
         data = {"source": {"class_path": "datamodules.annotations.own_videos.OwnVideos", "init_args": own}}
         data |= {"num_frames": 4, "frame_stride": 2, "batch_size": 4, "short_side": 64}
-        model = {"network": shapes, "metric": {"protocol": "pascal"}}
+        model = {"network": shapes, "detection": {"metric": {"protocol": "pascal"}}}
         experiment = {
             "model": {
                 "class_path": "lightning_modules.clip_detection.ClipDetectionModule",

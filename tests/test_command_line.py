@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import takewhile
 from pathlib import Path
 
@@ -26,9 +27,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter") 
 FULL_SIZE = [config for config in CONFIGS if "_vit_" in config.stem]
 TEMPORAL = [config for config in CONFIGS if "SegmentDataModule" in config.read_text()]  # test_temporal_command_line.py
 RUNNABLE = [config for config in CONFIGS if config not in [*FULL_SIZE, *TEMPORAL]]
-AVA_RECIPES = [config for config in FULL_SIZE if config.stem.startswith("evad") and config.stem.endswith("_ava")]
+AVA_RECIPE = ROOT / "configs" / "evad_vit_b_ava.yaml"
+VIT_L = [
+    f"--model.network={ROOT / 'configs' / 'networks' / 'evad_vit_l.yaml'}",
+    *("--model.loss.action_weight=6", "--model.optimizer.lr=1e-5"),
+    *("--model.training.schedule.warmup_from=0.25", "--data.loader.batch_size=1", "--name=evad_vit_l_ava"),
+]
+"""What makes the recipe for AVA that of ViT-L, as its head says."""
 VIDEOS = {"ava": "data/ava/frames", "ucf101_24": "data/ucf101_24/videos", "jhmdb": "data/jhmdb/Frames"}
 """Where the recipes for published data look for them."""
+ANNOTATION = {"ava": "label map", "ucf101_24": "pyannot.pkl", "jhmdb": "JHMDB-GT.pkl"}
+SOURCES = {"ava": "Ava", "ucf101_24": "UCF101_24", "jhmdb": "JHMDB"}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +45,7 @@ def puppets(tmp_path_factory) -> Path:
     """The tiny Puppets data, with a cache and a teacher's weights beside them."""
     folder = tmp_path_factory.mktemp("puppets")
     Puppets(root=folder, size="tiny").prepare()
-    save_weights(network_of(ROOT / "configs" / "networks" / "evad_tiny.yaml").state_dict(), folder / "evad.pt")
+    save_weights(network_of(ROOT / "configs" / "networks" / "evad_tiny.yaml", 10).state_dict(), folder / "evad.pt")
     return folder
 
 
@@ -93,23 +102,26 @@ def test_a_config_begins_with_what_it_is_and_the_command_that_runs_it(config):
 
 @pytest.mark.parametrize("config", FULL_SIZE, ids=lambda config: config.stem)
 def test_a_config_of_full_size_is_built_and_then_names_what_it_finds_missing(config, monkeypatch):
-    data = config.stem.partition("_vit_b_")[2] or config.stem.partition("_vit_l_")[2]
-    missing = VIDEOS.get(data, "data/own/(videos|classes.txt)")
+    """The number of classes is what a network asks of the data, so annotation is missed first."""
+    data = config.stem.partition("_vit_b_")[2]
+    with pytest.raises(UserError, match=ANNOTATION[data]):
+        main(["fit", f"--config={config}"])
+    monkeypatch.setattr(f"datamodules.annotations.{data}.{SOURCES[data]}.class_names", lambda _: ("walk", "run"))
+    missing = VIDEOS[data]
     if "distill" in config.stem:
-        missing = f"no weights at runs/evad_vit_b{data and f'_{data}'}/latest/checkpoints/last.ckpt"
+        missing = f"no weights at runs/evad_vit_b_{data}/latest/checkpoints/last.ckpt"
     # Built without memory; at its end the Trainer takes the weights to the CPU, which these cannot follow.
     monkeypatch.setattr(torch.nn.Module, "cpu", lambda module: module)
-    with torch.device("meta"), pytest.raises(UserError, match=f"{missing}|no such annotation file"):
+    with torch.device("meta"), pytest.raises(UserError, match=missing):
         main(["fit", f"--config={config}"])
 
 
 def test_the_ava_recipes_are_those_of_evads_authors(capsys):
     """`EVAD.md`, sections 6, 7, 9 and 10; what differs between the sizes is in the table."""
-    assert [config.stem for config in AVA_RECIPES] == ["evad_vit_b_ava", "evad_vit_l_ava"]
-    for config, lr, clips, action_weight, drop_path in zip(
-        AVA_RECIPES, (2.5e-5, 1e-5), (16, 8), (12, 6), (0.1, 0.2), strict=True
+    for changes, lr, clips, action_weight, drop_path in zip(
+        ((), VIT_L), (2.5e-5, 1e-5), (16, 8), (12, 6), (0.1, 0.2), strict=True
     ):
-        printed = yaml.safe_load(printed_config(capsys, "fit", f"--config={config}"))
+        printed = yaml.safe_load(printed_config(capsys, "fit", f"--config={AVA_RECIPE}", *changes))
         model, data = printed["model"]["init_args"], printed["data"]["init_args"]
         expected = {"num_frames": 16, "frame_stride": 4, "past_frames": None, "short_side": 288, "max_long_side": 1333}
         expected |= {"interpolation": "bilinear", "horizontal_flip": 0.5, "scale_range": [1, 1], "brightness": 0}
@@ -119,11 +131,12 @@ def test_the_ava_recipes_are_those_of_evads_authors(capsys):
         optimizer = model["optimizer"]["init_args"]
         assert (optimizer["lr"], optimizer["weight_decay"]) == (lr, 1e-4)
         assert (list(optimizer["betas"]), optimizer["eps"]) == ([0.9, 0.999], 1e-8)
-        schedule = model["schedule"]["init_args"]
+        training, detection = model["training"], model["detection"]
+        schedule = training["schedule"]["init_args"]
         assert schedule["warmup_from"] * lr == pytest.approx(2.5e-6)
         assert (schedule["warmup_epochs"], schedule["milestones"]) == (2, {"5": 0.1, "8": 0.01})
-        assert (model["head_lr_multiplier"], model["one_slot_until"]) == (8, 0)
-        assert (model["score"], model["person_threshold"]) == ("action", 0.7)
+        assert (training["head_lr_multiplier"], model["one_slot_until"]) == (8, 0)
+        assert (detection["score"], detection["person_threshold"]) == ("action", 0.7)
         assert model["loss"]["init_args"]["action_weight"] == action_weight
         network = model["network"]["init_args"]
         decoder = network["head"]["init_args"]["decoder"]["init_args"]
@@ -151,16 +164,16 @@ def test_a_network_given_as_a_file_keeps_nothing_of_the_one_in_the_config(capsys
 
 
 @pytest.mark.parametrize(
-    ("name", "lr", "options"), [("evad_vit_b_ava", 2.5e-5, ()), ("evad_vit_l_ava", 1e-5, SAVING_MEMORY)]
+    ("changes", "lr", "options"), [((), 2.5e-5, ()), (VIT_L, 1e-5, SAVING_MEMORY)], ids=["vit_b", "vit_l"]
 )
-def test_an_ava_recipe_runs_on_what_looks_like_ava(name, lr, options, tmp_path):
+def test_an_ava_recipe_runs_on_what_looks_like_ava(changes, lr, options, tmp_path):
     source = ava_arguments(write_ava(tmp_path / "ava"))  # two clips to train on
     network = f"--model.init_args.network={ROOT / 'configs' / 'networks' / 'evad_tiny.yaml'}"
-    small = [network, "--model.init_args.network.init_args.num_classes=80", "--data.init_args.loader.num_workers=0"]
+    small = [network, "--data.init_args.loader.num_workers=0"]
     small += ["--data.init_args.num_frames=8", "--data.init_args.frames.short_side=96", "--trainer.max_epochs=1"]
     small += ["--trainer.enable_progress_bar=false", "--trainer.callbacks=null", "--trainer.logger=false"]
     small += [f"--data.init_args.source.init_args.{argument}={value}" for argument, value in source.items()]
-    cli = main(["fit", f"--config={ROOT / 'configs' / name}.yaml", *small, *options])
+    cli = main(["fit", f"--config={AVA_RECIPE}", *changes, *small, *options])
     assert cli.trainer.global_step == 1
     (optimizer,) = cli.trainer.optimizers
     assert sorted({group["initial_lr"] for group in optimizer.param_groups}) == pytest.approx([lr, 8 * lr])
@@ -227,10 +240,15 @@ def test_a_checkpoint_is_tested_into_the_table_and_predicts_into_files(name, pup
     assert first["timestamp"] == 0
 
 
-def test_other_classes_than_the_datas_are_refused_with_the_way_out(puppets):
-    arguments = on_puppets(ROOT / "configs" / "evad.yaml", puppets)
-    with pytest.raises(ValueError, match=r"7 classes but the data has 10; set model\.init_args\.network"):
-        main(["fit", *arguments, "--model.init_args.network.init_args.num_classes=7"])
+def test_weights_of_other_classes_than_the_datas_are_refused_with_the_way_out(puppets, tmp_path):
+    network = ROOT / "configs" / "networks" / "evad_tiny.yaml"
+    save_weights(network_of(network, 7).state_dict(), tmp_path / "seven.pt")
+    arguments = ["fit", *on_puppets(ROOT / "configs" / "evad.yaml", puppets)]
+    with pytest.raises(UserError, match=r"know 7 classes, but the data has 10; .*--model\.training\.fresh") as error:
+        main([*arguments, f"--model.weights={tmp_path / 'seven.pt'}"])
+    fresh = re.search(r"fresh '(.*)'", str(error.value))[1]
+    short = ["--trainer.fast_dev_run=true", f"--model.weights={tmp_path / 'seven.pt'}"]
+    assert main([*arguments, *short, f"--model.training.fresh={fresh}"]).model.network.num_classes == 10
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which has bfloat16")

@@ -35,25 +35,25 @@ def folder(tmp_path_factory) -> Path:
     clip = teacher_config(shapes | {"keep_rates": {1: 0.8}})
     streaming = student_config("dsta", shapes | {"window": 3})
     models = {
-        "clip": ("clip_detection.ClipDetectionModule", {"network": clip}),
-        "stream": ("stream_detection.StreamDetectionModule", {"network": streaming}),
+        "clip": ("ClipDetectionModule", {"network": clip}),
+        "stream": ("StreamDetectionModule", {"network": streaming}),
         "distil": (
-            "stream_distillation.DistillationModule",
+            "DistillationModule",
             {"network": streaming, "teacher": clip, "teacher_weights": str(folder / "clip.pt")},
         ),
     }
-    source = {"class_path": "datamodules.puppets.Puppets", "init_args": {"root": str(folder), "size": "tiny"}}
+    source = {"class_path": "Puppets", "init_args": {"root": str(folder), "size": "tiny"}}
     shared = {"source": source, "frame_stride": 3, "batch_size": 2, "short_side": 64, "cache": str(folder / "cache")}
     windows = {"train_past_frames": 5, "train_future_frames": 1, "loss_frames": 2, "lanes": 1, "chunk_frames": 5}
     data = {
-        "clip": ("clip.ClipDataModule", {"num_frames": 4, "eval_batch_size": 5}),
-        "stream": ("stream.StreamDataModule", windows),
+        "clip": ("ClipDataModule", {"num_frames": 4, "eval_batch_size": 5}),
+        "stream": ("StreamDataModule", windows),
     }
     for name, (module, arguments) in models.items():
         datamodule, settings = data["clip" if name == "clip" else "stream"]
         config = {
-            "model": {"class_path": f"lightning_modules.{module}", "init_args": arguments},
-            "data": {"class_path": f"datamodules.{datamodule}", "init_args": grouped(shared | settings)},
+            "model": {"class_path": module, "init_args": arguments},
+            "data": {"class_path": datamodule, "init_args": grouped(shared | settings)},
         }
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
     save_weights(tiny.teacher(num_classes=10).state_dict(), folder / "clip.pt")
@@ -64,30 +64,29 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def temporal(folder) -> Path:
     """A temporal detector and its distillation, whose teacher has the weights that the detector is given."""
-    networks = "lightning_modules.networks.temporal"
     parts = {
         "backbone": {
-            "class_path": f"{networks}.backbones.shifted_image_backbone.ShiftedImageBackbone",
+            "class_path": "ShiftedImageBackbone",
             "init_args": {"name": "test_resnet"},
         },
         "head": {
-            "class_path": f"{networks}.heads.anchor_free_head.AnchorFreeHead",
-            "init_args": {"num_classes": 10, "dim": 16, "num_levels": 2, "class_prior": 0.3},
+            "class_path": "AnchorFreeHead",
+            "init_args": {"pyramid": {"dim": 16, "num_levels": 2}, "class_prior": 0.3},
         },
         "dim": 16,
     }
-    detector = {"class_path": f"{networks}.temporal_detector.TemporalDetector", "init_args": parts}
-    student = {"class_path": f"{networks}.decomposed_detector.DecomposedDetector", "init_args": parts}
+    detector = {"class_path": "TemporalDetector", "init_args": parts}
+    student = {"class_path": "DecomposedDetector", "init_args": parts}
     source = {
-        "class_path": "datamodules.puppets.segments.PuppetSegments",
+        "class_path": "PuppetSegments",
         "init_args": {"root": str(folder), "size": "tiny"},
     }
     data = {"source": source, "window_steps": 8, "frame_rate": 8.0, "short_side": 32, "windows_per_epoch": 8}
     data |= {"cache": str(folder / "cache"), "eval_batch_size": 3, "horizontal_flip": 0.0}
     models = {
-        "temporal": ("temporal_detection.TemporalDetectionModule", {"network": detector}),
+        "temporal": ("TemporalDetectionModule", {"network": detector}),
         "motion": (
-            "motion_distillation.MotionDistillationModule",
+            "MotionDistillationModule",
             {
                 "network": student,
                 "teacher": detector,
@@ -98,8 +97,8 @@ def temporal(folder) -> Path:
     }
     for name, (module, arguments) in models.items():
         config = {
-            "model": {"class_path": f"lightning_modules.{module}", "init_args": arguments},
-            "data": {"class_path": "datamodules.segments.SegmentDataModule", "init_args": grouped(data)},
+            "model": {"class_path": module, "init_args": arguments},
+            "data": {"class_path": "SegmentDataModule", "init_args": grouped(data)},
         }
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
     return folder
@@ -113,7 +112,7 @@ def command(action: str, folder: Path, name: str, *more: str) -> list[str]:
 def evaluation(folder: Path, name: str) -> list[str]:
     weights = f"--model.init_args.weights={folder / name}.pt"
     # Random weights score everybody low, and a clip detector would need all clips of a video on one process.
-    linking = [f"--model.init_args.video_map.{threshold}=0" for threshold in ("min_score", "score_threshold")]
+    linking = [f"--model.detection.video_map.{threshold}=0" for threshold in ("min_score", "score_threshold")]
     callbacks = "--trainer.callbacks+=tests.lightning_modules.tiny.Results"
     return command("test", folder, name, weights, callbacks, *(linking if name == "stream" else ()))
 
@@ -190,7 +189,7 @@ def test_two_processes_distil_motion_and_find_the_segments_that_one_finds(tempor
 
     def test(file: str, *more: str) -> list[str]:
         callback = {
-            "class_path": "callbacks.files.segment_file.SegmentFile",
+            "class_path": "SegmentFile",
             "init_args": {"path": str(temporal / file)},
         }
         weights = f"--model.init_args.weights={temporal / 'temporal.pt'}"

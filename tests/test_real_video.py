@@ -21,7 +21,6 @@ def arguments(command: str, config: str, tmp_path: Path, *more: str) -> list[str
     return [
         command,
         f"--config={ROOT / 'configs' / config}",
-        "--model.init_args.network.init_args.num_classes=24",
         f"{source}videos={UCF / 'videos'}",
         f"{source}annotations={UCF / 'own_videos.csv'}",
         f"{source}classes={UCF / 'classes.txt'}",
@@ -54,7 +53,7 @@ def test_the_shipped_teacher_fine_tunes_on_real_clips_and_its_student_is_distill
     weights = tmp_path / "teacher.ckpt"
     teacher.save_checkpoint(weights)
 
-    of_teacher = ["--model.init_args.teacher.init_args.num_classes=24", f"--model.init_args.teacher_weights={weights}"]
+    of_teacher = [f"--model.init_args.teacher_weights={weights}"]
     student = short_fit("distill_dsta_own_videos.yaml", tmp_path, "--data.init_args.loader.batch_size=1", *of_teacher)
     assert student.global_step == 3
     checkpoint = tmp_path / "student.ckpt"

@@ -34,7 +34,7 @@ def place(tmp_path, monkeypatch) -> Path:
     """An empty folder to run in, with a tiny experiment: stored features, and a detector that drops paths."""
     monkeypatch.chdir(tmp_path)
     precision = torch.get_float32_matmul_precision()
-    head = {"num_classes": 3, "dim": 8, "num_levels": 2, "num_heads": 2, "attention_window": 3, "drop_path_rate": 0.3}
+    head = {"pyramid": {"dim": 8, "num_levels": 2, "num_heads": 2, "attention_window": 3, "drop_path_rate": 0.3}}
     network = {
         "backbone": {
             "class_path": f"{NETWORKS}.backbones.stored_features.StoredFeatures",

@@ -130,7 +130,7 @@ def config(folder, source) -> Path:
             "init_args": {
                 "network": network,
                 "weights": str(folder / "weights.pt"),
-                "metric": {"protocol": "act", "unlabelled_frames": "ignore"},
+                "detection": {"metric": {"protocol": "act", "unlabelled_frames": "ignore"}},
             },
         },
         "data": {
@@ -171,7 +171,7 @@ def test_the_command_line_scores_what_test_saved_under_the_configs_protocol(conf
 def test_the_command_line_scores_by_the_time_since_the_start(config, tmp_path, monkeypatch, capsys):
     """All of the four videos' people do the same from the first annotated moment to the last."""
     monkeypatch.chdir(tmp_path)
-    protocol = "--model.init_args.metric.unlabelled_frames=false_positives"
+    protocol = "--model.detection.metric.unlabelled_frames=false_positives"
     main(["test", f"--config={config}", *QUIET, SAVE, protocol])
     capsys.readouterr()
     arguments = ["score", f"--config={config}", *QUIET, "--predictions=predictions.csv", "--since_start=true"]

@@ -15,7 +15,7 @@ from lightning_modules.commands.score import tube_score_text
 from lightning_modules.evaluation.tubes import VideoMapSettings
 from lightning_modules.metrics.tube_results import read_tubes, score_tubes, write_tubes
 from lightning_modules.metrics.video_map import VideoMeanAveragePrecision
-from lightning_modules.stream_detection import StreamDetectionModule
+from lightning_modules.stream_detection import StreamDetectionModule, StreamSettings
 from main import main
 from tests.datamodules.miniature import NumberedVideos
 from tests.flat_data import grouped
@@ -43,7 +43,7 @@ def streaming(linker="online", protocol="act"):
     network = tiny.student()
     tiny.place_proposals(network)
     settings = VideoMapSettings(linker, protocol, min_score=0.0, score_threshold=0.0, nms_threshold=0.5)
-    return StreamDetectionModule(network, video_map=settings)
+    return StreamDetectionModule(network, detection=StreamSettings(video_map=settings))
 
 
 @pytest.mark.parametrize(("linker", "protocol"), [("online", "act"), ("act", "multisports")])
@@ -66,7 +66,7 @@ def test_what_is_saved_scores_as_it_did(linker, protocol, action, source, tmp_pa
 
 def test_without_a_video_map_there_is_nothing_to_save(source, tmp_path):
     module, data = StreamDetectionModule(tiny.student()), tiny.streams(source, tmp_path / "cache", frame_stride=STRIDE)
-    with pytest.raises(ValueError, match=r"set model\.init_args\.video_map\.linker=online"):
+    with pytest.raises(ValueError, match=r"set model\.detection\.video_map\.linker=online"):
         tiny.trainer(tmp_path, callbacks=[TubeFile()]).test(module, datamodule=data, verbose=False)
 
 
@@ -113,7 +113,7 @@ def test_the_command_line_scores_tubes_under_the_configs_protocol(tmp_path, caps
     experiment = {
         "model": {
             "class_path": "lightning_modules.stream_detection.StreamDetectionModule",
-            "init_args": {"network": network, "video_map": {"linker": "act", "protocol": "multisports"}},
+            "init_args": {"network": network, "detection": {"video_map": {"linker": "act", "protocol": "multisports"}}},
         },
         "data": {"class_path": "datamodules.stream.StreamDataModule", "init_args": grouped(settings)},
     }

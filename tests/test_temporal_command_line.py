@@ -214,8 +214,8 @@ def test_the_recipes_for_stored_features_of_thumos14_train_distil_and_evaluate(a
     common.append(f"--trainer.callbacks={json.dumps([checkpoint])}")
 
     def small(part: str) -> list[str]:
-        sizes = {"dim": 32, "head.init_args.dim": 32, "backbone.init_args.in_channels": 32}
-        return [f"--model.init_args.{part}.init_args.{key}={value}" for key, value in sizes.items()]
+        sizes = {"dim": 32, "head.pyramid.dim": 32, "backbone.in_channels": 32}
+        return [f"--model.{part}.{key}={value}" for key, value in sizes.items()]
 
     teacher = f"--config={ROOT / 'configs' / 'motion_teacher_thumos14_features.yaml'}"
     student = f"--config={ROOT / 'configs' / 'distill_motion_thumos14_features.yaml'}"

@@ -18,7 +18,7 @@ from lightning_modules.metrics.tubes import Tube
 class TubeFile(Callback):
     """Writes the linked tubes of every video that ``test`` or ``validate`` scores to one json, see ``tube_results``.
 
-    There must be a video mAP: ``--model.init_args.video_map.linker=online``. ``python main.py score`` finds the same
+    There must be a video mAP: ``--model.detection.video_map.linker=online``. ``python main.py score`` finds the same
     again.
 
     Args:
@@ -37,7 +37,7 @@ class TubeFile(Callback):
         if evaluation is None:
             raise UserError(
                 "TubeFile saves what video mAP scores, which is not there",
-                remedy="set model.init_args.video_map.linker=online, or take TubeFile out of trainer.callbacks",
+                remedy="set model.detection.video_map.linker=online, or take TubeFile out of trainer.callbacks",
             )
         # The folder of a run is agreed upon by all processes, so all of them ask.
         folder = trainer.log_dir

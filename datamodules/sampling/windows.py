@@ -248,7 +248,7 @@ def true_tubes(video: TimedVideo, grid: int) -> TrueTubes:
                 f"has boxes at {video.timestamps[position]:g} s of which the annotation does not say whose they are (a "
                 "person id, or tubes), without which there is no video mAP",
                 video.path,
-                "leave model.init_args.video_map out",
+                "leave model.detection.video_map out",
             )
         columns.append(np.stack([tracks[person], label, np.full(len(person), slot)], axis=1))
         boxes.append(video.boxes_in_pixels(position)[person] * scale)

@@ -169,11 +169,3 @@ def missing_package(error: Exception) -> str | None:
     if not isinstance(error, ModuleNotFoundError) or not name or name in (*ROOMS, "main", "results"):
         return None
     return PACKAGES.get(name, name)
-
-
-def arguments_with(name: str, config: Namespace) -> list[Namespace]:
-    """Return every group of arguments, however deep, that has one of this name."""
-    found = [config] if name in config else []
-    return found + [
-        deep for value in vars(config).values() if isinstance(value, Namespace) for deep in arguments_with(name, value)
-    ]

@@ -1,4 +1,4 @@
-"""Classes as configs name them: by their full path, or by their name alone where a room defines it."""
+"""Classes as configs name them: by their full path, or by their name alone where what is imported has it once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pydoc
 import sys
 
 ROOMS = ("lightning_modules", "datamodules", "callbacks", "lightning.pytorch", "torch.optim")
-"""Whose imported modules define the classes that a config may name shortly."""
+"""Whose imported modules define the classes that a config may name by their name alone."""
 
 
 def known_classes() -> dict[str, type]:
@@ -18,7 +18,7 @@ def known_classes() -> dict[str, type]:
 def locate(name: str) -> type | None:
     """Return the class of a full path or of a name alone, None where there is none."""
     try:
-        found = pydoc.locate(name) if "." in name else known_classes().get(name)
+        located = pydoc.locate(name) if "." in name else known_classes().get(name)
     except pydoc.ErrorDuringImport:
         return None
-    return found if isinstance(found, type) else None
+    return located if isinstance(located, type) else None

@@ -75,9 +75,9 @@ def score(
 
 def take_protocols(config: Namespace) -> None:
     """Score by the protocols of the config's model where the command line names none."""
-    of_model = config.model.get("init_args") or Namespace()
-    config.metric = config.metric or of_model.get("metric")
-    config.video_protocol = config.video_protocol or (of_model.get("video_map") or Namespace()).get("protocol")
+    detection = (config.model.get("init_args") or Namespace()).get("detection") or Namespace()
+    config.metric = config.metric or detection.get("metric")
+    config.video_protocol = config.video_protocol or (detection.get("video_map") or Namespace()).get("protocol")
 
 
 def segment_score_text(

@@ -86,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("results/pages/kept_tokens.md"))
     arguments = parser.parse_args(args)
     file = Path("configs/networks/evad_tiny.yaml")
-    num_frames = network_of(file).num_frames
+    num_frames = network_of(file, num_classes=1).num_frames
     weights = read_state_dict("results/weights/evad.pt")
     data = ClipDataModule(Puppets(size="full"), num_frames=num_frames, frame_stride=2, num_workers=0)
     data.prepare_data()
@@ -95,7 +95,7 @@ def main(args: Sequence[str] | None = None) -> None:
     share = 0.0
     for name, keep_rates, enhanced_weight in SETTINGS:
         changes = [f"backbone.keep_rates={dict(keep_rates)}", f"backbone.enhanced_weight={enhanced_weight}"]
-        teacher = network_of(file, changes)
+        teacher = network_of(file, 10, changes)
         load_exactly(teacher, weights)
         left, share = shares(teacher.eval(), data, arguments.clips)
         people, background = (", ".join(f"{100 * value:.0f}" for value in kind) for kind in left.T)

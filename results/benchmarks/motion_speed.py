@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from callbacks.benchmark.provenance import commit, device_name
@@ -31,6 +30,7 @@ from datamodules.puppets.segments import PuppetSegments
 from lightning_modules.networks.layers.pixels import normalise_frames
 from lightning_modules.networks.temporal.suppression import SegmentSuppression
 from lightning_modules.networks.temporal.two_stream_detector import TwoStreamDetector
+from lightning_modules.networks.weights.configured import network_of
 from lightning_modules.segment_inputs import FLOW_UNIT
 from results.tables.markdown import markdown_table
 
@@ -53,10 +53,7 @@ class Cost(NamedTuple):
 
 def build(config: str) -> nn.Module:
     """A network of a config, with random weights, in evaluation mode."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(nn.Module, "network")
-    arguments = parser.parse_args([f"--network={ROOT / 'configs' / 'networks' / config}.yaml"])
-    return parser.instantiate_classes(arguments).network.eval()
+    return network_of(ROOT / "configs" / "networks" / f"{config}.yaml", num_classes=10).eval()
 
 
 def video(folder: Path) -> Any:
@@ -73,7 +70,11 @@ def video(folder: Path) -> Any:
 def systems(frames: Any) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
     """For each system what is timed, and the GFLOPs of its networks for all the frames."""
     rgb, flow, distilled = build("temporal_tiny"), build("temporal_flow_tiny"), build("decomposed_tiny")
-    both, method, suppression = TwoStreamDetector(rgb, flow).eval(), DisFlow(), SegmentSuppression()
+    both, method, suppression = (
+        TwoStreamDetector(rgb.num_classes, lambda _: rgb, lambda _: flow).eval(),
+        DisFlow(),
+        SegmentSuppression(),
+    )
     pictures = torch.from_numpy(frames).permute(0, 3, 1, 2)[None]
     mask = torch.ones(1, len(frames), dtype=torch.bool)
 

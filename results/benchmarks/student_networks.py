@@ -19,6 +19,8 @@ from lightning_modules.networks.weights.configured import network_of
 FRAMES = 16
 ROOT = Path(__file__).parents[2]
 NETWORKS = ROOT / "configs" / "networks"
+NUM_CLASSES = {"tiny": 10, "vit_b": 80}
+"""Those of Puppets and of AVA, by the size of a network."""
 KEEP_LAYERS = (3, 6, 9)
 
 
@@ -30,7 +32,8 @@ def normalised_frames(count: int, side: int, device: torch.device, lanes: int = 
 
 def configured(name: str, changes: Mapping[str, Any]) -> nn.Module:
     """The network of a file in ``configs/networks`` with changes: place -> value."""
-    return network_of(NETWORKS / f"{name}.yaml", [f"{place}={json.dumps(value)}" for place, value in changes.items()])
+    arguments = [f"{place}={json.dumps(value)}" for place, value in changes.items()]
+    return network_of(NETWORKS / f"{name}.yaml", NUM_CLASSES[name.partition("_")[2]], arguments)
 
 
 def teacher(keep_rate: float, device: torch.device) -> EvadTeacher:

@@ -4,7 +4,7 @@
 
 In ``results/pages`` are written ``student_classes.png`` (AP by class), ``student_weights.png`` (weights of the tasks
 over training, of the runs whose folders are here), ``student_delays.png`` (mAP against delay) and ``student_gaps.md``.
-Tests of students must have scored delays: ``model.init_args.scored_delays: [0, 1, 2, 4]``.
+Tests of students must have scored delays: ``model.detection.scored_delays: [0, 1, 2, 4]``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(args: Sequence[str] | None = None) -> None:
         raise UserError(
             f"the tests of {names} scored no delays",
             where=arguments.list,
-            remedy="give these rows test: {overrides: {model.init_args.scored_delays: [0, 1, 2, 4]}}, and run "
+            remedy="give these rows test: {overrides: {model.detection.scored_delays: [0, 1, 2, 4]}}, and run "
             + command_for(unscored_runs),
         )
     folder = pages_of(arguments.list)

@@ -64,10 +64,9 @@ def features(folder: Path, **changes) -> SegmentDataModule:
 
 def detector(seed: int = 0, dim: int = 8, num_classes: int = 3, in_channels: int = CHANNELS) -> TemporalDetector:
     torch.manual_seed(seed)
-    return TemporalDetector(MeanColour(in_channels), lambda channels: StepHead(channels, num_classes), dim)
+    return TemporalDetector(num_classes, MeanColour(in_channels), StepHead, dim)
 
 
 def decomposed(seed: int = 1, dim: int = 8, num_classes: int = 3, **changes) -> DecomposedDetector:
     torch.manual_seed(seed)
-    head = lambda channels: StepHead(channels, num_classes)  # noqa: E731
-    return DecomposedDetector(MeanColour(CHANNELS), head, dim, **changes)
+    return DecomposedDetector(num_classes, MeanColour(CHANNELS), StepHead, dim, **changes)

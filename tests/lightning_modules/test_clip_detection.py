@@ -9,6 +9,7 @@ from callbacks.benchmark.callback import BenchmarkTable
 from callbacks.benchmark.rows import read_rows
 from datamodules.errors import UserError
 from datamodules.sampling.samplers import STAND_IN, Request
+from lightning_modules.base import TrainingSettings
 from lightning_modules.clip_detection import ClipDetectionModule
 from lightning_modules.networks.detection.published_cost import published_gflops
 from lightning_modules.networks.weights.loading import read_state_dict, save_weights
@@ -156,7 +157,7 @@ def test_boxes_are_scored_in_pixels_of_the_original_video(data):
 @pytest.mark.parametrize("action", ["fit", "test"])
 def test_other_classes_than_the_datas_are_refused_with_the_way_out(data, tmp_path, action):
     module = ClipDetectionModule(tiny.teacher(num_classes=7))
-    message = "network has 7 classes but the data has 2; set model.init_args.network.init_args.num_classes=2"
+    message = "network has 7 classes but the data has 2; build it with num_classes=2"
     with pytest.raises(ValueError, match=message):
         getattr(tiny.trainer(tmp_path, max_steps=1), action)(module, datamodule=data)
 
@@ -170,15 +171,18 @@ def test_weights_start_the_network_and_fresh_ones_do_not(tmp_path):
 
     # Other classes than the weights know: the action heads start over.
     other = tiny.teacher(num_classes=3)
+    with pytest.raises(UserError, match=r"weights.pt: .* know 2 classes, but the data has 3; start .*action_logits"):
+        ClipDetectionModule(other, str(tmp_path / "weights.pt"))
     start = other.head.decoder.blocks[0].action_logits.weight.clone()
-    ClipDetectionModule(other, weights=str(tmp_path / "weights.pt"), fresh=["head.decoder.blocks.*.action_logits.*"])
+    training = TrainingSettings(fresh=["head.decoder.blocks.*.action_logits.*"])
+    ClipDetectionModule(other, str(tmp_path / "weights.pt"), training=training)
     torch.testing.assert_close(other.head.decoder.blocks[0].action_logits.weight, start, rtol=0, atol=0)
     torch.testing.assert_close(other.backbone.norm.weight, stored["backbone.norm.weight"], rtol=0, atol=0)
 
 
 def test_fresh_parameters_without_weights_are_refused():
-    with pytest.raises(ValueError, match="set weights too"):
-        ClipDetectionModule(tiny.teacher(), fresh=["head.decoder.*"])
+    with pytest.raises(ValueError, match=r"set model\.weights too"):
+        ClipDetectionModule(tiny.teacher(), training=TrainingSettings(fresh=["head.decoder.*"]))
 
 
 def test_a_checkpoint_gives_back_the_same_accuracy(data, tmp_path):

@@ -9,13 +9,16 @@ import torch
 import yaml
 from torch import nn
 
+from datamodules.errors import UserError
+from lightning_modules.base import TrainingSettings
 from lightning_modules.clip_detection import ClipDetectionModule
 from lightning_modules.networks.weights.configured import network_of
 from lightning_modules.networks.weights.loading import save_weights
 from lightning_modules.optimisation import Schedule, WarmupCosine, WarmupSteps, parameter_groups, scheduled
 from lightning_modules.stream_detection import StreamDetectionModule
-from lightning_modules.stream_distillation import DistillationModule
-from tests.lightning_modules import tiny
+from lightning_modules.stream_distillation import DistillationModule, WeightingSettings
+from lightning_modules.temporal_detection import TemporalDetectionModule
+from tests.lightning_modules import temporal, tiny
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -53,7 +56,7 @@ def test_every_parameter_of_a_network_is_trained():
 
 
 def test_head_learns_faster_by_its_multiplier():
-    groups = groups_by_name(ClipDetectionModule(tiny.teacher(), head_lr_multiplier=8))
+    groups = groups_by_name(ClipDetectionModule(tiny.teacher(), training=TrainingSettings(head_lr_multiplier=8)))
     rates = {name: group["lr"] for name, group in groups.items()}
     assert set(rates.values()) == {0.1, 0.8}
     fast = {name for name, rate in rates.items() if rate == 0.8}
@@ -63,7 +66,8 @@ def test_head_learns_faster_by_its_multiplier():
 
 
 def test_what_a_student_has_and_its_teacher_has_not_learns_by_a_multiplier_of_its_own():
-    module = StreamDetectionModule(tiny.student(), head_lr_multiplier=2, new_lr_multiplier=8)
+    training = TrainingSettings(head_lr_multiplier=2, new_lr_multiplier=8)
+    module = StreamDetectionModule(tiny.student(), training=training)
     rates = {name: group["lr"] for name, group in groups_by_name(module).items()}
     for name in ("lstm.weight_ih_l0", "into_lstm.weight", "out_of_lstm.bias", "gate", "temporal_norm.weight"):
         assert rates[f"network.trunk.blocks.1.attention.{name}"] == pytest.approx(0.8)
@@ -74,8 +78,9 @@ def test_what_a_student_has_and_its_teacher_has_not_learns_by_a_multiplier_of_it
 
 def test_log_variances_are_trained_without_decay_and_the_teacher_is_not(tmp_path: Path):
     save_weights(tiny.teacher().state_dict(), tmp_path / "teacher.pt")
+    weighting = WeightingSettings(lr_multiplier=30)
     module = DistillationModule(
-        tiny.student(), tiny.teacher(), str(tmp_path / "teacher.pt"), weighting_lr_multiplier=30
+        tiny.student(), lambda _: tiny.teacher(), str(tmp_path / "teacher.pt"), weighting=weighting
     )
     groups = groups_by_name(module)
     for task in ("features", "actions", "boxes"):
@@ -90,8 +95,7 @@ def test_the_fit_uses_the_configured_optimiser_in_groups(tmp_path: Path):
     module = ClipDetectionModule(
         tiny.teacher(),
         optimizer=lambda groups: torch.optim.SGD(groups, lr=0.01, weight_decay=0.3),
-        head_lr_multiplier=10,
-        schedule=WarmupCosine(warmup_fraction=0.5),
+        training=TrainingSettings(WarmupCosine(warmup_fraction=0.5), head_lr_multiplier=10),
     )
     trainer = tiny.trainer(tmp_path, max_steps=1, limit_val_batches=0)
     trainer.fit(module, datamodule=tiny.clips(source, tmp_path / "cache"))
@@ -162,7 +166,7 @@ def test_epochs_of_the_schedule_are_counted_in_optimiser_steps(tmp_path: Path, a
     module = ClipDetectionModule(
         tiny.teacher(),
         optimizer=lambda groups: torch.optim.SGD(groups, lr=1e-9),
-        schedule=WarmupSteps({2: 0.5}, warmup_epochs=1, warmup_from=0.1),
+        training=TrainingSettings(WarmupSteps({2: 0.5}, warmup_epochs=1, warmup_from=0.1)),
     )
     trainer = tiny.trainer(
         tmp_path, max_epochs=3, limit_val_batches=0, accumulate_grad_batches=accumulate, callbacks=[Recorder()]
@@ -176,10 +180,11 @@ def test_epochs_of_the_schedule_are_counted_in_optimiser_steps(tmp_path: Path, a
 @pytest.mark.parametrize("size", ["b", "l"])
 def test_the_published_networks_learn_layer_by_layer_as_described(size):
     """EVAD (`EVAD.md`, section 10): its head eight times as fast, only matrices decay, at full size on no memory."""
-    recipe = yaml.safe_load((CONFIGS / f"evad_vit_{size}_ava.yaml").read_text())["model"]["init_args"]
+    recipe = yaml.safe_load((CONFIGS / "evad_vit_b_ava.yaml").read_text())["model"]["init_args"]
     with torch.device("meta"):
-        network = network_of(CONFIGS / "networks" / f"evad_vit_{size}.yaml")
-        module = ClipDetectionModule(network, head_lr_multiplier=recipe["head_lr_multiplier"])
+        network = network_of(CONFIGS / "networks" / f"evad_vit_{size}.yaml", 80)
+        training = TrainingSettings(head_lr_multiplier=recipe["training"]["head_lr_multiplier"])
+        module = ClipDetectionModule(network, training=training)
     groups, shapes = groups_by_name(module), {name: p.shape for name, p in module.network.named_parameters()}
     assert {name.removeprefix("network.") for name in groups} == shapes.keys()
     fast = ("head.localizer.stages.", "head.decoder.encoder_to_decoder.", "head.decoder.mask_token")
@@ -194,3 +199,20 @@ def test_the_published_networks_learn_layer_by_layer_as_described(size):
         assert group["weight_decay"] == (0 if kept else 0.05)
     millions = sum(shape.numel() for shape in shapes.values()) / 1e6
     assert millions == pytest.approx({"b": 185.36, "l": 439.5}[size], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("module", "multiplier", "message"),
+    [
+        (lambda training: ClipDetectionModule(tiny.teacher(), training=training), "new", "EvadTeacher has no new_par"),
+        (
+            lambda training: TemporalDetectionModule(temporal.detector(), training=training),
+            "head",
+            "TemporalDetector has no head_parameters",
+        ),
+    ],
+)
+def test_a_rate_for_parameters_that_a_network_lacks_is_refused(module, multiplier, message):
+    module(TrainingSettings(**{f"{multiplier}_lr_multiplier": 1.0}))
+    with pytest.raises(UserError, match=rf"model.training.{multiplier}_lr_multiplier: is 2, but {message}"):
+        module(TrainingSettings(**{f"{multiplier}_lr_multiplier": 2.0}))

@@ -9,7 +9,7 @@ from callbacks.files.segment_file import SegmentFile
 from lightning_modules.metrics.segment_results import read_results, score_results
 from lightning_modules.networks.temporal.heads.segment_head import ScoredSegments
 from lightning_modules.networks.temporal.suppression import SegmentSuppression
-from lightning_modules.temporal_detection import TemporalDetectionModule
+from lightning_modules.temporal_detection import SegmentSettings, TemporalDetectionModule
 from tests.lightning_modules import temporal, tiny
 
 
@@ -43,7 +43,8 @@ class Oracle(TemporalDetectionModule):
 def test_what_overlapping_windows_find_is_one_detection_of_the_video(tmp_path, batch_size):
     # min_visibility=1: an action is shown by the windows that hold all of it, often by two.
     data = temporal.features(tmp_path, eval_batch_size=batch_size, min_visibility=1.0, train_windows="random")
-    model = Oracle(temporal.detector(), modality="features", suppression=SegmentSuppression(score_threshold=0.5))
+    settings = SegmentSettings(SegmentSuppression(score_threshold=0.5))
+    model = Oracle(temporal.detector(), detection=settings, modality="features")
     file = tmp_path / "found.json"
     (result,) = tiny.trainer(tmp_path, callbacks=[SegmentFile(file)]).test(model, datamodule=data, verbose=False)
     assert result["test/map"] == pytest.approx(1.0)
@@ -60,7 +61,7 @@ def test_the_saved_detections_score_what_the_test_said(tmp_path):
 
 
 def test_prediction_gives_each_video_once_with_its_segments_in_seconds(tmp_path):
-    data, model = temporal.features(tmp_path), module(window_threshold=0.0)
+    data, model = temporal.features(tmp_path), module(detection=SegmentSettings(window_threshold=0.0))
     found = [video for batch in tiny.trainer(tmp_path).predict(model, datamodule=data) for video in batch]
     assert [video["video_id"] for video in found] == ["video_3", "video_4", "video_5"]
     for video in found:

@@ -36,8 +36,9 @@ class DecomposedDetector(nn.Module):
     A new detector has no branch head: ``add_branch_head`` makes it.
 
     Args:
+        num_classes: K.
         backbone: of RGB frames.
-        head: makes a head for so many channels.
+        head: makes a head for so many channels and classes.
         dim: D, channels of either branch; that of the teacher's projected features.
         fusion: ``attentive`` (the paper's), or one of those that the paper compares with.
         joint_moves_motion: whether the loss of the joint head reaches the motion projection. Without, motion is learned
@@ -46,6 +47,7 @@ class DecomposedDetector(nn.Module):
 
     def __init__(
         self,
+        num_classes: int,
         backbone: SegmentBackbone,
         head: HeadFactory,
         dim: int = 128,
@@ -60,9 +62,9 @@ class DecomposedDetector(nn.Module):
         self.appearance_projection = FeatureProjection(backbone.out_channels, dim)
         self.fusion = FUSIONS[fusion](dim)
         self.joint_moves_motion = joint_moves_motion
-        self.joint_head = head(self.fusion.out_channels)
+        self.joint_head = head(self.fusion.out_channels, num_classes)
         self.branch_head: SegmentHead[Any] | None = None
-        self._make_branch_head = lambda: head(dim)
+        self._make_branch_head = lambda: head(dim, num_classes)
 
     def add_branch_head(self) -> None:
         """Make the head that the two branches share, unless it is there."""

@@ -16,7 +16,7 @@ class FrameScores(StreamingFeatures[State]):
     """
 
     # Without its type variable: jsonargparse gives objects of a parametrised class no arguments.
-    def __init__(self, trunk: StreamingFeatures, num_classes: int = 20) -> None:  # type: ignore[type-arg]
+    def __init__(self, trunk: StreamingFeatures, num_classes: int) -> None:  # type: ignore[type-arg]
         super().__init__()
         self.trunk = trunk
         self.classifier = nn.Linear(trunk.out_channels, num_classes)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from .backbones.segment_backbone import SegmentBackbone
 from .heads.segment_head import SegmentHead
 
-HeadFactory = Callable[[int], SegmentHead[Any]]
-"""Makes a head for features of so many channels."""
+HeadFactory = Callable[[int, int], SegmentHead[Any]]
+"""Makes a head for features of so many channels, and so many classes."""
 
 
 class TemporalOutputs(NamedTuple):
@@ -65,16 +65,17 @@ class TemporalDetector(nn.Module):
     """Backbone, projection, head.
 
     Args:
+        num_classes: K.
         backbone: see ``SegmentBackbone``.
-        head: makes the head for ``dim`` channels, see ``SegmentHead``.
+        head: makes the head for ``dim`` channels and K classes, see ``SegmentHead``.
         dim: D, channels of the projected features.
     """
 
-    def __init__(self, backbone: SegmentBackbone, head: HeadFactory, dim: int = 128) -> None:
+    def __init__(self, num_classes: int, backbone: SegmentBackbone, head: HeadFactory, dim: int = 128) -> None:
         super().__init__()
         self.backbone = backbone
         self.projection = FeatureProjection(backbone.out_channels, dim)
-        self.head = head(dim)
+        self.head = head(dim, num_classes)
 
     @property
     def num_classes(self) -> int:

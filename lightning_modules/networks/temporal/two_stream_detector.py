@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,25 +19,27 @@ class TwoStreamDetector(nn.Module):
     """Late fusion: the mean of what two detectors with the same head predict at the same places.
 
     Args:
-        rgb: the detector on the first channels of each step. flow: that on the others. Both have the same ``dim``, head
-            and stride.
+        num_classes: K.
+        rgb: makes the detector on the first channels of each step. flow: that on the others. Both have the same
+            ``dim``, head and stride.
         rgb_weights: weights file or checkpoint of the first. flow_weights: of the second.
     """
 
     def __init__(
         self,
-        rgb: TemporalDetector,
-        flow: TemporalDetector,
+        num_classes: int,
+        rgb: Callable[[int], TemporalDetector],
+        flow: Callable[[int], TemporalDetector],
         rgb_weights: str | None = None,
         flow_weights: str | None = None,
     ) -> None:
         super().__init__()
-        if rgb.backbone.step_stride != flow.backbone.step_stride or rgb.num_classes != flow.num_classes:
-            raise ValueError("both streams need the same step_stride and classes, or their answers cannot be averaged")
-        for network, weights in ((rgb, rgb_weights), (flow, flow_weights)):
+        self.rgb, self.flow = rgb(num_classes), flow(num_classes)
+        if self.rgb.backbone.step_stride != self.flow.backbone.step_stride:
+            raise ValueError("both streams need the same step_stride, or their predictions cannot be averaged")
+        for network, weights in ((self.rgb, rgb_weights), (self.flow, flow_weights)):
             if weights is not None:
                 load_weights(network, weights)
-        self.rgb, self.flow = rgb, flow
 
     @property
     def backbone(self) -> SegmentBackbone:

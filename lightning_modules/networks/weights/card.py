@@ -11,7 +11,7 @@ from ..layers.pixels import MEAN, STD
 
 NETWORKS = __package__.rpartition(".")[0]
 """The package of all networks."""
-OURS = re.compile(rf"{re.escape(NETWORKS)}(\.\w+)+")
+OURS = re.compile(rf"({re.escape(NETWORKS)}(\.\w+)*|{NETWORKS.partition('.')[0]})\.\w+")
 
 
 @dataclass(frozen=True)

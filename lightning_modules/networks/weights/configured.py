@@ -20,16 +20,18 @@ from .card import NETWORKS, Card, short_name, with_classes_renamed
 from .loading import load_exactly, read_weights
 
 
-def network_config(file: str | Path, changes: Sequence[str] = ()) -> dict[str, Any]:
+def network_config(file: str | Path, num_classes: int, changes: Sequence[str] = ()) -> dict[str, Any]:
     """Return what a YAML file says of a network, with the files that it names and every default written out.
 
     Classes are named without their modules, so that a card outlives a move of the code.
 
     Args:
         file: names the class and its arguments; files in it are relative to it.
+        num_classes: K, which a file leaves to the data.
         changes: as on the command line, ``backbone.keep_rates={3: 0.7}``.
     """
     parser = _parser()
+    changes = [f"num_classes={num_classes}", *changes]
     parsed = parser.parse_args([f"--network={file}", *(f"--network.{change}" for change in changes)])
     return with_classes_renamed(json.loads(parser.dump(parsed, format="json", skip_unset=False))["network"], short_name)
 
@@ -60,9 +62,9 @@ def importable(config: Mapping[str, Any]) -> dict[str, Any]:
     return with_classes_renamed(config, lambda name: _classes().get(short_name(name), name))
 
 
-def network_of(file: str | Path, changes: Sequence[str] = ()) -> nn.Module:
+def network_of(file: str | Path, num_classes: int, changes: Sequence[str] = ()) -> nn.Module:
     """Build the network of a YAML file, see ``network_config``."""
-    return build_network(network_config(file, changes))
+    return build_network(network_config(file, num_classes, changes))
 
 
 def load_network(path: str | Path) -> tuple[nn.Module, Card]:

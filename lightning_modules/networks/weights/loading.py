@@ -27,6 +27,7 @@ from ..detection.token_dropout import KeyOrder
 from ..detection.vit import VideoViT
 from ..layers.trunk_size import TrunkSize
 from .card import Card
+from .classes import check_classes
 from .evad_names import is_release, renamed_from_release, sizes_from_shapes
 from .old_names import has_old_names, renamed_from_old
 from .safetensors_file import SUFFIX, read_safetensors
@@ -127,6 +128,7 @@ def load_weights(network: nn.Module, path: str | Path, fresh: Sequence[str] = ()
         UserError: the file cannot be read, or does not fit.
     """
     weights = read_state_dict(path)
+    check_classes(network, weights, path, fresh)
     try:
         load_exactly(network, weights, fresh)
     except ValueError as error:

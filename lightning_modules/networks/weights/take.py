@@ -2,7 +2,8 @@
 
     python -m lightning_modules.networks.weights.take CHECKPOINT WEIGHTS [CARD.yaml]
 
-The card is a YAML file with the entries of ``Card``; its ``network`` may be the name of a network's file.
+The card is a YAML file with the entries of ``Card``; its ``network`` may be the name of a network's file, which has as
+many classes as the card names.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def read_card(file: Path) -> Card:
     content = yaml.safe_load(file.read_text())
     network = content.get("network")
     if isinstance(network, str):
-        network = network_config(network)
+        network = network_config(network, len(content.get("classes") or ()))
     timing = (network or {}).get("init_args", {}).get("timing") or {}
     return Card.from_dict({"look_ahead": timing.get("look_ahead", 0), **content, "network": network})
 

@@ -203,7 +203,7 @@ def test_on_a_window_without_labels_the_teacher_alone_teaches(source, folder, un
     """The ground truth gives zeros there, the teacher gives gradients."""
     save_weights(tiny.teacher(seed=3).state_dict(), tmp_path / "teacher.pt")
     module = DistillationModule(
-        network=tiny.student(), teacher=tiny.teacher(), teacher_weights=str(tmp_path / "teacher.pt")
+        network=tiny.student(), teacher=lambda _: tiny.teacher(), teacher_weights=str(tmp_path / "teacher.pt")
     )
     wanted = {"unlabelled": unlabelled, "train_future_frames": 1, "short_side": 64, "batch_size": 1}
     data = opened(source, folder, **wanted, samples_per_epoch=2)

@@ -39,7 +39,7 @@ def elsewhere(tmp_path, monkeypatch):
         (f"{NETWORK}.backbone.init_args.size.dim=130", "dim=130 does not divide into num_heads=4"),
         ("data.past_frames=9", "past_frames must lie within 1..num_frames (8), got 9"),
         ("data.source.seed=-1", "seed must not be negative, got -1"),
-        ("model.metric.iou_threshold=3", "iou_threshold must be in (0, 1], got 3.0"),
+        ("model.detection.metric.iou_threshold=3", "iou_threshold must be in (0, 1], got 3.0"),
         ("trainer.max_time=banana", "`Timer(duration='banana')` is not a valid duration."),
         ("trainer.devices=3x", "`devices` selected with `CPUAccelerator` should be an int > 0."),
         ("trainer.accelerator=gpuu", "You selected an invalid accelerator name: `accelerator='gpuu'`."),
@@ -61,8 +61,8 @@ def test_what_is_refused_stands_with_its_key(command_line, argument, line):
 def test_of_two_networks_of_one_class_the_refused_one_is_named(command_line, part):
     """A system of two streams has two detectors of one class; its network is one of three types."""
     config = f"--config={ROOT / 'configs' / 'two_stream.yaml'}"
-    with pytest.raises(UserError, match=rf"^--model\.network\.{part}\.head\.dim: dim=63 does not divide into"):
-        command_line.build("test", config, f"--model.network.{part}.head.dim=63")
+    with pytest.raises(UserError, match=rf"^--model\.network\.{part}\.head\.pyramid\.dim: dim=63 does not divide into"):
+        command_line.build("test", config, f"--model.network.{part}.head.pyramid.dim=63")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

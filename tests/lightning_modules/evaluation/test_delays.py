@@ -11,7 +11,7 @@ from lightning_modules.evaluation.delays import DelayedEvaluation, same_people
 from lightning_modules.evaluation.predictions import StreamAnswers
 from lightning_modules.metrics.frame_map import FrameMeanAveragePrecision
 from lightning_modules.networks.detection.outputs import ScoredBoxes
-from lightning_modules.stream_detection import StreamDetectionModule
+from lightning_modules.stream_detection import StreamDetectionModule, StreamSettings
 from tests.lightning_modules import tiny
 
 CLASSES = 3
@@ -181,7 +181,7 @@ def test_nobody_is_followed_where_nobody_is():
 def test_a_test_run_logs_every_delay_and_the_first_is_its_map(tmp_path, lanes):
     network = tiny.student()
     tiny.place_proposals(network)
-    module = StreamDetectionModule(network, scored_delays=[2, 0])
+    module = StreamDetectionModule(network, detection=StreamSettings(scored_delays=[2, 0]))
     data = tiny.streams(tiny.videos(tmp_path), tmp_path / "cache", lanes=lanes)
     (scores,) = tiny.trainer(tmp_path).test(module, datamodule=data, verbose=False)
     late = {name: value for name, value in scores.items() if "delay" in name}

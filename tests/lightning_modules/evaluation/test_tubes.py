@@ -10,10 +10,11 @@ from callbacks.benchmark.callback import BenchmarkTable
 from callbacks.benchmark.rows import read_rows
 from datamodules.batches import TrueTube, TrueTubes
 from lightning_modules.clip_detection import ClipDetectionModule
+from lightning_modules.detection_base import DetectionSettings
 from lightning_modules.evaluation.tubes import VideoEvaluation, VideoMapSettings
 from lightning_modules.metrics.video_map import VideoMeanAveragePrecision
 from lightning_modules.networks.detection.outputs import ScoredBoxes
-from lightning_modules.stream_detection import StreamDetectionModule
+from lightning_modules.stream_detection import StreamDetectionModule, StreamSettings
 from tests.datamodules.miniature import NumberedVideos
 from tests.lightning_modules import tiny
 
@@ -55,13 +56,13 @@ def source(folder):
 def streaming(settings=None, **changes):
     network = tiny.student(**changes)
     tiny.place_proposals(network)
-    return StreamDetectionModule(network, video_map=settings)
+    return StreamDetectionModule(network, detection=StreamSettings(video_map=settings))
 
 
 def clip(settings=None):
     network = tiny.teacher()
     tiny.place_proposals(network)
-    return ClipDetectionModule(network, video_map=settings)
+    return ClipDetectionModule(network, detection=DetectionSettings(video_map=settings))
 
 
 def streams(source, folder, **changes):

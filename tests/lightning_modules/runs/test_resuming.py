@@ -18,6 +18,7 @@ from lightning_modules.networks.temporal.backbones.recurrent_features import Rec
 from lightning_modules.networks.temporal.decomposed_detector import DecomposedDetector
 from lightning_modules.networks.temporal.frame_scores import FrameScores
 from lightning_modules.networks.temporal.heads.anchor_free_head import AnchorFreeHead
+from lightning_modules.networks.temporal.heads.segment_pyramid import PyramidSize
 from lightning_modules.networks.temporal.temporal_detector import TemporalDetector
 from lightning_modules.networks.weights.loading import save_weights
 from lightning_modules.online_detection import OnlineDetectionModule
@@ -71,13 +72,14 @@ def optimizer(groups: list[dict]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=3e-3)
 
 
-def segment_head(channels: int) -> AnchorFreeHead:
-    return AnchorFreeHead(channels, 3, dim=8, num_levels=2, num_heads=2, attention_window=3, drop_path_rate=DROP)
+def segment_head(channels: int, num_classes: int) -> AnchorFreeHead:
+    size = PyramidSize(dim=8, num_levels=2, num_heads=2, attention_window=3, drop_path_rate=DROP)
+    return AnchorFreeHead(channels, num_classes, size)
 
 
 def temporal_detector() -> TemporalDetector:
     torch.manual_seed(0)
-    return TemporalDetector(MeanColour(temporal.CHANNELS), segment_head, 8)
+    return TemporalDetector(3, MeanColour(temporal.CHANNELS), segment_head, 8)
 
 
 def clip(folder: Path) -> ExperimentModule:
@@ -91,7 +93,7 @@ def stream(folder: Path) -> ExperimentModule:
 
 def distillation(folder: Path) -> ExperimentModule:
     save_weights(tiny.teacher(seed=3).state_dict(), folder / "teacher.pt")
-    return DistillationModule(tiny.student(), tiny.teacher(), str(folder / "teacher.pt"), optimizer=optimizer)
+    return DistillationModule(tiny.student(), lambda _: tiny.teacher(), str(folder / "teacher.pt"), optimizer=optimizer)
 
 
 def temporal_detection(folder: Path) -> ExperimentModule:
@@ -102,9 +104,9 @@ def motion_distillation(folder: Path) -> ExperimentModule:
     save_weights(temporal_detector().state_dict(), folder / "motion.pt")
     torch.manual_seed(1)
     return MotionDistillationModule(
-        DecomposedDetector(MeanColour(temporal.CHANNELS), segment_head, 8),
-        temporal_detector,
-        str(folder / "motion.pt"),
+        DecomposedDetector(3, MeanColour(temporal.CHANNELS), segment_head, 8),
+        teacher=lambda _: temporal_detector(),
+        teacher_weights=str(folder / "motion.pt"),
         teacher_modality="features",
         modality="features",
         optimizer=optimizer,

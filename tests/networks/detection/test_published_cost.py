@@ -25,7 +25,7 @@ def configured(name: str, **changes: Any) -> EvadTeacher:
     """The network of a config without memory for its weights."""
     changed = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
     with torch.device("meta"):
-        return network_of(CONFIGS / f"{name}.yaml", changed).eval().requires_grad_(False)
+        return network_of(CONFIGS / f"{name}.yaml", 80, changed).eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ WINDOW, MASK = torch.randn(2, 6, 3, 4, 4, generator=torch.Generator().manual_see
 
 def detector(**changes):
     torch.manual_seed(0)
-    return DecomposedDetector(MeanColour(), lambda channels: StepHead(channels, 4), **({"dim": 8} | changes))
+    return DecomposedDetector(4, MeanColour(), StepHead, **({"dim": 8} | changes))
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)

@@ -9,7 +9,7 @@ from tests.networks.temporal.temporal_parts import MeanColour, StepHead
 
 def detector(num_classes=4, **backbone):
     torch.manual_seed(0)
-    return TemporalDetector(MeanColour(**backbone), lambda channels: StepHead(channels, num_classes), dim=6).eval()
+    return TemporalDetector(num_classes, MeanColour(**backbone), StepHead, dim=6).eval()
 
 
 @pytest.mark.parametrize("num_classes", [1, 20, 200])

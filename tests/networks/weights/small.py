@@ -15,7 +15,7 @@ SMALL += ["trunk.size.pyramid_layers=[0, 0, 1, 1]", "head.localizer.hidden_dim=8
 
 def small_config(name: str = "dsta_tiny") -> dict[str, Any]:
     """The config of a student."""
-    return network_config(NETWORKS / f"{name}.yaml", SMALL)
+    return network_config(NETWORKS / f"{name}.yaml", 10, SMALL)
 
 
 def small_card(config: dict[str, Any]) -> Card:

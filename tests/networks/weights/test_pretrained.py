@@ -110,7 +110,7 @@ def test_a_teacher_is_refused(tmp_path):
 
 
 def test_a_temporal_detector_is_refused(tmp_path, card):
-    config = network_config(NETWORKS / "temporal_tiny.yaml")
+    config = network_config(NETWORKS / "temporal_tiny.yaml", 10)
     temporal = build_network(config)
     names = tuple(f"class {number}" for number in range(temporal.num_classes))
     save_weights(temporal.state_dict(), tmp_path / "temporal.pt", replace(card, network=config, classes=names))

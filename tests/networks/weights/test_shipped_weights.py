@@ -42,6 +42,6 @@ def test_a_file_alone_gives_the_network_that_was_trained(name):
 @pytest.mark.parametrize(("name", "config"), NETWORKS.items())
 def test_a_card_is_that_of_the_network_in_the_configs(name, config):
     _, card = load_network(ROOT / "results" / "weights" / f"{name}.pt")
-    assert card.network == network_config(ROOT / "configs" / "networks" / f"{config}.yaml")
+    assert card.network == network_config(ROOT / "configs" / "networks" / f"{config}.yaml", 10)
     assert (card.frame_stride, card.frame_rate, card.short_side) == (2, 16.0, 128)
     assert card.look_ahead == card.network["init_args"].get("timing", {"look_ahead": 0})["look_ahead"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..suppression import top_segments
 from .segment_head import ScoredSegments, SegmentHead
 from .segment_losses import class_imitation, distance_iou_loss, masked_focal_loss
-from .segment_pyramid import SegmentPyramid, TimeConv, TimeConvs
+from .segment_pyramid import PyramidSize, SegmentPyramid, TimeConv, TimeConvs
 from .segment_targets import as_truth, point_targets
 
 
@@ -56,7 +56,9 @@ class AnchorFreeHead(SegmentHead[AnchorFreeOutput]):
     1e-4), since a gate moves by about the learning rate a step and trainings here are short.
 
     Args:
-        attention_window: steps of its own level that a point attends to; odd.
+        in_channels: C of the features. num_classes: K.
+        pyramid: sizes of the pyramid.
+        tower_depth: convolutions in front of class scores and of distances.
         finest_range: distance in features up to which the finest level answers.
         centre_radius: points at most so many strides from the middle of a segment learn to find it.
         segment_weight: of the distance-IoU loss in ``total``; the focal loss counts once.
@@ -68,39 +70,22 @@ class AnchorFreeHead(SegmentHead[AnchorFreeOutput]):
         self,
         in_channels: int,
         num_classes: int,
-        dim: int = 512,
-        num_levels: int = 6,
-        num_heads: int = 4,
-        attention_window: int = 19,
-        embedding_depth: int = 2,
-        stem_depth: int = 2,
+        pyramid: PyramidSize = PyramidSize(),  # noqa: B008  (frozen)
         tower_depth: int = 2,
         finest_range: float = 4.0,
         centre_radius: float = 1.5,
         segment_weight: float = 1.0,
         imitation_threshold: float = 0.1,
         class_prior: float = 0.01,
-        drop_path_rate: float = 0.1,
-        layer_scale: float = 0.1,
     ) -> None:
         super().__init__()
-        self.in_channels, self.num_classes, self.num_levels = in_channels, num_classes, num_levels
+        self.in_channels, self.num_classes, self.num_levels = in_channels, num_classes, pyramid.num_levels
         self.finest_range, self.centre_radius = finest_range, centre_radius
         self.segment_weight, self.imitation_threshold = segment_weight, imitation_threshold
-        self.pyramid = SegmentPyramid(
-            in_channels,
-            dim,
-            num_levels,
-            num_heads,
-            attention_window,
-            embedding_depth,
-            stem_depth,
-            drop_path_rate,
-            layer_scale,
-        )
-        self.class_tower = Tower(dim, num_classes, tower_depth)
-        self.segment_tower = Tower(dim, 2, tower_depth)
-        self.level_scales = nn.Parameter(torch.ones(num_levels))
+        self.pyramid = SegmentPyramid(in_channels, pyramid)
+        self.class_tower = Tower(pyramid.dim, num_classes, tower_depth)
+        self.segment_tower = Tower(pyramid.dim, 2, tower_depth)
+        self.level_scales = nn.Parameter(torch.ones(pyramid.num_levels))
         nn.init.constant_(self.class_tower.out.get_parameter("bias"), -log((1 - class_prior) / class_prior))
 
     def forward(self, features: Tensor, mask: Tensor) -> AnchorFreeOutput:

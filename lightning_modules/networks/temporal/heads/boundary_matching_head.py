@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil, log
 from typing import NamedTuple
 
@@ -31,6 +32,29 @@ class BoundaryMatchingOutput(NamedTuple):
     """(B, T') bool."""
     cells: Tensor
     """(B, D, T') bool: whether all of the cell's features are valid."""
+
+
+@dataclass(frozen=True)
+class CellMap:
+    """The map of all segments that a ``BoundaryMatchingHead`` scores.
+
+    Args:
+        max_duration: D, features; a longer segment can only be found in part.
+        num_samples: N, bins of a cell.
+        context: how far a cell looks to either side, in its own duration.
+        dim: channels of the map.
+    """
+
+    max_duration: int = 64
+    num_samples: int = 8
+    context: float = 0.25
+    dim: int = 64
+
+    def __post_init__(self) -> None:
+        if self.max_duration < 1 or self.num_samples < 1:
+            raise ValueError(
+                f"max_duration and num_samples must be at least 1, got {self.max_duration} and {self.num_samples}"
+            )
 
 
 def sampling_kernel(max_duration: int, num_samples: int, context: float) -> tuple[Tensor, int]:
@@ -64,12 +88,12 @@ class BoundaryMatchingLayer(nn.Module):
 
     kernel: Tensor
 
-    def __init__(self, in_dim: int, dim: int, max_duration: int, num_samples: int, context: float) -> None:
+    def __init__(self, in_dim: int, cells: CellMap) -> None:
         super().__init__()
-        self.dim, self.num_samples = dim, num_samples
-        self.weigh = Linear(in_dim, dim * num_samples, bias=False)
-        self.bias = nn.Parameter(torch.zeros(dim))
-        kernel, self.start = sampling_kernel(max_duration, num_samples, context)
+        self.dim, self.num_samples = cells.dim, cells.num_samples
+        self.weigh = Linear(in_dim, cells.dim * cells.num_samples, bias=False)
+        self.bias = nn.Parameter(torch.zeros(cells.dim))
+        kernel, self.start = sampling_kernel(cells.max_duration, cells.num_samples, cells.context)
         self.register_buffer("kernel", kernel, persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -87,9 +111,10 @@ class BoundaryMatchingHead(SegmentHead[BoundaryMatchingOutput]):
     classes are balanced; here they are weighted, which is the same on average and the same in every run.
 
     Args:
-        max_duration: D, features; a longer segment can only be found in part.
-        num_samples: N, bins of a cell. map_dim: width of the map.
-        context: how far a cell looks to either side, in its own duration.
+        in_channels: C of the features. num_classes: K.
+        dim: channels of what boundaries and cells read.
+        cells: size of the map.
+        embedding_depth: convolutions in front.
         class_threshold: tIoU from which on a cell has the class of a segment; how well it fits is left to completeness.
         boundary_radius: distance in features up to which a time counts as a start or an end.
         completeness_weight, boundary_weight: in ``total``; the class term counts once.
@@ -101,10 +126,7 @@ class BoundaryMatchingHead(SegmentHead[BoundaryMatchingOutput]):
         in_channels: int,
         num_classes: int,
         dim: int = 128,
-        map_dim: int = 64,
-        max_duration: int = 64,
-        num_samples: int = 8,
-        context: float = 0.25,
+        cells: CellMap = CellMap(),
         embedding_depth: int = 2,
         class_threshold: float = 0.5,
         boundary_radius: float = 1.0,
@@ -113,21 +135,18 @@ class BoundaryMatchingHead(SegmentHead[BoundaryMatchingOutput]):
         class_prior: float = 0.01,
     ) -> None:
         super().__init__()
-        if max_duration < 1 or num_samples < 1 or embedding_depth < 1:
-            raise ValueError(
-                f"max_duration, num_samples and embedding_depth must be at least 1, "
-                f"got {max_duration}, {num_samples} and {embedding_depth}"
-            )
-        self.in_channels, self.num_classes, self.max_duration = in_channels, num_classes, max_duration
+        if embedding_depth < 1:
+            raise ValueError(f"embedding_depth must be at least 1, got {embedding_depth}")
+        self.in_channels, self.num_classes, self.max_duration = in_channels, num_classes, cells.max_duration
         self.class_threshold, self.boundary_radius = class_threshold, boundary_radius
         self.completeness_weight, self.boundary_weight = completeness_weight, boundary_weight
         self.embedding = TimeConvs(in_channels, dim, embedding_depth)
         self.boundary_convs = TimeConvs(dim, dim, 1)
         self.boundaries = Linear(dim, 2)
-        self.matching = BoundaryMatchingLayer(dim, map_dim, max_duration, num_samples, context)
-        self.map_norm = nn.LayerNorm(map_dim)
-        self.map_convs = nn.ModuleList(nn.Conv2d(map_dim, map_dim, 3, padding=1) for _ in range(2))
-        self.classes, self.completeness = Linear(map_dim, num_classes), Linear(map_dim, 1)
+        self.matching = BoundaryMatchingLayer(dim, cells)
+        self.map_norm = nn.LayerNorm(cells.dim)
+        self.map_convs = nn.ModuleList(nn.Conv2d(cells.dim, cells.dim, 3, padding=1) for _ in range(2))
+        self.classes, self.completeness = Linear(cells.dim, num_classes), Linear(cells.dim, 1)
         nn.init.constant_(self.classes.bias, -log((1 - class_prior) / class_prior))
 
     def forward(self, features: Tensor, mask: Tensor) -> BoundaryMatchingOutput:

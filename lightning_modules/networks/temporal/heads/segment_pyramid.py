@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
@@ -94,6 +96,38 @@ class LocalBlock(nn.Module):
         return pooled.transpose(1, 2).masked_fill(~mask[..., None], 0), mask
 
 
+@dataclass(frozen=True)
+class PyramidSize:
+    """Sizes of a ``SegmentPyramid``; the defaults are ActionFormer's.
+
+    Args:
+        dim: C, channels of all levels.
+        num_levels: the finest, and one per halving of the length.
+        num_heads: of the attention.
+        attention_window: steps of its own level that a point attends to; odd.
+        embedding_depth: convolutions in front. stem_depth: blocks at full length.
+        drop_path_rate: of every block.
+        layer_scale: where the gates of the blocks start.
+    """
+
+    dim: int = 512
+    num_levels: int = 6
+    num_heads: int = 4
+    attention_window: int = 19
+    embedding_depth: int = 2
+    stem_depth: int = 2
+    drop_path_rate: float = 0.1
+    layer_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim={self.dim} does not divide into num_heads={self.num_heads}")
+        if self.num_levels < 1 or self.embedding_depth < 1:
+            raise ValueError(
+                f"num_levels and embedding_depth must be at least 1, got {self.num_levels} and {self.embedding_depth}"
+            )
+
+
 class SegmentPyramid(nn.Module):
     """Embedding convolutions, blocks at full length, then a strided block for each coarser level.
 
@@ -101,29 +135,19 @@ class SegmentPyramid(nn.Module):
     (B, ceil(T / 2^level), dim), normed and zero where masked, and their mask.
     """
 
-    def __init__(
-        self,
-        in_dim: int,
-        dim: int,
-        num_levels: int,
-        num_heads: int,
-        window: int,
-        embedding_depth: int = 2,
-        stem_depth: int = 2,
-        drop_path: float = 0.1,
-        layer_scale: float = 0.1,
-    ) -> None:
+    def __init__(self, in_dim: int, size: PyramidSize) -> None:
         super().__init__()
-        if num_levels < 1 or embedding_depth < 1:
-            raise ValueError(
-                f"num_levels and embedding_depth must be at least 1, got {num_levels} and {embedding_depth}"
-            )
-        self.embedding = TimeConvs(in_dim, dim, embedding_depth)
+        self.embedding = TimeConvs(in_dim, size.dim, size.embedding_depth)
         self.stem, self.branch = (
-            nn.ModuleList(LocalBlock(dim, num_heads, window, stride, drop_path, layer_scale) for _ in range(depth))
-            for stride, depth in ((1, stem_depth), (2, num_levels - 1))
+            nn.ModuleList(
+                LocalBlock(
+                    size.dim, size.num_heads, size.attention_window, stride, size.drop_path_rate, size.layer_scale
+                )
+                for _ in range(depth)
+            )
+            for stride, depth in ((1, size.stem_depth), (2, size.num_levels - 1))
         )
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(num_levels))
+        self.norms = nn.ModuleList(nn.LayerNorm(size.dim) for _ in range(size.num_levels))
 
     def forward(self, tokens: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
         tokens = self.embedding(tokens, mask)

@@ -91,7 +91,7 @@ def test_scores_are_the_linear_classifiers_of_each_feature():
     weight, bias = network.classifier.weight, network.classifier.bias
     torch.testing.assert_close(logits, features @ weight.T + bias)
     assert (network.num_classes, network.in_channels, network.receptive_field) == (4, 3, None)
-    assert FrameScores(trunk("tsa")).receptive_field == 4  # two blocks and the embedding look back a frame each
+    assert FrameScores(trunk("tsa"), 3).receptive_field == 4  # two blocks and the embedding look back a frame each
 
 
 def test_recurrent_features_are_torchs_lstm_over_projected_ones():

@@ -5,14 +5,13 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from lightning_modules.networks.temporal.heads.anchor_free_head import AnchorFreeHead
-from lightning_modules.networks.temporal.heads.boundary_matching_head import BoundaryMatchingHead
+from lightning_modules.networks.temporal.heads.boundary_matching_head import BoundaryMatchingHead, CellMap
 from lightning_modules.networks.temporal.heads.segment_head import start_head_from
+from lightning_modules.networks.temporal.heads.segment_pyramid import PyramidSize
 
 HEADS = {
-    "anchor_free": lambda channels, **changes: AnchorFreeHead(channels, 3, **({"dim": 16, "num_levels": 2} | changes)),
-    "boundary": lambda channels, **changes: BoundaryMatchingHead(
-        channels, 3, **({"dim": 16, "map_dim": 8, "max_duration": 6} | changes)
-    ),
+    "anchor_free": lambda channels, dim=16: AnchorFreeHead(channels, 3, PyramidSize(dim, num_levels=2)),
+    "boundary": lambda channels, dim=16: BoundaryMatchingHead(channels, 3, dim, CellMap(max_duration=6, dim=8)),
 }
 
 

@@ -7,22 +7,22 @@ from lightning_modules.networks.temporal.heads.anchor_free_head import AnchorFre
 from lightning_modules.networks.temporal.heads.boundary_matching_head import (
     BoundaryMatchingHead,
     BoundaryMatchingOutput,
+    CellMap,
     sampling_kernel,
     valid_cells,
 )
+from lightning_modules.networks.temporal.heads.segment_pyramid import PyramidSize
 from lightning_modules.networks.temporal.suppression import SegmentSuppression
 
 
-def anchor_free(in_channels=6, num_classes=3, **settings):
-    return AnchorFreeHead(
-        in_channels, num_classes, **{"dim": 16, "num_levels": 4, "num_heads": 2, "attention_window": 5} | settings
-    )
+def anchor_free(in_channels=6, num_classes=3, dim=16, pyramid=None, **settings):
+    size = PyramidSize(**{"dim": dim, "num_levels": 4, "num_heads": 2, "attention_window": 5} | (pyramid or {}))
+    return AnchorFreeHead(in_channels, num_classes, size, **settings)
 
 
-def boundary_matching(in_channels=6, num_classes=3, **settings):
-    return BoundaryMatchingHead(
-        in_channels, num_classes, **{"dim": 16, "map_dim": 16, "max_duration": 20, "num_samples": 4} | settings
-    )
+def boundary_matching(in_channels=6, num_classes=3, dim=16, cells=None, **settings):
+    size = CellMap(**{"dim": 16, "max_duration": 20, "num_samples": 4} | (cells or {}))
+    return BoundaryMatchingHead(in_channels, num_classes, dim, size, **settings)
 
 
 HEADS = pytest.mark.parametrize("build", [anchor_free, boundary_matching])
@@ -198,7 +198,7 @@ def test_segments_it_has_seen_are_found(build):
 
 
 def test_a_point_sees_as_far_back_as_ahead():
-    head = made(anchor_free, attention_window=3, tower_depth=1)
+    head = made(anchor_free, pyramid={"attention_window": 3}, tower_depth=1)
     features = torch.randn(1, 6, 256, requires_grad=True)
     outputs = head(features, torch.ones(1, 256, dtype=torch.bool))
     assert outputs.strides[0].tolist() == [1] * 256 + [2] * 128 + [4] * 64 + [8] * 32
@@ -211,7 +211,7 @@ def test_a_point_sees_as_far_back_as_ahead():
 
 
 def test_anchor_free_loss_of_hand_made_outputs():
-    head = anchor_free(num_classes=2, num_levels=1, segment_weight=2.0)
+    head = anchor_free(num_classes=2, pyramid={"num_levels": 1}, segment_weight=2.0)
     times = torch.arange(4).float()[None] + 0.5
     segments = torch.tensor([[[0.0, 1.0], [0.0, 4.0], [1.0, 3.0], [3.0, 4.0]]])
     logits = torch.zeros(1, 4, 2)
@@ -237,7 +237,7 @@ def test_anchor_free_decoding_of_hand_made_outputs():
 
 
 def test_boundary_matching_decoding_of_hand_made_outputs():
-    head = boundary_matching(num_classes=2, max_duration=3)
+    head = boundary_matching(num_classes=2, cells={"max_duration": 3})
     mask = torch.tensor([[True, True, True, False]])
     cells = valid_cells(mask, 3)
     classes, completeness, boundaries = torch.full((1, 3, 4, 2), 0.01), torch.full((1, 3, 4), 0.5), torch.ones(1, 4, 2)
@@ -285,10 +285,11 @@ def test_sampling_after_weighing_is_weighing_of_samples():
 @pytest.mark.parametrize(
     ("build", "settings"),
     [
-        (anchor_free, {"attention_window": 4}),
-        (anchor_free, {"num_heads": 3}),
-        (anchor_free, {"num_levels": 0}),
-        (boundary_matching, {"max_duration": 0}),
+        (anchor_free, {"pyramid": {"attention_window": 4}}),
+        (anchor_free, {"pyramid": {"num_heads": 3}}),
+        (anchor_free, {"pyramid": {"num_levels": 0}}),
+        (boundary_matching, {"cells": {"max_duration": 0}}),
+        (boundary_matching, {"embedding_depth": 0}),
     ],
 )
 def test_impossible_settings_are_refused(build, settings):

@@ -1,0 +1,47 @@
+"""Weights of a network with another number of classes are refused in words, before shapes are compared."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from datamodules.errors import UserError
+
+
+def check_classes(
+    network: nn.Module, state_dict: Mapping[str, Tensor], path: str | Path | None, fresh: Sequence[str] = ()
+) -> None:
+    """Refuse weights whose only misfit is the number of classes, and name the parameters that must start fresh.
+
+    Args:
+        network: the one that shall have them; it has ``num_classes``.
+        state_dict: the weights.
+        path: where they come from.
+        fresh: patterns of parameters that need no weights.
+
+    Raises:
+        UserError: as described; other misfits are left to ``load_exactly``.
+    """
+    own = network.state_dict()
+    misshapen = [
+        key
+        for key in own.keys() & state_dict.keys()
+        if own[key].shape != state_dict[key].shape and not any(fnmatch(key, pattern) for pattern in fresh)
+    ]
+    shapes = [(own[key].shape, state_dict[key].shape) for key in misshapen]
+    counts = {given[:1] for _, given in shapes}
+    of_classes = all(mine[:1] == (network.num_classes,) and mine[1:] == given[1:] for mine, given in shapes)
+    if not misshapen or not of_classes or len(counts) != 1:
+        return
+    patterns = sorted({re.sub(r"\.\d+\.", ".*.", key.rpartition(".")[0]) + ".*" for key in misshapen})
+    (count,) = counts.pop()
+    raise UserError(
+        f"these weights know {count} classes, but the data has {network.num_classes}",
+        where=path,
+        remedy=f"start the classifier fresh: --model.weights FILE --model.training.fresh '{json.dumps(patterns)}'",
+    )
