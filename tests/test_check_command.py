@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.video.readers import write_video
 from lightning_modules.networks.weights.loading import save_weights
 from main import main
 from tests.datamodules.miniature import numbered_frames
+from tests.datamodules.written_videos import write_video
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # where pytest has arguments itself

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from datamodules.puppets import Puppets
-from datamodules.video.readers import write_video
 from lightning_modules.session import StreamSession
 from main import main
 from tests.datamodules.live.network_camera import Connection, network_camera
 from tests.datamodules.miniature import numbered_frames
+from tests.datamodules.written_videos import write_video
 
 ROOT = Path(__file__).resolve().parent.parent
 ARGUMENTS = ("predict", f"--config={ROOT / 'configs' / 'predict.yaml'}", "--trainer.accelerator=cpu")

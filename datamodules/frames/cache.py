@@ -25,7 +25,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +41,7 @@ from datamodules.frames.cache_entries import (
     read_or_make,
     remove,
 )
+from datamodules.frames.records import Record, read_record
 from datamodules.frames.store import FrameFacts, FrameScale, FrameStore
 from datamodules.video.listing import VideoError, state_of
 from datamodules.video.picture_folder import PictureFolder, Video
@@ -52,18 +53,6 @@ OPEN_MAPS = 128
 """Memory maps at a time: Python keeps a file open for each, and many systems allow a process 1,024."""
 PARALLEL_FROM = 16
 """Videos worth starting processes for: each of them imports for a second or more first."""
-
-
-class Record(NamedTuple):
-    """Facts and checksums of an entry."""
-
-    facts: FrameFacts
-    checksums: np.ndarray
-    """(N,) uint32, CRC-32 of each frame."""
-    checked: np.ndarray
-    """(N,) bool, which frames this process has compared with their checksums."""
-    offset: int
-    """Bytes of ``frames.npy`` before the first frame."""
 
 
 class FrameCache(FrameStore):
@@ -229,27 +218,7 @@ class FrameCache(FrameStore):
         Raises:
             DamagedEntry: there is an entry that cannot be used.
         """
-        state, entry = _file_state(video), self._entry(video)
-        if not os.path.lexists(entry):
-            return None
-        try:
-            content = json.loads((entry / "facts.json").read_bytes())
-            if isinstance(content, dict) and "source" in content:
-                return None  # written before there were checksums
-            record, checksum = content["record"], content["checksum"]
-            size = (entry / "frames.npy").stat().st_size
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise damage(entry, error) from error
-        if zlib.crc32(json.dumps(record).encode()) != checksum:
-            raise damage(entry, "facts.json is not what was written")
-        if record["source"] != state:
-            return None
-        if record["bytes"] != size:
-            raise damage(entry, f"frames.npy has {size} bytes, {record['bytes']} were written")
-        facts = FrameFacts(np.asarray(record["times"]), tuple(record["original_size"]), tuple(record["size"]))
-        checksums = np.asarray(record["checksums"], np.uint32)
-        offset = size - len(checksums) * facts.size[0] * facts.size[1] * 3
-        return Record(facts, checksums, np.zeros(len(checksums), bool), offset)
+        return read_record(self._entry(video), _file_state(video))
 
     def _num_bytes(self, video: Video, record: Record | None) -> int:
         """Bytes that the frames of a video take; one without an entry is listed, and nothing is decoded."""

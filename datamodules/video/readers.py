@@ -1,6 +1,6 @@
-"""Reading frames of videos by their number, and writing video files.
+"""Reading frames of videos by their number.
 
-decord reads by default. Some files it reads wrongly and without a word, others it refuses (video_listing.py), so
+decord reads by default. Some files it reads wrongly and without a word, others it refuses (`listing.py`), so
 ``open_video`` first lists the frames from the packets and lets decord read only what it lists alike. PyAV reads
 everything else behind the same interface. A folder of pictures is a video too.
 """
@@ -13,15 +13,13 @@ import os
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from fractions import Fraction
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datamodules.errors import UserError, printable
-from datamodules.files import whole_path
+from datamodules.errors import printable
 from datamodules.video.listing import FrameListing, VideoError, decode, list_frames, open_container
 from datamodules.video.picture_folder import PictureFolder, PictureListing, Video, list_pictures, read_picture
 
@@ -116,26 +114,6 @@ def nearest_frame(times: np.ndarray, seconds: float | np.ndarray) -> np.ndarray:
     after = np.clip(np.searchsorted(times, seconds), 0, len(times) - 1)
     before = np.maximum(after - 1, 0)
     return np.where(np.abs(seconds - times[before]) <= np.abs(times[after] - seconds), before, after)
-
-
-def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float | Fraction, crf: int = 18) -> None:
-    """Write (H, W, 3) uint8 RGB frames as h264 mp4, whole or not at all. H and W must be even."""
-    import av
-
-    with whole_path(path) as unfinished, av.open(str(unfinished), "w", format="mp4") as container:
-        stream = None
-        for frame in frames:
-            if stream is None:
-                height, width = frame.shape[:2]
-                if height % 2 or width % 2:
-                    raise UserError(f"h264 needs even frame sizes, got {width}x{height}", path)
-                stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(100_000))
-                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-                stream.options = {"crf": str(crf), "preset": "veryfast", "g": "32", "threads": "1"}
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        if stream is None:
-            raise UserError("no frames to write", path)
-        container.mux(stream.encode())
 
 
 class _DecordReader(VideoReader):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Keyframe, Split
-from datamodules.video.readers import write_video
+from tests.datamodules.written_videos import write_video
 
 BITS = 10
 FPS = 8

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.video.readers import write_video
 from tests.datamodules.miniature import numbered_frames
+from tests.datamodules.written_videos import write_video
 
 TUBES = {
     # Name, number of frames, tubes (class id, first frame from 0, boxes x y width height counted from 1, in 8 bits).

@@ -18,9 +18,10 @@ from datamodules.frames.cache import FrameCache
 from datamodules.frames.store import LONGEST_TO_SHORTEST, DecodedFrames, FrameScale
 from datamodules.video.listing import list_frames
 from datamodules.video.picture_folder import PictureFolder, list_pictures
-from datamodules.video.readers import VideoError, list_video, open_video, write_video
+from datamodules.video.readers import VideoError, list_video, open_video
 from datamodules.video.source_files import files_of
 from tests.datamodules.miniature import encode, numbered_frames, read_numbers, write_pictures
+from tests.datamodules.written_videos import write_video
 from tests.flat_data import predict_data
 
 ROOT = Path(__file__).parents[2]

@@ -18,10 +18,10 @@ from datamodules.live.stopping import stopped_by_signals
 from datamodules.predict import PredictDataModule
 from datamodules.video.drawn_videos import is_drawn
 from datamodules.video.listing import VideoError
-from datamodules.video.readers import write_video
 from datamodules.video.source_files import files_of
 from tests.datamodules.live.network_camera import Connection, ScriptedSource, network_camera
 from tests.datamodules.miniature import numbered_frames, read_numbers, write_pictures
+from tests.datamodules.written_videos import write_video
 from tests.flat_data import predict_data
 
 

@@ -20,9 +20,9 @@ from datamodules.puppets.segments import PuppetSegments
 from datamodules.sampling.samplers import STAND_IN, VideoWindows
 from datamodules.sampling.segment_windows import Augmentation, step_features, step_frames, visible
 from datamodules.segments import SegmentDataModule
-from datamodules.video.readers import write_video
 from tests.datamodules.miniature import FPS, assert_same_batch, numbered_frames, read_numbers
 from tests.datamodules.moving import moving_frames
+from tests.datamodules.written_videos import write_video
 from tests.flat_data import segment_data
 
 DATA = Path(__file__).parents[3] / "shared/data/thumos14"

@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from datamodules.errors import UserError
-from datamodules.video.readers import open_video, write_video
+from datamodules.video.readers import open_video
 from lightning_modules.commands.export_parity import moving_blobs
 from lightning_modules.evaluation.tracked import TrackedFrame
 from lightning_modules.networks.detection.outputs import Detections, decode_detections
 from lightning_modules.networks.layers.pixels import normalise_frames
 from lightning_modules.networks.weights.configured import build_network
 from lightning_modules.session import StreamSession
+from tests.datamodules.written_videos import write_video
 from tests.networks.tiny import randomise
 from tests.networks.weights.small import small_card, small_config
 

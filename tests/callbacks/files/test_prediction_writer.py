@@ -17,9 +17,9 @@ from callbacks.files.annotated_video import AnnotatedVideo, detection_text
 from callbacks.files.prediction_writer import PredictionWriter
 from datamodules.errors import UserError
 from datamodules.video.drawn_videos import is_drawn
-from datamodules.video.readers import write_video
 from lightning_modules.evaluation.tracked import TrackedFrame, TrackedPerson
 from tests.datamodules.miniature import numbered_frames
+from tests.datamodules.written_videos import write_video
 
 DATA = SimpleNamespace(class_names=("walk", "wave"))
 TRAINER = SimpleNamespace(datamodule=DATA, world_size=1, global_rank=0)

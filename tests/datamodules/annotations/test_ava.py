@@ -12,9 +12,9 @@ import pytest
 from datamodules.annotations.ava import Ava, read_label_map, read_moments
 from datamodules.errors import UserError
 from datamodules.video.picture_folder import PictureFolder
-from datamodules.video.readers import write_video
 from tests.datamodules.miniature import encode, numbered_frames, read_numbers, write_pictures
 from tests.datamodules.miniature_ava import SCORED, arguments, write_ava
+from tests.datamodules.written_videos import write_video
 from tests.flat_data import clip_data
 
 DATA = Path(__file__).parents[4] / "shared/data"

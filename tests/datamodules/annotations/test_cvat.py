@@ -19,8 +19,8 @@ from datamodules.annotations.own_videos import OwnVideos
 from datamodules.errors import UserError
 from datamodules.frames.store import DecodedFrames, FrameScale
 from datamodules.sampling.windows import time_video
-from datamodules.video.readers import write_video
 from tests.datamodules.miniature import numbered_frames
+from tests.datamodules.written_videos import write_video
 
 ROOT = Path(__file__).parents[3]
 

@@ -15,10 +15,10 @@ from datamodules.errors import UserError
 from datamodules.frames.store import DecodedFrames, FrameScale
 from datamodules.sampling.windows import time_video
 from datamodules.video.picture_folder import PictureFolder
-from datamodules.video.readers import write_video
 from lightning_modules.clip_detection import ClipDetectionModule
 from tests.datamodules.miniature import numbered_frames, read_numbers, write_pictures
 from tests.datamodules.miniature_tubes import write_ground_truth, write_videos
+from tests.datamodules.written_videos import write_video
 from tests.lightning_modules import tiny
 
 REAL = Path(__file__).parents[4] / "shared/data/jhmdb/JHMDB-GT.pkl"

@@ -7,9 +7,9 @@ from datamodules.annotations.own_videos import OwnVideos, video_name
 from datamodules.annotations.places import videos_in
 from datamodules.annotations.segment_source import find_videos
 from datamodules.errors import UserError
-from datamodules.video.readers import write_video
 from datamodules.video.source_files import VIDEO_ENDINGS, files_of
 from tests.datamodules.miniature import numbered_frames
+from tests.datamodules.written_videos import write_video
 
 DATA = Path(__file__).parents[4] / "shared/data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="real annotations are not on this machine")

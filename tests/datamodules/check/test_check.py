@@ -25,11 +25,11 @@ from datamodules.frames.store import FrameFacts
 from datamodules.predict import PredictDataModule
 from datamodules.puppets import Puppets
 from datamodules.sampling.windows import TimedVideo
-from datamodules.video.readers import write_video
 from tests.datamodules.miniature import numbered_frames
 from tests.datamodules.miniature_ava import arguments, write_ava
 from tests.datamodules.miniature_tubes import TEST, write_pyannot
 from tests.datamodules.miniature_tubes import write_videos as write_tube_videos
+from tests.datamodules.written_videos import write_video
 from tests.flat_data import clip_data, segment_data, stream_data
 
 UCF = Path(__file__).parents[4] / "shared" / "data" / "ucf101_24"

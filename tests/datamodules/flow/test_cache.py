@@ -17,9 +17,9 @@ from datamodules.flow.store import ComputedFlow, FlowGrid, FlowSettings
 from datamodules.frames.cache_entries import DamagedEntry
 from datamodules.frames.store import DecodedFrames, FrameScale
 from datamodules.video.picture_folder import PictureFolder
-from datamodules.video.readers import write_video
 from tests.datamodules.miniature import write_pictures
 from tests.datamodules.moving import moving_frames
+from tests.datamodules.written_videos import write_video
 
 LENGTH = 2 * CHUNK_STEPS + 9
 STEPS = np.arange(LENGTH)

@@ -21,8 +21,9 @@ from datamodules.frames import cache_entries
 from datamodules.frames.cache import OPEN_MAPS, FrameCache
 from datamodules.frames.store import DecodedFrames, FrameScale
 from datamodules.video.picture_folder import PictureFolder
-from datamodules.video.readers import VideoError, write_video
+from datamodules.video.readers import VideoError
 from tests.datamodules.miniature import encode, numbered_frames, read_numbers, write_pictures
+from tests.datamodules.written_videos import write_video
 
 
 @pytest.fixture

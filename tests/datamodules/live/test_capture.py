@@ -20,9 +20,9 @@ from datamodules.live.capture import LiveCapture, StreamClock
 from datamodules.live.sources import Camera, NetworkStream, live_source
 from datamodules.sampling.time_grid import TimeGrid, frames_on_grid
 from datamodules.video.listing import VideoError
-from datamodules.video.readers import write_video
 from tests.datamodules.live.network_camera import Connection, ScriptedSource, network_camera
 from tests.datamodules.miniature import numbered_frames, read_numbers
+from tests.datamodules.written_videos import write_video
 
 FPS = 20
 PIXELS = np.zeros((4, 4, 3), np.uint8)

@@ -12,8 +12,9 @@ import pytest
 
 from datamodules.video import readers as video_module
 from datamodules.video.listing import list_frames
-from datamodules.video.readers import VideoError, nearest_frame, open_video, write_video
+from datamodules.video.readers import VideoError, nearest_frame, open_video
 from tests.datamodules.miniature import damage, encode, numbered_frames, read_numbers
+from tests.datamodules.written_videos import write_video
 
 CLIPS = Path(__file__).parents[4] / "shared/data/clips"
 needs_clips = pytest.mark.skipif(not CLIPS.exists(), reason="real clips are not on this machine")
@@ -346,18 +347,6 @@ def test_nearest_frame_prefers_the_earlier_of_two():
     assert nearest_frame(times, np.array([0.25, 0.35, 0.05, -1, 7])).tolist() == [2, 2, 0, 0, 3]
     slow = [int(np.abs(times - t).argmin()) for t in np.linspace(-0.1, 0.7, 77)]
     assert nearest_frame(times, np.linspace(-0.1, 0.7, 77)).tolist() == slow
-
-
-def test_a_video_is_written_whole_or_not_at_all(tmp_path):
-    def broken():
-        yield from numbered_frames(5)
-        raise RuntimeError("the renderer failed")
-
-    with pytest.raises(RuntimeError):
-        write_video(tmp_path / "a" / "broken.mp4", broken(), fps=8)
-    with pytest.raises(ValueError, match="even"):
-        write_video(tmp_path / "a" / "odd.mp4", [np.zeros((31, 32, 3), np.uint8)], fps=8)
-    assert list((tmp_path / "a").iterdir()) == []
 
 
 def test_written_videos_have_their_frame_rate(tmp_path):

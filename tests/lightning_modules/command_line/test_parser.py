@@ -42,7 +42,10 @@ def said(command_line: CommandLine, *arguments: str) -> str:
         ("model.netwrk.dim=64", "ClipDetectionModule has no such key; did you mean network.dim?"),
         ("model.init_arg.one_slot_until=0", "ClipDetectionModule has no such key; did you mean init_args.one_slot_unt"),
         ("model.optimizer.lrr=1", "AdamW has no such key; did you mean lr?"),
-        ("model.detection.metric.protocoll=ava", "ClipDetectionModule has no such key; did you mean detection.metric.p"),
+        (
+            "model.detection.metric.protocoll=ava",
+            "ClipDetectionModule has no such key; did you mean detection.metric.p",
+        ),
         ("trainer.callbacks.foldr=x", "PredictionWriter has no such key; did you mean folder?"),
         ("data.source.xyzzy=1", "Puppets has no such key; there are root, size, seed"),
     ],

@@ -1,6 +1,7 @@
-"""Constructors stay short, and say all that they take."""
+"""Files, folders and constructors stay short, and constructors say all that they take."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("lightning_modules", "datamodules", "callbacks")
+FILES, LINES, LINES_OF_MAIN = 16, 320, 200
+"""At most, of a folder and of a file."""
 MOST = 12
 """Arguments of a constructor; more belong into a dataclass of settings."""
 
@@ -33,3 +36,12 @@ def test_no_constructor_takes_arguments_that_it_does_not_name():
     open_ended = [name for name, each in constructors(ROOMS) if each.kwarg is not None]
     extending = ("lightning_modules/metrics/", "lightning_modules/command_line/parser.py")
     assert [name for name in open_ended if not name.startswith(extending)] == []
+
+
+def test_no_folder_of_source_holds_more_than_sixteen_files_and_no_file_more_than_320_lines():
+    files = [path for room in (*ROOMS, "results") for path in (ROOT / room).rglob("*.py")]
+    folders = Counter(str(path.parent.relative_to(ROOT)) for path in files if path.name != "__init__.py")
+    assert {folder: count for folder, count in folders.items() if count > FILES} == {}
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
+    assert lengths and {file: length for file, length in lengths.items() if length > LINES} == {}
+    assert len((ROOT / "main.py").read_text().splitlines()) <= LINES_OF_MAIN
