@@ -178,7 +178,7 @@ def test_files_to_predict_on_are_named_apart_and_none_twice(source, tmp_path):
         data = opened(source, "predict", predict_videos=files)
         assert [video.video_id for video in data.videos("predict")] == list(map(str, names))
         assert data.input_files == tuple(files)
-    with pytest.raises(UserError, match=r"predict_videos: .*a/film\.mp4 is there 2 times"):
+    with pytest.raises(UserError, match=r"predict_videos: the file '.*a/film\.mp4' is there 2 times"):
         opened(source, "predict", predict_videos=[one, other, one])
 
 

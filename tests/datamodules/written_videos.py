@@ -10,6 +10,7 @@ import numpy as np
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float | Fraction, crf: int = 18) -> None:
     """Write (H, W, 3) uint8 RGB frames as h264 mp4. H and W must be even."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format="mp4") as container:
         stream = None
         for frame in frames:

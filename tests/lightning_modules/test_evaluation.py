@@ -6,6 +6,7 @@ import warnings
 import pytest
 
 from lightning_modules.clip_detection import ClipDetectionModule
+from lightning_modules.detection_base import DetectionSettings
 from lightning_modules.metrics.frame_ap import FrameMapSettings
 from tests.lightning_modules import tiny
 
@@ -20,10 +21,10 @@ def data(folder):
     return tiny.clips(tiny.videos(folder), folder / "cache")
 
 
-def module(**changes) -> ClipDetectionModule:
+def module(metric: FrameMapSettings | None = None) -> ClipDetectionModule:
     network = tiny.teacher()
     tiny.place_proposals(network)
-    return ClipDetectionModule(network, **changes)
+    return ClipDetectionModule(network, detection=DetectionSettings(metric=metric or FrameMapSettings()))
 
 
 def test_the_metric_is_that_of_the_settings_also_where_only_some_classes_are_scored(data, tmp_path, monkeypatch):

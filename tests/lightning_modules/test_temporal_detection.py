@@ -69,9 +69,7 @@ def test_prediction_gives_each_video_once_with_its_segments_in_seconds(tmp_path)
 
 
 def test_a_network_of_other_classes_than_the_data_is_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"5 classes but the data has 3; set model\.init_args\.network\.init_args\.head\."
-    ):
+    with pytest.raises(ValueError, match=r"model\.network: network has 5 classes but the data has 3; .*num_classes=3"):
         tiny.trainer(tmp_path).test(module(temporal.detector(num_classes=5)), datamodule=temporal.features(tmp_path))
 
 

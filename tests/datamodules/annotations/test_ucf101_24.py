@@ -364,12 +364,13 @@ def test_a_detector_trains_evaluates_and_predicts_on_the_real_clips_from_each_fo
     # instead of frame 0 the dive is scored on the first that has one, and not at all in its last third.
     assert counts == ((5, 5) if form == "csv" else (6, 4))
     found = [entry for batch in tiny.trainer(tmp_path).predict(module, data) for entry in batch]
-    assert len(found) == 6 and {entry["video_id"] for entry in found} == set(names(real[form], "val"))
-    for entry in found:
-        height, width = entry["original_size"]
-        boxes = entry["boxes"]
-        assert (height, width) == (256, 340) and len(boxes) and torch.isfinite(entry["scores"]).all()
-        assert (boxes >= 0).all() and (boxes <= torch.tensor([width, height] * 2)).all()
+    assert len(found) == 6 and {frame.video_id for frame in found} == set(names(real[form], "val"))
+    for frame in found:
+        height, width = frame.size
+        boxes = np.array([person.box for person in frame.people])
+        assert (height, width) == (256, 340) and len(boxes)
+        assert all(np.isfinite([*person.actions.values()]).all() for person in frame.people)
+        assert (boxes >= 0).all() and (boxes <= [width, height, width, height]).all()
 
 
 @needs_data
