@@ -190,7 +190,7 @@ def test_every_subcommand_prints_its_config(subcommand, capsys):
     assert printed["seed_everything"] == 0
     size = printed["model"]["init_args"]["network"]["init_args"]["backbone"]["init_args"]["size"]
     assert size["dim"] == 128
-    assert printed["data"]["class_path"] == "datamodules.clip.ClipDataModule"
+    assert printed["data"]["class_path"] == "datamodules.ClipDataModule"
     assert ("ckpt_path" in printed) or subcommand == "fit"
 
 
@@ -202,7 +202,7 @@ def test_a_source_with_few_labels_takes_another_source_from_its_file(capsys):
     assert data["unlabelled"]["share"] == 0.5 and data["source"]["class_path"].endswith("FewLabels")
     source = data["source"]["init_args"]
     assert (source["every"], source["labelled_videos"], source["seed"]) == (8, 0.1, 0)
-    assert source["source"]["class_path"] == "datamodules.puppets.Puppets"
+    assert source["source"]["class_path"] == "datamodules.Puppets"
     assert source["source"]["init_args"]["size"] == "full"
 
 

@@ -96,7 +96,7 @@ def pyramid_roi_align(
         for crop, mask in zip(crops[1:], chosen[1:], strict=True):
             merged = torch.where(mask, crop, merged)
         return merged
-    item = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None].expand_as(boxes[..., :1])
+    item = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)[:, None, None].expand_as(boxes[..., :1])
     rois, levels = torch.cat([item, boxes], dim=-1).flatten(0, 1), levels.flatten()
     merged = pyramid[0].new_zeros(len(rois), pyramid[0].shape[1], output_size, output_size)
     for level, (maps, stride) in enumerate(zip(pyramid, strides, strict=True)):

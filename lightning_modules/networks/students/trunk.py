@@ -96,7 +96,8 @@ class StreamingTrunk(StreamingModule[TrunkState]):
 
     def forward(self, frames: Tensor, state: TrunkState) -> tuple[EncodedFrames, TrunkState]:
         grid = self.grid_of(*frames.shape[-2:])
-        needed = (len(frames), *grid, self.size.dim)
+        # Of the shape: `len` would make the number of streams a constant of an exported graph.
+        needed = (frames.shape[0], *grid, self.size.dim)
         if tuple(state.embedding.past.shape) != needed:
             raise ValueError(
                 f"the state is one of {tuple(state.embedding.past.shape)} (streams, rows, columns, channels) but the "
