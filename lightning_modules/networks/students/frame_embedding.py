@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers.positions import Keyframe
 from ..layers.trunk_size import TUBELET
 from ..streaming import StreamingModule, compact_copy
 
@@ -16,7 +17,7 @@ class EmbeddingState(NamedTuple):
     """What the newest frame gives to the next one's tokens."""
 
     past: Tensor
-    """(B, h, w, C): the newest frame under the kernel's first time step."""
+    """(B, h, w, C): the newest frame under the kernel's time step for past frames."""
     filled: Tensor
     """(B,) bool: whether there is a previous frame."""
 
@@ -25,7 +26,8 @@ class FramePairEmbedding(StreamingModule[EmbeddingState]):
     """Tokens of the tubelet that ends with each frame, with the kernel of the teacher's ``TubeletEmbedding``.
 
     The kernel's first time step reads the frame before, its second the frame itself, so motion between the two is in
-    the tokens from the start, as it is in the teacher's. In a stream's first frame the frame stands in for its
+    the tokens from the start, as it is in the teacher's. With the teacher's keyframe at the end of its clip it is the
+    other way round, see ``TubeletEmbedding``. In a stream's first frame the frame stands in for its
     predecessor: a still scene gives every frame the tokens that the teacher's slot of that scene has.
 
     Shapes: frames (B, T, in_channels, H, W) -> tokens (B, T, N, C), N = h w patches of ``patch_size`` pixels.
@@ -33,11 +35,18 @@ class FramePairEmbedding(StreamingModule[EmbeddingState]):
 
     receptive_field = TUBELET
 
-    def __init__(self, dim: int, patch_size: int, grid: tuple[int, int], in_channels: int = 3) -> None:
+    def __init__(
+        self,
+        dim: int,
+        patch_size: int,
+        grid: tuple[int, int],
+        in_channels: int = 3,
+        keyframe: Keyframe = "middle",
+    ) -> None:
         super().__init__()
         kernel = (TUBELET, patch_size, patch_size)
         self.proj = nn.Conv3d(in_channels, dim, kernel_size=kernel, stride=kernel)
-        self.grid = grid
+        self.grid, self.keyframe = grid, keyframe
 
     def initial_state(
         self,
@@ -53,7 +62,10 @@ class FramePairEmbedding(StreamingModule[EmbeddingState]):
 
     def forward(self, frames: Tensor, state: EmbeddingState) -> tuple[Tensor, EmbeddingState]:
         # Both time steps of the kernel in one convolution; each frame is read once.
-        kernels = torch.cat(self.proj.weight.unbind(2))  # (2 C, in_channels, p, p), the first time step first
+        of_past, of_newest = self.proj.weight.unbind(2)
+        if self.keyframe == "last":
+            of_past, of_newest = of_newest, of_past
+        kernels = torch.cat([of_past, of_newest])  # (2 C, in_channels, p, p)
         both = F.conv2d(frames.flatten(0, 1), kernels, stride=self.proj.stride[1:])
         grid = both.shape[-2:]
         both = both.flatten(2).transpose(1, 2).unflatten(0, frames.shape[:2])  # (B, T, N, 2 C)
