@@ -375,7 +375,7 @@ def test_names_of_files_cannot_steer_a_terminal(tmp_path, capsys):
 
 PREDICTS = """
 import sys
-sys.path.insert(0, "tests/callbacks")
+sys.path.insert(0, "tests/callbacks/files")
 from test_prediction_writer import PredictionWriter, TRAINER, batch_of, tracked
 writer = PredictionWriter(sys.argv[1], ["jsonl", "csv", "mp4"])
 writer.on_predict_start(TRAINER, None)
