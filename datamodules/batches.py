@@ -107,6 +107,8 @@ class TrueTube(NamedTuple):
     """(T,) int64, consecutive numbers of sampled frames."""
     boxes: np.ndarray
     """(T, 4) float32 xyxy in pixels of the original video."""
+    person: int = -1
+    """Number of the person within the video; -1 where nobody says."""
 
 
 class TrueTubes(NamedTuple):

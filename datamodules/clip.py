@@ -12,7 +12,7 @@ from datamodules.annotations.source import DetectionSource, Split
 from datamodules.detection import DetectionDataModule
 from datamodules.errors import UserError
 from datamodules.sampling.collate import padded_size
-from datamodules.sampling.samplers import EveryOnce, ShuffledBatches
+from datamodules.sampling.samplers import EveryOnce
 from datamodules.sampling.transforms import ClipTransform
 from datamodules.sampling.windows import Window, WindowDataset, annotated_samples, grid_samples, slot_samples
 from datamodules.settings import FrameSettings, KeyframeLoaderSettings, require_at_least
@@ -72,10 +72,7 @@ class ClipDataModule(DetectionDataModule):
         loader = self.loader
         samples = annotated_samples(self.videos("train"), loader.min_keyframe_boxes)
         dataset = self._dataset("train", samples, self.augmentation)
-        sampler = ShuffledBatches(
-            len(dataset), loader.batch_size, loader.samples_per_epoch, loader.seed, self.rank, self.world_size
-        )
-        return self._loader(dataset, sampler, loader.num_workers)
+        return self._loader(dataset, self._shuffled(len(dataset)), loader.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation_loader("val", grid_samples(self.videos("val"), self.keyframe_grid))

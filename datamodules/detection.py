@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +10,17 @@ import numpy as np
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
 from datamodules.batches import TrueKeyframe, TrueTubes
 from datamodules.frames.store import DecodedFrames, FrameStore
-from datamodules.sampling.since_start import seconds_since_start
+from datamodules.sampling.indexing import num_slots
+from datamodules.sampling.since_start import seconds_since_start, seconds_until_end, speeds
 from datamodules.sampling.windows import TimedVideo, time_video, true_keyframes, true_tubes
 from datamodules.settings import FrameSettings, KeyframeLoaderSettings
 from datamodules.source_data import SourceDataModule
 from datamodules.video.broken import BrokenVideos, ReportBrokenVideos
 from datamodules.video.listing import VideoError
 from datamodules.video.picture_folder import Video
+
+FRAME_SECONDS = 0.02
+"""How far outside of its first and last frame a video still has a frame: half of one at 25 a second."""
 
 
 class DetectionDataModule(SourceDataModule[TimedVideo]):
@@ -73,6 +77,36 @@ class DetectionDataModule(SourceDataModule[TimedVideo]):
     def seconds_since_start(self, split: Split) -> list[np.ndarray]:
         """How long the actions of ``true_keyframes`` have been going on; see ``since_start.seconds_since_start``."""
         return seconds_since_start(self._unread(split), self.evaluation_grid)
+
+    def seconds_until_end(self, split: Split) -> list[np.ndarray]:
+        """How long the actions of ``true_keyframes`` still go on; see ``since_start.seconds_until_end``."""
+        return seconds_until_end(self._unread(split), self.evaluation_grid)
+
+    def speeds(self, split: Split) -> list[np.ndarray]:
+        """How fast the people of ``true_keyframes`` move; see ``since_start.speeds``."""
+        return speeds(self._unread(split), self.evaluation_grid)
+
+    def sampled_frames(self, split: Split) -> dict[str, int]:
+        """How many frames a stream takes of each video of ``true_keyframes``, annotated or not, by video id."""
+        grid = self.evaluation_grid
+        return {video.video_id: num_slots(len(video.facts.times), grid) for video in self._unread(split)}
+
+    def frame_reader(self, split: Split) -> Callable[[str, float], np.ndarray | None]:
+        """Return what gives the frame (H, W, 3) uint8 of a video at some seconds, as ``true_keyframes`` counts them.
+
+        It gives None for seconds outside of the video.
+        """
+        store = DecodedFrames(self.store.scale)
+        videos = {video.video_id: video for video in self._unread(split)}
+
+        def frame_at(video_id: str, seconds: float) -> np.ndarray | None:
+            video, times = videos[video_id], videos[video_id].facts.times
+            moment = seconds - self.source.start_seconds
+            if not times[0] - FRAME_SECONDS <= moment <= times[-1] + FRAME_SECONDS:
+                return None
+            return store.get(video.path, [int(np.abs(times - moment).argmin())])[0]
+
+        return frame_at
 
     def _unread(self, split: Split) -> tuple[TimedVideo, ...]:
         """The videos of a split, opened for their ground truth alone."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """A fault that the user can mend; commands show it in one line, without a traceback.
 
-    Every other exception is a bug of ours and keeps its traceback.
+    Every other exception is a bug of ours and keeps its traceback. As text it is one line.
 
     >>> str(UserError("has 4 classes, the data has 10", where="model.network.num_classes", remedy="set it to 10"))
     'model.network.num_classes: has 4 classes, the data has 10; set it to 10'
@@ -17,14 +23,54 @@ class UserError(ValueError):
         remedy: the way out, as an imperative.
     """
 
+    exit_status = 1
+
     def __init__(self, problem: str, where: object = None, remedy: str | None = None) -> None:
         super().__init__(problem, where, remedy)
         self.problem, self.where, self.remedy = problem, where, remedy
 
     def __str__(self) -> str:
+        problem = self.problem
+        if IN_A_WORKER.match(problem):
+            problem = problem.rpartition(f"{type(self).__name__}: ")[2]
         place = "" if self.where is None else f"{self.where}: "
         way_out = "" if self.remedy is None else f"; {self.remedy}"
-        return printable(f"{place}{self.problem}{way_out}")  # names of files and classes are in all three
+        return printable(re.sub(r"\s*\n\s*", " ", f"{place}{problem}{way_out}".strip()))
+
+
+class UsageError(UserError):
+    """A command line or a config that says what no command understands."""
+
+    exit_status = 2
+
+
+IN_A_WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
+"""How PyTorch begins what it raises again in the main process: a traceback, the error's own text at its end."""
+
+
+@contextmanager
+def shown_in_one_line() -> Iterator[None]:
+    """End the program with one line where the block raises a ``UserError``.
+
+    ONLOOKER_DEBUG=1 shows where it was raised, too.
+    """
+    try:
+        yield
+    except UserError as error:
+        if os.environ.get("ONLOOKER_DEBUG"):
+            if IN_A_WORKER.match(error.problem):
+                print(error.problem, file=sys.stderr)
+            raise
+        _end_progress_bars()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+def _end_progress_bars() -> None:
+    """Leave what bars have shown, and begin a line: else the error would be the end of theirs."""
+    tqdm = sys.modules.get("tqdm")
+    for bar in list(getattr(getattr(tqdm, "tqdm", None), "_instances", ())):
+        bar.close()
 
 
 def printable(text: str) -> str:

@@ -19,7 +19,7 @@ from datamodules.errors import UserError
 from datamodules.flow.cache import FlowCache, SteppedFrames
 from datamodules.flow.store import ComputedFlow, FlowSettings, FlowStore
 from datamodules.frames.store import FrameStore
-from datamodules.sampling.samplers import ShuffledBatches, VideoWindows
+from datamodules.sampling.samplers import VideoWindows
 from datamodules.sampling.segment_windows import (
     Augmentation,
     SegmentWindows,
@@ -167,11 +167,7 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
         if not windows:
             raise UserError(f"no training window of {type(self.source).__name__} shows a segment")
         dataset = self._dataset("train", windows, self.augmentation)
-        loader = self.loader
-        sampler = ShuffledBatches(
-            len(windows), loader.batch_size, loader.samples_per_epoch, loader.seed, self.rank, self.world_size
-        )
-        return self._loader(dataset, sampler, self.loader.num_workers)
+        return self._loader(dataset, self._shuffled(len(windows)), self.loader.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation_loader("val")

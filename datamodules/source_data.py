@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -13,6 +13,7 @@ from datamodules.annotations.segment_source import SegmentSource
 from datamodules.annotations.source import DetectionSource, Split
 from datamodules.frames.cache import FrameCache
 from datamodules.frames.store import DecodedFrames, FrameStore
+from datamodules.sampling.samplers import Position, ShuffledBatches
 from datamodules.settings import FrameSettings, LoaderSettings
 from datamodules.text_files import check_names
 from datamodules.video.picture_folder import Video
@@ -127,9 +128,22 @@ class SourceDataModule(LightningDataModule, Generic[Opened]):
     def world_size(self) -> int:
         return 1 if self.trainer is None else self.trainer.world_size
 
+    def _shuffled(self, size: int) -> ShuffledBatches:
+        """Return this rank's training batches of ``size`` samples; resumed, those that it has not seen."""
+        return ShuffledBatches(size, *self._drawn())
+
+    def _drawn(self) -> tuple[int, int | None, int | None, int, int, Callable[[], Position] | None]:
+        """What samplers of training batches ask for: sizes, seed, rank, world size, and how far training has come."""
+        loader, position = self.loader, None if self.trainer is None else self._position
+        return loader.batch_size, loader.samples_per_epoch, loader.seed, self.rank, self.world_size, position
+
+    def _position(self) -> Position:
+        # Not the epoch that Lightning gives to samplers: resumed with max_steps it is one too many.
+        return Position(self.trainer.current_epoch, self.trainer.fit_loop.batch_idx + 1)
+
     def _loader(self, dataset: Dataset, sampler: Sampler, num_workers: int) -> DataLoader:
         """A loader whose sampler yields whole batches and whose data set returns them collated."""
-        return DataLoader(
+        return LateLoader(
             dataset,
             batch_size=None,
             sampler=sampler,
@@ -139,6 +153,24 @@ class SourceDataModule(LightningDataModule, Generic[Opened]):
             persistent_workers=num_workers > 0,
             worker_init_fn=_use_one_thread,
         )
+
+
+class LateLoader(DataLoader):
+    """A loader that asks for its first batch only when that is wanted, not when it is iterated over.
+
+    Lightning makes the iterator before it has read from a checkpoint where training goes on, and worker processes
+    would at once begin with the first batches of the first epoch.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the trainer's own progress says where to go on. Lightning takes a loader with this for resumable."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """There is nothing to load."""
 
 
 def _as_it_is(batch: BatchT) -> BatchT:

@@ -19,7 +19,7 @@ from datamodules.errors import UserError
 from datamodules.frames.store import FrameStore
 from datamodules.sampling.collate import padded_size, stack_frames
 from datamodules.sampling.indexing import NOTHING, StreamChunk, keyframes_on_grid, num_slots, stream_chunks
-from datamodules.sampling.samplers import InOrder, MixedBatches, ShuffledBatches
+from datamodules.sampling.samplers import InOrder, MixedBatches
 from datamodules.sampling.transforms import ClipTransform
 from datamodules.sampling.windows import TimedVideo, Window, WindowDataset, annotated_samples, slot_samples
 from datamodules.settings import FrameSettings, KeyframeLoaderSettings, UnlabelledSettings, require_at_least
@@ -222,13 +222,11 @@ class StreamDataModule(DetectionDataModule):
             self.augmentation,
             self._broken,
         )
-        loader = self.loader
-        drawn = (loader.batch_size, loader.samples_per_epoch, loader.seed, self.rank, self.world_size)
-        if self.unlabelled is not None:
-            sampler = MixedBatches(len(samples), len(others), self.unlabelled.share, *drawn)
+        if self.unlabelled is None:
+            sampler = self._shuffled(len(samples))
         else:
-            sampler = ShuffledBatches(len(samples), *drawn)
-        return self._loader(dataset, sampler, loader.num_workers)
+            sampler = MixedBatches(len(samples), len(others), self.unlabelled.share, *self._drawn())
+        return self._loader(dataset, sampler, self.loader.num_workers)
 
     def _unlabelled_samples(self, videos: Sequence[TimedVideo]) -> np.ndarray:
         """Every frame that a stream takes of videos without labels, where they are wanted: (S, 2) rows."""

@@ -12,6 +12,7 @@ from datamodules.errors import UserError
 
 from .detection_base import DetectionModule
 from .evaluation.benchmark import Benchmark
+from .evaluation.tracked import TrackedFrame, people_of
 from .evaluation.tubes import VideoEvaluation
 from .losses.detection import DetectionLoss
 from .networks.detection.evad import EvadTeacher
@@ -91,14 +92,14 @@ class ClipDetectionModule(DetectionModule):
         sparse = [name for name, video in evaluation.truth.items() if len(video.annotated) < video.num_slots]
         if sparse:
             video = evaluation.truth[sparse[0]]
-            raise ValueError(
+            raise UserError(
                 f"video mAP links every sampled frame of a video, but a clip detector is evaluated on annotated ones: "
                 f"{len(video.annotated)} of {video.num_slots} in {sparse[0]}, one of {len(sparse)} such videos; set "
                 "every_frame=true where the source has it (UCF101-24, JHMDB), or data.init_args.keyframe_grid to the "
                 "spacing of the annotation, or leave model.init_args.video_map out"
             )
         if self.trainer.world_size > 1:
-            raise ValueError(
+            raise UserError(
                 "video mAP of a clip detector needs all clips of a video on one process; set trainer.devices=1"
             )
         return evaluation
@@ -121,12 +122,12 @@ class ClipDetectionModule(DetectionModule):
 
     test_step = validation_step
 
-    def predict_step(self, batch: ClipBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """One entry a clip: video id, time stamp in seconds of its keyframe, size of the video, boxes and scores."""
+    def predict_step(self, batch: ClipBatch, batch_idx: int) -> list[TrackedFrame]:
+        """Return the keyframe of each clip with all detections; nobody is tracked."""
         sizes = map(tuple, batch.original_sizes.tolist())
         times = batch.timestamps[:, 0].tolist()
         return [
-            {"video_id": video, "timestamp": time, "original_size": size, **found._asdict()}
+            TrackedFrame(video, time, None, size, people_of(found, self.trainer.datamodule.class_names))
             for video, time, size, found in zip(batch.video_ids, times, sizes, self.detect(batch), strict=True)
             if video
         ]

@@ -8,13 +8,14 @@ from typing import Any, Literal
 from torch import Tensor
 
 from datamodules.batches import SegmentBatch
+from datamodules.errors import UserError
 
 from .losses.modality_distillation import feature_imitation
 from .networks.frozen import FrozenNetwork
 from .networks.temporal.decomposed_detector import DecomposedDetector, without_branch_head
 from .networks.temporal.heads.segment_head import SegmentHead, start_head_from
 from .networks.temporal.temporal_detector import TemporalDetector, TemporalOutputs
-from .networks.weights.loading import load_exactly, read_state_dict
+from .networks.weights.loading import load_weights
 from .segment_inputs import Modality, steps_of
 from .temporal_detection import TemporalDetectionModule
 
@@ -81,12 +82,12 @@ class MotionDistillationModule(TemporalDetectionModule):
             self.network.add_branch_head()
         if self.strategy != "none" and self.teacher is None:
             if self.teacher_weights is None:
-                raise ValueError(
+                raise UserError(
                     "a teacher without weights teaches nothing; set model.init_args.teacher_weights to a checkpoint of "
                     "configs/motion_teacher.yaml"
                 )
             teacher = self.make_teacher()
-            load_exactly(teacher, read_state_dict(self.teacher_weights))
+            load_weights(teacher, self.teacher_weights)
             self.teacher = FrozenNetwork(teacher)
             if self.heads_from_teacher and self.weights is None:
                 for head in self.heads:

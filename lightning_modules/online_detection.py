@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datamodules.batches import SegmentBatch
+from datamodules.errors import UserError
 
 from .base import ExperimentModule
 from .evaluation.benchmark import Benchmark
@@ -89,7 +90,7 @@ class OnlineDetectionModule(ExperimentModule):
     def _check_order(self, batch: SegmentBatch, row: int) -> None:
         begins = float(batch.times[row][batch.is_new[row]][0])
         if abs(begins - self.next_time) > float(batch.step_seconds[row]) / 2:
-            raise ValueError(
+            raise UserError(
                 f"a window of {self.video} goes on at {begins:g} s, but the stream is at {self.next_time:g} s; windows "
                 "must come one after the other, as those of SegmentDataModule do in evaluation"
             )

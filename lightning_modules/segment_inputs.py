@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from datamodules.batches import SegmentBatch
+from datamodules.errors import UserError
 
 from .networks.layers.pixels import normalise_frames
 from .networks.temporal.heads.segment_head import ScoredSegments
@@ -27,14 +28,14 @@ def steps_of(batch: SegmentBatch, modality: Modality) -> Tensor:
     """
     if modality.endswith("features"):
         if batch.features is None:
-            raise ValueError(f"modality={modality} needs stored features, but the data has frames; set modality=rgb")
+            raise UserError(f"modality={modality} needs stored features, but the data has frames; set modality=rgb")
         return _half(batch.features.transpose(1, 2), modality)
     if "flow" in modality and batch.flow is None:
-        raise ValueError(f"modality={modality} needs optical flow, and the data has none; set data.init_args.flow")
+        raise UserError(f"modality={modality} needs optical flow, and the data has none; set data.init_args.flow")
     if modality == "flow":
         return batch.flow / FLOW_UNIT
     if batch.frames is None:
-        raise ValueError(f"modality={modality} needs frames, but the data has stored features; set modality=features")
+        raise UserError(f"modality={modality} needs frames, but the data has stored features; set modality=features")
     frames = normalise_frames(batch.frames, batch.image_sizes)
     if modality == "temporal_gradient":
         frames = frames.diff(dim=1, prepend=frames[:, :1])
@@ -47,7 +48,7 @@ def _half(features: Tensor, modality: Modality) -> Tensor:
     if modality == "features":
         return features
     if features.shape[-1] % 2:
-        raise ValueError(
+        raise UserError(
             f"modality={modality} is half of the channels of features, but there are {features.shape[-1]}; store as "
             "many for RGB as for flow, or set modality=features"
         )

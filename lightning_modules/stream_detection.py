@@ -7,42 +7,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from datamodules.batches import ClipBatch, StreamBatch
+from datamodules.errors import UserError
 
 from .detection_base import DetectionModule
 from .evaluation.benchmark import Benchmark, Step
 from .evaluation.delays import DelayedEvaluation
-from .evaluation.predictions import Answer, StreamAnswers
-from .evaluation.tracks import LaneTracks
+from .evaluation.predictions import Answer
+from .evaluation.stream_predictor import StreamPredictor
+from .evaluation.tracked import TrackedFrame
 from .losses.detection import DetectionLoss
 from .networks.detection.outputs import Detections, DetectorOutputs, ScoredBoxes
 from .networks.layers.pixels import normalise_frames
 from .networks.layers.prepared import prepare_for_inference
-from .networks.streaming import select_lanes
 from .networks.students.detector import DetectorState, StreamingDetector
 from .networks.students.trunk import EncodedFrames
 from .networks.weights.loading import read_state_dict
 from .networks.weights.student_start import student_from_teacher
 
 
-def with_last_repeated(frames: Tensor, is_valid: Tensor) -> Tensor:
-    """Frames (B, T, ...) with the last valid one in place of all after it; ``is_valid`` (B, T), the first ones.
-
-    Lanes without a valid frame repeat the first.
-    """
-    last = (is_valid.sum(1) - 1).clamp(min=0)  # (B,)
-    times = torch.arange(frames.shape[1], device=frames.device).minimum(last[:, None])  # (B, T)
-    return frames[torch.arange(len(frames), device=frames.device)[:, None], times]
-
-
 class StreamDetectionModule(DetectionModule):
     """Trains a streaming detector from ground truth alone, on short runs of frames that end at supervised ones.
 
-    The frames before the supervised ones warm the state up. Evaluation walks through whole videos, chunk by chunk: the
-    state of a lane is renewed where a video starts and held where a lane has run out. With a look-ahead of the network,
-    training and evaluation place its answers accordingly, see ``StreamAnswers``.
+    The frames before the supervised ones warm the state up. Evaluation walks through whole videos, chunk by chunk, see
+    ``StreamPredictor``. With a look-ahead of the network, training and evaluation place its predictions accordingly.
 
     Args:
         loss: see ``DetectionLoss``.
@@ -70,10 +59,7 @@ class StreamDetectionModule(DetectionModule):
         self.loss = loss or DetectionLoss()
         self.new_lr_multiplier = new_lr_multiplier
         self.delayed_evaluation = DelayedEvaluation(scored_delays, self.metric)
-        self.answers = StreamAnswers(network.timing.look_ahead)
-        self.state: DetectorState | None = None
-        self.tracks: dict[int, LaneTracks] = {}
-        """Of each lane, in prediction."""
+        self.stream = StreamPredictor(network, self.decode)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)  # only now the metric knows its classes
@@ -97,10 +83,10 @@ class StreamDetectionModule(DetectionModule):
         """
         first, last = batch.keyframes[0], batch.keyframes[-1]
         if last - first + 1 != len(batch.keyframes):
-            raise ValueError(f"a streaming detector is supervised on consecutive frames, got {batch.keyframes}")
+            raise UserError(f"a streaming detector is supervised on consecutive frames, got {batch.keyframes}")
         look_ahead = self.network.timing.look_ahead
         if last + look_ahead >= frames.shape[1]:
-            raise ValueError(
+            raise UserError(
                 f"a look_ahead of {look_ahead} reaches outside the sample of {frames.shape[1]} frames; set at least "
                 f"data.init_args.train_future_frames={look_ahead}"
             )
@@ -128,84 +114,12 @@ class StreamDetectionModule(DetectionModule):
         )
 
     def on_validation_epoch_start(self) -> None:
-        self.state = None
-        self.answers = StreamAnswers(self.network.timing.look_ahead)
+        self.stream.reset()
 
-    on_test_epoch_start = on_validation_epoch_start
-
-    def on_predict_epoch_start(self) -> None:
-        self.on_validation_epoch_start()
-        self.tracks.clear()
-
-    def advance(self, batch: StreamBatch) -> tuple[Detections, Detections | None]:
-        """Detections of a chunk, axes (B, T, ...), and of what a look-ahead of L still says where streams end.
-
-        The latter are of the E lanes of ``is_last``, axes (E, L, ...); None where there are none. The last frame of a
-        stream stands for all that would come after it, as in the clip of a teacher: in the chunk's padding first. The
-        module's state moves on by the chunk.
-        """
-        frames = normalise_frames(batch.frames, batch.image_sizes)
-        goes_on = self.network.timing.look_ahead > 0 and bool(batch.is_last.any())
-        if goes_on:
-            frames = with_last_repeated(frames, batch.is_valid)
-        fresh = self.network.initial_state(len(frames), tuple(frames.shape[-2:]), device=frames.device)
-        # Where no lane goes on, other videos begin, maybe of another size or on another number of lanes.
-        if self.state is None or not bool((batch.is_valid[:, 0] & ~batch.is_first).any()):
-            self.state = fresh
-        state = select_lanes(batch.is_first, fresh, self.state)
-        detections, after = self.network(frames, state, batch.image_sizes)
-        self.state = select_lanes(batch.is_valid[:, -1], after, state)
-        if not goes_on:
-            return detections, None
-        ended = tree_map(lambda part: part[batch.is_last], after)
-        last = frames[batch.is_last, -1:].expand(-1, self.network.timing.look_ahead, -1, -1, -1)
-        return detections, self.network(last, ended, batch.image_sizes[batch.is_last])[0]
-
-    def detect(self, batch: StreamBatch) -> list[list[ScoredBoxes]]:
-        """Scored boxes of each lane's T frames, in pixels of the original video; where a stream ends with them, also
-        those of the frames after its end that ``advance`` makes up."""
-        detections, late = self.advance(batch)
-        said = self._decode_lanes(detections, batch.image_sizes, batch.original_sizes)
-        if late is not None:
-            lanes = batch.is_last.nonzero().flatten()
-            further = self._decode_lanes(late, batch.image_sizes[lanes], batch.original_sizes[lanes])
-            for lane, scored in zip(lanes.tolist(), further, strict=True):
-                said[lane] += scored
-        return said
-
-    def _decode_lanes(
-        self, detections: Detections, image_sizes: Tensor, original_sizes: Tensor
-    ) -> list[list[ScoredBoxes]]:
-        """Detections with axes (B, T, ...) -> T scored boxes for each of the B lanes."""
-        lanes, length = detections.boxes.shape[:2]
-        scored = self.decode(
-            Detections(*(part.flatten(0, 1) for part in detections)),
-            image_sizes.repeat_interleave(length, dim=0),
-            original_sizes.repeat_interleave(length, dim=0),
-        )
-        return [scored[lane * length : (lane + 1) * length] for lane in range(lanes)]
-
-    def answers_of(self, batch: StreamBatch, batch_idx: int) -> list[Answer]:
-        """What is said about the frames that answers have come for with this chunk; with the last chunk, about all."""
-        answers = self.answers.add(batch, self.detect(batch))
-        # Asked only where something can wait: without a look-ahead a step needs no Trainer.
-        return (
-            answers + self.answers.finish() if self.network.timing.look_ahead and self._is_last(batch_idx) else answers
-        )
-
-    def _is_last(self, batch_idx: int) -> bool:
-        """Whether a chunk is the last one; never of an endless stream."""
-        trainer = self.trainer
-        if trainer.sanity_checking:
-            counts = trainer.num_sanity_val_batches
-        elif trainer.testing:
-            counts = trainer.num_test_batches
-        else:
-            counts = trainer.num_predict_batches if trainer.predicting else trainer.num_val_batches
-        return batch_idx + 1 == counts[0]
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: StreamBatch, batch_idx: int) -> dict[str, Any]:
-        answers = self.answers_of(batch, batch_idx)
+        answers = self.stream.add(batch)
         self.link(answers)
         self.delayed_evaluation.add(answers)
         frames = [answer.frame for answer in answers if answer.frame.annotated]
@@ -234,23 +148,9 @@ class StreamDetectionModule(DetectionModule):
         late = {f"{stage}/{name}": value for name, value in self.delayed_evaluation.finish().items()}
         self.log_dict(late, rank_zero_only=True)
 
-    def predict_step(self, batch: StreamBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """One entry a frame: video id, time stamp in seconds, number of the frame, its picture if there is one, and the
-        people with their tracks."""
-        entries = []
-        for frame, found in self.answers_of(batch, batch_idx):
-            tracks = self.tracks.setdefault(frame.lane, LaneTracks(self.network.num_classes))
-            if frame.is_first:
-                tracks.start(frame.video_id)
-            facts = {
-                "video_id": frame.video_id,
-                "timestamp": frame.timestamp,
-                "frame": frame.index,
-                "original_size": tuple(frame.original_size.tolist()),
-                "picture": frame.picture,
-            }
-            entries.append(facts | tracks.update(found))
-        return entries
+    def predict_step(self, batch: StreamBatch, batch_idx: int) -> list[TrackedFrame]:
+        """Return the frames whose predictions have come, with the people in them."""
+        return self.stream.track(self.stream.add(batch), self.trainer.datamodule.class_names)
 
     @property
     def protocol(self) -> str:

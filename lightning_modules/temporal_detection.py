@@ -158,6 +158,7 @@ class TemporalDetectionModule(ExperimentModule):
         )
 
     def on_train_batch_start(self, batch: SegmentBatch, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
         self._keep_first_window(batch)
 
     def on_validation_batch_start(self, batch: SegmentBatch, batch_idx: int, dataloader_idx: int = 0) -> None:

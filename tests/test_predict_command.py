@@ -1,4 +1,4 @@
-"""``predict --config configs/predict.yaml --data.source X``: a file to its end, a camera until Ctrl-C."""
+"""``predict --weights W --source X``: a file to its end, a camera until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ import av
 import pytest
 import torch
 
+from datamodules.puppets import Puppets
 from datamodules.video.readers import write_video
+from lightning_modules.session import StreamSession
 from main import main
 from tests.datamodules.live.network_camera import Connection, network_camera
 from tests.datamodules.miniature import numbered_frames
 
 ROOT = Path(__file__).resolve().parent.parent
 ARGUMENTS = ("predict", f"--config={ROOT / 'configs' / 'predict.yaml'}", "--trainer.accelerator=cpu")
+WEIGHTS = ("predict", "--weights=results/weights/{}.pt", "--trainer.accelerator=cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +55,53 @@ def test_a_file_becomes_json_lines_and_a_video_without_another_argument(capsys):
     assert [line["timestamp"] for line in found] == pytest.approx([frame / 16 for frame in range(0, 20, 2)], abs=1e-4)
     assert mp4_times("film") == pytest.approx([frame / 16 for frame in range(0, 20, 2)], abs=1e-3)
     assert "10 frames in" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory) -> Path:
+    """A film of Puppets, 16 frames a second."""
+    folder = tmp_path_factory.mktemp("puppets")
+    Puppets(root=folder, size="tiny").prepare()
+    return min(folder.rglob("val_*.mp4"))
+
+
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+@pytest.mark.parametrize("name", ["dsta", "tsa"])
+def test_plain_python_finds_what_the_command_writes(film, name):
+    """Ids, boxes and scores, equal as they are written; a weights file alone decides network, classes and frames."""
+    main([argument.format(name) for argument in WEIGHTS] + ["--source", str(film)])
+    session = StreamSession.from_pretrained(f"results/weights/{name}.pt")
+    found = [
+        {
+            "video": frame.video_id,
+            "timestamp": round(frame.seconds, 4),
+            "frame": frame.frame,
+            "detections": [
+                {
+                    "track": person.track,
+                    "box": [round(side, 1) for side in person.box],
+                    "person": round(person.person_score, 4),
+                    "actions": {name: round(score, 4) for name, score in person.actions.items() if score >= 0.2},
+                }
+                for person in frame.people
+                if person.person_score >= 0.5
+            ],
+        }
+        for frame in session.predict(film)
+    ]
+    written = lines(film.stem)
+    assert found == written and [line["frame"] for line in written] == list(range(0, 48, 2))
+    assert sum(len(line["detections"]) for line in written) > 10
+    assert {action for line in written for person in line["detections"] for action in person["actions"]} <= {
+        *session.class_names
+    }
+
+
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+def test_options_count_before_the_card(film):
+    main([argument.format("dsta") for argument in WEIGHTS] + [f"--source={film}", "--data.frame_stride=4"])
+    numbers = [line["frame"] for line in lines(film.stem)]
+    assert numbers == list(range(0, 4 * len(numbers), 4)) and len(numbers) >= 10
 
 
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
@@ -101,3 +151,21 @@ def test_ctrl_c_on_a_camera_leaves_whole_files_and_no_error(tmp_path):
     assert len(mp4_times("127.0.0.1_live")) == len(found)
     assert "frames dropped, 0 reconnections" in out
     assert f"wrote {written}" in out
+
+
+def test_ctrl_c_in_a_file_leaves_whole_files_and_its_status():
+    write_video("film.mp4", numbered_frames(40, 128, 160), 16)
+    sending = {"name": "SIGINT", "hook": "on_predict_batch_start", "count": 3}
+    callback = json.dumps({"class_path": "tests.signals.SendSignal", "init_args": sending})
+    arguments = [*ARGUMENTS, "--data.source=film.mp4", "--data.chunk_frames=2", f"--trainer.callbacks+={callback}"]
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stderr.splitlines()[-1] == "stopped by Ctrl-C; what it has written is not complete, predict again"
+    found = lines("film")
+    assert 0 < len(found) < 20 and len(mp4_times("film")) == len(found)

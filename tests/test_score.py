@@ -395,13 +395,24 @@ def test_an_empty_file_scores_zero_and_says_why(tmp_path):
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused_with_its_line_and_the_way_out(lines, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         score_file(written(tmp_path / "them.csv", *lines), [keyframe()], 3)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.csv: no such file of detections"):
         score_file(tmp_path / "nothing.csv", [keyframe()], 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(HIT.encode("utf-16"), "is not text in UTF-8"), (b'"' + b"x" * 200_000, r"is no csv: field larger than")],
+    ids=["utf-16", "one endless field"],
+)
+def test_a_file_that_is_no_csv_is_refused_with_its_name(content, problem, tmp_path):
+    (tmp_path / "them.csv").write_bytes(content)
+    with pytest.raises(UserError, match=rf"them\.csv: {problem}"):
+        score_file(tmp_path / "them.csv", [keyframe()], 3)
 
 
 def test_avas_seconds_ids_and_exclusions_are_those_of_its_files(tmp_path):

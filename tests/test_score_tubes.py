@@ -11,7 +11,7 @@ import yaml
 
 from callbacks.files.tube_file import TubeFile
 from datamodules.batches import TrueTube, TrueTubes
-from lightning_modules.commands.score_boxes import tube_score_text
+from lightning_modules.commands.score import tube_score_text
 from lightning_modules.evaluation.tubes import VideoMapSettings
 from lightning_modules.metrics.tube_results import read_tubes, score_tubes, write_tubes
 from lightning_modules.metrics.video_map import VideoMeanAveragePrecision

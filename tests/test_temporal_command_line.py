@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from callbacks.benchmark.callback import BenchmarkTable
 from callbacks.benchmark.rows import BenchmarkRow, read_rows
@@ -61,9 +60,7 @@ def arguments(name: str, puppets: Path, *, head: str | None = None) -> list[str]
         options += [
             f"--model.init_args.{key}.init_args.head={ROOT / 'configs/networks/heads' / head}.yaml" for key in networks
         ]
-    callbacks = yaml.safe_load(config.read_text())["trainer"]["callbacks"]
-    callbacks = [callback for callback in callbacks if "ProgressBar" not in callback["class_path"]]
-    return [f"--config={config}", *options, f"--trainer.callbacks={json.dumps(callbacks)}"]
+    return [f"--config={config}", *options]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from typing import Any
 
 from callbacks.benchmark.provenance import now
 from callbacks.benchmark.rows import BenchmarkRow, enter, read_rows
-from datamodules.errors import UserError
+from datamodules.errors import UserError, shown_in_one_line
 
 ALIKE = ("protocol", "parameters", "gflops_unit")
 """What must be equal for a mean to mean something."""
@@ -72,12 +72,10 @@ def main(args: Sequence[str] | None = None) -> None:
     newest = {row.experiment: row for row in read_rows(file)} if file.is_file() else {}
     absent = [name for name in given.experiments if name not in newest]
     if absent:
-        parser.exit(1, f"error: {file} has no row of {', '.join(absent)}; test it with --name {absent[0]}\n")
-    try:
-        print(enter(given.folder, mean_row([newest[name] for name in given.experiments], given.name)))
-    except ValueError as error:
-        parser.exit(1, f"error: {error}\n")
+        raise UserError(f"{file} has no row of {', '.join(absent)}", remedy=f"test it with --name {absent[0]}")
+    print(enter(given.folder, mean_row([newest[name] for name in given.experiments], given.name)))
 
 
 if __name__ == "__main__":
-    main()
+    with shown_in_one_line():
+        main()

@@ -18,9 +18,10 @@ from callbacks.files.annotated_video import AnnotatedVideo
 from callbacks.files.result_files import ResultFiles, say
 from datamodules.errors import UserError, printable
 from datamodules.video.drawn_videos import is_drawn
+from lightning_modules.evaluation.tracked import TrackedFrame
 
 Format = Literal["jsonl", "csv", "mp4"]
-Frame = tuple[dict[str, Any], list[dict[str, Any]]]
+Frame = tuple[TrackedFrame, list[dict[str, Any]]]
 """One frame as ``predict_step`` returns it, and its detections as they are written."""
 
 
@@ -38,9 +39,7 @@ class PredictionWriter(Callback):
       its frames, another file begins. It can be played while it is written, up to its last frame but one.
 
     Only persons and actions of at least the thresholds are written; a frame without any is a line too. Files lie in
-    sub-folders as their videos do; see ``ResultFiles`` for their names. ``predict_step`` must return dictionaries with
-    ``video_id``, ``timestamp``, ``original_size``, ``boxes``, ``scores``, ``person_scores``, and ``frame``,
-    ``track_ids`` and ``picture`` where it has them.
+    sub-folders as their videos do; see ``ResultFiles`` for their names. ``predict_step`` must return ``TrackedFrame``s.
 
     Args:
         folder: made if missing; files of an earlier prediction are replaced, which is reported. A video that is
@@ -75,13 +74,13 @@ class PredictionWriter(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Sequence[dict[str, Any]],
+        outputs: Sequence[TrackedFrame],
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         names = trainer.datamodule.class_names
-        frames = [(entry, self.detections(entry, names)) for entry in outputs]
+        frames = [(frame, self.detections(frame)) for frame in outputs]
         for kind in self.formats:
             getattr(self, f"_write_{kind}")(frames, batch, names)
 
@@ -93,26 +92,27 @@ class PredictionWriter(Callback):
         for failure in self._close():
             rank_zero_warn(failure)
 
-    def detections(self, entry: dict[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
-        """The persons of one frame as plain numbers and names."""
-        persons, found = entry["person_scores"], []
-        for index in (persons >= self.person_threshold).nonzero()[:, 0].tolist():
-            track = {"track": int(entry["track_ids"][index])} if "track_ids" in entry else {}
-            actions = {
-                name: round(score, 4)
-                for name, score in zip(names, entry["scores"][index].tolist(), strict=True)
-                if score >= self.action_threshold
+    def detections(self, frame: TrackedFrame) -> list[dict[str, Any]]:
+        """Return the persons and actions that are written, as plain numbers and names."""
+        return [
+            {
+                **({} if person.track is None else {"track": person.track}),
+                "box": [round(side, 1) for side in person.box],
+                "person": round(person.person_score, 4),
+                "actions": {
+                    name: round(score, 4) for name, score in person.actions.items() if score >= self.action_threshold
+                },
             }
-            box = [round(side, 1) for side in entry["boxes"][index].tolist()]
-            found.append({**track, "box": box, "person": round(float(persons[index]), 4), "actions": actions})
-        return found
+            for person in frame.people
+            if person.person_score >= self.person_threshold
+        ]
 
     def _write_jsonl(self, frames: list[Frame], batch: Any, names: Sequence[str]) -> None:
         lines: dict[str, list[str]] = {}
-        for entry, detections in frames:
-            line = {"video": entry["video_id"], "timestamp": round(entry["timestamp"], 4)}
-            line |= {"frame": entry["frame"]} if "frame" in entry else {}
-            lines.setdefault(entry["video_id"], []).append(json.dumps({**line, "detections": detections}) + "\n")
+        for frame, detections in frames:
+            line = {"video": frame.video_id, "timestamp": round(frame.seconds, 4)}
+            line |= {} if frame.frame is None else {"frame": frame.frame}
+            lines.setdefault(frame.video_id, []).append(json.dumps({**line, "detections": detections}) + "\n")
         for video_id, of_video in lines.items():
             self._files.append(self._files.path(video_id, "jsonl"), "".join(of_video))
 
@@ -120,26 +120,25 @@ class PredictionWriter(Callback):
         ids = {name: number for number, name in enumerate(names, start=1)}
         rows = StringIO()
         writer = csv.writer(rows, lineterminator="\n")
-        for entry, detections in frames:
-            height, width = entry["original_size"]
+        for frame, detections in frames:
+            height, width = frame.size
             for found in detections:
                 x1, y1, x2, y2 = found["box"]
                 corners = [f"{side:.4f}" for side in (x1 / width, y1 / height, x2 / width, y2 / height)]
                 for name, score in found["actions"].items():
-                    writer.writerow([entry["video_id"], f"{entry['timestamp']:.4f}", *corners, ids[name], score])
+                    writer.writerow([frame.video_id, f"{frame.seconds:.4f}", *corners, ids[name], score])
         self._files.append(self._files.shared_path("predictions", "csv"), rows.getvalue())
 
     def _write_mp4(self, frames: list[Frame], batch: Any, names: Sequence[str]) -> None:
-        for entry, detections in frames:
-            picture = entry.get("picture")
-            if picture is None:
+        for frame, detections in frames:
+            if frame.picture is None:
                 raise UserError(
                     "the data module gives no pictures to draw on",
                     remedy="take mp4 out of the formats of PredictionWriter, or use "
                     "datamodules.predict.PredictDataModule",
                 )
-            video = self._video(entry["video_id"], picture.shape[:2])
-            video.write(picture, entry["timestamp"], detections)
+            video = self._video(frame.video_id, frame.picture.shape[:2])
+            video.write(frame.picture, frame.seconds, detections)
         for video_id in set(self._videos) - set(batch.video_ids):
             self._videos.pop(video_id).close()
 

@@ -16,6 +16,9 @@ from urllib.error import URLError
 
 import numpy as np
 
+from datamodules.errors import UserError
+from datamodules.tensor_file import read_tensor_file
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -189,11 +192,10 @@ class RaftFlow(OpticalFlow):
 
     def _loaded(self) -> nn.Module:
         if self._network is None:
-            import torch
             from torchvision.models import get_model
 
             if Path(self.weights).is_file():
-                state = torch.load(self.weights, map_location="cpu", weights_only=True)
+                state = read_tensor_file(self.weights)
             else:
                 published = self._published()
                 try:
@@ -203,7 +205,10 @@ class RaftFlow(OpticalFlow):
                         f"cannot download {published.url} ({error.reason}); bring the file here and name it as weights"
                     ) from error
             network = get_model(f"raft_{self.variant}", weights=None)
-            network.load_state_dict(state)
+            try:
+                network.load_state_dict(state)
+            except (RuntimeError, TypeError) as error:
+                raise UserError(f"holds no weights of torchvision's raft_{self.variant}", where=self.weights) from error
             self._network = network.eval().requires_grad_(False).to(self.device)
         return self._network
 

@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.errors import UserError, printable
 from datamodules.live.sources import Arrival, LiveSource
@@ -198,6 +197,8 @@ class LiveCapture:
             wait = min(self.first_wait_seconds * 2**attempts, LONGEST_WAIT_SECONDS)
             attempts += 1
             if not self.stop.is_set():
+                from lightning.pytorch.utilities import rank_zero_info
+
                 rank_zero_info(f"{printable(name)}: {reason}; attempt {attempts} to reconnect in {wait:g} s")
             self.stop.wait(wait)
 
@@ -210,6 +211,8 @@ class LiveCapture:
                     return
                 if lost:
                     self.reconnections, lost = self.reconnections + 1, False
+                    from lightning.pytorch.utilities import rank_zero_info
+
                     rank_zero_info(f"{printable(self.source.name)}: is back")
                 self._deliver(arrival)
 

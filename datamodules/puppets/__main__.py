@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import get_args
 
+from datamodules.errors import shown_in_one_line
 from datamodules.puppets.source import Puppets, Size
 
 
@@ -20,4 +21,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with shown_in_one_line():
+        main()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,8 +28,19 @@ class Request(NamedTuple):
     """Of its augmentation; None for none. It comes with the request, so that results do not depend on workers."""
 
 
+class Position(NamedTuple):
+    """How far training has come."""
+
+    epoch: int
+    batches: int
+    """Of this epoch that have been trained on."""
+
+
 class ShuffledBatches(DistributedSampler):
     """Training batches: a new seeded order each epoch, equally many batches of equal size on each rank.
+
+    A batch depends on seed, epoch and its number in the epoch alone, so a resumed training goes on with the batches
+    that it would have had.
 
     Args:
         size: number of samples there are.
@@ -37,6 +48,8 @@ class ShuffledBatches(DistributedSampler):
         samples_per_epoch: how many to draw at random each epoch, over all ranks; None takes every sample once.
             More than there are repeat.
         seed: of order and augmentation; None takes that of Lightning's ``seed_everything``, 0 where it was not called.
+        position: asked when the batches of an epoch begin. None begins with the first batch of the epoch that
+            ``set_epoch`` names.
     """
 
     def __init__(
@@ -47,6 +60,7 @@ class ShuffledBatches(DistributedSampler):
         seed: int | None,
         rank: int = 0,
         world_size: int = 1,
+        position: Callable[[], Position] | None = None,
     ) -> None:
         total = size if samples_per_epoch is None else samples_per_epoch
         if size < 1 or total < world_size:
@@ -56,12 +70,14 @@ class ShuffledBatches(DistributedSampler):
         self.rank, self.world_size = rank, world_size
         self.batch_size = min(batch_size, total // world_size)
         self.num_batches = total // (world_size * self.batch_size)
+        self.position = position or (lambda: Position(self.epoch, 0))
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
+        """Batches of a whole epoch, wherever it is gone on with."""
         return self.num_batches
 
     def _order(self, rng: np.random.Generator) -> np.ndarray:
@@ -69,10 +85,11 @@ class ShuffledBatches(DistributedSampler):
         return _draw(rng, self.size, self.total)
 
     def __iter__(self) -> Iterator[list[Request]]:
-        rng = np.random.default_rng([self.seed, self.epoch])
+        epoch, first = self.position()
+        rng = np.random.default_rng([self.seed, epoch])
         order = self._order(rng)
         seeds = rng.integers(0, 2**32, len(order))
-        for batch in range(self.num_batches):
+        for batch in range(first, self.num_batches):
             start = (batch * self.world_size + self.rank) * self.batch_size
             chosen = slice(start, start + self.batch_size)
             yield [Request(int(i), int(s)) for i, s in zip(order[chosen], seeds[chosen], strict=True)]
@@ -99,11 +116,12 @@ class MixedBatches(ShuffledBatches):
         seed: int | None,
         rank: int = 0,
         world_size: int = 1,
+        position: Callable[[], Position] | None = None,
     ) -> None:
         if not 0 < others_share < 1 or others < 1:
             raise ValueError(f"a share of {others_share:g} of {others} samples cannot be drawn")
         total = round(size / (1 - others_share)) if samples_per_epoch is None else samples_per_epoch
-        super().__init__(size, batch_size, total, seed, rank, world_size)
+        super().__init__(size, batch_size, total, seed, rank, world_size, position)
         self.others, self.num_others = others, round(others_share * total)
 
     def _order(self, rng: np.random.Generator) -> np.ndarray:

@@ -256,7 +256,7 @@ def true_tubes(video: TimedVideo, grid: int) -> TrueTubes:
     cuts = np.flatnonzero((np.diff(rows, axis=0) != [0, 0, 1]).any(axis=1)) + 1
     corners = np.concatenate(boxes)[first]
     tubes = tuple(
-        TrueTube(int(part[0, 1]), part[:, 2], corner)
+        TrueTube(int(part[0, 1]), part[:, 2], corner, int(part[0, 0]))
         for part, corner in zip(np.split(rows, cuts), np.split(corners, cuts), strict=True)
         if len(part)
     )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_info
-
 from datamodules.errors import UserError
 from datamodules.video.drawn_videos import is_drawn
 from datamodules.video.picture_folder import NUMBERED, PictureFolder, Video
@@ -49,6 +47,8 @@ def files_of(source: str, picture_rate: float) -> list[tuple[str, Video]]:
     files = sorted(file for file in path.rglob("*") if _is_shown(file.relative_to(path), path))
     videos = [file for file in files if not is_drawn(file)]
     if drawn := len(files) - len(videos):
+        from lightning.pytorch.utilities import rank_zero_info
+
         rank_zero_info(f"{source}: left out {drawn} file{'s' * (drawn > 1)} that earlier predictions drew")
     if videos:
         names = [str(file.relative_to(path).with_suffix("")) for file in videos]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import pydoc
 from collections.abc import Sequence
 from contextlib import chdir
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from .classes import locate
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -37,13 +38,13 @@ def whole_file(value: str) -> str | None:
     file = Path(value)
     if file.suffix not in SUFFIXES or not file.is_file():
         return None
-    content = yaml.safe_load(file.read_text())
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
     return json.dumps(completed(content, file)) if is_object(content) else None
 
 
 def is_object(content: Any) -> bool:
     """Whether it names a class that can be imported; the parser tells what is wrong with others."""
-    return isinstance(content, dict) and isinstance(pydoc.locate(str(content.get("class_path"))), type)
+    return isinstance(content, dict) and locate(str(content.get("class_path"))) is not None
 
 
 def completed(content: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def completed(content: dict[str, Any], file: Path) -> dict[str, Any]:
     Files that it names, relative to its own folder, are read. What has no default and is not given is left out, for the
     parser to ask for, or for whoever calls the object to give.
     """
-    kind, given = pydoc.locate(content["class_path"]), content.get("init_args") or {}
+    kind, given = locate(content["class_path"]), content.get("init_args") or {}
     parameters = inspect.signature(kind).parameters.values()
     absent = {p.name for p in parameters if p.default is inspect.Parameter.empty and p.name not in given}
     parser = ArgumentParser(exit_on_error=False)

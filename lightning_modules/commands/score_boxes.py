@@ -1,26 +1,20 @@
-"""Score detections that were saved, without a model: the same ground truth and metric as ``test``."""
+"""Score boxes that were saved: the same ground truth and metric as ``test``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
-from datamodules.batches import TrueKeyframe, TrueTubes
+from datamodules.batches import TrueKeyframe
 from datamodules.errors import UserError
 
 from ..metrics.frame_ap import FrameMap, FrameMapSettings, FrameRows, frame_mean_average_precision
 from ..metrics.frame_results import FrameDetections, read_frame_detections
-from ..metrics.segment_map import SegmentMeanAveragePrecision
-from ..metrics.segment_results import read_results, score_results
 from ..metrics.time_since_start import TimeSinceStart, time_since_start
-from ..metrics.tube_results import read_tubes, score_tubes
-from ..metrics.video_ap import VideoProtocol
-from ..metrics.video_map import VideoMeanAveragePrecision
 
 NAMES_SHOWN = 5
 
@@ -50,11 +44,11 @@ class Score(NamedTuple):
             lines.append(result.explanation)
         if every_class:
             names = [class_names[index] for index in self.class_ids]
-            lines += _table("boxes", names, result.per_class, self.boxes_per_class)
+            lines += table_of("boxes", names, result.per_class, self.boxes_per_class)
         return "\n".join(lines)
 
 
-def _table(counted: str, names: Sequence[str], aps: np.ndarray, counts: np.ndarray) -> list[str]:
+def table_of(counted: str, names: Sequence[str], aps: np.ndarray, counts: np.ndarray) -> list[str]:
     """AP and ground truth of every class, a line each."""
     lines = ["", f"   AP % {counted:>9}  class"]
     for name, ap, count in zip(names, aps, counts, strict=True):
@@ -85,7 +79,7 @@ def score_file(
     """
     settings = settings or FrameMapSettings()
     ids = np.arange(num_classes) if class_ids is None else np.asarray(class_ids)
-    preds, targets, _ = _rows_of_file(path, keyframes, num_classes, ids, tolerance_seconds)
+    preds, targets, _ = rows_of_file(path, keyframes, num_classes, ids, tolerance_seconds)
     result = frame_mean_average_precision(preds, targets, len(keyframes), ids.tolist(), settings)
     some = "" if class_ids is None else f", {len(ids)} of {num_classes} classes"
     return Score(
@@ -122,12 +116,12 @@ def score_since_start(
             remedy="leave unlabelled_frames and max_rows_per_frame at their defaults",
         )
     ids = np.arange(num_classes) if class_ids is None else np.asarray(class_ids)
-    preds, targets, places = _rows_of_file(path, keyframes, num_classes, ids, tolerance_seconds)
+    preds, targets, places = rows_of_file(path, keyframes, num_classes, ids, tolerance_seconds)
     of_rows = np.asarray([seconds[frame][row, label] for frame, row, label in places.tolist()], np.float64)
     return time_since_start(preds, targets, of_rows, len(ids), settings)
 
 
-def _rows_of_file(
+def rows_of_file(
     path: str | Path, keyframes: Sequence[TrueKeyframe], num_classes: int, ids: np.ndarray, tolerance_seconds: float
 ) -> tuple[FrameRows, FrameRows, np.ndarray]:
     """Read what is to be scored, and the ground truth, with the keyframe, box and class of each row of it: (R, 3)."""
@@ -140,88 +134,6 @@ def _rows_of_file(
     kept = (frames >= 0) & known
     kept[kept] = position[found.actions[kept] - 1] >= 0
     return _predicted_rows(found, frames, position, kept, keyframes), *_true_rows(keyframes, position)
-
-
-def segment_score_text(
-    path: str | Path,
-    truth: Mapping[str, Mapping[str, Tensor]],
-    class_names: Sequence[str],
-    evaluated_on: str,
-    tiou_thresholds: Sequence[float] | None = None,
-    *,
-    every_class: bool = True,
-) -> str:
-    """Score a json as ``read_results`` takes it, in several lines for people.
-
-    Args:
-        path: the json file.
-        truth: for each video that is evaluated ``segments`` (M, 2) seconds and ``labels`` (M,) int.
-        class_names: of all classes.
-        evaluated_on: what the list of videos is called.
-        tiou_thresholds: overlaps to average over; None means THUMOS14's, 0.3 to 0.7.
-        every_class: add the AP of every class, a mean over the thresholds.
-    """
-    options = {} if tiou_thresholds is None else {"tiou_thresholds": tiou_thresholds}
-    metric = SegmentMeanAveragePrecision(len(class_names), **options)
-    result = score_results(read_results(path, class_names), truth, metric)
-    each = zip(metric.tiou_thresholds, result["map_per_threshold"].flatten().tolist(), strict=True)
-    lines = [
-        f"{result['protocol']} on {evaluated_on}: {100 * float(result['map']):.2f} %",
-        ", ".join(f"{100 * value:.2f} at {threshold:g}" for threshold, value in each),
-        f"ground truth: {int(result['num_videos'])} videos, {int(result['num_segments'])} segments; "
-        f"{int(result['num_other_videos'])} other videos of the file are left out",
-    ]
-    if result["explanation"]:
-        lines.append(result["explanation"])
-    if every_class:
-        labels = np.concatenate([np.zeros(0, np.int64), *(video["labels"].numpy() for video in truth.values())])
-        counts = np.bincount(labels, minlength=len(class_names))
-        lines += _table("segments", class_names, result["map_per_class"].flatten().numpy(), counts)
-    return "\n".join(lines)
-
-
-def tube_score_text(
-    path: str | Path,
-    truth: Mapping[str, TrueTubes],
-    class_names: Sequence[str],
-    frame_stride: int,
-    protocol: VideoProtocol = "act",
-    *,
-    every_class: bool = True,
-) -> str:
-    """Score a json as ``read_tubes`` takes it, in several lines for people.
-
-    Args:
-        path: the json file.
-        truth: the ground truth of each video that is evaluated, by video id.
-        class_names: of all classes.
-        frame_stride: of the ground truth; that of the file must be the same.
-        protocol: see ``metrics.video_ap``.
-        every_class: add the AP of every class at an overlap of 0.5.
-    """
-    found = read_tubes(path, class_names)
-    if found.frame_stride != frame_stride:
-        raise ValueError(
-            f"{path} has tubes of one frame in {found.frame_stride}, the ground truth of one in {frame_stride}; set "
-            f"data.init_args.frame_stride to {found.frame_stride}, or keyframe_grid of a clip detector's data"
-        )
-    true = {video: [tube._asdict() for tube in of_video.tubes] for video, of_video in truth.items()}
-    result = score_tubes(found.videos, true, VideoMeanAveragePrecision(len(class_names), protocol=protocol))
-    at = {"0.2": "map_20", "0.5": "map_50", "0.75": "map_75", "0.5:0.95": "map_50_95"}
-    lines = [
-        f"{protocol} video mAP, {found.linker} linker, stride {frame_stride}",
-        ", ".join(f"{100 * float(result[name]):.2f} % at {threshold}" for threshold, name in at.items()),
-        f"ground truth: {int(result['num_videos'])} videos, {int(result['num_tubes'])} tubes, "
-        f"{int(result['num_classes'])} classes; detections: {int(result['num_pred_tubes'])} tubes; "
-        f"{result['num_other_videos']} other videos of the file are left out",
-    ]
-    if result["explanation"]:
-        lines.append(result["explanation"])
-    if every_class:
-        labels = [tube["label"] for of_video in true.values() for tube in of_video]
-        counts = np.bincount(np.asarray(labels, np.int64), minlength=len(class_names))
-        lines += _table("tubes", class_names, result["map_50_per_class"].flatten().numpy(), counts)
-    return "\n".join(lines)
 
 
 def _keyframes_of(found: FrameDetections, keyframes: Sequence[TrueKeyframe], tolerance: float) -> np.ndarray:
@@ -271,10 +183,10 @@ def _report_unknown(
         if names
     ]
     if not len(keyframes):
-        raise ValueError("the data has no annotated keyframe to score detections on")
+        raise UserError("the data has no annotated keyframe to score detections on")
     if len(found.videos) and not (known & (frames >= 0)).any():
         example = keyframes[0]
-        raise ValueError(
+        raise UserError(
             f"{path}: none of its {len(found.videos)} detections can be scored: {'; '.join(complaints)}. The data has "
             f"{example.video_id} at {example.timestamp:g} s, for instance; set --config and --split to those that the "
             "file was made with, and start_seconds of the source to what the file calls the beginning of the videos"

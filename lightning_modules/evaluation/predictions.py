@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -76,9 +76,17 @@ class StreamAnswers:
                 answers += self._end(lane)
         return answers
 
-    def finish(self) -> list[Answer]:
-        """The answers of the frames that still wait; every stream is over."""
-        return [answer for lane in list(self._waiting) for answer in self._end(lane)]
+    def waiting(self) -> list[int]:
+        """Return the lanes with frames whose predictions are still to come."""
+        return [lane for lane, frames in self._waiting.items() if frames]
+
+    def finish(self, after: Mapping[int, Sequence[ScoredBoxes]] | None = None) -> list[Answer]:
+        """Return the predictions of the frames that still wait; every stream is over.
+
+        ``after`` is what was said after the streams' ends, by lane.
+        """
+        after = after or {}
+        return [answer for lane in list(self._waiting) for answer in self._end(lane, after.get(lane, ()))]
 
     def _end(self, lane: int, after: Sequence[ScoredBoxes] = ()) -> Iterator[Answer]:
         """``after`` is what was said after the stream's end."""

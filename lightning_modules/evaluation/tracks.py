@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from ..linking.online import OnlineLinker
+from ..linking.online import LinkedFrame, OnlineLinker
 from ..networks.detection.outputs import ScoredBoxes
 
 
@@ -27,10 +25,10 @@ class LaneTracks:
         self._video, self._offset = video_id, self._next_id
         self._linker.reset()
 
-    def update(self, found: ScoredBoxes) -> dict[str, Tensor]:
-        """The people of the next frame: ``track_ids`` (M,), ``boxes`` (M, 4), ``scores`` (M, K), ``person_scores``."""
+    def update(self, found: ScoredBoxes) -> LinkedFrame:
+        """Return the people of the next frame."""
         linked = self._linker.update(*found)
         ids = linked.track_ids + self._offset
         if len(ids):
             self._next_id = max(self._next_id, int(ids.max()) + 1)
-        return linked._replace(track_ids=ids)._asdict()
+        return linked._replace(track_ids=ids)

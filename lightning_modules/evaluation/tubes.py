@@ -32,7 +32,7 @@ class VideoMapSettings:
             the offline linking of ACT with its own thresholds, its numbers of frames divided by the stride.
         protocol: see ``metrics.video_ap``.
         iou_threshold, min_score, max_gap, smoothing, nms_threshold: see ``OnlineLinker``.
-        score_threshold, min_frames, interpolate_gaps: see ``OnlineTubes``.
+        score_threshold, min_frames, interpolate_gaps, end_share: see ``OnlineTubes``.
 
     The defaults of smoothing and score_threshold did best for the DSTA student on training videos of Puppets. ACT's
     linking never cuts a person's track where an action ends, so it suits videos of one action a person.
@@ -48,6 +48,7 @@ class VideoMapSettings:
     score_threshold: float = 0.15
     min_frames: int = 2
     interpolate_gaps: bool = True
+    end_share: float = 0.0
 
     def __post_init__(self) -> None:
         for name, choices in (("linker", Linker), ("protocol", VideoProtocol)):
@@ -57,7 +58,8 @@ class VideoMapSettings:
 
     def __str__(self) -> str:
         """Such as ``act video mAP, online linker``."""
-        return f"{self.protocol} video mAP, {self.linker} linker"
+        cut = f", ends cut at {self.end_share:g} of a tube's best score" if self.end_share else ""
+        return f"{self.protocol} video mAP, {self.linker} linker{cut}"
 
     def tubes(self, num_classes: int, stride: int) -> OnlineTubes | ActTubes:
         """A linker for one video."""
@@ -67,7 +69,7 @@ class VideoMapSettings:
         linker = OnlineLinker(
             num_classes, self.iou_threshold, self.min_score, self.max_gap, self.smoothing, self.nms_threshold
         )
-        return OnlineTubes(linker, self.score_threshold, self.min_frames, self.interpolate_gaps)
+        return OnlineTubes(linker, self.score_threshold, self.min_frames, self.interpolate_gaps, self.end_share)
 
 
 class VideoEvaluation:

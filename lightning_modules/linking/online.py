@@ -135,6 +135,8 @@ class OnlineTubes:
         min_frames: shorter tubes are left out.
         interpolate_gaps: where a track is unseen for some frames, place its box on the line between its neighbours.
             That looks ahead to the later neighbour; otherwise the last box stays where it was.
+        end_share: a tube begins and ends with a frame whose score is at least this share of its best one; 0 cuts
+            nothing. That looks at the whole tube.
     """
 
     def __init__(
@@ -143,12 +145,15 @@ class OnlineTubes:
         score_threshold: float = 0.15,
         min_frames: int = 2,
         interpolate_gaps: bool = True,
+        end_share: float = 0.0,
     ) -> None:
+        if not 0 <= end_share <= 1:
+            raise ValueError(f"end_share must be in [0, 1], got {end_share}")
         if min_frames < 1:
             raise ValueError(f"min_frames must be at least 1, got {min_frames}")
         self.linker = linker
         self.score_threshold, self.min_frames = score_threshold, min_frames
-        self.interpolate_gaps = interpolate_gaps
+        self.interpolate_gaps, self.end_share = interpolate_gaps, end_share
         self._linked: list[LinkedFrame] = []
 
     def add(self, boxes: Tensor, scores: Tensor, person_scores: Tensor) -> None:
@@ -167,7 +172,9 @@ class OnlineTubes:
         tubes = []
         for track in np.split(np.arange(len(order)), np.flatnonzero(np.diff(ids[order])) + 1):
             for label, start, stop in _runs(scores[track] >= self.score_threshold):
-                rows = track[start:stop]
+                of_run = scores[track[start:stop], label]
+                strong = np.flatnonzero(of_run >= self.end_share * of_run.max())
+                rows = track[start + strong[0] : start + strong[-1] + 1]
                 every, filled = fill_gaps(frames[rows], boxes[rows], self.interpolate_gaps)
                 if len(every) >= self.min_frames:
                     tubes.append(Tube(label=label, score=scores[rows, label].mean(), frames=every, boxes=filled))

@@ -108,17 +108,30 @@ def frame_mean_average_precision(
     """Mean AP over the classes, whose ids serve the explanation; frames are numbered 0..num_frames-1 on both sides."""
     if settings.protocol == "act" and len(targets.owners) and targets.boxes[targets.owners].max() <= 1:
         raise ValueError("protocol 'act' adds one pixel to every box but the ground truth is relative (0..1)")
+    preds, num_frames = counted_rows(preds, targets, num_frames, settings)
+    per_class = average_precisions(preds, targets, len(class_ids), settings.iou_threshold, settings.protocol)
+    scored = per_class[~np.isnan(per_class)]
+    mean = float(scored.mean()) if len(scored) else float("nan")
+    explanation = "" if mean > 0 else _explain_zero(preds, targets, np.asarray(class_ids), settings)
+    return FrameMap(mean, per_class, num_frames, len(targets.owners), len(scored), explanation)
+
+
+def counted_rows(
+    preds: FrameRows, targets: FrameRows, num_frames: int, settings: FrameMapSettings
+) -> tuple[FrameRows, int]:
+    """Return the detections that the protocol looks at, and on how many frames."""
     if settings.unlabelled_frames == "ignore":
         labelled = np.zeros(num_frames, dtype=bool)
         labelled[targets.frames] = True  # by boxes, not by rows: those of classes that are not scored have none
         preds, num_frames = preds.take(labelled[preds.frames][preds.owners]), int(labelled.sum())
     if settings.max_rows_per_frame is not None:
         preds = _best_rows_of_each_frame(preds, settings.max_rows_per_frame)
-    per_class = average_precisions(preds, targets, len(class_ids), settings.iou_threshold, settings.protocol)
-    scored = per_class[~np.isnan(per_class)]
-    mean = float(scored.mean()) if len(scored) else float("nan")
-    explanation = "" if mean > 0 else _explain_zero(preds, targets, np.asarray(class_ids), settings)
-    return FrameMap(mean, per_class, num_frames, len(targets.owners), len(scored), explanation)
+    return preds, num_frames
+
+
+def with_area(preds: FrameRows) -> FrameRows:
+    """Return the detections whose boxes have an area; AVA's protocol drops the others."""
+    return preds.take((preds.boxes[:, 2:] > preds.boxes[:, :2]).all(axis=1)[preds.owners])
 
 
 def average_precisions(
@@ -149,6 +162,8 @@ class ClassMatches(NamedTuple):
     """(R,) int64."""
     targets: np.ndarray
     """(M,) int64, positions of the class's true rows."""
+    rows: np.ndarray
+    """(R,) int64, positions of the detections among those that were matched: of ``ava``, among ``with_area``."""
 
 
 def matches_by_class(
@@ -156,7 +171,7 @@ def matches_by_class(
 ) -> Iterator[ClassMatches]:
     """Match the detections of each class that has ground truth to it."""
     if protocol == "ava":
-        preds = preds.take((preds.boxes[:, 2:] > preds.boxes[:, :2]).all(axis=1)[preds.owners])
+        preds = with_area(preds)
     place = _places_by_corners(preds.boxes)
     order = np.lexsort((*targets.boxes[targets.owners].T[::-1], targets.frames[targets.owners]))
     targets = targets.take(order)
@@ -169,7 +184,7 @@ def matches_by_class(
         rows = rows[np.lexsort((place[preds.owners[rows]], -preds.scores[rows]))]
         owners, true_owners = preds.owners[rows], targets.owners[there[index]]
         frames = preds.frames[owners]
-        pred, target, iou = _overlapping_pairs(
+        pred, target, iou = overlapping_pairs(
             frames, preds.boxes[owners], targets.frames[true_owners], targets.boxes[true_owners], protocol
         )
         if protocol != "act":
@@ -178,7 +193,7 @@ def matches_by_class(
         close = iou >= iou_threshold
         taken = taken_targets(pred[close], target[close], iou[close], len(rows), len(true_owners))
         rows_taken = np.where(taken >= 0, order[there[index]][taken], -1)
-        yield ClassMatches(index, rows_taken, preds.scores[rows], frames, order[there[index]])
+        yield ClassMatches(index, rows_taken, preds.scores[rows], frames, order[there[index]], rows)
 
 
 def _places_by_corners(boxes: np.ndarray) -> np.ndarray:
@@ -195,7 +210,7 @@ def _by_class(classes: np.ndarray, num_classes: int) -> list[np.ndarray]:
     return np.split(order, np.cumsum(np.bincount(classes, minlength=num_classes))[:-1])
 
 
-def _overlapping_pairs(
+def overlapping_pairs(
     frames: np.ndarray, boxes: np.ndarray, target_frames: np.ndarray, target_boxes: np.ndarray, protocol: Protocol
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of one frame as (box index ascending, target index ascending within it, IoU); targets are in order."""
@@ -236,7 +251,7 @@ def _explain_zero(preds: FrameRows, targets: FrameRows, ids: np.ndarray, setting
         )
     best = preds.owners[np.argsort(-preds.scores, kind="stable")[:ENOUGH_TO_JUDGE_BY]]
     there = targets.owners[np.argsort(targets.frames[targets.owners], kind="stable")]
-    *_, iou = _overlapping_pairs(
+    *_, iou = overlapping_pairs(
         preds.frames[best], preds.boxes[best], targets.frames[there], targets.boxes[there], settings.protocol
     )
     largest, threshold = iou.max(initial=0.0), settings.iou_threshold

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import numpy as np
 
@@ -76,6 +76,20 @@ def read_frame_detections(path: str | Path) -> FrameDetections:
             "divide x by the width and y by the height of the frame",
         )
     return FrameDetections(tuple(names), videos, numbers[:, 0], boxes, numbers[:, 5].astype(np.int32), numbers[:, 6])
+
+
+def _next_lines(file: TextIO, path: Path) -> list[str]:
+    try:
+        return list(islice(file, ROWS_AT_A_TIME))
+    except UnicodeDecodeError as error:
+        raise UserError("is not text in UTF-8", where=path, remedy="save it in this encoding") from error
+
+
+def _cells(lines: list[str], path: Path) -> Iterator[list[str]]:
+    try:
+        yield from csv.reader(lines)
+    except csv.Error as error:
+        raise UserError(f"is no csv: {error}", where=path) from error
 
 
 def _is_header(line: Sequence[str]) -> bool:

@@ -66,7 +66,7 @@ def average_precisions(
     result = np.full((len(tiou_thresholds), num_classes), np.nan)
     for index in np.flatnonzero(np.diff(there)):
         mine, truth = preds.take(slice(*found[index : index + 2])), targets.take(slice(*there[index : index + 2]))
-        pred, target, tiou = _overlapping_pairs(mine, truth)
+        pred, target, tiou = overlapping_segments(mine, truth)
         for row, threshold in enumerate(tiou_thresholds):
             close = tiou >= threshold
             hits = match(pred[close], target[close], tiou[close], len(mine.scores), len(truth.scores))
@@ -90,7 +90,7 @@ def unique_segments(targets: SegmentRows) -> SegmentRows:
     return targets.take(keep)
 
 
-def _overlapping_pairs(preds: SegmentRows, targets: SegmentRows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def overlapping_segments(preds: SegmentRows, targets: SegmentRows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of one video that overlap: (detection ascending, target, tIoU). ``targets`` are in order of videos."""
     start = np.searchsorted(targets.videos, preds.videos, side="left")
     counts = np.searchsorted(targets.videos, preds.videos, side="right") - start
@@ -122,7 +122,7 @@ def _explain_zero(preds: SegmentRows, targets: SegmentRows, threshold: float) ->
         )
     best = preds.take(np.argsort(-preds.scores, kind="stable")[:100_000])  # enough to judge by, and quick
     by_video = targets.take(np.argsort(targets.videos, kind="stable"))
-    largest = _overlapping_pairs(best, by_video)[2].max(initial=0.0)
+    largest = overlapping_segments(best, by_video)[2].max(initial=0.0)
     if largest >= threshold:
         return f"no overlap >= {threshold:g} within a class: segments overlap by up to {largest:.3f}, with other labels"
     return (

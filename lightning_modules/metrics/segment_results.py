@@ -92,16 +92,32 @@ def score_results(
 ) -> dict[str, Any]:
     """What ``metric`` makes of saved detections, and how many of their videos are not among the ground truth's.
 
-    A video of the ground truth that the file does not name has no detection. One that only the file names is left out:
-    lists of test videos differ, and the list is the ground truth's to choose. Names may begin with ``v_`` on one side.
-
     Args:
-        results: as ``read_results`` gives them.
+        results: as ``read_results`` gives them; see ``of_true_videos`` for those that the ground truth does not name.
         truth: for each video that is evaluated ``segments`` (M, 2) seconds and ``labels`` (M,) int.
         metric: is reset first.
 
     Returns:
         The metric's result with ``protocol``, its name, and ``num_other_videos``.
+    """
+    found = of_true_videos(results, truth)
+    metric.reset()
+    metric.update(found, list(truth.values()))
+    known = {video.removeprefix("v_") for video in truth}
+    others = {video.removeprefix("v_") for video in results} - known
+    return metric.compute() | {"protocol": metric.protocol, "num_other_videos": torch.tensor(len(others))}
+
+
+def of_true_videos(
+    results: Mapping[str, Mapping[str, Tensor]], truth: Mapping[str, Mapping[str, Tensor]]
+) -> list[Mapping[str, Tensor]]:
+    """Return the saved detections of each video of the ground truth, in its order.
+
+    A video of the ground truth that the file does not name has no detection. One that only the file names is left out:
+    lists of test videos differ, and the list is the ground truth's to choose. Names may begin with ``v_`` on one side.
+
+    Raises:
+        UserError: no video of the ground truth is among them, or a name stands for two videos.
     """
     for videos in (results, truth):
         both = [video for video in videos if f"v_{video}" in videos]
@@ -115,9 +131,4 @@ def score_results(
             f"called {next(iter(truth))} there and {next(iter(results), 'nothing')} here"
         )
     nothing = {"segments": torch.zeros(0, 2), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
-    metric.reset()
-    metric.update([named.get(video, nothing) for video in wanted], list(truth.values()))
-    return metric.compute() | {
-        "protocol": metric.protocol,
-        "num_other_videos": torch.tensor(len(named.keys() - set(wanted))),
-    }
+    return [named.get(video, nothing) for video in wanted]

@@ -15,7 +15,7 @@ Two rows of a class, one a bin, are detected with scores 0.9 and 0.7, and 0.8 is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -80,12 +80,32 @@ def time_since_start(
     for found in matches_by_class(preds, targets, num_classes, settings.iou_threshold, settings.protocol):
         of_bin = np.bincount(bins[found.targets], minlength=len(edges) + 1)
         counts[:, found.class_index] = of_bin
-        for number in np.flatnonzero(of_bin):
-            is_hit = (found.taken >= 0) & (bins[found.taken] == number)
-            kept = is_hit | (found.taken < 0)
-            hits = settle_ties(is_hit[kept], found.scores[kept], found.frames[kept])
-            weight = len(found.targets) / of_bin[number]
-            per_class[number, found.class_index] = area(hits, int(of_bin[number]), weight)
+        taken = np.where(found.taken >= 0, bins[found.taken], -1)
+        per_class[:, found.class_index] = areas_by_bin(taken, found.scores, found.frames, of_bin, area)
     scored = [row[~np.isnan(row)] for row in per_class]
     mean = np.asarray([row.mean() if len(row) else np.nan for row in scored])
     return TimeSinceStart(tuple(edges), mean, per_class, counts)
+
+
+def areas_by_bin(
+    taken: np.ndarray,
+    scores: np.ndarray,
+    frames: np.ndarray,
+    counts: np.ndarray,
+    area: Callable[[np.ndarray, int, float], float],
+) -> np.ndarray:
+    """Return the AP of one class in each of B bins of its true rows, (B,) float64; NaN for an empty bin.
+
+    Args:
+        taken: (R,) the bin of the true row that each detection is matched to, -1 for none; in order of rank.
+        scores, frames: (R,) of the detections.
+        counts: (B,) true rows in each bin.
+        area: from hits, number of true rows and weight of a hit to the AP.
+    """
+    result = np.full(len(counts), np.nan)
+    for number in np.flatnonzero(counts):
+        is_hit = taken == number
+        kept = is_hit | (taken < 0)
+        hits = settle_ties(is_hit[kept], scores[kept], frames[kept])
+        result[number] = area(hits, int(counts[number]), float(counts.sum() / counts[number]))
+    return result

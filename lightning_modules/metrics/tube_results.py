@@ -98,6 +98,8 @@ def read_tubes(path: str | Path, class_names: Sequence[str]) -> SavedTubes:
 
 
 def _tube(row: Mapping[str, Any], stride: int) -> Tube:
+    if not isinstance(row["label"], str):
+        raise TypeError(f"label {row['label']!r} is no text")
     score, boxes = float(row["score"]), np.asarray(row["boxes"], np.float64)
     if boxes.ndim != 2 or not len(boxes) or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
         raise ValueError(f"boxes must be (T, 4) finite numbers, got {boxes.shape}")
@@ -116,8 +118,6 @@ def score_tubes(
 ) -> dict[str, Any]:
     """What ``metric`` makes of saved tubes, and how many of their videos are not among the ground truth's.
 
-    A video of the ground truth that the file does not name has no tube; one that only the file names is left out.
-
     Args:
         videos: as ``read_tubes`` gives them.
         truth: for each video that is evaluated its tubes, in the same sampled frames.
@@ -126,11 +126,23 @@ def score_tubes(
     Returns:
         The metric's result with ``num_other_videos``.
     """
+    found = of_true_videos(videos, truth)
+    metric.reset()
+    metric.update([{"tubes": tubes} for tubes in found], [{"tubes": tubes} for tubes in truth.values()])
+    return metric.compute() | {"num_other_videos": len(videos.keys() - truth.keys())}
+
+
+def of_true_videos(videos: Mapping[str, Sequence[Tube]], truth: Mapping[str, object]) -> list[Sequence[Tube]]:
+    """Return the saved tubes of each video of the ground truth, in its order.
+
+    A video of the ground truth that the file does not name has no tube; one that only the file names is left out.
+
+    Raises:
+        UserError: no video of the ground truth is among them.
+    """
     if truth and videos.keys().isdisjoint(truth):
         raise UserError(
             f"none of the {len(truth)} videos to evaluate is among the {len(videos)} with tubes; the first are called "
             f"{next(iter(truth))} there and {next(iter(videos), 'nothing')} here"
         )
-    metric.reset()
-    metric.update([{"tubes": videos.get(name, [])} for name in truth], [{"tubes": tubes} for tubes in truth.values()])
-    return metric.compute() | {"num_other_videos": len(videos.keys() - truth.keys())}
+    return [videos.get(name, []) for name in truth]

@@ -93,7 +93,7 @@ def average_precisions(
     1/4 (``act``), the area under the envelope is 1/2 (``multisports``).
     """
     if protocol == "act":
-        preds = preds.take(_without_duplicate_tubes(preds, TUBE_NMS_THRESHOLD))
+        preds = preds.take(without_duplicate_tubes(preds))
     bounds = np.arange(num_classes + 1)
     found, there = np.searchsorted(preds.classes, bounds), np.searchsorted(targets.classes, bounds)
     area = trapezoid_area if protocol == "act" else envelope_area
@@ -156,7 +156,7 @@ def _pieces(pairs: np.ndarray, frames: np.ndarray) -> Iterator[np.ndarray]:
         yield from np.split(pairs, np.flatnonzero(np.diff(group)) + 1)
 
 
-def _without_duplicate_tubes(preds: TubeRows, threshold: float) -> np.ndarray:
+def without_duplicate_tubes(preds: TubeRows, threshold: float = TUBE_NMS_THRESHOLD) -> np.ndarray:
     """Greedy suppression inside each video and class: (N,) bool of what stays.
 
     A tube goes if it overlaps by more than ``threshold`` with one of a better score that stays.

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from datamodules.errors import UserError
+from datamodules.errors import UserError, shown_in_one_line
 from datamodules.files import whole_path, write_whole
 from results.experiments.lists import pages_of
 
@@ -182,9 +182,8 @@ def draw_delays(comparison: Comparison) -> Figure:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except ModuleNotFoundError as error:
-        sys.exit(f"error: {error}; pip install -e '.[dev]' brings matplotlib")
+    with shown_in_one_line():
+        try:
+            main()
+        except ModuleNotFoundError as error:
+            raise UserError(str(error), remedy="pip install -e '.[dev]' brings matplotlib") from error

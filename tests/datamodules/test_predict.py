@@ -136,7 +136,7 @@ def test_results_beside_the_videos_do_not_become_inputs(folder, tmp_path, caplog
             drawn.close()
     shutil.copy(folder / "long.mp4", tmp_path / "mine.detections.mp4")  # of this name, but somebody's film
     data = opened(tmp_path)
-    assert [video.video_id for video in data.videos] == ["a", "mine.detections", "sub/b"]
+    assert [video.video_id for video in data.stream.videos] == ["a", "mine.detections", "sub/b"]
     assert data.input_files == (tmp_path / "a.mp4", tmp_path / "mine.detections.mp4", tmp_path / "sub" / "b.mp4")
     assert "left out 2 files that earlier predictions drew" in caplog.text
     assert [name for name, _ in files_of(str(tmp_path / "a.detections.mp4"), 30)] == ["a.detections"]  # as asked for
@@ -230,21 +230,22 @@ def test_a_camera_is_read_by_one_process():
         of_rank("0", 0)
 
 
-def test_ctrl_c_ends_a_file_as_if_it_had_ended(folder):
-    batches = []
-    for batch in opened(folder / "long.mp4", chunk_frames=1).predict_dataloader():
-        batches.append(batch)
-        if len(batches) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-    assert 3 <= len(batches) <= 5  # what has been read ahead still comes
-
-
 @pytest.fixture
 def interruptible():
     """Ctrl-C is heard, as on a terminal: what a shell starts in the background has it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_in_a_file_stops_behind_what_has_been_read_and_is_raised_then(folder, interruptible):
+    batches = []
+    with pytest.raises(KeyboardInterrupt):
+        for batch in opened(folder / "long.mp4", chunk_frames=1).predict_dataloader():
+            batches.append(batch)
+            if len(batches) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+    assert 3 <= len(batches) <= 5  # what has been read ahead still comes
 
 
 def test_the_second_ctrl_c_is_as_usual(interruptible):
@@ -259,7 +260,7 @@ def test_the_second_ctrl_c_is_as_usual(interruptible):
 def live(*connections, **settings) -> list:
     """The batches of a scripted source."""
     data = opened("0", frame_stride=1, frame_rate=1e6, queue_frames=99, **settings)
-    data.live = ScriptedSource(*connections)
+    data.stream.live = ScriptedSource(*connections)
     return list(data.predict_dataloader())
 
 

@@ -128,14 +128,14 @@ def test_the_published_arithmetic_is_that_of_the_measured_clip(folder, tmp_path,
 
 def test_predictions_are_one_entry_a_sampled_frame(data, tmp_path):
     (*batches,) = tiny.trainer(tmp_path).predict(ClipDetectionModule(tiny.teacher()), datamodule=data)
-    entries = [entry for batch in batches for entry in batch]
+    frames = [frame for batch in batches for frame in batch]
     for number, length in list(enumerate(data.source.lengths))[2:]:
-        times = [entry["timestamp"] for entry in entries if entry["video_id"] == f"video_{number}"]
+        times = [frame.seconds for frame in frames if frame.video_id == f"video_{number}"]
         # An annotated frame carries the time of its annotation, which is at most one frame after it.
         assert times == pytest.approx([frame / 8 for frame in range(0, length, 2)], abs=0.13)
         assert all(earlier < later for earlier, later in pairwise(times))
-    assert entries[0]["boxes"].shape == (4, 4)
-    assert entries[0]["scores"].shape == (4, 2)
+    assert len(frames[0].people) == 4 and {person.track for person in frames[0].people} == {None}
+    assert all(tuple(person.actions) == data.class_names for person in frames[0].people)
 
 
 def test_boxes_are_scored_in_pixels_of_the_original_video(data):
@@ -196,8 +196,13 @@ def test_a_checkpoint_gives_back_the_same_accuracy(data, tmp_path):
 def detections_of(module, batches) -> dict[tuple[str, float], tuple[torch.Tensor, torch.Tensor]]:
     """Boxes and scores of each keyframe."""
     with torch.no_grad():
-        entries = [entry for batch in batches for entry in module.predict_step(batch, 0)]
-    return {(entry["video_id"], entry["timestamp"]): (entry["boxes"], entry["scores"]) for entry in entries}
+        return {
+            (video, time): (found.boxes, found.scores)
+            for batch in batches
+            for video, time, found in zip(
+                batch.video_ids, batch.timestamps[:, 0].tolist(), module.detect(batch), strict=True
+            )
+        }
 
 
 def test_detections_do_not_depend_on_what_shares_their_batch(data, folder):

@@ -187,6 +187,17 @@ def test_a_tube_ends_where_its_person_was_last_seen():
     assert found["frames"].tolist() == [1, 2]
 
 
+def test_ends_that_are_weak_beside_a_tubes_best_score_are_cut():
+    """Of a best score of 0.9 half is 0.45: the first two frames and the last go, the dip in the middle stays."""
+    frames = [[(0, score, 1)] for score in (0.2, 0.4, 0.5, 0.3, 0.9, 0.2)]
+    (whole,) = tubes_of(frames)
+    (cut,) = tubes_of(frames, end_share=0.5)
+    assert whole["frames"].tolist() == [0, 1, 2, 3, 4, 5] and cut["frames"].tolist() == [2, 3, 4]
+    assert cut["score"] == pytest.approx((0.5 + 0.3 + 0.9) / 3)
+    with pytest.raises(ValueError, match=r"end_share must be in \[0, 1\], got 2"):
+        tubes_of(frames, end_share=2)
+
+
 def test_short_tubes_are_left_out():
     frames = [[(0, score, 1)] for score in (0.9, 0.0, 0.9, 0.9)]
     assert [tube["frames"].tolist() for tube in tubes_of(frames, min_frames=2)] == [[2, 3]]

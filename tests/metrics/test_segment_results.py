@@ -91,12 +91,13 @@ def test_detections_of_other_programs_are_read(tmp_path):
         ('{"results": {"x": [{"label": "jump", "score": 1}]}}', "a detection of x"),
         ('{"results": {"x": [{"label": "jump", "score": NaN, "segment": [0, 1]}]}}', "no finite score"),
         ('{"results": {"x": [{"label": "jump", "score": 1, "segment": [0]}]}}', "no finite score"),
+        ('{"results": {"x": [{"label": ["jump"], "score": 1, "segment": [0, 1]}]}}', "no text"),
         ('{"results": {"x": [{"label": "7", "score": 1, "segment": [0, 1]}]}}', "none of the 2 classes"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, text, words):
     (tmp_path / "found.json").write_text(text)
-    with pytest.raises(ValueError, match=words) as error:
+    with pytest.raises(UserError, match=words) as error:
         read_results(tmp_path / "found.json", NAMES)
     assert "found.json" in str(error.value)
     with pytest.raises(UserError, match=r"absent\.json: no such file"):

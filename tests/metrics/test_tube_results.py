@@ -105,13 +105,15 @@ def row(**changes):
         ({"tubes": {"x": [row(score=float("inf"))]}}, "score inf"),
         ({"tubes": {"x": [row(start_frame=3)]}, "frame_stride": 2}, "no frame of a stream of stride 2"),
         ({"tubes": {"x": [row(start_frame=-2)]}, "frame_stride": 2}, "start_frame -2"),
+        ({"tubes": {"x": [row(start_frame=1e400)]}}, "a tube of x"),
+        ({"tubes": {"x": [row(label=["jump"])]}}, "is no text"),
         ({"tubes": {}, "frame_stride": 0}, "frame_stride must be a positive"),
         ({"tubes": {"x": [row(label="7")]}}, "none of the 2 classes"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, record, words):
     (tmp_path / "found.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=words) as error:
+    with pytest.raises(UserError, match=words) as error:
         read_tubes(tmp_path / "found.json", NAMES)
     assert "found.json" in str(error.value)
 

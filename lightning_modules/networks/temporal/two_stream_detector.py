@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..weights.loading import load_exactly, read_state_dict
+from ..weights.loading import load_weights
 from .backbones.segment_backbone import SegmentBackbone
 from .heads.segment_head import SegmentHead
 from .temporal_detector import TemporalDetector, TemporalOutputs
@@ -35,7 +35,7 @@ class TwoStreamDetector(nn.Module):
             raise ValueError("both streams need the same step_stride and classes, or their answers cannot be averaged")
         for network, weights in ((rgb, rgb_weights), (flow, flow_weights)):
             if weights is not None:
-                load_exactly(network, read_state_dict(weights))
+                load_weights(network, weights)
         self.rgb, self.flow = rgb, flow
 
     @property

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from ..layers.pixels import MEAN, STD
+
+NETWORKS = __package__.rpartition(".")[0]
+"""The package of all networks."""
+OURS = re.compile(rf"{re.escape(NETWORKS)}(\.\w+)+")
 
 
 @dataclass(frozen=True)
@@ -14,7 +19,7 @@ class Card:
     """How a network was built and trained, and what its frames must be like.
 
     Args:
-        network: its config, class and arguments, see ``build_network``.
+        network: its config, class and arguments, see ``build_network``; classes without their modules.
         classes: names in the order of the scores.
         frame_stride: of the frames it was trained on: every so many of a video.
         frame_rate: of these videos before the stride, in frames per second; None where it is not known.
@@ -59,7 +64,8 @@ class Card:
                 raise ValueError(f"the card's {name} is {value!r}")
         if not all(isinstance(name, str) for name in content["classes"]):
             raise ValueError(f"the card's classes are {content['classes']!r}, not names")
-        return cls(**{**content, "network": dict(content["network"]), "classes": tuple(content["classes"])})
+        network = with_classes_renamed(content["network"], short_name)
+        return cls(**{**content, "network": network, "classes": tuple(content["classes"])})
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -74,3 +80,24 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "mean": (int, float),
     "std": (int, float),
 }
+
+
+def short_name(name: str) -> str:
+    """Return the name of a class of networks without its module, which may move; others as they are.
+
+    >>> short_name("lightning_modules.networks.detection.vit.VideoViT"), short_name("os.system")
+    ('VideoViT', 'os.system')
+    """
+    return name.rpartition(".")[2] if OURS.fullmatch(name) else name
+
+
+def with_classes_renamed(config: Any, rename: Callable[[str], str]) -> Any:
+    """Return the config of an object with other names of classes, inside other objects too."""
+    if isinstance(config, Mapping):
+        return {
+            key: rename(value)
+            if key == "class_path" and isinstance(value, str)
+            else with_classes_renamed(value, rename)
+            for key, value in config.items()
+        }
+    return [with_classes_renamed(value, rename) for value in config] if isinstance(config, list | tuple) else config

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
@@ -16,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datamodules.errors import UserError
 from datamodules.files import whole_file
+from datamodules.tensor_file import read_tensor_file
 
 from ..detection.context_decoder import ContextDecoder
 from ..detection.evad import EvadTeacher
@@ -28,6 +29,7 @@ from ..layers.trunk_size import TrunkSize
 from .card import Card
 from .evad_names import is_release, renamed_from_release, sizes_from_shapes
 from .old_names import has_old_names, renamed_from_old
+from .safetensors_file import SUFFIX, read_safetensors
 
 KEYS_SHOWN = 12
 
@@ -46,22 +48,19 @@ def read_weights(path: str | Path, prefix: str = "network.") -> tuple[dict[str, 
     """Return the tensors of a file, see ``read_state_dict``, and its card, None where it has none.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds no weights, more than weights, or a card that is none.
+        UserError: it is not there or damaged, holds no weights, more than weights, or a card that is none.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; name an existing file or leave the weights out to start fresh")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than tensors and is not read: {error}") from error
-    card = None
+    content: Any
+    path, card = Path(path), None
+    if path.suffix == SUFFIX:
+        content, card = read_safetensors(path)
+    else:
+        content = read_tensor_file(path)
     if isinstance(content, Mapping) and "card" in content and "state_dict" in content:
         try:
             card = Card.from_dict(content["card"])
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise UserError(str(error), where=path) from error
         content = content["state_dict"]
     elif isinstance(content, Mapping) and "state_dict" in content:
         whole = content["state_dict"]
@@ -69,7 +68,9 @@ def read_weights(path: str | Path, prefix: str = "network.") -> tuple[dict[str, 
     elif isinstance(content, Mapping) and is_release(content):
         content = renamed_from_release(content)
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{path} holds no weights of a network (expected tensors by name, or a Lightning checkpoint)")
+        raise UserError(
+            "holds no weights of a network (expected tensors by name, or a Lightning checkpoint)", where=path
+        )
     if has_old_names(content):
         content = renamed_from_old(content)
     return {key: value.float() if value.is_floating_point() else value for key, value in content.items()}, card
@@ -87,23 +88,10 @@ def load_exactly(network: nn.Module, state_dict: Mapping[str, Tensor], fresh: Se
         return any(fnmatch(key, pattern) for pattern in fresh)
 
     unused = [pattern for pattern in fresh if not any(fnmatch(key, pattern) for key in own)]
-    wanted, given = ({key for key in keys if not is_fresh(key)} for keys in (own, state_dict))
-    missing, left_over = sorted(wanted - given), sorted(given - wanted)
-    misshapen = [
-        f"{key}: {tuple(state_dict[key].shape)} in the file, {tuple(own[key].shape)} in the network"
-        for key in sorted(wanted & given)
-        if state_dict[key].shape != own[key].shape
-    ]
-    problems = [
-        f"{name} ({len(keys)}): " + ", ".join(keys[:KEYS_SHOWN]) + (", ..." if len(keys) > KEYS_SHOWN else "")
-        for name, keys in (
-            ("missing", missing),
-            ("left over", left_over),
-            ("misshapen", misshapen),
-            ("patterns of fresh parameters that match nothing", unused),
-        )
-        if keys
-    ]
+    wanted, given = ({key: value for key, value in keys.items() if not is_fresh(key)} for keys in (own, state_dict))
+    problems = misfits(wanted, given)
+    if unused:
+        problems.append(_listed("patterns of fresh parameters that match nothing", unused))
     if problems:
         raise ValueError(
             "the weights do not fit the network; "
@@ -112,6 +100,37 @@ def load_exactly(network: nn.Module, state_dict: Mapping[str, Tensor], fresh: Se
         )
     # Fresh parameters are absent on purpose; everything else has been checked above.
     network.load_state_dict({key: value for key, value in state_dict.items() if key in wanted}, strict=False)
+
+
+def misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """List which of a network's tensors are missing in a file, which are left over there, and which are misshapen."""
+    kinds = {
+        "missing": sorted(own.keys() - given.keys()),
+        "left over": sorted(given.keys() - own.keys()),
+        "misshapen": [
+            f"{key}: {tuple(given[key].shape)} in the file, {tuple(own[key].shape)} in the network"
+            for key in sorted(own.keys() & given.keys())
+            if given[key].shape != own[key].shape
+        ],
+    }
+    return [_listed(kind, keys) for kind, keys in kinds.items() if keys]
+
+
+def _listed(kind: str, keys: Sequence[str]) -> str:
+    return f"{kind} ({len(keys)}): " + ", ".join(keys[:KEYS_SHOWN]) + (", ..." if len(keys) > KEYS_SHOWN else "")
+
+
+def load_weights(network: nn.Module, path: str | Path, fresh: Sequence[str] = ()) -> None:
+    """Load a weights file or a checkpoint as ``load_exactly`` does; errors name the file.
+
+    Raises:
+        UserError: the file cannot be read, or does not fit.
+    """
+    weights = read_state_dict(path)
+    try:
+        load_exactly(network, weights, fresh)
+    except ValueError as error:
+        raise UserError(str(error), where=path) from error
 
 
 def evad_from_release(

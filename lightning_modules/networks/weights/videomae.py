@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from datamodules.errors import UserError
+from datamodules.tensor_file import read_tensor_file
 
 from ..detection.context_decoder import ContextDecoder
 from ..detection.vit import VideoViT
@@ -165,24 +167,18 @@ def read_tensors(weights: str | Path | Mapping[str, object]) -> dict[str, Tensor
 
 def read_file(path: Path) -> Mapping[str, object]:
     """The content of a .safetensors or a PyTorch file, without executing anything in it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no pre-trained weights at {path}; name an existing file")
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and path.is_file():
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file: {error}") from error
-    try:
-        # VideoMAE keeps its command line in the file, as an ``argparse.Namespace``: attributes, nothing that runs.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than tensors and is not read: {error}") from error
+            raise UserError(f"{path} is no safetensors file: {error}") from error
+    # VideoMAE keeps its command line in the file, as an ``argparse.Namespace``: attributes, nothing that runs.
+    content = read_tensor_file(path, "pre-trained weights", classes=[argparse.Namespace])
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not weights by name")
+        raise UserError(f"{path} holds a {type(content).__name__}, not weights by name")
     return content
 
 

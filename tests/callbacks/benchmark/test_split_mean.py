@@ -7,6 +7,7 @@ import pytest
 
 from callbacks.benchmark.rows import BenchmarkRow
 from callbacks.benchmark.split_mean import main, mean_row
+from datamodules.errors import UserError
 
 ROW = {
     "protocol": "pascal frame mAP@0.5, stride 2",
@@ -69,14 +70,12 @@ def test_the_newest_row_of_each_split_is_taken_and_the_table_shows_their_mean(tm
         ({"map": None}, "jhmdb_3 has no mAP"),
     ],
 )
-def test_rows_that_do_not_belong_together_are_refused(tmp_path, change, message, capsys):
-    with pytest.raises(ValueError, match=message):
+def test_rows_that_do_not_belong_together_are_refused(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
         mean_row([*ROWS[:2], replace(ROWS[2], **change)], "jhmdb")
     (tmp_path / "benchmark.jsonl").write_text(json.dumps(SPLITS[0]) + "\n")
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(UserError, match="has no row of jhmdb_2, jhmdb_3; test it with --name jhmdb_2"):
         main([*NAMES, "--name", "jhmdb", "--folder", str(tmp_path)])
-    assert end.value.code == 1
-    assert "has no row of jhmdb_2, jhmdb_3; test it with --name jhmdb_2" in capsys.readouterr().err
 
 
 def test_one_split_has_no_mean(tmp_path, capsys):

@@ -12,43 +12,46 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from callbacks.files.annotated_video import AnnotatedVideo, detection_text
 from callbacks.files.prediction_writer import PredictionWriter
 from datamodules.errors import UserError
 from datamodules.video.drawn_videos import is_drawn
 from datamodules.video.readers import write_video
+from lightning_modules.evaluation.tracked import TrackedFrame, TrackedPerson
 from tests.datamodules.miniature import numbered_frames
 
 DATA = SimpleNamespace(class_names=("walk", "wave"))
 TRAINER = SimpleNamespace(datamodule=DATA, world_size=1, global_rank=0)
 
 
-def entry(video: str = "kitchen", timestamp: float = 0.5, persons: tuple[float, ...] = (0.9, 0.4)) -> dict:
+BOXES = ((1.04, 2.0, 30.06, 40.0), (5.0, 6.0, 7.0, 8.0))
+SCORES = ((0.81234567, 0.1), (0.9, 0.9))
+
+
+def entry(
+    video: str = "kitchen", timestamp: float = 0.5, persons: tuple[float, ...] = (0.9, 0.4), tracks=(None, None)
+) -> TrackedFrame:
     """Two proposals of one frame."""
-    return {
-        "video_id": video,
-        "timestamp": timestamp,
-        "original_size": (50, 40),
-        "boxes": torch.tensor([[1.04, 2.0, 30.06, 40.0], [5.0, 6.0, 7.0, 8.0]]),
-        "scores": torch.tensor([[0.81234567, 0.1], [0.9, 0.9]]),
-        "person_scores": torch.tensor(persons),
-    }
+    rows = zip(tracks, BOXES, persons, SCORES, strict=True)
+    people = [TrackedPerson(*row, dict(zip(DATA.class_names, scores, strict=True))) for *row, scores in rows]
+    return TrackedFrame(video, timestamp, None, (50, 40), tuple(people))
 
 
-def tracked(frame: int = 0, size: tuple[int, int] = (50, 40), **changes) -> dict:
+def tracked(frame: int = 0, size: tuple[int, int] = (50, 40), **changes) -> TrackedFrame:
     """The same of a module that knows tracks and pictures: this one of a single colour."""
     picture = np.full((*size, 3), 90, np.uint8)
-    return entry(**changes) | {"frame": frame, "track_ids": torch.tensor([4, 11]), "picture": picture}
+    return entry(tracks=(4, 11), **changes)._replace(frame=frame, picture=picture)
 
 
-def batch_of(*entries: dict) -> SimpleNamespace:
+def batch_of(*entries: TrackedFrame) -> SimpleNamespace:
     """The batch that entries come from."""
-    return SimpleNamespace(video_ids=tuple(e["video_id"] for e in entries))
+    return SimpleNamespace(video_ids=tuple(e.video_id for e in entries))
 
 
-def write(writer: PredictionWriter, *batches: list[dict], trainer: SimpleNamespace = TRAINER, end: bool = True) -> None:
+def write(
+    writer: PredictionWriter, *batches: list[TrackedFrame], trainer: SimpleNamespace = TRAINER, end: bool = True
+) -> None:
     writer.on_predict_start(trainer, None)
     for number, batch in enumerate(batches):
         writer.on_predict_batch_end(trainer, None, batch, batch_of(*batch), number)
@@ -381,7 +384,7 @@ writer = PredictionWriter(sys.argv[1], ["jsonl", "csv", "mp4"])
 writer.on_predict_start(TRAINER, None)
 for number in range(10_000):
     frame = tracked(number, timestamp=number / 8)
-    frame["picture"][number % 40 :] += 50
+    frame.picture[number % 40 :] += 50
     writer.on_predict_batch_end(TRAINER, None, [frame], batch_of(frame), number)
     print(number, flush=True)
 """
@@ -410,7 +413,7 @@ def test_after_kill_9_everything_up_to_the_last_second_is_there(tmp_path):
 def noisy(number: int, video: str = "kitchen", size: tuple[int, int] = (96, 128)) -> dict:
     """A frame that hardly shrinks."""
     pixels = np.random.default_rng(number).integers(0, 255, (*size, 3), np.uint8)
-    return tracked(number, video=video, timestamp=number / 8) | {"picture": pixels}
+    return tracked(number, video=video, timestamp=number / 8)._replace(picture=pixels)
 
 
 def fill(disk) -> None:
@@ -478,7 +481,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_a_video_that_can_be_played(small_
     """There is no space for a second copy with its index in front."""
     video = AnnotatedVideo(small_disk / "a.mp4", (96, 128))
     for number in range(2):
-        video.write(noisy(number)["picture"], number / 8, [])
+        video.write(noisy(number).picture, number / 8, [])
     fill(small_disk)
     with pytest.raises(UserError, match=r"a\.mp4: cannot be written: No space left"):
         video.close()

@@ -9,7 +9,7 @@ import pytest
 
 from datamodules.errors import UserError
 from datamodules.frames.store import DecodedFrames, FrameScale
-from datamodules.sampling.since_start import seconds_since_start
+from datamodules.sampling.since_start import seconds_since_start, seconds_until_end, speeds
 from datamodules.sampling.windows import TimedVideo, time_video, true_keyframes
 from tests.lightning_modules import tiny
 
@@ -74,3 +74,20 @@ def test_the_order_is_that_of_the_true_keyframes(tmp_path):
 def test_boxes_without_a_person_are_refused_with_their_video():
     with pytest.raises(UserError, match="boxes at 0 s without a person"):
         seconds_since_start([video([None], [[[1, 0]]])], grid=1)
+
+
+def test_an_action_ends_with_the_last_moment_that_has_it():
+    labels = [[[1, 0]], [[1, 1]], [[0, 1]], [[1, 1]]]
+    found = seconds_until_end([video([[7]] * 4, labels)], grid=4)
+    expected = [[0.4, NAN], [0, 0.8], [NAN, 0.4], [0, 0]]
+    np.testing.assert_allclose(np.concatenate(found), expected)
+
+
+def test_speed_is_heights_a_second_between_the_moments_around():
+    """A box half as tall as the frame of 8 x 8 moves 2, then 4 pixels in 0.4 s each; then the person is gone."""
+    one = video([[3], [3], [3], [5]], [[[1, 0]]] * 4)
+    boxes = [[0, 0, 0.25, 0.5], [0.25, 0, 0.5, 0.5], [0.75, 0, 1, 0.5], [0, 0, 1, 1]]
+    one = one._replace(boxes=tuple(np.asarray([box], np.float32) for box in boxes))
+    found = np.concatenate(speeds([one], grid=4))
+    np.testing.assert_allclose(found, [2 / 4 / 0.4, 6 / 4 / 0.8, 4 / 4 / 0.4, NAN])
+    assert np.isnan(speeds([one._replace(tracks=(None,) * 4)], grid=4)[0]).all()

@@ -13,7 +13,7 @@ def people(*left: float) -> ScoredBoxes:
 
 
 def ids(tracks: LaneTracks, *left: float) -> list[int]:
-    return sorted(tracks.update(people(*left))["track_ids"].tolist())
+    return sorted(tracks.update(people(*left)).track_ids.tolist())
 
 
 def test_every_video_counts_its_people_from_zero():
@@ -34,15 +34,3 @@ def test_a_video_that_starts_anew_recognises_nobody_and_repeats_no_number():
     assert ids(tracks, 0) == [2]
     tracks.start("camera")
     assert ids(tracks, 0, 50) == [3, 4]
-
-
-def test_an_entry_holds_what_the_writer_takes():
-    tracks = LaneTracks(2)
-    tracks.start("a")
-    found = tracks.update(people(0, 50))
-    assert {name: tuple(value.shape) for name, value in found.items()} == {
-        "track_ids": (2,),
-        "boxes": (2, 4),
-        "scores": (2, 2),
-        "person_scores": (2,),
-    }

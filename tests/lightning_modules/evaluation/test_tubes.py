@@ -104,7 +104,7 @@ BOXES = [[0.125, 0.25, 0.375, 0.75], [0.5, 0.25, 0.875, 1.0]]
 def test_a_streams_video_map_is_that_of_its_linked_predictions(source, folder, tmp_path, linker):
     settings = SETTINGS[linker]
     module = streaming(settings)
-    entries, detect = [], module.detect
+    entries, detect = [], module.stream.detect
 
     def remember(batch):
         scored = detect(batch)
@@ -116,7 +116,7 @@ def test_a_streams_video_map_is_that_of_its_linked_predictions(source, folder, t
         )
         return scored
 
-    module.detect = remember
+    module.stream.detect = remember
     scores = run_test(module, streams(source, folder), tmp_path)
     expected = by_hand(entries, source, settings)
     assert 0 < expected["video_map_20"] < 1  # or the comparison would say little
@@ -164,7 +164,7 @@ def test_the_table_names_value_linker_and_protocol(source, folder, tmp_path):
     (row,) = read_rows(tmp_path / "benchmark.jsonl")
     assert row.video_map_50 == pytest.approx(scores["test/video_map_50"], abs=1e-6)
     assert row.video_protocol == "multisports video mAP, act linker, stride 3"
-    assert f"{100 * row['video_map_50']:.2f} ({row['video_protocol']})" in (tmp_path / "benchmark.md").read_text()
+    assert f"{100 * row.video_map_50:.2f} ({row.video_protocol})" in (tmp_path / "benchmark.md").read_text()
 
 
 def test_videos_that_are_cut_short_are_left_out_and_named(source, folder, tmp_path):
@@ -176,7 +176,7 @@ def test_videos_that_are_cut_short_are_left_out_and_named(source, folder, tmp_pa
 
 def test_data_that_cannot_have_a_video_map_say_so(source, folder, tmp_path):
     nameless = NumberedVideos(folder, source.lengths, 2, sizes=source.sizes)
-    with pytest.raises(ValueError, match=r"video_2.mp4 has boxes at 0.125 s .* whose they are"):
+    with pytest.raises(ValueError, match=r"video_2.mp4:? has boxes at 0.125 s .* whose they are"):
         run_test(streaming(SETTINGS["online"]), streams(nameless, folder), tmp_path)
     with pytest.raises(ValueError, match="annotated at one in 3 of the frames that a stream of stride 1"):
         run_test(streaming(SETTINGS["online"]), streams(source, folder, frame_stride=1), tmp_path)

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
 from lightning_modules.networks.weights.card import Card
-from lightning_modules.networks.weights.configured import build_network, load_network, network_config, network_of
+from lightning_modules.networks.weights.configured import build_network, load_network, network_of
 from lightning_modules.networks.weights.loading import read_state_dict, read_weights, save_weights
 from lightning_modules.networks.weights.old_names import renamed_from_old
 from lightning_modules.networks.weights.take import main
 from tests.networks.tiny import randomise, tiny_student
-
-NETWORKS = Path(__file__).parents[3] / "configs" / "networks"
-SMALL = ["num_classes=3", "trunk.size={dim: 8, depth: 2, num_heads: 2, num_frames: 8, pretrain_size: 64}"]
-SMALL += ["trunk.size.pyramid_layers=[0, 0, 1, 1]", "head.localizer.hidden_dim=8", "head.decoder.hidden_dim=8"]
+from tests.networks.weights.small import NETWORKS, SMALL, small_card, small_config
 
 
 @pytest.fixture(scope="module")
 def config() -> dict:
-    return network_config(NETWORKS / "dsta_tiny.yaml", SMALL)
+    return small_config()
 
 
 @pytest.fixture
 def card(config) -> Card:
-    return Card(config, ("sit", "stand", "walk"), 2, 16.0, 128, "miniature", "0123abc", look_ahead=3)
+    return small_card(config)
 
 
 def test_a_network_is_rebuilt_from_its_file_alone(tmp_path, config, card):
@@ -68,6 +65,8 @@ def test_every_network_of_the_configs_is_built(file):
         ("head", "os.system"),
         ("head", "/tmp/head.yaml"),
         ("trunk", {"class_path": "os.system", "init_args": {"command": "true"}}),
+        ("class_path", "evil.StreamingDetector"),
+        ("head", "lightning_modules.networks.weights.take.main"),  # ours, but no network
     ],
 )
 def test_a_card_that_names_anything_but_our_networks_is_refused_and_runs_nothing(config, place, value, monkeypatch):
@@ -76,6 +75,29 @@ def test_a_card_that_names_anything_but_our_networks_is_refused_and_runs_nothing
     (forged if place == "class_path" else forged["init_args"])[place] = value
     with pytest.raises(ValueError, match="a network's config may name nothing else"):
         build_network(forged)
+
+
+def test_a_card_names_classes_that_may_move_to_other_modules(config, card):
+    assert config["class_path"] == "StreamingDetector"
+    moved = {**config, "class_path": "lightning_modules.networks.an.older.place.StreamingDetector"}
+    assert Card.from_dict(replace(card, network=moved).to_dict()) == card
+    assert type(build_network(moved)) is type(build_network(config))
+
+
+def test_no_two_networks_have_one_name():
+    classes = [
+        f"{path}: {name}"
+        for path in (NETWORKS.parents[1] / "lightning_modules" / "networks").rglob("*.py")
+        for name in re.findall(r"^class ([A-Z]\w+)\(.*Module", path.read_text(), re.MULTILINE)
+    ]
+    names = [line.rpartition(" ")[2] for line in classes]
+    assert len(names) > 20 and len(set(names)) == len(names), sorted(classes)
+
+
+def test_arguments_that_a_network_does_not_take_are_named_in_one_line(config):
+    with pytest.raises(ValueError, match=r"builds no network: .*colour") as raised:
+        build_network({**config, "init_args": {**config["init_args"], "colour": "red"}})
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +129,7 @@ def test_a_file_without_a_card_is_read_as_weights_and_builds_no_network(tmp_path
     save_weights({"weight": torch.ones(2)}, tmp_path / "plain.pt")
     weights, card = read_weights(tmp_path / "plain.pt")
     assert list(weights) == ["weight"] and card is None
-    with pytest.raises(ValueError, match=r"plain\.pt has no card"):
+    with pytest.raises(ValueError, match=r"plain\.pt: has no card"):
         load_network(tmp_path / "plain.pt")
 
 

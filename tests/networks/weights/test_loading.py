@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.networks.weights.loading import KEYS_SHOWN, load_exactly, read_state_dict, save_weights
+from datamodules.errors import UserError
+from lightning_modules.networks.weights.loading import (
+    KEYS_SHOWN,
+    load_exactly,
+    load_weights,
+    read_state_dict,
+    save_weights,
+)
 
 
 class Payload:
@@ -70,12 +77,12 @@ def test_a_file_that_would_execute_something_is_refused_by_name_and_executes_not
 @pytest.mark.parametrize("content", [{}, {"a": 3}, [torch.ones(1)], {"state_dict": {"other.a": torch.ones(1)}}])
 def test_a_file_without_weights_is_refused_by_name(tmp_path, content):
     torch.save(content, tmp_path / "odd.pt")
-    with pytest.raises(ValueError, match=r"odd\.pt holds no weights"):
+    with pytest.raises(ValueError, match=r"odd\.pt: holds no weights"):
         read_state_dict(tmp_path / "odd.pt")
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"absent\.pt"):
+    with pytest.raises(UserError, match=r"absent\.pt"):
         read_state_dict(tmp_path / "absent.pt")
 
 
@@ -102,6 +109,12 @@ def test_an_error_lists_what_is_missing_left_over_misshapen_and_unused_and_loads
     ):
         assert part in str(error.value)
     assert all(torch.equal(value, before[key]) for key, value in ours.state_dict().items())
+
+
+def test_weights_of_another_network_are_refused_with_the_name_of_their_file(tmp_path):
+    save_weights(nn.Linear(2, 3).state_dict(), tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"other\.pt: the weights do not fit the network; missing \(\d+\): body.bias"):
+        load_weights(network(), tmp_path / "other.pt")
 
 
 def test_fresh_parameters_keep_their_values_with_or_without_weights_in_the_file():

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from datamodules.errors import UserError
 from lightning_modules.clip_detection import ClipDetectionModule
 from lightning_modules.networks.detection.vit import VideoViT
 from lightning_modules.networks.layers.positions import sine_table
@@ -434,7 +435,7 @@ def test_a_file_in_half_precision_fills_a_network_in_single(tmp_path):
 
 
 def test_a_file_that_is_absent_or_not_of_weights_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
+    with pytest.raises(UserError, match=r"absent\.pth"):
         load_videomae(tiny_teacher(), tmp_path / "absent.pth")
     torch.save([torch.ones(1)], tmp_path / "list.pth")
     with pytest.raises(ValueError, match=r"list\.pth holds a list"):

@@ -1,0 +1,132 @@
+"""``predict`` from a weights file alone: its card says what a config would have to repeat by hand.
+
+python main.py predict --weights results/weights/dsta.pt --source street.mp4
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from datamodules.errors import UserError
+
+from ..networks.weights.card import Card
+from ..networks.weights.configured import importable
+from ..networks.weights.loading import read_weights
+from ..networks.weights.pretrained import require_streaming, weights_file
+
+CONFIG = Path(__file__).parents[2] / "configs" / "predict.yaml"
+"""What a prediction is made of besides weights and source."""
+ALIASES = {"--source": "--data.init_args.source"}
+WEIGHTS, NETWORK, RATE = "model.init_args.weights", "model.init_args.network", "data.init_args.frame_rate"
+
+Settings = list[tuple[str, str]]
+"""Keys with their dashes, and values."""
+
+
+def with_card(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of ``predict`` with what the weights say of network, classes and frames.
+
+    ``--weights`` and ``--source`` are short for the keys of the module and of the data; without ``--config`` that of
+    ``predict`` is taken. The card of the weights, be they named here or in the config, gives the network unless one is
+    given, the names of its classes, stride, frame rate and short side. Whatever else is given comes after it, so it
+    counts. Arguments of other commands are returned as they are.
+
+    Raises:
+        UserError: the weights have no card though a network is wanted, or none of a streaming detector.
+    """
+    if not arguments or arguments[0] != "predict":
+        return list(arguments)
+    settings = [(ALIASES.get(key, key), value) for key, value in _settings(arguments[1:])]
+    configs = [value for key, value in settings if key == "--config"]
+    named = [value for key, value in settings if key == "--weights"]
+    others = [(key, value) for key, value in settings if key not in ("--config", "--weights")]
+    if named and not configs:
+        configs = [str(CONFIG)]
+    in_config = _from_configs(configs)
+    weights = _last(others, WEIGHTS) or (named or [in_config.get(WEIGHTS)])[-1]
+    if weights is None or (not named and NETWORK in in_config):
+        return ["predict", *_joined([("--config", config) for config in configs] + others)]
+    path = weights_file(weights)
+    card = read_weights(path)[1]
+    has_network = any(_is_below(key, NETWORK) for key, _ in others)
+    told: Settings = [(f"--{WEIGHTS}", str(path))]
+    if card is not None:
+        require_streaming(card, path)
+        told += _of_card(card, path, has_network, has_rate=_last(others, RATE) is not None)
+    elif not has_network:
+        raise UserError(
+            "has no card that says how to build its network",
+            where=path,
+            remedy=f"give --{NETWORK}, --data.init_args.classes and the stride and frame rate of its frames",
+        )
+    return ["predict", *_joined([("--config", config) for config in configs] + told + others)]
+
+
+def _of_card(card: Card, path: Path, has_network: bool, has_rate: bool) -> Settings:
+    if card.frame_rate is None and not has_rate:
+        raise UserError(
+            "its card does not say the frame rate of the training videos", where=path, remedy=f"give --{RATE}"
+        )
+    network = {} if has_network else {NETWORK: importable(card.network)}
+    rate = {} if card.frame_rate is None else {RATE: card.frame_rate}
+    frames = {"classes": list(card.classes), "frame_stride": card.frame_stride, "short_side": card.short_side}
+    told = network | {f"data.init_args.{name}": value for name, value in frames.items()} | rate
+    return [(f"--{key}", json.dumps(value)) for key, value in told.items()]
+
+
+def _settings(arguments: Sequence[str]) -> Settings:
+    """Pair the arguments of a command, ``--key value`` and ``--key=value``; what stands alone has an empty key."""
+    pairs: Settings = []
+    waiting: str | None = None
+    for argument in arguments:
+        key, sign, value = argument.partition("=")
+        if waiting is not None:
+            pairs.append((waiting, argument))
+            waiting = None
+        elif not argument.startswith("--"):
+            pairs.append(("", argument))
+        elif sign:
+            pairs.append((key, value))
+        elif argument in ("--help", "--print_config"):
+            pairs.append(("", argument))
+        else:
+            waiting = argument
+    return pairs if waiting is None else [*pairs, ("", waiting)]
+
+
+def _joined(settings: Settings) -> list[str]:
+    return [f"{key}={value}" if key else value for key, value in settings]
+
+
+def _short(key: str) -> str:
+    return key.removeprefix("--").replace(".init_args", "")
+
+
+def _is_below(key: str, parent: str) -> bool:
+    return f"{_short(key)}.".startswith(f"{_short(parent)}.")
+
+
+def _last(settings: Settings, key: str) -> str | None:
+    """Return the value that counts of a key, which may be written without ``init_args``."""
+    values = [value for given, value in settings if _short(given) == _short(key)]
+    return values[-1] if values else None
+
+
+def _from_configs(configs: Sequence[str]) -> dict[str, Any]:
+    """Return the weights and the network that configs name, if they do; files that cannot be read are left to the
+    parser, which says so."""
+    found: dict[str, Any] = {}
+    for config in configs:
+        try:
+            content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        model = content.get("model") if isinstance(content, dict) else None
+        given = {**model, **(model.get("init_args") or {})} if isinstance(model, dict) else {}
+        found |= {key: given[_short(key)[len("model.") :]] for key in (WEIGHTS, NETWORK) if _short(key)[6:] in given}
+    return found

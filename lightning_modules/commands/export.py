@@ -1,0 +1,129 @@
+"""The command ``export``: a network for other runtimes, compared with PyTorch and timed beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+from callbacks.benchmark.provenance import commit
+from callbacks.benchmark.rows import enter
+from callbacks.measures.exported_latency import runtime_rows
+from datamodules.errors import UserError
+from datamodules.frames.store import DecodedFrames
+
+from ..networks.detection.export_graphs import ExportGraph
+from ..networks.layers.prepared import prepare_for_inference
+from ..networks.streaming import state_bytes
+from ..networks.weights.loading import load_weights
+from .export_graph import export_graph, graph_of
+from .export_parity import first_inputs, load, moving_blobs, run_torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def export(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule,
+    format: Literal["onnx", "torch_export"] = "onnx",
+    output: Path | None = None,
+    image_size: tuple[int, int] | None = None,
+    batch_size: int = 1,
+    dynamic_batch: bool = False,
+    video: Path | None = None,
+    parity_frames: int = 200,
+    box_tolerance: float = 1e-4,
+    score_tolerance: float = 1e-3,
+    opset: int = 18,
+    benchmark: bool = False,
+    ckpt_path: str | None = None,
+    weights_only: bool | None = True,
+) -> None:
+    """Write a network for other runtimes: a student's step with its state as inputs and outputs, a teacher's clip.
+
+    Args:
+        format: ``onnx`` for onnxruntime and others, ``torch_export`` for PyTorch alone.
+        output: the file, ``runs/export/<name>`` by default; its ending says the format whatever is given here.
+        image_size: height and width of the frames in pixels, padded inside; the size of the video's frames as the
+            data reads them, or without a video the square that the network was made for.
+        batch_size: streams (clips) a call. dynamic_batch: any number of them instead.
+        video: a film like those to come; what was exported is compared with PyTorch on its frames, or on moving
+            blobs where there is none.
+        parity_frames: over how many frames.
+        box_tolerance: largest difference of a box's corner, as a fraction of the frame's width or height.
+        score_tolerance: largest difference of a score.
+        opset: version of the ONNX operators, 18 to 25.
+        benchmark: time what was exported and PyTorch in turn, a row each in ``results/benchmark.md``.
+        ckpt_path: checkpoint of a run; without it the weights that the config names.
+        weights_only: checkpoints are never read otherwise here.
+    """
+    if benchmark and batch_size != 1:
+        raise UserError(
+            f"is {batch_size}, but the benchmark's latency is that of one stream", where="batch_size", remedy="leave it"
+        )
+    frames = None if video is None else video_frames(video, datamodule, parity_frames, image_size)
+    size = image_size if frames is None else frames.shape[1:3]
+    graph = graph_of(model, size, getattr(datamodule, "num_frames", None))
+    if ckpt_path is not None:
+        load_weights(model.network, ckpt_path)
+    weights = str(ckpt_path or model.weights or "as configured")
+    name = trainer.logger.name if trainer.logger else type(model).__name__
+    exported = export_graph(
+        graph,
+        output or Path("runs/export") / name,
+        moving_blobs(parity_frames, graph.image_size) if frames is None else frames,
+        datamodule.class_names,
+        format,
+        None if dynamic_batch else batch_size,
+        parity_frames,
+        box_tolerance,
+        score_tolerance,
+        opset,
+        {
+            "frame_stride": datamodule.frame_stride,
+            "person_threshold": model.person_threshold,
+            "weights": weights,
+            "commit": commit(ROOT),
+            "compared_on": "moving blobs" if video is None else video.name,
+        },
+    )
+    print(exported.summary())
+    if benchmark:
+        print(benchmark_exported(exported.path, graph, model, name, weights))
+
+
+def video_frames(
+    video: Path, datamodule: LightningDataModule, count: int, image_size: tuple[int, int] | None
+) -> np.ndarray:
+    """Return the first frames of a file at the stride and scale of the data, uint8 (N, H, W, 3)."""
+    store = DecodedFrames(datamodule.store.scale)
+    facts = store.facts(video)
+    if image_size not in (None, facts.size):
+        raise UserError(
+            f"{video} is read in {facts.size[0]}x{facts.size[1]} pixels, but image_size={list(image_size)}",
+            remedy="leave image_size out, or set the scale of the data (data.frames.short_side)",
+        )
+    return store.get(video, range(0, len(facts.times), datamodule.frame_stride)[:count])
+
+
+def benchmark_exported(path: Path, graph: ExportGraph, model: LightningModule, name: str, weights: str) -> str:
+    """Time an exported file, PyTorch on the same graph and the teacher in turn; return the table with their rows.
+
+    The teacher's clip is timed at the size it was made for, so frames of another size have no speed-up.
+    """
+    prepare_for_inference(model.network)
+    inputs, own, exported = first_inputs(graph), run_torch(graph), load(path, graph)
+    runtime = "onnxruntime" if path.suffix == ".onnx" else "torch.export"
+    is_teachers_size = graph.image_size == (model.network.frame_size,) * 2
+    rows = runtime_rows(
+        name,
+        weights,
+        {runtime: lambda: exported(inputs), "PyTorch, same inputs": lambda: own(inputs)},
+        getattr(model, "reference_step", lambda: None)() if is_teachers_size else None,
+        parameters=sum(parameter.numel() for parameter in model.network.parameters()),
+        state_mib=state_bytes(graph.initial_state(1)) / 2**20,
+    )
+    return [enter(Path("results"), row) for row in rows][-1]

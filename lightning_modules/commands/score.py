@@ -1,0 +1,163 @@
+"""The command ``score``: detections that were saved, without a model, on the ground truth and metric of ``test``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, Trainer
+from torch import Tensor
+
+from datamodules.batches import TrueTubes
+from datamodules.errors import UserError
+from datamodules.segments import SegmentDataModule
+
+from ..metrics.frame_ap import FrameMapSettings
+from ..metrics.segment_map import SegmentMeanAveragePrecision
+from ..metrics.segment_results import read_results, score_results
+from ..metrics.tube_results import read_tubes, score_tubes
+from ..metrics.video_ap import VideoProtocol
+from ..metrics.video_map import VideoMeanAveragePrecision
+from .score_boxes import score_file, score_since_start, table_of
+
+
+def score(
+    trainer: Trainer,
+    model: None,
+    datamodule: LightningDataModule,
+    predictions: Path,
+    split: Literal["val", "test"] = "test",
+    metric: FrameMapSettings | None = None,
+    video_protocol: VideoProtocol | None = None,
+    tolerance_seconds: float = 0.01,
+    tiou_thresholds: list[float] | None = None,
+    verbose: bool = True,
+    since_start: bool = False,
+    ckpt_path: str | None = None,
+    weights_only: bool | None = None,
+) -> None:
+    """Score detections that were saved earlier, without a model.
+
+    Args:
+        predictions: what ``test`` saved with ``DetectionFile``, or another program in the
+            same form: a csv of ``video,seconds,x1,y1,x2,y2,action_id,score``; of tubes a json as
+            ``TubeFile`` saves it, of segments one in the form of the ActivityNet challenge.
+        split: whose ground truth; ``val`` for what ``validate`` saved.
+        metric: the protocol for boxes; that of the config's model by default.
+        video_protocol: the protocol for tubes; that of the config's model by default, otherwise ``act``.
+        tolerance_seconds: how far a time stamp of a box may be from that of its keyframe.
+        tiou_thresholds: overlaps of segments to average over; 0.3 to 0.7 by default.
+        verbose: also print the AP of every class.
+        since_start: also print the frame mAP of boxes by the time since their action's start.
+        ckpt_path, weights_only: not used; a run's ``config.yaml``, which has them, can be given as it is.
+    """
+    names = datamodule.class_names
+    if isinstance(datamodule, SegmentDataModule):
+        truth = datamodule.true_segments(split)
+        on = datamodule.evaluated_on
+        print(segment_score_text(predictions, truth, names, on, tiou_thresholds, every_class=verbose))
+        return
+    if predictions.suffix == ".json":
+        truth, stride = datamodule.true_tubes(split), datamodule.evaluation_grid
+        print(tube_score_text(predictions, truth, names, stride, video_protocol or "act", every_class=verbose))
+        return
+    keyframes = datamodule.true_keyframes(split)
+    result = score_file(predictions, keyframes, len(names), datamodule.evaluated_classes, metric, tolerance_seconds)
+    print(result.text(names, every_class=verbose))
+    if since_start:
+        seconds, scored = datamodule.seconds_since_start(split), datamodule.evaluated_classes
+        by_time = score_since_start(predictions, keyframes, seconds, len(names), scored, metric, tolerance_seconds)
+        print(f"\n{by_time.text()}")
+
+
+def take_protocols(config: Namespace) -> None:
+    """Score by the protocols of the config's model where the command line names none."""
+    of_model = config.model.get("init_args") or Namespace()
+    config.metric = config.metric or of_model.get("metric")
+    config.video_protocol = config.video_protocol or (of_model.get("video_map") or Namespace()).get("protocol")
+
+
+def segment_score_text(
+    path: str | Path,
+    truth: Mapping[str, Mapping[str, Tensor]],
+    class_names: Sequence[str],
+    evaluated_on: str,
+    tiou_thresholds: Sequence[float] | None = None,
+    *,
+    every_class: bool = True,
+) -> str:
+    """Score a json as ``read_results`` takes it, in several lines for people.
+
+    Args:
+        path: the json file.
+        truth: for each video that is evaluated ``segments`` (M, 2) seconds and ``labels`` (M,) int.
+        class_names: of all classes.
+        evaluated_on: what the list of videos is called.
+        tiou_thresholds: overlaps to average over; None means THUMOS14's, 0.3 to 0.7.
+        every_class: add the AP of every class, a mean over the thresholds.
+    """
+    options = {} if tiou_thresholds is None else {"tiou_thresholds": tiou_thresholds}
+    metric = SegmentMeanAveragePrecision(len(class_names), **options)
+    result = score_results(read_results(path, class_names), truth, metric)
+    each = zip(metric.tiou_thresholds, result["map_per_threshold"].flatten().tolist(), strict=True)
+    lines = [
+        f"{result['protocol']} on {evaluated_on}: {100 * float(result['map']):.2f} %",
+        ", ".join(f"{100 * value:.2f} at {threshold:g}" for threshold, value in each),
+        f"ground truth: {int(result['num_videos'])} videos, {int(result['num_segments'])} segments; "
+        f"{int(result['num_other_videos'])} other videos of the file are left out",
+    ]
+    if result["explanation"]:
+        lines.append(result["explanation"])
+    if every_class:
+        labels = np.concatenate([np.zeros(0, np.int64), *(video["labels"].numpy() for video in truth.values())])
+        counts = np.bincount(labels, minlength=len(class_names))
+        lines += table_of("segments", class_names, result["map_per_class"].flatten().numpy(), counts)
+    return "\n".join(lines)
+
+
+def tube_score_text(
+    path: str | Path,
+    truth: Mapping[str, TrueTubes],
+    class_names: Sequence[str],
+    frame_stride: int,
+    protocol: VideoProtocol = "act",
+    *,
+    every_class: bool = True,
+) -> str:
+    """Score a json as ``read_tubes`` takes it, in several lines for people.
+
+    Args:
+        path: the json file.
+        truth: the ground truth of each video that is evaluated, by video id.
+        class_names: of all classes.
+        frame_stride: of the ground truth; that of the file must be the same.
+        protocol: see ``metrics.video_ap``.
+        every_class: add the AP of every class at an overlap of 0.5.
+    """
+    found = read_tubes(path, class_names)
+    if found.frame_stride != frame_stride:
+        raise UserError(
+            f"has tubes of one frame in {found.frame_stride}, the ground truth of one in {frame_stride}",
+            where=path,
+            remedy=f"set data.frame_stride to {found.frame_stride}, or keyframe_grid of a clip detector's data",
+        )
+    true = {video: [tube._asdict() for tube in of_video.tubes] for video, of_video in truth.items()}
+    result = score_tubes(found.videos, true, VideoMeanAveragePrecision(len(class_names), protocol=protocol))
+    at = {"0.2": "map_20", "0.5": "map_50", "0.75": "map_75", "0.5:0.95": "map_50_95"}
+    lines = [
+        f"{protocol} video mAP, {found.linker} linker, stride {frame_stride}",
+        ", ".join(f"{100 * float(result[name]):.2f} % at {threshold}" for threshold, name in at.items()),
+        f"ground truth: {int(result['num_videos'])} videos, {int(result['num_tubes'])} tubes, "
+        f"{int(result['num_classes'])} classes; detections: {int(result['num_pred_tubes'])} tubes; "
+        f"{result['num_other_videos']} other videos of the file are left out",
+    ]
+    if result["explanation"]:
+        lines.append(result["explanation"])
+    if every_class:
+        labels = [tube["label"] for of_video in true.values() for tube in of_video]
+        counts = np.bincount(np.asarray(labels, np.int64), minlength=len(class_names))
+        lines += table_of("tubes", class_names, result["map_50_per_class"].flatten().numpy(), counts)
+    return "\n".join(lines)

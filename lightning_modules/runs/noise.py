@@ -1,0 +1,57 @@
+"""What libraries say and nobody needs: tips of other products, what is not so here, deprecations of their own code.
+
+Everything is named by its words and by who says it, so nothing else is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from typing import NamedTuple
+
+LIGHTNING_LOGGER = "lightning.pytorch.utilities.rank_zero"
+SAID = (
+    r"💡 Tip: .*(litlogger|litmodels)",
+    r"TPU available: False",
+    r"\nDetected KeyboardInterrupt, attempting graceful shutdown",  # the last line says more
+)
+"""How uninteresting messages of Lightning's log begin."""
+
+
+class Warned(NamedTuple):
+    """A warning that is not shown."""
+
+    message: str
+    """How it begins."""
+    module: str
+    """Where it is raised."""
+    category: type[Warning] = UserWarning
+
+
+WARNED = (
+    # A frozen teacher is meant to be in eval mode.
+    Warned(r"Found \d+ module\(s\) in eval mode at the start of training", r"lightning\.pytorch\.loops\.fit_loop"),
+    Warned(r"Precision .* is not supported by the model summary", r"lightning\.pytorch\.utilities\.model_summary"),
+    # Of torch's and Lightning's own code, which calls what it deprecates.
+    Warned(r".*LeafSpec", r"lightning\.pytorch\.utilities\._pytree", Warning),
+    Warned(r"`torch\.jit\.script` is deprecated", r"torch\.jit\._script", FutureWarning),
+    Warned(r"`torch\.jit\.script` is deprecated", r"torch\.jit\._script", DeprecationWarning),
+)
+
+
+class _Uninteresting(logging.Filter):
+    """Leaves out of a log what ``SAID`` describes."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not any(re.match(beginning, record.getMessage()) for beginning in SAID)
+
+
+_UNINTERESTING = _Uninteresting()
+
+
+def quieten() -> None:
+    """Leave what nobody needs off the screen, from now on."""
+    for each in WARNED:
+        warnings.filterwarnings("ignore", each.message, each.category, each.module)
+    logging.getLogger(LIGHTNING_LOGGER).addFilter(_UNINTERESTING)

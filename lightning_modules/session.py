@@ -1,0 +1,264 @@
+"""Detect people and what they do in a video, a camera or your own frames, in plain Python.
+
+    session = StreamSession.from_pretrained("results/weights/dsta.pt")
+    for prediction in session.predict("street.mp4"):
+        print(prediction.seconds, prediction.people)
+
+Frames, sampling, delay and tracks are those of ``python main.py predict``, through the same code; neither Lightning nor
+a config is involved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_map
+
+from datamodules.batches import StreamBatch
+from datamodules.errors import UserError
+from datamodules.frame_stream import FrameStream, stream_batch
+from datamodules.frames.store import FrameScale
+from datamodules.sampling.time_grid import TimeGrid
+
+from .evaluation.stream_predictor import StreamPredictor
+from .evaluation.tracked import TrackedFrame
+from .networks.detection.outputs import ScoreRule, decode_detections
+from .networks.layers.prepared import prepare_for_inference
+from .networks.students.detector import StreamingDetector
+from .networks.weights import pretrained
+from .networks.weights.card import Card
+
+Source = str | Path | int | Iterable[np.ndarray]
+"""A video, a folder of videos or numbered pictures, a camera's number, an address, or frames (H, W, 3) uint8 RGB."""
+FRAMES = "frames"
+"""The video id of frames that come as arrays."""
+
+
+class StreamSession:
+    """A streaming detector and what it remembers of one stream.
+
+    Args:
+        network: it is moved to ``device`` and prepared for inference, so it must not be trained meanwhile.
+        card: which frames it takes and what its classes are called.
+        device: where it runs.
+        person_threshold, score: see ``decode_detections``.
+    """
+
+    def __init__(
+        self,
+        network: StreamingDetector,
+        card: Card,
+        device: str | torch.device = "cpu",
+        person_threshold: float = 0.0,
+        score: ScoreRule = "person_x_action",
+    ) -> None:
+        self.network, self.card, self.device = network.eval().to(device), card, torch.device(device)
+        prepare_for_inference(self.network)
+        self._decode = partial(decode_detections, person_threshold=person_threshold, score=score)
+        self.reset()
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: str | torch.device = "cpu") -> StreamSession:
+        """Load a streaming detector that says by itself how it is built and what its frames must be like.
+
+        Args:
+            name: a weights file with a card (``.pt``, ``.safetensors``), a folder that ``save_pretrained`` wrote, or a
+                repository of the Hugging Face hub (``owner/name``).
+            device: where it runs.
+
+        Raises:
+            UserError: there is none of that name, it is damaged, or it is no streaming detector.
+        """
+        return cls(*pretrained.load_streaming(name), device=device)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write weights and card as safetensors, and a page about them, into a folder."""
+        pretrained.save_pretrained(self.network, self.card, folder)
+
+    def push_to_hub(self, name: str, private: bool = True) -> str:
+        """Upload what ``save_pretrained`` writes to a repository of the hub, ``owner/name``; return its address."""
+        return pretrained.push_to_hub(self.network, self.card, name, private)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.card.classes
+
+    @property
+    def look_ahead(self) -> int:
+        """Delay of predictions in sampled frames."""
+        return self.network.look_ahead
+
+    def predict(
+        self,
+        source: Source,
+        frame_rate: float | None = None,
+        max_frames: int | None = None,
+        max_seconds: float | None = None,
+        chunk_frames: int = 8,
+        pictures: bool = False,
+    ) -> Iterator[TrackedFrame]:
+        """Yield the sampled frames of a source in order, each with the people in it.
+
+        Frames are sampled by time at the pace that the network was trained on. A prediction comes ``look_ahead`` frames
+        late and is placed at the frame that it is about; at the end of a video the last frame is repeated, so every
+        sampled frame has one. A camera goes on until the loop is left. What ``step`` remembers is left alone.
+
+        Args:
+            source: see ``Source``.
+            frame_rate: of frames that come as arrays, per second, by default that of the training videos; of a folder
+                of pictures, by default 30. Videos and cameras have their own time stamps.
+            max_frames: sampled frames after which to stop: of each file, or of a live source.
+            max_seconds: of each file, or of running on a live source.
+            chunk_frames: frames of a file that the network sees at once; changes nothing but speed.
+            pictures: whether predictions hold the frames as they were read, which fills the memory if all are kept.
+
+        Raises:
+            UserError: there is no such source, it cannot be read, or frames are no pictures.
+        """
+        predictor = StreamPredictor(self.network, self._decode)
+        for batch in self._batches(source, frame_rate, max_frames, max_seconds, chunk_frames):
+            yield from self._predictions(predictor, batch, pictures)
+        yield from self._rest(predictor)
+
+    def step(self, frame: np.ndarray, seconds: float | None = None) -> TrackedFrame | None:
+        """Take the next frame of one stream and return the prediction that is due with it.
+
+        That is None for frames between the sampled ones, and for the first ones while predictions come late. The
+        prediction is about the frame that its time stamp and number name.
+
+        Args:
+            frame: (H, W, 3) uint8 RGB; OpenCV's are BGR.
+            seconds: its time stamp; by default frames come at the rate of the training videos.
+
+        Raises:
+            UserError: this is no picture, its size has changed, or its time stamp is before that of the frame before.
+        """
+        batch = self._steps.batch(frame, seconds)
+        due = [] if batch is None else self._predictions(self._predictor, batch, pictures=True)
+        return due[0] if due else None
+
+    def finish(self) -> list[TrackedFrame]:
+        """Return the predictions of the last ``look_ahead`` frames given to ``step``, whose stream is over."""
+        rest = self._rest(self._predictor)
+        self.reset()
+        return rest
+
+    def reset(self) -> None:
+        """Forget the stream of ``step``; the next frame is the first of another one."""
+        self._predictor = StreamPredictor(self.network, self._decode)
+        self._steps = _Steps(self.card, None)
+
+    def _batches(
+        self,
+        source: Source,
+        frame_rate: float | None,
+        max_frames: int | None,
+        max_seconds: float | None,
+        chunk_frames: int,
+    ) -> Iterator[StreamBatch]:
+        for name, value in {"frame_rate": frame_rate, "max_frames": max_frames, "max_seconds": max_seconds}.items():
+            if value is not None and value <= 0:
+                raise UserError(f"{name} must be above 0, got {value}")
+        if chunk_frames < 1:
+            raise UserError(f"chunk_frames must be at least 1, got {chunk_frames}")
+        if isinstance(source, str | Path | int):
+            stream = FrameStream(
+                str(source),
+                period_seconds(self.card),
+                FrameScale(self.card.short_side),
+                len(self.card.classes),
+                chunk_frames,
+                frame_rate or 30.0,
+                max_frames,
+                max_seconds,
+            )
+            stream.find()
+            yield from stream.batches()
+            return
+        steps, taken = _Steps(self.card, frame_rate), 0
+        for frame in source:
+            if taken == max_frames or steps.next_seconds >= (max_seconds or math.inf):
+                return
+            batch = steps.batch(frame, None)
+            if batch is not None:
+                taken += 1
+                yield batch
+
+    @torch.inference_mode()
+    def _predictions(self, predictor: StreamPredictor, batch: StreamBatch, pictures: bool) -> list[TrackedFrame]:
+        batch = batch if pictures else batch._replace(pictures=())
+        moved = tree_map(lambda part: part.to(self.device) if isinstance(part, torch.Tensor) else part, batch)
+        return predictor.track(predictor.add(moved), self.card.classes)
+
+    @torch.inference_mode()
+    def _rest(self, predictor: StreamPredictor) -> list[TrackedFrame]:
+        return predictor.track(predictor.finish(), self.card.classes)
+
+
+class _Steps:
+    """The frames of one stream, given one by one: which are sampled, and when they are shown.
+
+    Args:
+        card: stride, frame rate and size of the frames.
+        frame_rate: of the frames, where they have no time stamps; that of the card by default.
+    """
+
+    def __init__(self, card: Card, frame_rate: float | None) -> None:
+        # Without a known rate the stride alone counts: seconds are then numbers of frames.
+        trained_rate = card.frame_rate or 1.0
+        self._grid = TimeGrid(card.frame_stride / trained_rate)
+        self._scale, self._num_classes = FrameScale(card.short_side), len(card.classes)
+        self._frame_rate = frame_rate or trained_rate
+        self._index, self._seconds = 0, -math.inf
+        self._size: tuple[int, ...] | None = None
+
+    @property
+    def next_seconds(self) -> float:
+        """When the next frame is shown if it has no time stamp."""
+        return self._index / self._frame_rate
+
+    def batch(self, frame: np.ndarray, seconds: float | None) -> StreamBatch | None:
+        """Return the next frame as a batch, None if it is not sampled."""
+        frame = np.asarray(frame)
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+            raise UserError(f"a frame is an array (H, W, 3) of uint8 in RGB, got {frame.dtype} {frame.shape}")
+        if self._size not in (None, frame.shape):
+            raise UserError(
+                f"frame {self._index} has {frame.shape[1]}x{frame.shape[0]} pixels, those before it "
+                f"{self._size[1]}x{self._size[0]}",
+                remedy="call finish(), then give frames of another size",
+            )
+        seconds = self.next_seconds if seconds is None else float(seconds)
+        if not seconds >= self._seconds:
+            raise UserError(
+                f"frame {self._index} is shown at {seconds:g} s, the one before it at {self._seconds:g} s",
+                remedy="call reset() where another stream begins",
+            )
+        is_first = self._size is None
+        self._size, self._seconds, index = frame.shape, seconds, self._index
+        self._index += 1
+        if not self._grid.takes(seconds):
+            return None
+        pictures = np.array(frame)[None]  # a copy: whoever reads frames may read the next into the same memory
+        scaled = self._scale(pictures, FRAMES)
+        return stream_batch(FRAMES, pictures, scaled, [seconds], [index], is_first, False, self._num_classes)
+
+
+def period_seconds(card: Card) -> float:
+    """Return the time from one sampled frame to the next.
+
+    Raises:
+        UserError: the card does not say the frame rate.
+    """
+    if card.frame_rate is None:
+        raise UserError(
+            "the weights do not say the frame rate of their training videos",
+            where="card.frame_rate",
+            remedy="give it: StreamSession(network, dataclasses.replace(card, frame_rate=...))",
+        )
+    return card.frame_stride / card.frame_rate
