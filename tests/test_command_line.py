@@ -77,6 +77,7 @@ def on_puppets(config: Path, puppets: Path) -> list[str]:
     return arguments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
 def test_a_config_parses_and_what_is_printed_of_it_parses_to_the_same(config, tmp_path, capsys):
     printed = printed_config(capsys, "fit", f"--config={config}")
@@ -91,6 +92,7 @@ def test_a_config_begins_with_what_it_is_and_the_command_that_runs_it(config):
     assert comment[-1].startswith(f"# python main.py fit --config configs/{config.name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", FULL_SIZE, ids=lambda config: config.stem)
 def test_a_config_of_full_size_is_built_and_then_names_what_it_finds_missing(config, monkeypatch):
     data = config.stem.partition("_vit_b_")[2] or config.stem.partition("_vit_l_")[2]
@@ -149,6 +151,7 @@ def test_a_network_given_as_a_file_keeps_nothing_of_the_one_in_the_config(capsys
     assert (backbone["keep_rates"], backbone["enhanced_weight"]) == (None, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "lr", "options"), [("evad_vit_b_ava", 2.5e-5, ()), ("evad_vit_l_ava", 1e-5, SAVING_MEMORY)]
 )

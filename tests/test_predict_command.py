@@ -46,6 +46,7 @@ def mp4_times(name: str) -> list[float]:
         return [frame.time for frame in container.decode(video=0)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 def test_a_file_becomes_json_lines_and_a_video_without_another_argument(capsys):
     write_video("film.mp4", numbered_frames(20, 128, 160), 16)
@@ -127,6 +128,7 @@ def test_videos_of_a_folder_keep_apart_with_results_beside_them_and_a_second_run
         assert len([path for path in Path("films").rglob("*") if path.is_file()]) == 9
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_a_camera_leaves_whole_files_and_no_error(tmp_path):
     write_video("film.mp4", numbered_frames(400, 128, 160), 16)
     with network_camera(Connection(tmp_path / "film.mp4")) as address:

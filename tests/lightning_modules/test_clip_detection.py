@@ -32,6 +32,7 @@ def optimizer(groups):
     return torch.optim.AdamW(groups, lr=3e-3)
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_repeated_batch_falls(data, tmp_path):
     batch, losses = next(iter(data.train_dataloader())), tiny.Losses()
     module = ClipDetectionModule(tiny.teacher(), optimizer=optimizer)

@@ -74,6 +74,7 @@ def ask(module: DistillationModule, batch) -> None:
     module.ask_teacher(batch, normalise_frames(batch.frames, batch.image_sizes))
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_repeated_batch_falls(data, distil, tmp_path):
     batch, losses = next(iter(data.train_dataloader())), tiny.Losses()
     trainer = tiny.trainer(tmp_path, max_epochs=1, callbacks=[losses])
@@ -81,6 +82,7 @@ def test_the_loss_of_a_repeated_batch_falls(data, distil, tmp_path):
     assert losses.values[-1] < 0.6 * losses.values[0]  # truth and a random teacher want different things
 
 
+@pytest.mark.slow
 def test_the_teacher_is_the_same_after_an_epoch_and_not_in_the_checkpoint(data, distil, tmp_path):
     module = distil()
     before = {name: value.clone() for name, value in module.teacher.network.state_dict().items()}
@@ -213,6 +215,7 @@ def test_what_is_imitated_is_the_teachers_in_the_order_of_the_assignment(distil)
     )
 
 
+@pytest.mark.slow
 def test_a_student_with_a_cheaper_head_learns(data, distil, tmp_path):
     batch, losses = next(iter(data.train_dataloader())), tiny.Losses()
     module = distil(network=tiny.student(num_proposals=3, num_actors=2), weighting="fixed", from_teacher=False)

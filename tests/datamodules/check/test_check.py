@@ -347,6 +347,7 @@ def test_segments_outside_their_video_or_without_length_are_found(videos, tmp_pa
     assert report.counts["val"] == {"videos": 1, "frames or features": 8, "segments": 1}
 
 
+@pytest.mark.slow
 def test_nothing_is_wrong_with_the_puppets(tmp_path):
     report = check_data(clip_data(Puppets(tmp_path, "tiny"), num_frames=8, frame_stride=2, cache=None))
     assert report.mistakes == []

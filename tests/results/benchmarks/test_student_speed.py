@@ -39,6 +39,7 @@ def page(part: str, rows: list) -> str:
     return re.sub(" +", " ", text)
 
 
+@pytest.mark.slow
 def test_teachers_and_students_are_compared_with_the_dense_teacher():
     rows = student_speed.measure_speed(CPU, 64, 2)
     by_name = {row["name"]: row for row in rows}
@@ -60,6 +61,7 @@ def test_teachers_and_students_are_compared_with_the_dense_teacher():
     assert "| evad, dense |" in page("speed", rows)
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_step_add_up_to_all_of_it():
     rows = student_speed.measure_parts(CPU, 64, 2)
     for temporal in ("tsa", "dsta"):
