@@ -33,8 +33,6 @@ from .runs import Kind, Run, runs_of
 TAIL_LINES = 20
 PATIENCE_SECONDS = 10.0
 """How long a program that is asked to end may take for it."""
-STOPPED = b"Received SIGTERM"
-"""Printed by Lightning when it is asked to end; its status is 0 then, as if it had come to the end of its work."""
 ANEW = "to begin anew delete its folder"
 
 Facts = dict[str, Any]
@@ -174,13 +172,10 @@ def call(run: Run, kind: Kind, command: Sequence[str], arguments: list[str]) -> 
                 time.sleep(0.1)
         finally:
             stop(process)
-    printed = log.read_bytes()[beginning:]
-    if status == 0 and STOPPED in printed:
-        raise UserError(f"{kind} was stopped from outside (SIGTERM)", where=str(run))
     if status != 0:
         resumed = kind == "fit" and any(argument.startswith("--ckpt_path=") for argument in arguments)
         anew = f"; it went on from a checkpoint, {ANEW} ({run.folder})" if resumed else ""
-        raise UserError(f"{kind} ended with status {status}, {log}{anew}\n{tail(printed)}", where=str(run))
+        raise UserError(f"{kind} ended with status {status}, {log}{anew}\n{tail(log.read_bytes()[beginning:])}", where=str(run))
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -197,8 +197,6 @@ def test_a_checkpoint_that_is_gone_or_cut_off_is_named_with_the_way_out():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"stopped": "fit"}, r"one, seed 0: fit was stopped from outside"),
-        ({"stopped": "test"}, r"one, seed 0: test was stopped from outside"),
         ({"no_checkpoint": 1}, r"training left no last\.ckpt"),
         (
             {"fails": "fit"},
