@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from datamodules.errors import UserError
+from datamodules.errors import UserError, shown_in_one_line
 
 from .files import is_readable, last_values, read_json, read_yaml, versions, write_json
 from .lists import read_list
@@ -175,7 +175,8 @@ def call(run: Run, kind: Kind, command: Sequence[str], arguments: list[str]) -> 
     if status != 0:
         resumed = kind == "fit" and any(argument.startswith("--ckpt_path=") for argument in arguments)
         anew = f"; it went on from a checkpoint, {ANEW} ({run.folder})" if resumed else ""
-        raise UserError(f"{kind} ended with status {status}, {log}{anew}\n{tail(log.read_bytes()[beginning:])}", where=str(run))
+        print(tail(log.read_bytes()[beginning:]), file=sys.stderr)
+        raise UserError(f"{kind} ended with status {status}, {log}{anew}", where=str(run))
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -245,8 +246,7 @@ def interrupt(number: int, frame: object) -> NoReturn:
 
 if __name__ == "__main__":
     try:
-        main()
+        with shown_in_one_line():
+            main()
     except KeyboardInterrupt:
         sys.exit("stopped; the same call of snakemake goes on from here")
-    except UserError as error:
-        sys.exit(f"error: {error}")
