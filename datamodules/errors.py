@@ -33,7 +33,7 @@ class UserError(ValueError):
         problem = self.problem
         if IN_A_WORKER.match(problem):
             problem = problem.rpartition(f"{type(self).__name__}: ")[2]
-        place = "" if self.where is None else f"{self.where}: "
+        place = "" if self.where is None else f"{printable(str(self.where))}: "
         way_out = "" if self.remedy is None else f"; {self.remedy}"
         return printable(re.sub(r"\s*\n\s*", " ", f"{place}{problem}{way_out}".strip()))
 

@@ -116,7 +116,7 @@ def _key_of(error: Exception, config: Namespace) -> Key | None:
     objects = [
         (key, init_args)
         for key, path, init_args in objects_in(config)
-        if (locate(path) is built if path else vars(init_args).keys() == arguments)
+        if (locate(path) is built if path else _names_in(init_args) == set(arguments))
     ]
     if not objects:
         return None
@@ -124,6 +124,11 @@ def _key_of(error: Exception, config: Namespace) -> Key | None:
     key, init_args = max(objects, key=lambda each: _alike(each[1], frame.f_locals))
     named = next((word for word in re.findall(r"[a-z]\w*", str(error)) if word in init_args), None)
     return key if named is None else (*key, OBJECT_KEYS[1], named)
+
+
+def _names_in(init_args: Namespace) -> set[str]:
+    """Return the names of arguments, without what the parser keeps beside them of a file."""
+    return {name for name in vars(init_args) if not name.startswith("__")}
 
 
 def _constructor(error: Exception) -> FrameType | None:

@@ -59,7 +59,7 @@ def read_frame_detections(path: str | Path) -> FrameDetections:
         while lines := list(islice(file, ROWS_AT_A_TIME)):
             if first == 1:
                 check_separator(path, lines[:ROWS_TO_JUDGE_BY], ",".join(COLUMNS), (2, len(COLUMNS)))
-                if _is_header(next(csv.reader(lines[:1]), [])):
+                if _is_header(_first_cells(lines[0], path)):
                     lines[0] = "\n"
             plain = all(line.count(",") == len(COLUMNS) - 1 and '"' not in line for line in lines)
             videos, columns = (_plain_rows if plain else _rows)(lines, path, first)
@@ -90,6 +90,14 @@ def _cells(lines: list[str], path: Path) -> Iterator[list[str]]:
         yield from csv.reader(lines)
     except csv.Error as error:
         raise UserError(f"is no csv: {error}", where=path) from error
+
+
+def _first_cells(line: str, path: Path) -> list[str]:
+    """Return the cells of the first line, which may be a header."""
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error as error:
+        raise UserError(f"line 1: {error}", path, CLOSE_QUOTES) from None
 
 
 def _is_header(line: Sequence[str]) -> bool:

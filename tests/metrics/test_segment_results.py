@@ -91,7 +91,7 @@ def test_detections_of_other_programs_are_read(tmp_path):
         ('{"results": {"x": [{"label": "jump", "score": 1}]}}', "a detection of x"),
         ('{"results": {"x": [{"label": "jump", "score": NaN, "segment": [0, 1]}]}}', "no finite score"),
         ('{"results": {"x": [{"label": "jump", "score": 1, "segment": [0]}]}}', "no finite score"),
-        ('{"results": {"x": [{"label": ["jump"], "score": 1, "segment": [0, 1]}]}}', "no text"),
+        ('{"results": {"x": [{"label": ["jump"], "score": 1, "segment": [0, 1]}]}}', "no name"),
         ('{"results": {"x": [{"label": "7", "score": 1, "segment": [0, 1]}]}}', "none of the 2 classes"),
     ],
 )

@@ -15,7 +15,8 @@ class FrameScores(StreamingFeatures[State]):
     Its state is the trunk's, so is its receptive field.
     """
 
-    def __init__(self, trunk: StreamingFeatures[State], num_classes: int = 20) -> None:
+    # Without its type variable: jsonargparse gives objects of a parametrised class no arguments.
+    def __init__(self, trunk: StreamingFeatures, num_classes: int = 20) -> None:  # type: ignore[type-arg]
         super().__init__()
         self.trunk = trunk
         self.classifier = nn.Linear(trunk.out_channels, num_classes)

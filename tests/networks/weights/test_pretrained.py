@@ -211,7 +211,8 @@ def hub(tmp_path, monkeypatch) -> Iterator[type[Hub]]:
 
 
 def at(address: str, cache: Path, monkeypatch) -> None:
-    """Let the hub be at an address, with nothing in the cache."""
+    """Let the hub be at an address, with nothing in the cache and no pause between attempts."""
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +47,7 @@ class StreamingBackbone(SegmentBackbone):
 
     step_stride = 1
 
-    def __init__(self, trunk: StreamingFeatures[Any]) -> None:
+    def __init__(self, trunk: StreamingFeatures) -> None:  # type: ignore[type-arg]  (jsonargparse, see FrameScores)
         super().__init__()
         self.trunk = trunk
         self.in_channels, self.out_channels = trunk.in_channels, trunk.out_channels
