@@ -47,7 +47,7 @@ class StreamingBackbone(SegmentBackbone):
 
     step_stride = 1
 
-    def __init__(self, trunk: StreamingFeatures) -> None:  # type: ignore[type-arg]  (jsonargparse, see FrameScores)
+    def __init__(self, trunk: StreamingFeatures) -> None:  # type: ignore[type-arg]  # see FrameScores
         super().__init__()
         self.trunk = trunk
         self.in_channels, self.out_channels = trunk.in_channels, trunk.out_channels
