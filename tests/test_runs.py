@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from main import main
+from tests.flat_data import grouped
 from tests.lightning_modules.runs.test_resuming import assert_alike
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # where pytest has arguments itself
@@ -35,8 +36,11 @@ def place(tmp_path, monkeypatch) -> Path:
     precision = torch.get_float32_matmul_precision()
     head = {"num_classes": 3, "dim": 8, "num_levels": 2, "num_heads": 2, "attention_window": 3, "drop_path_rate": 0.3}
     network = {
-        "backbone": {"class_path": f"{NETWORKS}.stored_features.StoredFeatures", "init_args": {"in_channels": 6}},
-        "head": {"class_path": f"{NETWORKS}.anchor_free_head.AnchorFreeHead", "init_args": head},
+        "backbone": {
+            "class_path": f"{NETWORKS}.backbones.stored_features.StoredFeatures",
+            "init_args": {"in_channels": 6},
+        },
+        "head": {"class_path": f"{NETWORKS}.heads.anchor_free_head.AnchorFreeHead", "init_args": head},
         "dim": 8,
     }
     network = {"class_path": f"{NETWORKS}.temporal_detector.TemporalDetector", "init_args": network}
@@ -52,7 +56,7 @@ def place(tmp_path, monkeypatch) -> Path:
                 "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-3}},
             },
         },
-        "data": {"class_path": "datamodules.segments.SegmentDataModule", "init_args": data},
+        "data": {"class_path": "datamodules.segments.SegmentDataModule", "init_args": grouped(data)},
         "trainer": {"max_epochs": 2, "accelerator": "cpu", "log_every_n_steps": 2, "callbacks": []},
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
@@ -118,7 +122,7 @@ def test_a_training_that_is_killed_within_an_epoch_goes_on_as_if_nothing_had_hap
     ],
 )
 def test_wherever_a_training_is_killed_it_goes_on_alike(place, hook, count, minutes, workers):
-    more = [f"--data.init_args.num_workers={workers}"]
+    more = [f"--data.loader.num_workers={workers}"]
     main(fit("whole", *more))
     killed = fit("killed", *more, every_minutes=minutes, signalled={"name": "SIGKILL", "hook": hook, "count": count})
     shell(killed, -signal.SIGKILL)
@@ -129,7 +133,7 @@ def test_wherever_a_training_is_killed_it_goes_on_alike(place, hook, count, minu
 @pytest.mark.slow
 @pytest.mark.parametrize(("hook", "count"), [("on_train_batch_start", 5), ("on_train_epoch_start", 2)])
 def test_two_processes_that_are_killed_go_on_alike(place, hook, count):
-    more = [*TWO_PROCESSES, f"--data.init_args.windows_per_epoch={4 * BATCHES}"]
+    more = [*TWO_PROCESSES, f"--data.loader.samples_per_epoch={4 * BATCHES}"]
     shell(fit("whole", *more), 0)
     signalled = {"name": "SIGKILL", "hook": hook, "count": count}
     shell(fit("killed", *more, signalled=signalled), -signal.SIGKILL)
