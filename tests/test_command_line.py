@@ -26,6 +26,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter") 
 FULL_SIZE = [config for config in CONFIGS if "_vit_" in config.stem]
 TEMPORAL = [config for config in CONFIGS if "SegmentDataModule" in config.read_text()]  # test_temporal_command_line.py
 RUNNABLE = [config for config in CONFIGS if config not in [*FULL_SIZE, *TEMPORAL]]
+TESTED = ("evad", "distill_dsta")
+"""Those of them that are also tested and predict: a clip detector and a student."""
 AVA_RECIPES = [config for config in FULL_SIZE if config.stem.startswith("evad") and config.stem.endswith("_ava")]
 VIDEOS = {"ava": "data/ava/frames", "ucf101_24": "data/ucf101_24/videos", "jhmdb": "data/jhmdb/Frames"}
 """Where the recipes for published data look for them."""
@@ -196,9 +198,7 @@ def test_a_source_with_few_labels_takes_another_source_from_its_file(capsys):
     assert source["source"]["init_args"]["size"] == "full"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("config", RUNNABLE, ids=lambda config: config.stem)
-def test_an_experiment_fits_for_two_batches(config, puppets):
+def fit_for_two_batches(config: Path, puppets: Path) -> None:
     limits = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
     cli = main(["fit", *on_puppets(config, puppets), *limits])
     assert cli.trainer.global_step == 2
@@ -211,10 +211,17 @@ def test_an_experiment_fits_for_two_batches(config, puppets):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["evad", "distill_dsta"])
-def test_a_checkpoint_is_tested_into_the_table_and_predicts_into_files(name, puppets):
-    arguments = on_puppets(ROOT / "configs" / f"{name}.yaml", puppets)
-    main(["fit", *arguments, "--trainer.max_steps=1", "--trainer.limit_val_batches=0"])
+@pytest.mark.parametrize("config", [each for each in RUNNABLE if each.stem not in TESTED], ids=lambda each: each.stem)
+def test_an_experiment_fits_for_two_batches(config, puppets):
+    fit_for_two_batches(config, puppets)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TESTED)
+def test_an_experiment_fits_for_two_batches_is_tested_into_the_table_and_predicts_into_files(name, puppets):
+    config = ROOT / "configs" / f"{name}.yaml"
+    fit_for_two_batches(config, puppets)
+    arguments = on_puppets(config, puppets)
     checkpoint = f"--ckpt_path=runs/{name}/latest/checkpoints/last.ckpt"
     main(["test", *arguments, checkpoint, "--trainer.limit_test_batches=2"])
     (row,) = (json.loads(line) for line in Path("results/benchmark.jsonl").read_text().splitlines())
