@@ -107,6 +107,7 @@ def test_a_config_of_full_size_is_built_and_then_names_what_it_finds_missing(con
         main(["fit", f"--config={config}"])
 
 
+@pytest.mark.slow
 def test_the_ava_recipes_are_those_of_evads_authors(capsys):
     """`evad-facts`, sections 6, 7, 9 and 10; what differs between the sizes is in the table."""
     assert [config.stem for config in AVA_RECIPES] == ["evad_vit_b_ava", "evad_vit_l_ava"]
@@ -143,6 +144,7 @@ SAVING_MEMORY = (
 )
 
 
+@pytest.mark.slow
 def test_a_network_given_as_a_file_keeps_nothing_of_the_one_in_the_config(capsys):
     arguments = [f"--config={ROOT / 'configs' / 'evad.yaml'}", "--model.init_args.network"]
     arguments += [str(ROOT / "configs" / "networks" / "evad_dense_tiny.yaml")]
@@ -237,6 +239,7 @@ def test_an_experiment_fits_for_two_batches_is_tested_into_the_table_and_predict
     assert first["timestamp"] == 0
 
 
+@pytest.mark.slow
 def test_other_classes_than_the_datas_are_refused_with_the_way_out(puppets):
     arguments = on_puppets(ROOT / "configs" / "evad.yaml", puppets)
     with pytest.raises(ValueError, match=r"7 classes but the data has 10; set model\.init_args\.network"):

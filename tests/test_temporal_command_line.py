@@ -125,6 +125,7 @@ def test_the_two_stream_system_is_put_together_from_two_checkpoints_and_tested(p
     assert "segment mAP" in row.protocol and row.map is not None and row.gflops_unit == "window of 24 frames"
 
 
+@pytest.mark.slow
 def test_flow_that_the_data_compute_is_within_the_clock(puppets, teacher, monkeypatch):
     computed = []
     of_steps = DisFlow.of_steps

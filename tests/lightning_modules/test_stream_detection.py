@@ -52,6 +52,7 @@ def test_the_loss_of_a_repeated_batch_falls(training_batch, tmp_path, temporal):
     assert losses.values[-1] < 0.4 * losses.values[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("temporal", "look_ahead"), [("tsa", 0), ("dsta", 0), ("dsta", 3)])
 def test_accuracy_and_keyframes_are_the_same_however_videos_are_streamed(
     source, folder, tmp_path, temporal, look_ahead

@@ -254,6 +254,7 @@ def test_a_student_that_localizes_in_the_next_frame_compares_features_of_the_pai
     torch.testing.assert_close(compared, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_average_of_weights_over_training_is_what_is_evaluated_and_kept(data, distil, tmp_path):
     """Lightning's callback, around a module that holds a frozen teacher."""
     module = distil()

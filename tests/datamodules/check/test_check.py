@@ -354,6 +354,7 @@ def test_nothing_is_wrong_with_the_puppets(tmp_path):
     assert [report.counts[split]["videos"] for split in ("train", "val")] == [4, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not UCF.is_dir(), reason="real clips are not on this machine")
 @pytest.mark.parametrize("form", ["own videos", "pyannot", "ground truth", "labels"])
 def test_nothing_is_wrong_with_the_real_clips(form, tmp_path):

@@ -81,6 +81,7 @@ def test_lanes_count_frames_of_all_streams():
     assert "| tsa | 8 |" in page("lanes", rows)
 
 
+@pytest.mark.slow
 def test_forms_are_compared_with_the_plain_step(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda network, **_: network)  # which takes a minute
     rows = student_forms.measure_compiled(CPU, 64, 2)
