@@ -78,6 +78,7 @@ def test_a_mistake_is_told_and_the_command_fails(own, capsys):
     assert Path("page.png").is_file()
 
 
+@pytest.mark.slow
 def test_networks_for_own_videos_have_as_many_classes_as_those(own):
     shipped = f"--model.init_args.weights={ROOT / 'results' / 'weights' / 'evad.pt'}"
     cli = main([*arguments("fit", "evad_own_videos", own), shipped, *SHORT])

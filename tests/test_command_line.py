@@ -34,6 +34,8 @@ VIT_L = [
     *("--model.training.schedule.warmup_from=0.25", "--data.loader.batch_size=1", "--name=evad_vit_l_ava"),
 ]
 """What makes the recipe for AVA that of ViT-L, as its head says."""
+TESTED = ("evad", "distill_dsta")
+"""Those of them that are also tested and predict: a clip detector and a student."""
 VIDEOS = {"ava": "data/ava/frames", "ucf101_24": "data/ucf101_24/videos", "jhmdb": "data/jhmdb/Frames"}
 """Where the recipes for published data look for them."""
 ANNOTATION = {"ava": "label map", "ucf101_24": "pyannot.pkl", "jhmdb": "JHMDB-GT.pkl"}
@@ -86,6 +88,7 @@ def on_puppets(config: Path, puppets: Path) -> list[str]:
     return arguments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
 def test_a_config_parses_and_what_is_printed_of_it_parses_to_the_same(config, tmp_path, capsys):
     printed = printed_config(capsys, "fit", f"--config={config}")
@@ -100,6 +103,7 @@ def test_a_config_begins_with_what_it_is_and_the_command_that_runs_it(config):
     assert comment[-1].startswith(f"# python main.py fit --config configs/{config.name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", FULL_SIZE, ids=lambda config: config.stem)
 def test_a_config_of_full_size_is_built_and_then_names_what_it_finds_missing(config, monkeypatch):
     """The number of classes is what a network asks of the data, so annotation is missed first."""
@@ -116,6 +120,7 @@ def test_a_config_of_full_size_is_built_and_then_names_what_it_finds_missing(con
         main(["fit", f"--config={config}"])
 
 
+@pytest.mark.slow
 def test_the_ava_recipes_are_those_of_evads_authors(capsys):
     """`EVAD.md`, sections 6, 7, 9 and 10; what differs between the sizes is in the table."""
     for changes, lr, clips, action_weight, drop_path in zip(
@@ -152,6 +157,7 @@ SAVING_MEMORY = (
 )
 
 
+@pytest.mark.slow
 def test_a_network_given_as_a_file_keeps_nothing_of_the_one_in_the_config(capsys):
     arguments = [f"--config={ROOT / 'configs' / 'evad.yaml'}", "--model.init_args.network"]
     arguments += [str(ROOT / "configs" / "networks" / "evad_dense_tiny.yaml")]
@@ -163,6 +169,7 @@ def test_a_network_given_as_a_file_keeps_nothing_of_the_one_in_the_config(capsys
     assert (backbone["keep_rates"], backbone["enhanced_weight"]) == (None, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "lr", "options"), [((), 2.5e-5, ()), (VIT_L, 1e-5, SAVING_MEMORY)], ids=["vit_b", "vit_l"]
 )
@@ -206,9 +213,7 @@ def test_a_source_with_few_labels_takes_another_source_from_its_file(capsys):
     assert source["source"]["init_args"]["size"] == "full"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("config", RUNNABLE, ids=lambda config: config.stem)
-def test_an_experiment_fits_for_two_batches(config, puppets):
+def fit_for_two_batches(config: Path, puppets: Path) -> None:
     limits = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
     cli = main(["fit", *on_puppets(config, puppets), *limits])
     assert cli.trainer.global_step == 2
@@ -221,10 +226,17 @@ def test_an_experiment_fits_for_two_batches(config, puppets):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["evad", "distill_dsta"])
-def test_a_checkpoint_is_tested_into_the_table_and_predicts_into_files(name, puppets):
-    arguments = on_puppets(ROOT / "configs" / f"{name}.yaml", puppets)
-    main(["fit", *arguments, "--trainer.max_steps=1", "--trainer.limit_val_batches=0"])
+@pytest.mark.parametrize("config", [each for each in RUNNABLE if each.stem not in TESTED], ids=lambda each: each.stem)
+def test_an_experiment_fits_for_two_batches(config, puppets):
+    fit_for_two_batches(config, puppets)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TESTED)
+def test_an_experiment_fits_for_two_batches_is_tested_into_the_table_and_predicts_into_files(name, puppets):
+    config = ROOT / "configs" / f"{name}.yaml"
+    fit_for_two_batches(config, puppets)
+    arguments = on_puppets(config, puppets)
     checkpoint = f"--ckpt_path=runs/{name}/latest/checkpoints/last.ckpt"
     main(["test", *arguments, checkpoint, "--trainer.limit_test_batches=2"])
     (row,) = (json.loads(line) for line in Path("results/benchmark.jsonl").read_text().splitlines())
@@ -240,6 +252,7 @@ def test_a_checkpoint_is_tested_into_the_table_and_predicts_into_files(name, pup
     assert first["timestamp"] == 0
 
 
+@pytest.mark.slow
 def test_weights_of_other_classes_than_the_datas_are_refused_with_the_way_out(puppets, tmp_path):
     network = ROOT / "configs" / "networks" / "evad_tiny.yaml"
     save_weights(network_of(network, 7).state_dict(), tmp_path / "seven.pt")

@@ -46,6 +46,7 @@ def mp4_times(name: str) -> list[float]:
         return [frame.time for frame in container.decode(video=0)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 def test_a_file_becomes_json_lines_and_a_video_without_another_argument(capsys):
     write_video("film.mp4", numbered_frames(20, 128, 160), 16)
@@ -65,6 +66,7 @@ def film(tmp_path_factory) -> Path:
     return min(folder.rglob("val_*.mp4"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 @pytest.mark.parametrize("name", ["dsta", "tsa"])
 def test_plain_python_finds_what_the_command_writes(film, name):
@@ -97,6 +99,7 @@ def test_plain_python_finds_what_the_command_writes(film, name):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 def test_options_count_before_the_card(film):
     main([argument.format("dsta") for argument in WEIGHTS] + [f"--source={film}", "--data.frame_stride=4"])
@@ -104,6 +107,7 @@ def test_options_count_before_the_card(film):
     assert numbers == list(range(0, 4 * len(numbers), 4)) and len(numbers) >= 10
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 def test_videos_of_a_folder_keep_apart_with_results_beside_them_and_a_second_run_finds_the_same(capsys):
     names = ("kitchen.mp4", "porch/kitchen.MP4", "porch_kitchen.mp4")
@@ -127,6 +131,7 @@ def test_videos_of_a_folder_keep_apart_with_results_beside_them_and_a_second_run
         assert len([path for path in Path("films").rglob("*") if path.is_file()]) == 9
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_a_camera_leaves_whole_files_and_no_error(tmp_path):
     write_video("film.mp4", numbered_frames(400, 128, 160), 16)
     with network_camera(Connection(tmp_path / "film.mp4")) as address:
@@ -153,6 +158,7 @@ def test_ctrl_c_on_a_camera_leaves_whole_files_and_no_error(tmp_path):
     assert f"wrote {written}" in out
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_file_leaves_whole_files_and_its_status():
     write_video("film.mp4", numbered_frames(40, 128, 160), 16)
     sending = {"name": "SIGINT", "hook": "on_predict_batch_start", "count": 3}

@@ -46,6 +46,7 @@ def short_fit(config: str, tmp_path: Path, *more: str):
     return main.main(arguments("fit", config, tmp_path, "--trainer.logger=false", *fit, *more)).trainer
 
 
+@pytest.mark.slow
 def test_the_shipped_teacher_fine_tunes_on_real_clips_and_its_student_is_distilled_and_scored(tmp_path):
     teacher = short_fit("evad_own_videos.yaml", tmp_path, "--data.init_args.loader.batch_size=2")
     assert teacher.global_step == 3
@@ -64,6 +65,7 @@ def test_the_shipped_teacher_fine_tunes_on_real_clips_and_its_student_is_distill
     assert 0 <= float(scored.callback_metrics["test/map"]) <= 1
 
 
+@pytest.mark.slow
 def test_prediction_on_a_film_writes_a_line_a_sampled_frame_with_its_time(tmp_path):
     film = DATA / "clips" / "demo_spatiotemporal_det.mp4"
     writer = json.dumps(

@@ -145,6 +145,7 @@ def assert_trained_and_evaluated(cli: OnlookerCLI, data: str, late: str = "") ->
     assert idle == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", DATA_SETS)
 def test_a_teachers_recipe_trains_and_is_evaluated(data, trained):
     _, cli = trained(data)
@@ -152,6 +153,7 @@ def test_a_teachers_recipe_trains_and_is_evaluated(data, trained):
     assert cli.datamodule.num_classes == {"ava": 80, "ucf101_24": 24, "jhmdb": 21}[data]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", STUDENTS)
 @pytest.mark.parametrize("data", DATA_SETS)
 def test_a_students_recipe_finds_its_teacher_trains_and_is_evaluated(student, data, trained, sources, monkeypatch):
@@ -167,6 +169,7 @@ def test_a_students_recipe_finds_its_teacher_trains_and_is_evaluated(student, da
         torch.testing.assert_close(teacher[name].cpu(), value.cpu(), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_the_recipe_of_vit_l_trains_and_is_evaluated(sources, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert_trained_and_evaluated(fit("evad_vit_b_ava", sources["ava"], network=VIT_L), "ava")

@@ -60,6 +60,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("action", ["test", "validate"])
 def test_what_is_saved_scores_as_it_did(kind, action, source, folder, tmp_path):
@@ -147,6 +148,7 @@ QUIET += ("--trainer.enable_model_summary=false", "--trainer.callbacks=[]")
 SAVE = "--trainer.callbacks+=callbacks.files.detection_file.DetectionFile"
 
 
+@pytest.mark.slow
 def test_the_command_line_scores_what_test_saved_under_the_configs_protocol(config, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     cli = main(["test", f"--config={config}", *QUIET, SAVE])

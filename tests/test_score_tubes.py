@@ -46,6 +46,7 @@ def streaming(linker="online", protocol="act"):
     return StreamDetectionModule(network, detection=StreamSettings(video_map=settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("linker", "protocol"), [("online", "act"), ("act", "multisports")])
 @pytest.mark.parametrize("action", ["test", "validate"])
 def test_what_is_saved_scores_as_it_did(linker, protocol, action, source, tmp_path):
@@ -99,6 +100,7 @@ def test_a_file_worked_out_by_hand(tmp_path):
         tube_score_text(tmp_path / "tubes.json", truth, NAMES, 4)
 
 
+@pytest.mark.slow
 def test_the_command_line_scores_tubes_under_the_configs_protocol(tmp_path, capsys):
     """Four frames of one of two videos, found exactly."""
     tiny.videos(tmp_path).prepare()

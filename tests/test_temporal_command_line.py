@@ -82,6 +82,7 @@ def rows() -> dict[str, BenchmarkRow]:
     return {row.experiment: row for row in read_rows(Path("results/benchmark.jsonl"))}
 
 
+@pytest.mark.slow
 def test_the_rgb_baseline_fits_draws_time_lines_and_its_saved_segments_score_the_same(puppets, capsys):
     config = arguments("rgb_baseline", puppets)
     cli = main(["fit", *config])
@@ -95,6 +96,7 @@ def test_the_rgb_baseline_fits_draws_time_lines_and_its_saved_segments_score_the
     assert f"validation: {100 * tested.trainer.callback_metrics['test/map']:.2f} %" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 def test_a_distilled_detector_is_tested_without_teacher_and_without_flow(head, puppets, teacher):
     config = arguments("distill_motion", puppets, head=head)
@@ -109,6 +111,7 @@ def test_a_distilled_detector_is_tested_without_teacher_and_without_flow(head, p
     assert rows()["distill_motion"].gflops_unit == "window of 24 frames"
 
 
+@pytest.mark.slow
 def test_the_two_stream_system_is_put_together_from_two_checkpoints_and_tested(puppets, teacher):
     main(["fit", *arguments("rgb_baseline", puppets)])
     data = {"frames.cache": puppets / "cache", "loader.num_workers": 0, "flow.cache": puppets / "flow"}
@@ -122,6 +125,7 @@ def test_the_two_stream_system_is_put_together_from_two_checkpoints_and_tested(p
     assert "segment mAP" in row.protocol and row.map is not None and row.gflops_unit == "window of 24 frames"
 
 
+@pytest.mark.slow
 def test_flow_that_the_data_compute_is_within_the_clock(puppets, teacher, monkeypatch):
     computed = []
     of_steps = DisFlow.of_steps
@@ -137,6 +141,7 @@ def test_flow_that_the_data_compute_is_within_the_clock(puppets, teacher, monkey
     assert rows()["motion"].gflops > 0 and table.measure(cli.trainer, cli.model).frames_per_second > 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["none", "conventional"])
 def test_the_strategies_that_the_paper_compares_run_on_a_plain_detector(strategy, puppets, teacher):
     network = ROOT / "configs" / "networks" / "temporal_tiny.yaml"
@@ -162,6 +167,7 @@ def test_any_video_file_is_predicted_on_into_a_json_of_activitynets_form(puppets
     assert set(found[0]) == {"label", "score", "segment"} and 0 <= found[0]["segment"][0] < found[0]["segment"][1] <= 3
 
 
+@pytest.mark.slow
 def test_an_online_detector_is_tested_into_the_table_and_writes_a_line_a_frame(puppets):
     config = arguments("online_dsta", puppets)
     main(["fit", *config])
@@ -190,6 +196,7 @@ def synthetic_thumos(folder: Path) -> None:
     (folder / "thumos14.json").write_text(json.dumps({"version": "x", "database": database}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("annotation", ["synthetic", pytest.param("real", marks=needs_thumos)])
 def test_the_recipes_for_stored_features_of_thumos14_train_distil_and_evaluate(annotation, tmp_path):
     file = tmp_path / "thumos14.json"

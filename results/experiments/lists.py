@@ -20,6 +20,9 @@
       - name: decomposed_in_bf16                                              # no fit: another row's checkpoint
         test: {config: configs/distill_motion.yaml, overrides: {trainer.precision: bf16-mixed},
                needs: {ckpt_path: decomposed}}
+      - name: in_slices                                                       # its settings were deleted since:
+        tag: before-slices                                                    # not run, but kept in the table
+        fit: {config: configs/motion_teacher.yaml, overrides: {model.init_args.slices: 3}}
 
 Overrides are arguments of the command line without their dashes. A row is tested with what its ``fit`` says and on top
 what its ``test`` says, unless that names a config of its own, which then stands alone; the checkpoint is that of its
@@ -71,6 +74,8 @@ class Row:
     fit: Stage | None = None
     test: Stage | None = None
     seeds: list[int] | None = None
+    tag: str | None = None
+    """Git's name of the last commit that can run it, where its settings are gone since: its stored results are kept."""
 
     @property
     def own_seeds(self) -> list[int]:
@@ -209,7 +214,7 @@ def check(listing: ExperimentList, file: Path) -> None:
         if not row.seeds or len(set(row.seeds)) < len(row.seeds) or min(row.seeds) < 0:
             raise UserError(f"seeds must be different numbers from 0 on, one at least, got {row.seeds}", where=where)
         for kind, stage in (("fit", row.fit), ("test", row.test)):
-            if stage is not None:
+            if stage is not None and row.tag is None:
                 check_stage(row, stage, above, f"{where}.{kind}")
         above = above | {row.name: row}
 
@@ -226,8 +231,8 @@ def check_stage(row: Row, stage: Stage, above: Mapping[str, Row], where: str) ->
         if argument in refused:
             raise UserError(f"{argument} is set for every run", where=where, remedy="leave it out")
     for argument, needed in stage.needs.items():
-        if needed not in above or above[needed].fit is None:
-            rows = ", ".join(name for name, other in above.items() if other.fit) or "none"
+        if needed not in above or above[needed].fit is None or above[needed].tag is not None:
+            rows = ", ".join(name for name, other in above.items() if other.fit and other.tag is None) or "none"
             raise UserError(
                 f"{argument} is the checkpoint of a row above that is trained ({rows}), got {needed}",
                 where=f"{where}.needs",

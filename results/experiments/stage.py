@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from datamodules.errors import UserError
+from datamodules.errors import UserError, shown_in_one_line
 
 from .files import is_readable, last_values, read_json, read_yaml, versions, write_json
 from .lists import read_list
@@ -33,8 +33,6 @@ from .runs import Kind, Run, runs_of
 TAIL_LINES = 20
 PATIENCE_SECONDS = 10.0
 """How long a program that is asked to end may take for it."""
-STOPPED = b"Received SIGTERM"
-"""Printed by Lightning when it is asked to end; its status is 0 then, as if it had come to the end of its work."""
 ANEW = "to begin anew delete its folder"
 
 Facts = dict[str, Any]
@@ -174,13 +172,10 @@ def call(run: Run, kind: Kind, command: Sequence[str], arguments: list[str]) -> 
                 time.sleep(0.1)
         finally:
             stop(process)
-    printed = log.read_bytes()[beginning:]
-    if status == 0 and STOPPED in printed:
-        raise UserError(f"{kind} was stopped from outside (SIGTERM)", where=str(run))
     if status != 0:
         resumed = kind == "fit" and any(argument.startswith("--ckpt_path=") for argument in arguments)
         anew = f"; it went on from a checkpoint, {ANEW} ({run.folder})" if resumed else ""
-        print(tail(printed), file=sys.stderr)
+        print(tail(log.read_bytes()[beginning:]), file=sys.stderr)
         raise UserError(f"{kind} ended with status {status}, {log}{anew}", where=str(run))
 
 
@@ -251,8 +246,7 @@ def interrupt(number: int, frame: object) -> NoReturn:
 
 if __name__ == "__main__":
     try:
-        main()
+        with shown_in_one_line():
+            main()
     except KeyboardInterrupt:
         sys.exit("stopped; the same call of snakemake goes on from here")
-    except UserError as error:
-        sys.exit(f"error: {error}")

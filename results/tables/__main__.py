@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.errors import UserError
+from datamodules.errors import UserError, shown_in_one_line
 from datamodules.files import write_whole
 from results.experiments.lists import pages_of, read_list, stored_results
 from results.experiments.runs import runs_of
@@ -49,7 +49,5 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with shown_in_one_line():
         main()
-    except UserError as error:
-        sys.exit(f"error: {error}")

@@ -117,7 +117,7 @@ def measured_on(lines: Sequence[Line]) -> str:
 
 def other_commands(runs: Sequence[Run], lines: Sequence[Line]) -> str:
     """Say how many results another command gave than the one that the list has now."""
-    current = {(run.row.name, run.seed): run.commands() for run in runs}
+    current = {(run.row.name, run.seed): run.commands() for run in runs if run.row.tag is None}
     of_list = [line for line in lines if (line["experiment"], line["seed"]) in current]
     changed = [line for line in of_list if line["commands"] != current[line["experiment"], line["seed"]]]
     if not changed:
@@ -129,12 +129,15 @@ def other_commands(runs: Sequence[Run], lines: Sequence[Line]) -> str:
 
 
 def commands(listing: ExperimentList, runs: Sequence[Run]) -> str:
-    """What to type for each row, with its first seed."""
+    """Say what to type for each row, with its first seed."""
     first: dict[str, Run] = {}
     for run in runs:
         first.setdefault(run.row.name, run)
     text = ["## Commands", "With each row's first seed; other seeds differ in `seed_everything` and the folder."]
     for row in listing.rows:
+        if row.tag is not None:
+            text.append(f"{row.title}: not run any more; the page of this list at the tag `{row.tag}` has its command.")
+            continue
         lines = [shlex.join(["python", "main.py", *arguments]) for arguments in first[row.name].commands()]
         text.append("\n".join([f"{row.title}:", "```sh", *lines, "```"]))
     return "\n\n".join(text)

@@ -538,6 +538,7 @@ def test_workers_refuse_a_method_of_another_device(moving):
 # --- data sets -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_part_of_the_training_puppets_is_their_first_and_all_are_evaluated(tmp_path):
     whole, part = PuppetSegments(tmp_path, "tiny"), PuppetSegments(tmp_path, "tiny", train_videos=3)
     whole.prepare()
@@ -545,6 +546,7 @@ def test_a_part_of_the_training_puppets_is_their_first_and_all_are_evaluated(tmp
     assert len(part.videos("val")) == len(whole.videos("val")) == 2
 
 
+@pytest.mark.slow
 def test_puppets_have_segments_that_their_boxes_agree_with(tmp_path):
     source = PuppetSegments(tmp_path, "tiny", seed=3)
     data = opened(source, window_steps=32, batch_size=4, frame_rate=16.0, short_side=64, crop_size=64)

@@ -33,6 +33,7 @@ def optimizer(groups):
     return torch.optim.AdamW(groups, lr=3e-3)
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_repeated_batch_falls(data, tmp_path):
     batch, losses = next(iter(data.train_dataloader())), tiny.Losses()
     module = ClipDetectionModule(tiny.teacher(), optimizer=optimizer)
@@ -40,6 +41,7 @@ def test_the_loss_of_a_repeated_batch_falls(data, tmp_path):
     assert losses.values[-1] < 0.4 * losses.values[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keyframe", ["middle", "last"])
 def test_whole_clips_follow_the_time_of_the_keyframe_slot_alone(folder, tmp_path, keyframe):
     data = tiny.clips(tiny.videos(folder / "videos"), folder / "cache", past_frames={"middle": 3, "last": 4}[keyframe])
@@ -116,6 +118,7 @@ def test_accuracy_does_not_depend_on_the_batch_size(data, folder, tmp_path):
     assert maps[0] == pytest.approx(maps[1], abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_frames", [4, 2])
 def test_the_published_arithmetic_is_that_of_the_measured_clip(folder, tmp_path, num_frames):
     data, network = tiny.clips(tiny.videos(folder), folder / "cache", num_frames=num_frames), tiny.teacher()
@@ -154,6 +157,7 @@ def test_boxes_are_scored_in_pixels_of_the_original_video(data):
     torch.testing.assert_close(found, expected, rtol=0, atol=0.02)  # the last row and column of a frame is its size - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["fit", "test"])
 def test_other_classes_than_the_datas_are_refused_with_the_way_out(data, tmp_path, action):
     module = ClipDetectionModule(tiny.teacher(num_classes=7))

@@ -146,6 +146,7 @@ def test_without_a_teacher_nobody_reads_motion(distil, tmp_path):
     assert {name.partition("/")[0] for name in module.losses(batch)} == {"total", "appearance", "joint"}
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_repeated_batch_falls(distil, tmp_path):
     data, losses = temporal.features(tmp_path), tiny.Losses()
     data.prepare_data()

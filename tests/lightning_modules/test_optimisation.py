@@ -154,6 +154,7 @@ def test_a_warm_up_that_cannot_be_meant_is_refused(wrong):
         WarmupSteps({}, **wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_epochs_of_the_schedule_are_counted_in_optimiser_steps(tmp_path: Path, accumulate: int):
     """21 training clips make 7 batches of 3: 7 steps an epoch, or 3 where three batches make a step."""
@@ -177,6 +178,7 @@ def test_epochs_of_the_schedule_are_counted_in_optimiser_steps(tmp_path: Path, a
     assert rates == pytest.approx([1e-9 * factor for factor in [*warm, *[1.0] * steps, *[0.5] * steps]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["b", "l"])
 def test_the_published_networks_learn_layer_by_layer_as_described(size):
     """EVAD (`EVAD.md`, section 10): its head eight times as fast, only matrices decay, at full size on no memory."""

@@ -42,6 +42,7 @@ def module(temporal: str = "dsta", **changes) -> StreamDetectionModule:
     return StreamDetectionModule(network)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temporal", ["tsa", "dsta"])
 def test_the_loss_of_a_repeated_batch_falls(training_batch, tmp_path, temporal):
     losses = tiny.Losses()
@@ -51,6 +52,7 @@ def test_the_loss_of_a_repeated_batch_falls(training_batch, tmp_path, temporal):
     assert losses.values[-1] < 0.4 * losses.values[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("temporal", "look_ahead"), [("tsa", 0), ("dsta", 0), ("dsta", 3)])
 def test_accuracy_and_keyframes_are_the_same_however_videos_are_streamed(
     source, folder, tmp_path, temporal, look_ahead
@@ -69,6 +71,7 @@ def test_accuracy_and_keyframes_are_the_same_however_videos_are_streamed(
     assert found == pytest.approx([found[0]] * len(CUTS), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("look_ahead", [0, 3])
 def test_predictions_are_the_same_however_videos_are_streamed(source, folder, tmp_path, look_ahead):
     student, entries = module(look_ahead=look_ahead), {}
@@ -97,6 +100,7 @@ def test_predictions_are_every_valid_frame_in_order_of_time(source, folder, tmp_
     assert len(entries) == sum(len(range(0, length, 2)) for length in source.lengths[2:])  # no padding, no empty lane
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(("lanes", "chunk_frames"), CUTS)
 def test_the_last_frames_of_a_video_are_answered_as_if_its_last_one_went_on(source, folder, lanes, chunk_frames):
@@ -120,6 +124,7 @@ def test_the_last_frames_of_a_video_are_answered_as_if_its_last_one_went_on(sour
             torch.testing.assert_close(answer.found.scores, expected.scores, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_scores_depend_on_the_past_of_the_stream(source, folder):
     """Otherwise the tests above would pass without a state."""
     student = module().eval()

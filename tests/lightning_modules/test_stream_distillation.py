@@ -76,6 +76,7 @@ def ask(module: DistillationModule, batch) -> None:
     module.ask_teacher(batch, normalise_frames(batch.frames, batch.image_sizes))
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_repeated_batch_falls(data, distil, tmp_path):
     batch, losses = next(iter(data.train_dataloader())), tiny.Losses()
     trainer = tiny.trainer(tmp_path, max_epochs=1, callbacks=[losses])
@@ -84,6 +85,7 @@ def test_the_loss_of_a_repeated_batch_falls(data, distil, tmp_path):
     assert losses.values[-1] < 0.6 * losses.values[0]  # truth and a random teacher want different things
 
 
+@pytest.mark.slow
 def test_the_teacher_is_the_same_after_an_epoch_and_not_in_the_checkpoint(data, distil, tmp_path):
     module = distil()
     before = {name: value.clone() for name, value in module.teacher.network.state_dict().items()}
@@ -216,6 +218,7 @@ def test_what_is_imitated_is_the_teachers_in_the_order_of_the_assignment(distil)
     )
 
 
+@pytest.mark.slow
 def test_a_student_with_a_cheaper_head_learns(data, distil, tmp_path):
     batch, losses = next(iter(data.train_dataloader())), tiny.Losses()
     student = tiny.student(num_proposals=3, num_actors=2)
@@ -255,6 +258,7 @@ def test_a_student_that_localizes_in_the_next_frame_compares_features_of_the_pai
     torch.testing.assert_close(compared, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_average_of_weights_over_training_is_what_is_evaluated_and_kept(data, distil, tmp_path):
     """Lightning's callback, around a module that holds a frozen teacher."""
     module = distil()

@@ -18,6 +18,7 @@ def module(network=None, **changes):
     return TemporalDetectionModule(network or temporal.detector(), **{**settings, **changes})
 
 
+@pytest.mark.slow
 def test_actions_that_mark_their_features_are_found_after_some_epochs(tmp_path):
     trainer = tiny.trainer(tmp_path, max_epochs=60, limit_val_batches=0)
     model, data = module(), temporal.features(tmp_path)

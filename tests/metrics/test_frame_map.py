@@ -571,6 +571,7 @@ def test_two_processes_compute_what_one_does(tmp_path):
             assert num_frames == 25 and result == expected  # although most scores are tied
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["ava", "act"])
 def test_a_million_rows_take_seconds(protocol):
     generator = np.random.default_rng(0)
@@ -593,6 +594,7 @@ def test_a_million_rows_take_seconds(protocol):
     assert time.process_time() - begin < 10
 
 
+@pytest.mark.slow
 def test_rows_of_ava_size_stay_small_in_memory():
     """A twentieth of AVA's validation set; at 17 million rows these bytes a row are 4 GiB less the libraries' own."""
     command = [sys.executable, "-m", "results.benchmarks.frame_map", "--keyframes", "2850"]

@@ -343,6 +343,7 @@ LONG_RUNS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "steps"), LONG_RUNS)
 def test_a_long_run_neither_drifts_nor_grows(name, steps):
     """Frame by frame against chunks of 100: 2,000 frames for modules, 200 for whole networks, which take longer."""

@@ -259,6 +259,7 @@ def test_a_full_disk_leaves_the_rows_before_and_names_the_file(small_disk):
     assert read_rows(small_disk / "benchmark.jsonl")[-1] == TEACHER
 
 
+@pytest.mark.slow
 def test_rows_that_are_entered_together_all_stand_in_file_and_page(tmp_path):
     with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(partial(enter, tmp_path), [replace(ROW, experiment=f"run {number}") for number in range(24)]))

@@ -316,6 +316,7 @@ def test_all_real_rows_are_there_but_those_of_excluded_seconds(tmp_path):
     assert [video.video_id for video in videos] == names
 
 
+@pytest.mark.slow
 def test_videos_are_found_under_any_ending(root):
     rows = []
     for ending in ("mkv", "webm", "mp4"):

@@ -490,6 +490,7 @@ def bomb(path: Path, megabytes: int, piece: str) -> None:
 BOX = '<box frame="0" outside="0" xtl="0" ytl="0" xbr="9" ybr="9"></box>'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", [BOX, f"<!-- {'x' * 2000} -->", '<box outside="1"/>', " "])
 @pytest.mark.parametrize("says", ["its size", "less"])
 def test_a_small_zip_that_unpacks_to_much_is_refused_and_takes_little_memory(tmp_path, piece, says):
@@ -516,6 +517,7 @@ def test_a_small_zip_that_unpacks_to_much_is_refused_and_takes_little_memory(tmp
     assert int(mebibytes) < 100, mebibytes
 
 
+@pytest.mark.slow
 def test_the_zip_of_a_long_task_is_read(tmp_path):
     frames = "".join(BOX.replace('frame="0"', f'frame="{frame}"') for frame in range(100_000))
     with zipfile.ZipFile(tmp_path / "task.zip", "w", zipfile.ZIP_DEFLATED) as archive:

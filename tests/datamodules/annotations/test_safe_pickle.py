@@ -180,6 +180,7 @@ def run_hostile(action: str, *arguments: object) -> str:
     return ended.stdout
 
 
+@pytest.mark.slow
 def test_lies_about_arrays_and_bombs_are_refused_in_one_line_and_bounded_in_time_and_memory(tmp_path):
     files = lies()
     for number, contents in enumerate(files.values()):

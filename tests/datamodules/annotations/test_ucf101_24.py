@@ -347,6 +347,7 @@ def test_the_real_clips_have_equal_boxes_to_within_a_pixel_from_each_form(real, 
     assert boxes == 1231
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize("form", ["pyannot", "ground_truth", "labels", "csv"])
 def test_a_detector_trains_evaluates_and_predicts_on_the_real_clips_from_each_form(real, form, tmp_path):

@@ -347,12 +347,14 @@ def test_segments_outside_their_video_or_without_length_are_found(videos, tmp_pa
     assert report.counts["val"] == {"videos": 1, "frames or features": 8, "segments": 1}
 
 
+@pytest.mark.slow
 def test_nothing_is_wrong_with_the_puppets(tmp_path):
     report = check_data(clip_data(Puppets(tmp_path, "tiny"), num_frames=8, frame_stride=2, cache=None))
     assert report.mistakes == []
     assert [report.counts[split]["videos"] for split in ("train", "val")] == [4, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not UCF.is_dir(), reason="real clips are not on this machine")
 @pytest.mark.parametrize("form", ["own videos", "pyannot", "ground truth", "labels"])
 def test_nothing_is_wrong_with_the_real_clips(form, tmp_path):

@@ -230,6 +230,7 @@ def test_arrays_of_another_shape_are_not_served(tmp_path, film, short, change):
         np.testing.assert_array_equal(cache.get(film, STEPS[:20], 0, 20), expected)
 
 
+@pytest.mark.slow
 def test_no_damage_is_served_or_ends_in_another_error(tmp_path, film, short):
     expected, file = short
     content, rng = file.read_bytes(), np.random.default_rng(0)

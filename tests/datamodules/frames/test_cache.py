@@ -311,6 +311,7 @@ def test_open_readers_are_bounded(tmp_path):
     assert list(store._readers) == videos[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_stores_work_in_processes_that_begin_after_they_have_been_used(tmp_path, video, method):
     stores = [FrameCache(tmp_path / "cache", FrameScale(48)), DecodedFrames(FrameScale(48))]
@@ -378,6 +379,7 @@ def test_scales_do_not_share_frames(tmp_path, video):
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_missing_pictures_are_not_told_again_by_the_processes_that_decode(tmp_path, capfd):
     folders = [PictureFolder(write_pictures(tmp_path / name, 4, "img_{:05d}.png")) for name in ("one", "two")]
     (folders[0].path / "img_00002.png").unlink()

@@ -204,6 +204,7 @@ def test_splits_share_no_hue_no_clothes_and_no_background():
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_videos_decode_to_the_frames_that_were_drawn(tiny):
     import av
 
@@ -301,6 +302,7 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_stopped(tiny, tmp_path):
     source = Puppets(tmp_path, size="tiny", seed=5)
     source.prepare()
@@ -359,6 +361,7 @@ def test_bad_arguments_are_refused(tiny):
         tiny.videos("training")
 
 
+@pytest.mark.slow
 def test_workers_import_neither_torch_nor_the_main_program(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(

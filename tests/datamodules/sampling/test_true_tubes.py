@@ -95,6 +95,7 @@ def test_annotations_that_cannot_make_tubes_say_so(tmp_path):
     assert tubes_of(tmp_path, {0: [], 1: []}).tubes == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [2, 4])
 def test_puppets_agree_with_their_file_of_tubes(tmp_path_factory, stride):
     root = tmp_path_factory.getbasetemp() / "puppets"

@@ -274,6 +274,7 @@ class Silent(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_end_of_an_epoch_tells_what_was_skipped_once(source, tmp_path, workers):
     data = clip_data(source, 4, 1, batch_size=8, num_workers=workers, cache=None, on_error="skip")

@@ -80,6 +80,7 @@ def test_every_frame_has_its_number_in_any_order(tmp_path, name, reader, argumen
         assert np.all(np.diff(opened.times) > 0)
 
 
+@pytest.mark.slow
 def test_transport_streams_with_b_frames_are_read_to_the_end_by_pyav(tmp_path):
     # decord never returns from these; in another process a relapse would be noticed.
     path = encode(tmp_path / "b.ts", 100, container="mpegts", **B_FRAMES)
@@ -189,6 +190,7 @@ def test_frames_are_turned_as_the_file_asks(tmp_path, degrees, turns):
             np.testing.assert_array_equal(by_av.get([5])[0], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cut.avi", "cut.mkv", "cut.webm"])
 def test_files_that_lack_much_of_what_their_header_promises_are_called_truncated(tmp_path, name):
     arguments = {"codec": "mpeg4"} if name == "cut.avi" else {"preset": "ultrafast"}
@@ -261,6 +263,7 @@ def test_an_mp4_cut_short_behind_its_index_is_called_truncated(tmp_path):
             open_video(front)
 
 
+@pytest.mark.slow
 def test_pictures_can_be_read_after_decord_has_been_used(tmp_path):
     # In another process: here cv2 has long been loaded.
     path = write_numbered(tmp_path, 10)

@@ -129,6 +129,7 @@ def expected_of_stream(network: StreamingDetector, frames: np.ndarray) -> list[l
     return found
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_a_step_run_by_onnxruntime_detects_what_the_network_does(dsta):
     network, model = dsta
@@ -137,6 +138,7 @@ def test_a_step_run_by_onnxruntime_detects_what_the_network_does(dsta):
         assert_close(found, expected)
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_the_state_changes_what_a_step_detects(dsta):
     _, model = dsta
@@ -145,6 +147,7 @@ def test_the_state_changes_what_a_step_detects(dsta):
     assert np.abs(first[2] - last[2]).max() > 1e-3
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_inputs_and_outputs_are_named_after_the_state(dsta):
     _, model = dsta
@@ -166,6 +169,7 @@ def test_inputs_and_outputs_are_named_after_the_state(dsta):
     assert (outputs["boxes"], outputs["person_scores"], outputs["action_scores"]) == ([1, 3, 4], [1, 3], [1, 3, 2])
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_the_initial_state_lies_beside_the_model(dsta):
     network, model = dsta
@@ -180,6 +184,7 @@ def test_the_initial_state_lies_beside_the_model(dsta):
             np.testing.assert_array_equal(stored[name], value.numpy())
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_an_onnx_file_says_what_it_is(dsta):
     _, model = dsta
@@ -250,6 +255,7 @@ assert about["class_names"] == ["walk", "sit"], about
 """
 
 
+@pytest.mark.slow
 def test_a_pt2_runs_in_a_process_that_knows_torch_alone(tmp_path):
     module = student("dsta", **ALL_OPTIONS)
     exported(module, tmp_path, "torch_export", batch_size=1)
@@ -292,6 +298,7 @@ def sampled(video: Path) -> tuple[list[np.ndarray], list[float]]:
     return [picture.to_ndarray(format="rgb24", **shape) for picture in pictures], [picture.time for picture in pictures]
 
 
+@pytest.mark.slow
 @needs_onnx
 @pytest.mark.parametrize("num_frames", [1, 3, 6])
 @pytest.mark.parametrize("look_ahead", [0, 1, 2, 5])
@@ -353,6 +360,7 @@ def off_by(errors: dict[str, np.ndarray], run: Run) -> Run:
     }
 
 
+@pytest.mark.slow
 def test_a_graph_that_detects_something_else_is_not_written(monkeypatch, tmp_path):
     load = export.load
     monkeypatch.setattr(export, "load", lambda *args: off_by({"action_scores": np.float32(0.01)}, load(*args)))
@@ -419,8 +427,9 @@ def test_an_opset_that_cannot_be_written_is_refused_before_the_work(opset, monke
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @needs_onnx
-@pytest.mark.parametrize("opset", [pytest.param(21, marks=pytest.mark.slow), max(onnx_file.OPSETS)])
+@pytest.mark.parametrize("opset", [21, max(onnx_file.OPSETS)])
 def test_the_file_has_the_opset_asked_for_and_says_so(opset, tmp_path, caplog):
     graph = graph_of(student("tsa", **SMALLEST), SIZE, num_frames=None)
     model = export_graph(graph, tmp_path / "model", moving_blobs(2, SIZE), NAMES, "onnx", steps=2, opset=opset)
@@ -429,6 +438,7 @@ def test_the_file_has_the_opset_asked_for_and_says_so(opset, tmp_path, caplog):
     assert not [record for record in caplog.records if record.name.startswith("onnx")]  # of no use to anybody
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_a_conversion_that_keeps_another_opset_is_an_error(monkeypatch, tmp_path):
     """As PyTorch's exporter does where it cannot convert: it warns in its log and goes on."""

@@ -200,6 +200,7 @@ def test_the_switches_of_context_and_temporal_roi_change_actions_alone_and_no_we
         actions.append(outputs.action_logits)
 
 
+@pytest.mark.slow
 def test_every_operation_is_counted_without_context_and_without_temporal_roi():
     clip = torch.zeros(1, 3, 8, 64, 96)
     full, context_off, roi_off, both_off = (
@@ -300,6 +301,7 @@ def loss_and_gradients(teacher, outputs_of, autocast=False):
     )
 
 
+@pytest.mark.slow
 def test_it_compiles_in_one_piece_forward_and_backward():
     teacher = tiny_teacher(**SMALL)
     plain, gradients = loss_and_gradients(teacher, teacher.outputs)

@@ -228,6 +228,7 @@ def test_sizes_that_cannot_be_meant_are_refused_at_construction(changes):
         tiny_student("tsa", **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temporal", ["tsa", "dsta"])
 @pytest.mark.parametrize("changes", [{"look_ahead": 2}, {"num_actors": 2, "decoder_context": "read"}])
 def test_the_step_is_one_graph_to_torch_compile_and_is_compiled_once(temporal, changes):

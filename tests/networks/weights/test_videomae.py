@@ -551,6 +551,7 @@ def test_learned_positions_are_an_error_where_the_network_has_fixed_ones():
         load_videomae(tiny_teacher(), fine_tuned() | {"pos_embed": torch.cat([table, table], dim=1)})
 
 
+@pytest.mark.slow
 def test_learned_positions_fill_a_network_that_learns_them():
     network, table = tiny_teacher(learned_positions=True), drawn(7)(1, ROWS, DIM)
     report = load_videomae(network, pretraining() | {"encoder.pos_embed": table})

@@ -39,6 +39,7 @@ def page(part: str, rows: list) -> str:
     return re.sub(" +", " ", text)
 
 
+@pytest.mark.slow
 def test_teachers_and_students_are_compared_with_the_dense_teacher():
     rows = student_speed.measure_speed(CPU, 64, 2)
     by_name = {row["name"]: row for row in rows}
@@ -60,6 +61,7 @@ def test_teachers_and_students_are_compared_with_the_dense_teacher():
     assert "| evad, dense |" in page("speed", rows)
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_step_add_up_to_all_of_it():
     rows = student_speed.measure_parts(CPU, 64, 2)
     for temporal in ("tsa", "dsta"):
@@ -79,6 +81,7 @@ def test_lanes_count_frames_of_all_streams():
     assert "| tsa | 8 |" in page("lanes", rows)
 
 
+@pytest.mark.slow
 def test_forms_are_compared_with_the_plain_step(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda network, **_: network)  # which takes a minute
     rows = student_forms.measure_compiled(CPU, 64, 2)

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from datamodules.errors import UserError
+from main import main
 from results.experiments.lists import ExperimentList, Stage, read_list
 from results.experiments.runs import runs_of
 
@@ -82,6 +83,10 @@ def test_an_object_in_overrides_is_kept_as_it_is_written(read):
         ([{"name": "one", "fit": {**FIT, "overrides": {"name": "x"}}}], "name is set for every run"),
         ([{"name": "one", "fit": {**FIT, "needs": {"teacher": "two"}}}, {"name": "two", "fit": FIT}], r"needs: .*none"),
         ([{"name": "one", "test": FIT}, {"name": "two", "test": {**FIT, "needs": {"a": "one"}}}], "that is trained"),
+        (
+            [{"name": "one", "fit": FIT, "tag": "old"}, {"name": "two", "fit": {**FIT, "needs": {"a": "one"}}}],
+            r"that is trained \(none\), got one",
+        ),
         (["one"], r"rows\[0\]: expected names with values, got 'one'"),
         ([], "rows must be a list with something in it"),
     ],
@@ -104,6 +109,29 @@ def test_what_is_wrong_in_a_row_is_named_with_its_place(read, rows, message):
 def test_what_is_wrong_beside_the_rows_is_named_with_its_place(read, parts, message):
     with pytest.raises(UserError, match=message):
         read([{"name": "one", "fit": FIT}], **parts)
+
+
+def test_a_row_that_an_older_commit_runs_needs_no_config_any_more(read):
+    (row,) = read([{"name": "one", "tag": "before-parts", "fit": {"config": "gone.yaml"}}]).rows
+    assert row.tag == "before-parts"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+def test_every_setting_of_our_lists_is_one_of_its_config(monkeypatch, capsys):
+    """As few commands as name every setting: the command line refuses what it does not know."""
+    monkeypatch.chdir(ROOT)
+    runs = [run for file in LISTS for run in runs_of(read_list(file), file.stem) if run.row.tag is None]
+    named: set[tuple[str | None, str]] = set()
+    for run in sorted(runs, key=lambda run: -len(run.row.test.overrides)):
+        stage = run.row.test
+        settings = {(stage.config, key) for key in (*stage.overrides, *stage.needs)}
+        if settings <= named:
+            continue
+        named |= settings
+        with pytest.raises(SystemExit) as ended:
+            main([*run.command("test"), "--print_config"])
+        assert ended.value.code == 0, f"{run.key}: {capsys.readouterr().err}"
 
 
 @pytest.mark.parametrize("file", LISTS, ids=lambda file: file.stem)

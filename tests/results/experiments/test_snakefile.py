@@ -197,7 +197,7 @@ def test_every_run_of_our_lists_is_planned(monkeypatch):
     for name in ("results", "configs"):
         Path(name).symlink_to(ROOT / name)
     lists = {file.stem: runs_of(read_list(file), file.stem) for file in Path("results/lists").glob("*.yaml")}
-    runs = [run for listed in lists.values() for run in listed]
+    runs = [run for listed in lists.values() for run in listed if run.row.tag is None]
     planned = run("-n", *lists, "--quiet", "rules")
     assert planned.returncode == 0, planned.stderr
     counted = {line.split()[0]: line.split()[1] for line in planned.stdout.splitlines() if len(line.split()) == 2}

@@ -143,6 +143,7 @@ def test_a_missing_run_is_told_with_its_command(runs, names):
         student_pictures.main(["results/lists/list.yaml", "--teacher", "evad", "--students", *names])
 
 
+@pytest.mark.slow
 def test_some_seeds_are_shown_alone_and_the_others_not_asked_for(runs):
     for name in ("distilled", "alone"):
         (runs[name, 1].folder / "result.json").unlink()

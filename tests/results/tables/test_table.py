@@ -108,6 +108,17 @@ python main.py test --config=mine.yaml --seed_everything=0 --name=experiments/li
     assert f"--ckpt_path={checkpoint} --table_folder={runs}/two-seed0/test" in page
 
 
+def test_a_row_whose_settings_are_gone_keeps_its_figures_and_names_the_tag_that_has_them(listed):
+    content = LIST | {"rows": [{**LIST["rows"][0], "tag": "before-parts"}]}
+    Path("list.yaml").write_text(yaml.safe_dump(content))
+    listing = read_list(Path("list.yaml"))
+    lines = [line | {"commands": [["fit", "--other=1"]]} for line in listed[2]]
+    page = table_page(Path("list.yaml"), listing, runs_of(listing, "list"), lines)
+    assert "| the first    | 60.00 ± 10.00 |" in page
+    assert "the first: not run any more; the page of this list at the tag `before-parts` has its command." in page
+    assert "python main.py" not in page and "other arguments" not in page
+
+
 def test_figures_of_other_commands_are_counted(listed):
     listing, runs, lines = listed
     assert "other arguments" not in table_page(Path("list.yaml"), listing, runs, lines)

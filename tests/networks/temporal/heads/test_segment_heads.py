@@ -176,6 +176,7 @@ def test_a_batch_is_its_windows(build):
             torch.testing.assert_close(part, whole)
 
 
+@pytest.mark.slow
 @HEADS
 def test_segments_it_has_seen_are_found(build):
     torch.manual_seed(0)
