@@ -60,7 +60,8 @@ class DistillationModule(StreamDetectionModule):
         weights, optimizer, training, detection, loss: see ``StreamDetectionModule``.
         terms: what is learned from the teacher; ``FeatureTerm``, ``ActionTerm`` and ``BoxTerm`` by default.
         weighting: of ground truth and terms.
-        from_teacher: start the student from the teacher's weights.
+        start_from: whose weights the student starts from: the ``teacher``'s, those of a file of another clip detector
+            of the same sizes (a causal twin), or nobody's (None).
         proposal_matching: which of the teacher's proposals each of the student's imitates: the one of the same
             ``index``, since a student starts from its teacher's proposals, or the one of an ``assignment``, see
             ``ProposalMatcher``; by default the latter where a student has fewer of them.
@@ -78,14 +79,15 @@ class DistillationModule(StreamDetectionModule):
         loss: DetectionLoss | None = None,
         terms: Sequence[DistillationTerm] | None = None,
         weighting: WeightingSettings = WeightingSettings(),
-        from_teacher: bool = True,
+        start_from: str | None = "teacher",
         proposal_matching: Literal["index", "assignment"] | None = None,
     ) -> None:
         clip_network = teacher(network.num_classes)
         load_weights(clip_network, teacher_weights)
-        if from_teacher:
+        if start_from == "teacher":
             student_from_teacher(network, clip_network.state_dict())
-        super().__init__(network, weights, optimizer, training, detection, loss=loss)
+            start_from = None
+        super().__init__(network, weights, optimizer, training, detection, loss=loss, start_from=start_from)
         self.teacher = FrozenNetwork(clip_network)
         self.weighting_lr_multiplier = weighting.lr_multiplier
         proposals = clip_network.num_proposals

@@ -88,7 +88,9 @@ class Run:
             needed: argument to the checkpoint of another run.
         """
         stage = self.stage(kind)
-        given = {"seed_everything": self.seed, "name": f"{self.name}/{kind}", **stage.overrides, **needed}
+        # A file replaces a whole object, so it comes before the keys of that object.
+        overrides = dict(sorted(stage.overrides.items(), key=lambda item: not str(item[1]).endswith(".yaml")))
+        given = {"seed_everything": self.seed, "name": f"{self.name}/{kind}", **overrides, **needed}
         if checkpoint is not None:
             given["ckpt_path"] = checkpoint
         if kind == "test":

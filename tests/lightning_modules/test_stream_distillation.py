@@ -80,7 +80,7 @@ def ask(module: DistillationModule, batch) -> None:
 def test_the_loss_of_a_repeated_batch_falls(data, distil, tmp_path):
     batch, losses = next(iter(data.train_dataloader())), tiny.Losses()
     trainer = tiny.trainer(tmp_path, max_epochs=1, callbacks=[losses])
-    module = distil(weighting=WeightingSettings("fixed"), from_teacher=False)
+    module = distil(weighting=WeightingSettings("fixed"), start_from=None)
     trainer.fit(module, datamodule=tiny.Repeated(batch, steps=30))
     assert losses.values[-1] < 0.6 * losses.values[0]  # truth and a random teacher want different things
 
@@ -182,15 +182,21 @@ def test_a_clip_that_reaches_outside_the_window_is_an_error_with_the_numbers_to_
     ask(module, whole_dataset(data, advised.window)[[Request(3, None)]])  # and so it is enough
 
 
-def test_a_student_starts_from_its_teacher_unless_told_otherwise(distil):
+def test_a_student_starts_from_its_teacher_unless_told_otherwise(distil, tmp_path):
     weights = tiny.teacher(seed=3).backbone.norm.weight.half().float()
     own = tiny.student().head.decoder.blocks[0].attn.qkv.weight.clone()
     teacher = distil().teacher.network
     torch.testing.assert_close(teacher.backbone.norm.weight, weights, rtol=0, atol=0)
     started = distil().network.head.decoder.blocks[0].attn.qkv.weight
     torch.testing.assert_close(started, teacher.head.decoder.blocks[0].attn.qkv.weight, rtol=0, atol=0)
-    fresh = distil(from_teacher=False).network.head.decoder.blocks[0].attn.qkv.weight
+    fresh = distil(start_from=None).network.head.decoder.blocks[0].attn.qkv.weight
     torch.testing.assert_close(fresh, own, rtol=0, atol=0)
+    twin = tiny.teacher(seed=8).state_dict()
+    save_weights(twin, tmp_path / "twin.pt")
+    module = distil(start_from=str(tmp_path / "twin.pt"))
+    name = "head.decoder.blocks.0.attn.qkv.weight"
+    torch.testing.assert_close(module.network.state_dict()[name], twin[name].half().float(), rtol=0, atol=0)
+    torch.testing.assert_close(module.teacher.network.backbone.norm.weight, weights, rtol=0, atol=0)
 
 
 def test_a_student_whose_proposals_are_not_its_teachers_imitates_those_nearest(distil):
@@ -222,7 +228,7 @@ def test_what_is_imitated_is_the_teachers_in_the_order_of_the_assignment(distil)
 def test_a_student_with_a_cheaper_head_learns(data, distil, tmp_path):
     batch, losses = next(iter(data.train_dataloader())), tiny.Losses()
     student = tiny.student(num_proposals=3, num_actors=2)
-    module = distil(network=student, weighting=WeightingSettings("fixed"), from_teacher=False)
+    module = distil(network=student, weighting=WeightingSettings("fixed"), start_from=None)
     trainer = tiny.trainer(tmp_path, max_epochs=1, callbacks=[losses])
     trainer.fit(module, datamodule=tiny.Repeated(batch, steps=30))
     assert losses.values[-1] < 0.7 * losses.values[0]
