@@ -96,6 +96,7 @@ class Links(HTMLParser):
         self.found += [value for name, value in attrs if name in ("src", "href")]
 
 
+@pytest.mark.slow
 def test_the_page_says_what_is_wrong(truth, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     predictions = truth.write(tmp_path / "wrong.csv", wrong_every=3)
@@ -124,6 +125,7 @@ def test_the_page_says_what_is_wrong(truth, tmp_path, monkeypatch, capsys):
         assert name in markdown
 
 
+@pytest.mark.slow
 def test_two_files_stand_side_by_side(truth, tmp_path, capsys):
     files = [truth.write(tmp_path / "right.csv"), truth.write(tmp_path / "wrong.csv", wrong_every=3)]
     arguments = [f"--predictions={files[0]}", f"--against={files[1]}", f"--output={tmp_path / 'both'}"]
@@ -135,6 +137,7 @@ def test_two_files_stand_side_by_side(truth, tmp_path, capsys):
     assert "Costliest errors of wrong" in markdown and "Costliest errors of right" not in markdown
 
 
+@pytest.mark.slow
 def test_boxes_of_nobody_in_particular_have_no_times(tmp_path):
     truth = Truth(tmp_path, persons=False)
     predictions = truth.write(tmp_path / "them.csv", wrong_every=3)

@@ -264,6 +264,7 @@ def test_weights_of_other_classes_than_the_datas_are_refused_with_the_way_out(pu
     assert main([*arguments, *short, f"--model.training.fresh={fresh}"]).model.network.num_classes == 10
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which has bfloat16")
 def test_on_a_processor_that_bfloat16_makes_no_faster_a_run_is_recorded_in_float32(puppets, monkeypatch):
     monkeypatch.setattr("lightning_modules.command_line.precision.cpu_computes_bfloat16", lambda: False)

@@ -102,6 +102,7 @@ def assert_trained_alike(found: Path, wanted: Path) -> None:
         assert_alike(one[state], other[state], state)
 
 
+@pytest.mark.slow
 def test_a_training_that_is_killed_within_an_epoch_goes_on_as_if_nothing_had_happened(place):
     main(fit("whole"))
     shell(fit("killed", signalled={"name": "SIGKILL", "hook": "on_train_batch_start", "count": 5}), -signal.SIGKILL)
@@ -141,6 +142,7 @@ def test_two_processes_that_are_killed_go_on_alike(place, hook, count):
     assert_trained_alike(checkpoint("killed"), checkpoint("whole"))
 
 
+@pytest.mark.slow
 def test_a_training_that_is_stopped_says_how_to_go_on_and_does_so(place):
     said = shell(fit("stopped", signalled={"name": "SIGTERM", "hook": "on_train_batch_start", "count": 4}), 143)
     last = said.splitlines()[-1]
@@ -176,6 +178,7 @@ def test_two_processes_stop_together(place):
     assert [line for line in said.splitlines() if line.startswith("stopped by SIGTERM")] == said.splitlines()[-1:]
 
 
+@pytest.mark.slow
 def test_latest_stays_with_a_trained_run_whatever_comes_after_it(place):
     main(fit("run"))
     assert checkpoint("run").is_file()

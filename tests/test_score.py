@@ -170,6 +170,7 @@ def test_the_command_line_scores_what_test_saved_under_the_configs_protocol(conf
     assert other.startswith("ava frame mAP@0.5: ")
 
 
+@pytest.mark.slow
 def test_the_command_line_scores_by_the_time_since_the_start(config, tmp_path, monkeypatch, capsys):
     """All of the four videos' people do the same from the first annotated moment to the last."""
     monkeypatch.chdir(tmp_path)

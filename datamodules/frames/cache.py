@@ -218,7 +218,8 @@ class FrameCache(FrameStore):
         Raises:
             DamagedEntry: there is an entry that cannot be used.
         """
-        return read_record(self._entry(video), _file_state(video))
+        state = _file_state(video)  # first: it names a video that is not there
+        return read_record(self._entry(video), state)
 
     def _num_bytes(self, video: Video, record: Record | None) -> int:
         """Bytes that the frames of a video take; one without an entry is listed, and nothing is decoded."""

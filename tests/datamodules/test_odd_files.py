@@ -5,11 +5,9 @@ import subprocess
 import sys
 import time
 import tracemalloc
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from datamodules.annotations.segment_source import find_videos
@@ -18,7 +16,7 @@ from datamodules.frames.cache import FrameCache
 from datamodules.frames.store import LONGEST_TO_SHORTEST, DecodedFrames, FrameScale
 from datamodules.video.listing import list_frames
 from datamodules.video.picture_folder import PictureFolder, list_pictures
-from datamodules.video.readers import VideoError, list_video, open_video
+from datamodules.video.readers import VideoError, open_video
 from datamodules.video.source_files import files_of
 from tests.datamodules.miniature import encode, numbered_frames, read_numbers, write_pictures
 from tests.datamodules.written_videos import write_video
@@ -279,16 +277,3 @@ def test_names_that_are_not_utf_8_are_read(tmp_path):
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_video_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").touch()
-    for path in (tmp_path / "file" / "film.mp4", tmp_path / ("n" * 300 + ".mp4")):
-        with pytest.raises(UserError, match=r"\.mp4: cannot be written"):
-            write_video(path, numbered_frames(2), fps=8)
-    with pytest.raises(UserError, match=r"none\.mp4: no frames to write"):
-        write_video(tmp_path / "none.mp4", [], fps=8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        write_video(tmp_path / "film.mp4", numbered_frames(2), fps=8)
-    np.testing.assert_allclose(list_video(tmp_path / "film.mp4").times, [0, 0.125])

@@ -208,6 +208,7 @@ print([name for name in sys.modules if name.partition(".")[0] in others])
 """
 
 
+@pytest.mark.slow
 def test_lightning_is_never_imported(session, tmp_path):
     session.save_pretrained(tmp_path)
     write_video(tmp_path / "film.mp4", frames(8), 10)
@@ -227,6 +228,7 @@ def run(program: str, *arguments: object) -> str:
     return ended.stdout
 
 
+@pytest.mark.slow
 def test_the_readmes_lines_print_people_with_boxes_and_actions(session, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     (example,) = (block for block in blocks if "StreamSession" in block)

@@ -390,6 +390,7 @@ for number in range(10_000):
 """
 
 
+@pytest.mark.slow
 def test_after_kill_9_everything_up_to_the_last_second_is_there(tmp_path):
     root = Path(__file__).resolve().parents[3]
     with subprocess.Popen([sys.executable, "-c", PREDICTS, str(tmp_path)], stdout=subprocess.PIPE, cwd=root) as process:

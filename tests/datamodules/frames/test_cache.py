@@ -190,6 +190,7 @@ def test_damage_that_comes_while_an_entry_is_open_is_found_at_the_first_look_at_
         assert read_numbers(cache.get(video, [2, 69])) == [2, 69]
 
 
+@pytest.mark.slow
 def test_several_processes_mend_the_same_entry(tmp_path, built):
     video = built / "video.mp4"
     shutil.copytree(built / "cache", tmp_path / "cache")

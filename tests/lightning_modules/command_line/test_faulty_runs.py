@@ -33,6 +33,7 @@ def arguments(puppets, tmp_path, monkeypatch) -> list[str]:
     return [EVAD, *options, *(f"--trainer.{key}={value}" for key, value in trainer.items())]
 
 
+@pytest.mark.slow
 def test_every_switch_off_and_a_limit_of_one_is_a_run_of_one_batch(arguments):
     off = [f"--trainer.{switch}=false" for switch in ("enable_progress_bar", "enable_checkpointing", "logger")]
     cli = main(["fit", *arguments, *off, "--trainer.limit_train_batches=1", "--trainer.val_check_interval=1"])
@@ -69,6 +70,7 @@ def test_a_metric_of_validation_is_refused_where_there_is_none(arguments):
         main(["fit", *arguments, *watch, "--trainer.limit_val_batches=0"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("monitor", ["val/map", "val/ap/walk", "train/loss"])
 def test_a_monitored_metric_that_is_logged_is_left_alone(arguments, monitor, puppets):
     names = (puppets / "tiny" / "classes.txt").read_text().split()
@@ -78,6 +80,7 @@ def test_a_monitored_metric_that_is_logged_is_left_alone(arguments, monitor, pup
     assert cli.trainer.global_step == 1
 
 
+@pytest.mark.slow
 def test_another_networks_checkpoint_is_refused_with_its_name(arguments):
     main(["fit", *arguments, "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=0"])
     (checkpoint,) = Path("runs/evad").glob("version_*/checkpoints/last.ckpt")

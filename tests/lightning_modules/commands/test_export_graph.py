@@ -461,6 +461,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(place, monkey
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.pt2"]
 
 
+@pytest.mark.slow
 def test_at_a_full_disk_the_earlier_files_stay(small_disk):
     for name in ("model.pt2", "model.json", "model.npz"):
         (small_disk / name).write_text("old")

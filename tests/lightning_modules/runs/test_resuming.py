@@ -190,17 +190,20 @@ def resumes_alike(recipe: str, folder: Path, workers: int, batches: tuple[int, .
     return [checkpoint.stem for checkpoint in checkpoints]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_goes_on_from_the_midst_and_from_the_end_of_an_epoch(recipe, tmp_path):
     names = resumes_alike(recipe, tmp_path, 1, (4, 6), max_epochs=2)
     assert {"batch_4", "batch_6", "validation_6", "epoch_6"} < set(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_number_of_worker_processes_does_not_matter(workers, tmp_path):
     resumes_alike("clip", tmp_path, workers, (4, 6), max_epochs=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "moment"),
     [
@@ -218,6 +221,7 @@ def test_whatever_the_trainer_is_asked_for_training_goes_on_alike(trainer, momen
     assert moment in resumes_alike("temporal_detection", tmp_path, 0, (1, 5, 6, 7, 11), **trainer)
 
 
+@pytest.mark.slow
 def test_a_training_can_be_resumed_again_and_again(tmp_path):
     whole = fit("temporal_detection", tmp_path, 1)
     checkpoint, before = None, 0

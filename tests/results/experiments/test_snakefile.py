@@ -87,6 +87,7 @@ def both(*rows: str) -> list[str]:
     return [f"{row}/{kind}" for row in rows for kind in ("fit", "test")]
 
 
+@pytest.mark.slow
 def test_a_list_is_run_with_what_its_rows_need_and_is_then_done():
     done = run("mine")
     assert done.returncode == 0, done.stderr
@@ -102,6 +103,7 @@ def test_a_list_is_run_with_what_its_rows_need_and_is_then_done():
     assert calls() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_killed_list_goes_on_from_its_newest_whole_checkpoint(number):
     write_list({"stops_once": 1}, {})
@@ -140,6 +142,7 @@ def wait_for(condition, seconds: float = 30) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_uncommitted_code_is_refused_unless_that_is_allowed_and_then_recorded():
     Path("configs/mine.yaml").write_text("model: {dim: 16}")
     Path("configs/new.yaml").write_text("model: {}")
@@ -158,6 +161,7 @@ def test_uncommitted_code_is_refused_unless_that_is_allowed_and_then_recorded():
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_shows_the_end_of_its_log_and_the_others_go_on():
     write_list({"fails": "fit"}, {}, {"name": "good", "fit": {"config": "configs/mine.yaml"}})
     commit()
@@ -172,6 +176,7 @@ def test_a_run_that_fails_shows_the_end_of_its_log_and_the_others_go_on():
     assert sorted(calls()) == sorted(both("teacher", "student"))
 
 
+@pytest.mark.slow
 def test_changed_settings_run_again_with_all_that_needs_them_and_a_comment_trains_nothing():
     assert run(RESULTS[0]).returncode == 0
     assert calls() == both("teacher")
@@ -191,6 +196,7 @@ def test_changed_settings_run_again_with_all_that_needs_them_and_a_comment_train
     assert sorted(calls()) == ["student/test", "teacher/test"]
 
 
+@pytest.mark.slow
 def test_every_run_of_our_lists_is_planned(monkeypatch):
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
