@@ -30,7 +30,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "base": ["TrainingSettings"],
         "clip_detection": ["ClipDetectionModule"],
-        "detection_base": ["DetectionSettings"],
+        "evaluation.detection_evaluator": ["DetectionSettings"],
         "distillation_terms": ["ActionTerm", "AttentionTerm", "BoxTerm", "FeatureTerm"],
         "losses.detection": ["DetectionLoss"],
         "motion_distillation": ["MotionDistillationModule"],

@@ -14,8 +14,8 @@ from datamodules.errors import UserError
 from .base import TrainingSettings
 from .detection_base import DetectionModule, DetectionSettings
 from .evaluation.benchmark import Benchmark
+from .evaluation.detection_evaluator import DetectionEvaluator
 from .evaluation.tracked import TrackedFrame, people_of
-from .evaluation.tubes import VideoEvaluation
 from .losses.detection import DetectionLoss
 from .networks.detection.evad import EvadTeacher
 from .networks.detection.outputs import ScoredBoxes
@@ -95,12 +95,15 @@ class ClipDetectionModule(DetectionModule):
         detections = self.network(self._clips(batch.frames, batch.image_sizes), batch.image_sizes)
         return self.decode(detections, batch.image_sizes, batch.original_sizes)
 
-    def _video_evaluation(self, split: Literal["val", "test"]) -> VideoEvaluation:
-        """Of a clip detector annotated frames alone are evaluated: they must be all that there are."""
-        evaluation = super()._video_evaluation(split)
-        sparse = [name for name, video in evaluation.truth.items() if len(video.annotated) < video.num_slots]
+    def make_evaluator(self, split: Literal["val", "test"]) -> DetectionEvaluator:
+        """Of a clip detector annotated frames alone are evaluated: for video mAP they must be all that there are."""
+        evaluator = super().make_evaluator(split)
+        if evaluator.videos is None:
+            return evaluator
+        truth = evaluator.videos.truth
+        sparse = [name for name, video in truth.items() if len(video.annotated) < video.num_slots]
         if sparse:
-            video = evaluation.truth[sparse[0]]
+            video = truth[sparse[0]]
             raise UserError(
                 f"video mAP links every sampled frame of a video, but a clip detector is evaluated on annotated ones: "
                 f"{len(video.annotated)} of {video.num_slots} in {sparse[0]}, one of {len(sparse)} such videos; set "
@@ -111,7 +114,7 @@ class ClipDetectionModule(DetectionModule):
             raise UserError(
                 "video mAP of a clip detector needs all clips of a video on one process; set trainer.devices=1"
             )
-        return evaluation
+        return evaluator
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> dict[str, Any]:
         scored = self.detect(batch)
@@ -120,11 +123,11 @@ class ClipDetectionModule(DetectionModule):
             [entries[index] for index in counted] for entries in (scored, batch.boxes, batch.labels, batch.video_ids)
         )
         image_sizes, original_sizes = batch.image_sizes[counted], batch.original_sizes[counted]
-        self.score_keyframes(scored, boxes, labels, image_sizes, original_sizes)
-        if self.video_evaluation is not None:
-            truth, times = self.video_evaluation.truth, batch.timestamps[counted, 0].tolist()
+        self.evaluator.add_keyframes(scored, boxes, labels, image_sizes, original_sizes)
+        if (evaluation := self.evaluator.videos) is not None:
+            truth, times = evaluation.truth, batch.timestamps[counted, 0].tolist()
             slots = [truth[video].annotated[time] for video, time in zip(videos, times, strict=True)]
-            self.video_evaluation.add(list(zip(videos, slots, strict=True)), scored)
+            evaluation.add(list(zip(videos, slots, strict=True)), scored)
         shown = batch.frames[counted, batch.keyframes[0]]
         pictures = self.pictures(shown, scored, boxes, labels, image_sizes, original_sizes)
         return pictures | self.keyframes(scored, videos, batch.timestamps[counted, 0].tolist(), original_sizes)

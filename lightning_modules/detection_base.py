@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -15,32 +14,12 @@ from torch import Tensor, nn
 from datamodules.errors import UserError
 
 from .base import ExperimentModule, TrainingSettings
-from .evaluation.tubes import VideoEvaluation, VideoMapSettings
-from .metrics.frame_ap import FrameMapSettings
-from .metrics.frame_map import FrameMeanAveragePrecision, action_rows
-from .metrics.video_map import VideoMeanAveragePrecision
-from .networks.detection.outputs import Detections, ScoredBoxes, ScoreRule, decode_detections
+from .evaluation.detection_evaluator import DetectionEvaluator, DetectionSettings
+from .networks.detection.outputs import Detections, ScoredBoxes
 from .networks.layers.prepared import prepare_for_inference
 from .networks.weights.videomae import load_videomae
 
 NAMES_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class DetectionSettings:
-    """How detections are decoded and scored.
-
-    Args:
-        person_threshold, score: how they are decoded, see ``decode_detections``.
-        metric: the protocol of ``val/map`` and ``test/map``; boxes are scored in pixels of the original video.
-        video_map: linker and protocol of ``val/video_map_50`` and the like; None does without, as data must that do
-            not say which boxes are one person's.
-    """
-
-    person_threshold: float = 0.0
-    score: ScoreRule = "person_x_action"
-    metric: FrameMapSettings = field(default_factory=FrameMapSettings)
-    video_map: VideoMapSettings | None = None
 
 
 class DetectionModule(ExperimentModule):
@@ -58,7 +37,7 @@ class DetectionModule(ExperimentModule):
         weights: str | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         training: TrainingSettings = TrainingSettings(),  # noqa: B008  (frozen)
-        detection: DetectionSettings = DetectionSettings(),
+        detection: DetectionSettings = DetectionSettings(),  # noqa: B008  (frozen)
         pretrained: str | None = None,
     ) -> None:
         if pretrained is not None and weights is not None:
@@ -67,50 +46,33 @@ class DetectionModule(ExperimentModule):
                 remedy="leave one of them out",
             )
         super().__init__(network, weights, optimizer, training)
-        self.person_threshold, self.score = detection.person_threshold, detection.score
+        self.detection = detection
         if pretrained is not None:
             rank_zero_info(f"{pretrained}\n{load_videomae(network, pretrained)}")
-        self.metric_settings, self.video_map = detection.metric, detection.video_map
-        self.metric = FrameMeanAveragePrecision(network.num_classes, **asdict(self.metric_settings))
-        if self.video_map is not None:
-            self.video_metric = VideoMeanAveragePrecision(network.num_classes, protocol=self.video_map.protocol)
-        self.video_evaluation: VideoEvaluation | None = None
+        self.evaluator: DetectionEvaluator | None = None
 
     def setup(self, stage: str) -> None:
-        """Learn which classes are scored."""
+        """Make the evaluator, which depends on the data: on the classes that are scored and on the true tubes."""
         super().setup(stage)
-        # AVA trains 80 classes and scores 60 of them; a DataModule that says nothing has all of its classes scored.
-        scored = getattr(self.trainer.datamodule, "evaluated_classes", None)
-        if scored is not None:
-            self.metric = FrameMeanAveragePrecision(
-                self.network.num_classes, class_ids=scored, **asdict(self.metric_settings)
-            )
-        if self.video_map is not None and stage != "predict":
-            self.video_evaluation = self._video_evaluation("test" if stage == "test" else "val")
+        if stage != "predict":
+            self.evaluator = self.make_evaluator("test" if stage == "test" else "val")
 
-    def _video_evaluation(self, split: Literal["val", "test"]) -> VideoEvaluation:
+    def make_evaluator(self, split: Literal["val", "test"]) -> DetectionEvaluator:
         data = self.trainer.datamodule
-        return VideoEvaluation(self.video_map, self.video_metric, data.true_tubes(split), data.evaluation_grid)
+        # A DataModule that says nothing has all of its classes scored.
+        scored = getattr(data, "evaluated_classes", None)
+        if self.detection.video_map is None:
+            return DetectionEvaluator(self.detection, self.network.num_classes, scored, delays=self.delays)
+        tubes, stride = data.true_tubes(split), data.evaluation_grid
+        return DetectionEvaluator(self.detection, self.network.num_classes, scored, tubes, stride, self.delays)
+
+    @property
+    def delays(self) -> Sequence[int]:
+        """Sampled frames by which evaluation also reads predictions late; for streams alone."""
+        return ()
 
     def decode(self, detections: Detections, image_sizes: Tensor, original_sizes: Tensor) -> list[ScoredBoxes]:
-        """The one way from network outputs to scored boxes in the original video."""
-        return decode_detections(detections, image_sizes, original_sizes, self.person_threshold, self.score)
-
-    def score_keyframes(
-        self,
-        scored: Sequence[ScoredBoxes],
-        boxes: Sequence[Tensor],
-        labels: Sequence[Tensor],
-        image_sizes: Tensor,
-        original_sizes: Tensor,
-    ) -> None:
-        """Add annotated keyframes to the metric, in pixels of the original video."""
-        scale = (original_sizes / image_sizes).flip(-1).repeat(1, 2).float()
-        predictions, targets = [], []
-        for found, true_boxes, true_labels, factor in zip(scored, boxes, labels, scale, strict=True):
-            predictions.append({"boxes": found.boxes, "scores": found.scores})
-            targets.append(action_rows(true_boxes * factor, true_labels))
-        self.metric.update(predictions, targets)
+        return self.detection.decode(detections, image_sizes, original_sizes)
 
     @staticmethod
     def pictures(
@@ -149,7 +111,7 @@ class DetectionModule(ExperimentModule):
 
     def log_metric(self, stage: str) -> None:
         """``val/map`` and the AP of every class, then start over."""
-        result = self.metric.compute()
+        result = self.evaluator.finish()
         self.say(f"{stage}/map", result, self.protocol, ("frames", "boxes", "classes"), "map")
         names = self.trainer.datamodule.class_names
         # The metric has already been synchronised over processes: every one logs the same numbers.
@@ -157,13 +119,12 @@ class DetectionModule(ExperimentModule):
         # torchmetrics turns the vectors of a single class into scalars.
         for index, value in zip(result["classes"].flatten(), result["map_per_class"].flatten(), strict=True):
             self.log(f"{stage}/ap/{names[int(index)]}", float(value), rank_zero_only=True)
-        self.metric.reset()
 
     def log_video_metric(self, stage: str) -> None:
         """``val/video_map_20``, ``_50``, ``_75`` and ``_50_95``, where video mAP is wanted; then start over."""
-        if self.video_evaluation is None:
+        if (videos := self.evaluator.videos) is None:
             return
-        cut, result = self.video_evaluation.cut, self.video_evaluation.finish()
+        cut, result = videos.cut, videos.finish()
         if cut and not self.trainer.sanity_checking:
             warnings.warn(
                 f"{len(cut)} videos were not seen from their first frame to their last and are left out of video mAP: "
@@ -178,12 +139,13 @@ class DetectionModule(ExperimentModule):
     @property
     def protocol(self) -> str:
         """Protocol and stride of ``test/map``, for the benchmark table."""
-        return f"{self.metric.description}, stride {self.trainer.datamodule.frame_stride}"
+        return f"{self.evaluator.metric.description}, stride {self.trainer.datamodule.frame_stride}"
 
     @property
     def video_protocol(self) -> str | None:
         """Protocol, linker and stride of ``test/video_map_50``; None without."""
-        return None if self.video_map is None else f"{self.video_map}, stride {self.trainer.datamodule.evaluation_grid}"
+        linking = self.detection.video_map
+        return None if linking is None else f"{linking}, stride {self.trainer.datamodule.evaluation_grid}"
 
     def on_predict_start(self) -> None:
         prepare_for_inference(self.network)

@@ -16,7 +16,6 @@ from datamodules.errors import UserError
 from .base import TrainingSettings
 from .detection_base import DetectionModule, DetectionSettings
 from .evaluation.benchmark import Benchmark, Step
-from .evaluation.delays import DelayedEvaluation
 from .evaluation.predictions import Answer
 from .evaluation.stream_predictor import StreamPredictor
 from .evaluation.tracked import TrackedFrame
@@ -71,12 +70,11 @@ class StreamDetectionModule(DetectionModule):
             student_from_teacher(network, read_state_dict(start_from))
         super().__init__(network, weights, optimizer, training, detection, pretrained)
         self.loss = loss or DetectionLoss()
-        self.delayed_evaluation = DelayedEvaluation(detection.scored_delays, self.metric)
         self.stream = StreamPredictor(network, self.decode)
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)  # only now the metric knows its classes
-        self.delayed_evaluation = DelayedEvaluation(self.delayed_evaluation.delays, self.metric)
+    @property
+    def delays(self) -> Sequence[int]:
+        return self.detection.scored_delays
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         encoded, state = self.encode(batch, normalise_frames(batch.frames, batch.image_sizes))
@@ -130,14 +128,14 @@ class StreamDetectionModule(DetectionModule):
     def validation_step(self, batch: StreamBatch, batch_idx: int) -> dict[str, Any]:
         answers = self.stream.add(batch)
         self.link(answers)
-        self.delayed_evaluation.add(answers)
+        self.evaluator.delays.add(answers)
         frames = [answer.frame for answer in answers if answer.frame.annotated]
         scored = [answer.found for answer in answers if answer.frame.annotated]
         boxes, labels = [frame.boxes for frame in frames], [frame.labels for frame in frames]
         nothing = batch.image_sizes[:0]
         image_sizes = torch.stack([frame.image_size for frame in frames]) if frames else nothing
         original_sizes = torch.stack([frame.original_size for frame in frames]) if frames else nothing
-        self.score_keyframes(scored, boxes, labels, image_sizes, original_sizes)
+        self.evaluator.add_keyframes(scored, boxes, labels, image_sizes, original_sizes)
         shown = [frame.pixels for frame in frames]
         pictures = self.pictures(shown, scored, boxes, labels, image_sizes, original_sizes)
         videos, times = [frame.video_id for frame in frames], [frame.timestamp for frame in frames]
@@ -147,14 +145,13 @@ class StreamDetectionModule(DetectionModule):
 
     def link(self, answers: Sequence[Answer]) -> None:
         """Hand what was said about frames, annotated or not, on to video mAP."""
-        if self.video_evaluation is not None:
-            stride = self.video_evaluation.stride
-            frames = [(answer.frame.video_id, answer.frame.index // stride) for answer in answers]
-            self.video_evaluation.add(frames, [answer.found for answer in answers])
+        if (evaluation := self.evaluator.videos) is not None:
+            frames = [(answer.frame.video_id, answer.frame.index // evaluation.stride) for answer in answers]
+            evaluation.add(frames, [answer.found for answer in answers])
 
     def log_metric(self, stage: str) -> None:
         super().log_metric(stage)
-        late = {f"{stage}/{name}": value for name, value in self.delayed_evaluation.finish().items()}
+        late = {f"{stage}/{name}": value for name, value in self.evaluator.delays.finish().items()}
         self.log_dict(late, rank_zero_only=True)
 
     def predict_step(self, batch: StreamBatch, batch_idx: int) -> list[TrackedFrame]:

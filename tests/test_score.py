@@ -85,7 +85,7 @@ def test_saved_numbers_are_those_of_the_metric_to_the_last_bit(kind, source, fol
     class States(tiny.L.Callback):
         def on_test_epoch_end(self, trainer, module):
             for name in ("pred_boxes", "pred_scores", "target_boxes"):
-                seen[name] = torch.cat(getattr(module.metric, name)).numpy()
+                seen[name] = torch.cat(getattr(module.evaluator.metric, name)).numpy()
 
     tiny.trainer(tmp_path, callbacks=[States(), file]).test(module, datamodule=data, verbose=False)
     found, keyframes = read_frame_detections(file.path), data.true_keyframes("test")

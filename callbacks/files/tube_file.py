@@ -33,7 +33,7 @@ class TubeFile(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
             return
-        evaluation = getattr(pl_module, "video_evaluation", None)
+        evaluation = getattr(getattr(pl_module, "evaluator", None), "videos", None)
         if evaluation is None:
             raise UserError(
                 "TubeFile saves what video mAP scores, which is not there",
@@ -49,7 +49,7 @@ class TubeFile(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._videos is None:
             return
-        evaluation, videos = pl_module.video_evaluation, self._videos
+        evaluation, videos = pl_module.evaluator.videos, self._videos
         evaluation.on_finished = self._videos = None
         if trainer.world_size > 1:
             parts: list[dict[str, list[Tube]] | None] = [None] * trainer.world_size

@@ -89,7 +89,7 @@ class StreamingAccuracy(Callback):
             machine.frames_awaited,
             class_ids=data.evaluated_classes,
             sync_on_compute=False,  # every process has all videos
-            **asdict(pl_module.metric_settings),
+            **asdict(pl_module.detection.metric),
         )
         for video, keyframes in videos.items():
             keyframes = sorted(keyframes, key=lambda keyframe: keyframe.timestamp)

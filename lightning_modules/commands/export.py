@@ -84,7 +84,7 @@ def export(
         opset,
         {
             "frame_stride": datamodule.frame_stride,
-            "person_threshold": model.person_threshold,
+            "person_threshold": model.detection.person_threshold,
             "weights": weights,
             "commit": commit(ROOT),
             "compared_on": "moving blobs" if video is None else video.name,

@@ -11,6 +11,7 @@ from datamodules.errors import UserError
 from datamodules.sampling.samplers import STAND_IN, Request
 from lightning_modules.base import TrainingSettings
 from lightning_modules.clip_detection import ClipDetectionModule
+from lightning_modules.evaluation.detection_evaluator import DetectionEvaluator
 from lightning_modules.networks.detection.published_cost import published_gflops
 from lightning_modules.networks.weights.loading import read_state_dict, save_weights
 from tests.lightning_modules import tiny
@@ -236,13 +237,14 @@ def test_clips_that_stand_in_count_neither_in_the_score_nor_in_predictions(data,
     module = ClipDetectionModule(tiny.teacher()).eval()
     evaluated = tiny.clips(data.source, folder / "cache", eval_batch_size=3)
     evaluated.setup("validate")
+    module.evaluator = DetectionEvaluator(module.detection, module.network.num_classes)
     dataset = evaluated.val_dataloader().dataset
     with torch.no_grad():
         whole = module.validation_step(dataset[[Request(0, None), Request(1, None)]], 0)
         one = module.validation_step(dataset[[Request(STAND_IN, None), Request(1, None)]], 1)
         none = module.validation_step(dataset[[Request(STAND_IN, None)]], 2)
         assert module.predict_step(dataset[[Request(STAND_IN, None)]], 0) == []
-    assert int(module.metric.compute()["num_frames"]) == 3
+    assert int(module.evaluator.metric.compute()["num_frames"]) == 3
     assert [len(step["scored"]) for step in (whole, one, none)] == [2, 1, 0]
     assert one["video_ids"] == whole["video_ids"][1:] and one["timestamps"] == whole["timestamps"][1:]
     torch.testing.assert_close(one["scored"][0].scores, whole["scored"][1].scores, rtol=1e-4, atol=1e-4)

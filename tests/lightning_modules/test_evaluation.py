@@ -31,11 +31,11 @@ def test_the_metric_is_that_of_the_settings_also_where_only_some_classes_are_sco
     settings = FrameMapSettings("act", 0.3, "ignore", 2)
     tested = module(metric=settings)
     tiny.trainer(tmp_path).test(tested, datamodule=data, verbose=False)
-    assert tested.metric.settings == settings
+    assert tested.evaluator.metric.settings == settings
     assert tested.protocol == "act frame mAP@0.3, labelled frames only, best 2 rows a frame, stride 2"
     monkeypatch.setattr(type(data.source), "evaluated_classes", lambda source: (1,))
     tiny.trainer(tmp_path).test(tested, datamodule=data, verbose=False)
-    assert tested.metric.settings == settings
+    assert tested.evaluator.metric.settings == settings
     assert tested.protocol.endswith("best 2 rows a frame, 1 of 2 classes, stride 2")
 
 

@@ -129,4 +129,4 @@ class Results(L.Callback):
         self.result: dict[str, Any] = {}
 
     def on_test_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.result = module.metric.compute()
+        self.result = module.evaluator.metric.compute()

@@ -44,7 +44,7 @@ def test_two_videos_of_one_name_are_refused(tmp_path):
         write(SegmentFile(tmp_path / "segments.json"), "kitchen", "garden", "kitchen")
     evaluation, file = SimpleNamespace(on_finished=None), TubeFile(tmp_path / "tubes.json")
     trainer = SimpleNamespace(state=SimpleNamespace(fn="test"), log_dir=None)
-    file.on_test_start(trainer, SimpleNamespace(video_evaluation=evaluation))
+    file.on_test_start(trainer, SimpleNamespace(evaluator=SimpleNamespace(videos=evaluation)))
     evaluation.on_finished("kitchen", [])
     with pytest.raises(UserError, match="two videos are called 'kitchen'"):
         evaluation.on_finished("kitchen", [])
