@@ -73,8 +73,8 @@ def graph_of(module: LightningModule, image_size: tuple[int, int] | None, num_fr
     if min(size) < 1:
         raise UserError(f"image_size is a height and a width of at least 1 pixel, got {list(size)}")
     if isinstance(network, StreamingModule):
-        return StepGraph(network, size, module.score)
-    return ClipGraph(network, size, module.score, num_frames or network.num_frames)
+        return StepGraph(network, size, module.detection.score)
+    return ClipGraph(network, size, module.detection.score, num_frames or network.num_frames)
 
 
 def export_graph(
