@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("lightning_modules", "datamodules", "callbacks")
-PROGRAMS = ("results",)
-"""What runs main.py and makes tables of what it measured; nothing imports them."""
+PROGRAMS = ("results", "examples")
+"""Programs that run main.py and make tables, and those to start from; nothing imports them."""
 OURS = ("main", *ROOMS, *PROGRAMS, "tests")
 
 # Slow to import, or absent where nothing is decoded or measured.
@@ -95,6 +95,8 @@ RULES = (
         "the programs that run experiments know each other, and wait beside a training without torch",
         (*LIGHTNING, "torch"),
     ),
+    Rule("examples.run_exported_student", (), "a student runs without this repository", (*LIGHTNING, "torch")),
+    Rule("examples", ROOMS, "examples know the rooms and no config", LIGHTNING),
     Rule(
         "results",
         ("results.tables", "results.experiments", *COMMON_GROUND),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -274,12 +273,11 @@ def run_as_stranger(script: str, folder: Path, *arguments: str) -> str:
     return ended.stdout
 
 
-def readme_example() -> str:
-    """The README's script; everybody is printed, since random weights may take nobody for a person."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    (example,) = (block for block in blocks if "onnxruntime" in block)
-    assert "person >= 0.5" in example
-    return example.replace("person >= 0.5", "person >= 0")
+def example() -> str:
+    """The example's program; everybody is printed, since random weights may take nobody for a person."""
+    program = (ROOT / "examples" / "run_exported_student.py").read_text()
+    assert "person >= 0.5" in program
+    return program.replace("person >= 0.5", "person >= 0")
 
 
 def sampled(video: Path) -> tuple[list[np.ndarray], list[float]]:
@@ -295,7 +293,7 @@ def sampled(video: Path) -> tuple[list[np.ndarray], list[float]]:
 @needs_onnx
 @pytest.mark.parametrize("num_frames", [1, 3, 6])
 @pytest.mark.parametrize("look_ahead", [0, 1, 2, 5])
-def test_the_readmes_example_prints_every_sampled_frame_of_a_video(look_ahead, num_frames, dsta, tmp_path):
+def test_the_example_prints_every_sampled_frame_of_a_video(look_ahead, num_frames, dsta, tmp_path):
     """Also the last ones, which are known only after the end, and those of a film shorter than the look-ahead."""
     import onnx
 
@@ -307,7 +305,7 @@ def test_the_readmes_example_prints_every_sampled_frame_of_a_video(look_ahead, n
     onnx.save(late, tmp_path / "late.onnx")
     (tmp_path / "late.npz").write_bytes(model.state_path.read_bytes())
     write_video(tmp_path / "video.mp4", moving_blobs(num_frames, (96, 120)))
-    said = run_as_stranger(readme_example(), tmp_path, "late.onnx", "video.mp4").splitlines()
+    said = run_as_stranger(example(), tmp_path, "late.onnx", "video.mp4").splitlines()
 
     frames, times = sampled(tmp_path / "video.mp4")
     steps = stream_through(model.path, np.stack([*frames, *[frames[-1]] * look_ahead])[:, None], 1)
