@@ -1,4 +1,4 @@
-"""Imports point one way, and heavy packages are imported where they are used (DESIGN, section 1).
+"""Imports point one way, and heavy packages are imported where they are used.
 
 The source is parsed, never run, so an import inside a function or under ``TYPE_CHECKING`` counts for the direction too.
 """

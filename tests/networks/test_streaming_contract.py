@@ -1,4 +1,4 @@
-"""The streaming contract, held to every streaming module: attention, blocks and whole students (DESIGN, section 2.1).
+"""The streaming contract, held to every streaming module: attention, blocks and whole students.
 
 Modules run in float64. A student's boxes and logits leave its heads in float32 whatever it runs in, so those are
 compared to 1e-4 and its state, which stays in float64, to 1e-10.
