@@ -22,7 +22,7 @@ LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
 
 
 class Rule(NamedTuple):
-    """What the modules below one name may import of ours, and which outside packages they may not."""
+    """Rule of imports for the modules below one name: which of ours they may import, which outside packages not."""
 
     modules: str
     ours: tuple[str, ...]
@@ -33,7 +33,7 @@ class Rule(NamedTuple):
 
 
 COMMON_GROUND = ("datamodules.errors", "datamodules.files", "datamodules.text_files", "datamodules.tensor_file")
-"""What every room may import: the error of users, how files are written, how text and tensors are read."""
+"""Modules that every room may import: the error of users, how files are written, how text and tensors are read."""
 
 # The first rule whose name is a module's own or a parent's is the module's rule.
 RULES = (

@@ -1,4 +1,4 @@
-"""Losses of a student against its frozen teacher; terms are inferred, the paper's body is not public (`PAPERS.md`, 1.4)."""
+"""Losses of a student against its frozen teacher, inferred: the paper's body is not public (`PAPERS.md`, 1.4)."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ SCORES: dict[str, Callable[[], StreamingModule]] = {
     "scores_dsta": lambda: FrameScores(trunk("dsta"), 3),
     "scores_of_stored_features": lambda: FrameScores(RecurrentFeatures(5, DIM), 3),
 }
-"""What takes frames or features of its ``step_shape``."""
+"""Modules that take frames or features of their ``step_shape``."""
 MODULES = ATTENTIONS | BLOCKS
 EVERYTHING = MODULES | SCORES | STUDENTS
 

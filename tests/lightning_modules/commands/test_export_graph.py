@@ -106,7 +106,7 @@ def padded(frames: np.ndarray) -> torch.Tensor:
 
 
 def decoded(detections: Detections, sizes: torch.Tensor) -> list[torch.Tensor]:
-    """What ``predict`` makes of every proposal: boxes, person and action scores, (B, Q, ...)."""
+    """Return the predictions for every proposal: boxes, person and action scores, (B, Q, ...)."""
     scored = decode_detections(detections, sizes, sizes, person_threshold=0.0, score="person_x_action")
     parts = ("boxes", "person_scores", "scores")
     return [torch.stack([getattr(entry, part) for entry in scored]) for part in parts]
@@ -395,7 +395,7 @@ def test_boxes_are_compared_by_the_frames_side_and_scores_for_themselves(output,
 
 @pytest.mark.parametrize("look_ahead", [0, 3])
 def test_as_many_frames_are_compared_as_are_asked_for_whatever_the_look_ahead(look_ahead):
-    """What comes out of the first steps of a late detector is about no frame, and agrees whatever the graph does."""
+    """Outputs of the first steps of a late detector are about no frame, and agree whatever the graph does."""
     graph = graph_of(student("tsa", **SMALLEST, look_ahead=look_ahead), SIZE, num_frames=None)
     calls, run = [], run_torch(graph)
 
