@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from datamodules.errors import printable
 
 RECENT_FRAMES = 30
-"""What is shown while running is of the last of them."""
+"""Number of newest frames that the pace shown while running is taken from."""
 REMEMBERED_FRAMES = 10_000
 """The summary's delays are of the last of them, or memory would grow with the run."""
 

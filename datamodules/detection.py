@@ -1,4 +1,4 @@
-"""What the clip and the stream DataModule share: timed videos, what is broken of them, ground truth."""
+"""Base of the clip and the stream DataModule: timed videos, broken ones, ground truth."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class DetectionDataModule(SourceDataModule[TimedVideo]):
         raise NotImplementedError
 
     def true_keyframes(self, split: Split) -> list[TrueKeyframe]:
-        """What detectors are scored on in a split; nothing is decoded for it, and ``setup`` is not needed.
+        """Return the keyframes that detectors are scored on; nothing is decoded for it, and ``setup`` is not needed.
 
         Videos that do not open are left out and told where ``on_error`` is ``skip``.
         """

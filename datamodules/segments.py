@@ -136,11 +136,11 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
 
     @property
     def evaluated_on(self) -> str:
-        """What the test videos are to be called beside a result."""
+        """Name of the test videos beside a result."""
         return self.source.evaluated_on()
 
     def true_segments(self, split: Split) -> dict[str, dict[str, Tensor]]:
-        """What detectors are scored on in a split: for each video ``segments`` (n, 2) seconds and ``labels`` (n,).
+        """Return the ground truth of a split: for each video ``segments`` (n, 2) seconds and ``labels`` (n,).
 
         ``setup`` is not needed.
         """

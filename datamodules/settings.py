@@ -47,7 +47,7 @@ class FrameSettings:
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """What is drawn from the data, how much at a time, and by how many processes.
+    """Settings of the loaders: samples per epoch, sizes of batches, number of processes.
 
     Args:
         batch_size: samples per batch and rank in training.

@@ -1,4 +1,4 @@
-"""What every DataModule of a data set's videos shares: source, frame store, splits, ranks, loaders."""
+"""Base of the DataModules of a data set's videos: source, frame store, splits, ranks, loaders."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class SourceDataModule(LightningDataModule, Generic[Opened]):
             self.store.build(videos, skip_broken=self.skips_broken)
 
     def _splits_at_hand(self) -> tuple[Split, ...]:
-        """What the stage at hand reads of the source; all of it outside of a run."""
+        """Splits of the source that the stage at hand reads; all of them outside of a run."""
         stage = None if self.trainer is None else self.trainer.state.fn
         if stage == "predict" and self.predict_videos is not None:
             return ()
@@ -133,7 +133,7 @@ class SourceDataModule(LightningDataModule, Generic[Opened]):
         return ShuffledBatches(size, *self._drawn())
 
     def _drawn(self) -> tuple[int, int | None, int | None, int, int, Callable[[], Position] | None]:
-        """What samplers of training batches ask for: sizes, seed, rank, world size, and how far training has come."""
+        """Arguments of samplers of training batches: sizes, seed, rank, world size, and how far training has come."""
         loader, position = self.loader, None if self.trainer is None else self._position
         return loader.batch_size, loader.samples_per_epoch, loader.seed, self.rank, self.world_size, position
 

@@ -271,7 +271,7 @@ class StreamDataModule(DetectionDataModule):
         return self._loader(dataset, InOrder(len(dataset)), min(self.loader.num_workers, 1))
 
     def _steps(self, videos: Sequence[TimedVideo]) -> tuple[list[tuple[StreamChunk, ...]], list[tuple[int, int]]]:
-        """What is on each lane, and the size of the batch, for each step of this rank."""
+        """Return the content of each lane, and the size of the batch, for each step of this rank."""
         of_size: dict[tuple[int, int], list[int]] = {}
         for number, video in enumerate(videos):
             of_size.setdefault(padded_size(*video.facts.size), []).append(number)

@@ -29,7 +29,7 @@ DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What ``zipfile`` and ``torch.load`` raise, by trial, on files with a few bytes changed or cut off."""
+"""Errors of ``zipfile`` and ``torch.load``, by trial, on files with a few bytes changed or cut off."""
 
 
 def read_tensor_file(path: str | Path, what: str = "weights", classes: Sequence[type] = ()) -> Any:

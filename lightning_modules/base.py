@@ -1,4 +1,4 @@
-"""What every experiment shares: where weights come from, the optimiser and its schedule, what is logged and told."""
+"""Base of all experiments: where weights come from, the optimiser and its schedule, what is logged and reported."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class ExperimentModule(L.LightningModule):
         self.log_dict(terms, batch_size=batch_size)
 
     def say(self, name: str, result: dict[str, Any], protocol: str | None, counted: Sequence[str], key: str) -> None:
-        """What was evaluated, once it is the run's purpose; and once a run why nothing was found, if so.
+        """Print the evaluation summary (outside ``fit``) and, once per run, explain a zero score.
 
         Args:
             name: what the result is logged as, such as ``val/map``.

@@ -1,4 +1,4 @@
-"""What every experiment on spatio-temporal detection shares: decoding, metrics, what is drawn and saved."""
+"""Base of experiments on spatio-temporal detection: decoding, metrics, pictures and saved detections."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class DetectionModule(ExperimentModule):
         image_sizes: Tensor,
         original_sizes: Tensor,
     ) -> dict[str, Any]:
-        """What ``DetectionImages`` draws: B frames (3, H, W) with their boxes in pixels of the network input."""
+        """Return the input of ``DetectionImages``: B frames (3, H, W), their boxes in pixels of the network input."""
         scale = (image_sizes / original_sizes).flip(-1).repeat(1, 2).float()
         return {
             "frames": frames,
@@ -101,7 +101,7 @@ class DetectionModule(ExperimentModule):
     def keyframes(
         scored: Sequence[ScoredBoxes], video_ids: Sequence[str], timestamps: list[float], original_sizes: Tensor
     ) -> dict[str, Any]:
-        """What ``DetectionFile`` saves: detections of n keyframes, whose they are, and where: n seconds, (n, 2)."""
+        """Return the input of ``DetectionFile``: detections of n keyframes, their videos, seconds and sizes (n, 2)."""
         return {
             "scored": scored,
             "video_ids": video_ids,

@@ -1,4 +1,4 @@
-"""What a student learns from its teacher beside the ground truth: one class per term."""
+"""Terms of distillation, which a student learns beside the ground truth: one class per term."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .networks.students.detector import StreamingDetector
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one training step compares: N supervised frames as the student and as the teacher see them."""
+    """Inputs of the terms in one training step: N supervised frames as the student and as the teacher see them."""
 
     student: DetectorOutputs
     teacher: DetectorOutputs
@@ -52,7 +52,7 @@ class DistillationTerm(ABC):
     """
 
     name: str
-    """What it is logged as: ``train/loss/<name>`` and ``train/weight/<name>``."""
+    """Name in the log: ``train/loss/<name>`` and ``train/weight/<name>``."""
 
     def __init__(self, weight: float = 1.0) -> None:
         if weight <= 0:

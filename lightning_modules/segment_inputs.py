@@ -14,7 +14,7 @@ from .networks.layers.pixels import normalise_frames
 from .networks.temporal.heads.segment_head import ScoredSegments
 
 Modality = Literal["rgb", "flow", "rgb_and_flow", "temporal_gradient", "features", "rgb_features", "flow_features"]
-"""What a detector looks at: frames, the motion between them, both (the channels of a step side by side), stored
+"""Input of a detector: frames, the motion between them, both (the channels of a step side by side), stored
 features, or one half of the channels of features that were stored side by side, RGB first
 (``FeatureFolder.second_folder``)."""
 FLOW_UNIT = 4.0

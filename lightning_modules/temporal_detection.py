@@ -88,7 +88,7 @@ class TemporalDetectionModule(ExperimentModule):
         return seconds_to_features(batch, self.step_stride), batch.labels
 
     def detect(self, batch: SegmentBatch) -> list[ScoredSegments]:
-        """What each window shows, in seconds of its video, before suppression."""
+        """Return the segments of each window, in seconds of its video, before suppression."""
         outputs = self.network(steps_of(batch, self.modality), batch.mask)
         threshold, most = self.detection.window_threshold, self.detection.window_segments
         decoded = self.network.final_head.decode(outputs.dense, threshold, most)

@@ -84,7 +84,7 @@ def truth(tmp_path_factory):
 
 
 class Links(HTMLParser):
-    """What a page would load."""
+    """Addresses that a page would load."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ VIT_L = [
     *("--model.loss.action_weight=6", "--model.optimizer.lr=1e-5"),
     *("--model.training.schedule.warmup_from=0.25", "--data.loader.batch_size=1", "--name=evad_vit_l_ava"),
 ]
-"""What makes the recipe for AVA that of ViT-L, as its head says."""
+"""Arguments that make the recipe for AVA that of ViT-L, as its head says."""
 TESTED = ("evad", "distill_dsta")
 """Those of them that are also tested and predict: a clip detector and a student."""
 VIDEOS = {"ava": "data/ava/frames", "ucf101_24": "data/ucf101_24/videos", "jhmdb": "data/jhmdb/Frames"}

@@ -118,7 +118,7 @@ def evaluation(folder: Path, name: str) -> list[str]:
 
 
 def on_two_processes(folder: Path, jobs: list[list[str]]) -> list[dict[str, float]]:
-    """What the jobs found, each run by two processes together."""
+    """Results of the jobs, each run by two processes together."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

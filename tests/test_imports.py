@@ -1,4 +1,4 @@
-"""Imports point one way, and heavy packages are imported where they are used (DESIGN, section 1).
+"""Imports point one way, and heavy packages are imported where they are used.
 
 The source is parsed, never run, so an import inside a function or under ``TYPE_CHECKING`` counts for the direction too.
 """
@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("lightning_modules", "datamodules", "callbacks")
-PROGRAMS = ("results",)
-"""What runs main.py and makes tables of what it measured; nothing imports them."""
+PROGRAMS = ("results", "examples")
+"""Programs that run main.py and make tables, and those to start from; nothing imports them."""
 OURS = ("main", *ROOMS, *PROGRAMS, "tests")
 
 # Slow to import, or absent where nothing is decoded or measured.
@@ -22,7 +22,7 @@ LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
 
 
 class Rule(NamedTuple):
-    """What the modules below one name may import of ours, and which outside packages they may not."""
+    """Rule of imports for the modules below one name: which of ours they may import, which outside packages not."""
 
     modules: str
     ours: tuple[str, ...]
@@ -33,7 +33,7 @@ class Rule(NamedTuple):
 
 
 COMMON_GROUND = ("datamodules.errors", "datamodules.files", "datamodules.text_files", "datamodules.tensor_file")
-"""What every room may import: the error of users, how files are written, how text and tensors are read."""
+"""Modules that every room may import: the error of users, how files are written, how text and tensors are read."""
 
 # The first rule whose name is a module's own or a parent's is the module's rule.
 RULES = (
@@ -95,6 +95,8 @@ RULES = (
         "the programs that run experiments know each other, and wait beside a training without torch",
         (*LIGHTNING, "torch"),
     ),
+    Rule("examples.run_exported_student", (), "a student runs without this repository", (*LIGHTNING, "torch")),
+    Rule("examples", ROOMS, "examples know the rooms and no config", LIGHTNING),
     Rule(
         "results",
         ("results.tables", "results.experiments", *COMMON_GROUND),

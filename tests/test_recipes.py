@@ -26,7 +26,7 @@ VIT_L = [
     *("--model.loss.action_weight=6", "--model.optimizer.lr=1e-5"),
     *("--model.training.schedule.warmup_from=0.25", "--data.loader.batch_size=1", "--name=evad_vit_l_ava"),
 ]
-"""What makes the recipe for AVA that of ViT-L."""
+"""Arguments that make the recipe for AVA that of ViT-L."""
 PROTOCOLS = {
     "ava": "ava frame mAP@0.5, 60 of 80 classes, stride 4",
     "ucf101_24": "pascal frame mAP@0.5, stride 4",
@@ -60,7 +60,7 @@ def pictures(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def sources(pictures, tmp_path_factory) -> dict[str, dict[str, object]]:
-    """What each data set's source is told of the samples."""
+    """Arguments of each data set's source for the samples."""
     folder = tmp_path_factory.mktemp("samples")
     # Two films, named as PySlowFast and as mmaction2 name pictures, which reach to second 903.
     for video, name in (("1j20qq1JyX4", "1j20qq1JyX4_{:06d}.jpg"), ("9F2voT6QWvQ", "img_{:05d}.jpg")):

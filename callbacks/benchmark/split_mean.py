@@ -22,7 +22,7 @@ from callbacks.benchmark.rows import BenchmarkRow, enter, read_rows
 from datamodules.errors import UserError, shown_in_one_line
 
 ALIKE = ("protocol", "parameters", "gflops_unit")
-"""What must be equal for a mean to mean something."""
+"""Columns that must be equal for a mean to mean something."""
 
 
 def mean_row(rows: Sequence[BenchmarkRow], name: str) -> BenchmarkRow:

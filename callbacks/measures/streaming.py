@@ -1,4 +1,4 @@
-"""What a detector is worth while time passes: streaming mAP beside mAP, from the latency that it has here."""
+"""Streaming mAP beside mAP, from the latency that a detector has here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from callbacks.measures.cost import OWN, as_measured, durations
 from lightning_modules.metrics.streaming_map import Schedule, StreamingMeanAveragePrecision
 
 EXPECTED = {"scored", "video_ids", "timestamps"}
-"""What a step must return for it; modules that detect no boxes do not."""
+"""Keys that a step must return for it; modules that detect no boxes do not."""
 Moments = dict[tuple[str, float], dict[str, Tensor]]
 
 

@@ -26,7 +26,7 @@ DAMAGED = (
     SyntaxError, TokenError,  # numpy reads the head of an array as Python
     NotImplementedError, RuntimeError,  # packed in another way, or encrypted
 )  # fmt: skip
-"""What numpy and zipfile raise for files that are damaged."""
+"""Errors of numpy and zipfile at damaged files."""
 
 
 class FeatureArray(NamedTuple):
@@ -35,7 +35,7 @@ class FeatureArray(NamedTuple):
     files: tuple[Path, ...]
     """Arrays whose channels are put side by side, as those of RGB and of optical flow."""
     first_seconds: float
-    """What feature 0 stands for."""
+    """Time that feature 0 stands for."""
     step_seconds: float
     """From one feature to the next."""
     channels_first: bool = False

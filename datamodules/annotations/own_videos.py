@@ -19,7 +19,7 @@ from datamodules.video.listing import VideoError, list_frames
 from datamodules.video.source_files import VIDEO_ENDINGS, is_video_file
 
 CLASS_NUMBER = re.compile(rf"({'|'.join(map(re.escape, sorted(VIDEO_ENDINGS)))}) \d+$", re.IGNORECASE)
-"""What UCF101's lists put after the name of a file."""
+"""Text that UCF101's lists put after the name of a file."""
 
 
 class OwnVideos(DetectionSource):

@@ -1,4 +1,4 @@
-"""What every annotation of actions in time is read into, and the base class of the sources that do the reading."""
+"""Records of annotated actions in time, and the base class of the sources that read them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class SegmentSource:
         raise NotImplementedError
 
     def evaluated_on(self) -> str:
-        """What ``videos("test")`` is to be called beside a result."""
+        """Name of ``videos("test")`` beside a result."""
         raise NotImplementedError
 
 

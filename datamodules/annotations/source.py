@@ -1,4 +1,4 @@
-"""What every annotation format is read into, and the base class of the sources that do the reading."""
+"""Records of annotated videos, and the base class of the sources that read them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class DetectionSource:
     """A data set for spatio-temporal detection. Constructors touch no disk; ``prepare`` and ``videos`` do."""
 
     start_seconds: float = 0.0
-    """What files of annotations and of detections call the moment at which the videos begin."""
+    """Time that files of annotations and of detections give to the beginning of the videos."""
     mistakes: list[Mistake] | None = None
     """Where mistakes in the data are put down, to read on without what is wrong; None raises the first."""
 

@@ -1,4 +1,4 @@
-"""What data sets have in common that annotate every frame of short videos: UCF101-24 and JHMDB.
+"""Common parts of data sets that annotate every frame of short videos: UCF101-24 and JHMDB.
 
 Their videos lie in a folder a class. Frame n of the annotation is frame n of the video, so a box is given the time at
 which that frame is shown, whatever the frame rate.

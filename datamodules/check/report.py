@@ -1,4 +1,4 @@
-"""What a look through data has found, in words."""
+"""Report of a look through data, in words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Report:
     """Counts, what is wrong, and what may be meant but is worth a look."""
 
     source: str
-    """What the data are called."""
+    """Name of the data."""
     class_names: tuple[str, ...]
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     """For each split: what was counted -> how many."""

@@ -1,4 +1,4 @@
-"""What can be said of videos whatever is annotated on them."""
+"""Checks of videos that need no annotation."""
 
 from __future__ import annotations
 

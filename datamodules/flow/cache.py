@@ -41,7 +41,7 @@ from datamodules.video.picture_folder import Video
 CHUNK_STEPS = 32
 """Steps that are computed and compressed at a time: what a window reads beyond its ends is less than that."""
 BYTES_A_COMPONENT = 0.3
-"""What is left of a component after compression at a precision of 1/16 pixel: 0.2 to 0.29 on Puppets and UCF101."""
+"""Share of a component left after compression at a precision of 1/16 pixel: 0.2 to 0.29 on Puppets and UCF101."""
 PARALLEL_FROM = 30_000_000
 """Pixels times steps worth starting processes for, about seven seconds of DIS: a process imports for seconds first."""
 UNREADABLE = (
@@ -55,11 +55,11 @@ UNREADABLE = (
     RuntimeError,
     ValueError,
 )
-"""What ``zipfile`` raises at a damaged archive; RuntimeError where a flag says that it is encrypted."""
+"""Errors of ``zipfile`` at a damaged archive; RuntimeError where a flag says that it is encrypted."""
 
 
 class SteppedFrames(NamedTuple):
-    """What flow is computed of."""
+    """Source of the flow."""
 
     video: Video
     steps: np.ndarray

@@ -30,7 +30,7 @@ RAFT_MULTIPLE, RAFT_LEAST = 8, 128
 
 
 class OpticalFlow:
-    """What computes the motion between frames. Holds settings; cheap to send to another process."""
+    """Method that computes the motion between frames. Holds settings; cheap to send to another process."""
 
     name: ClassVar[str]
     device: str = "cpu"

@@ -23,7 +23,7 @@ takes a network minutes a frame. Panoramas of four cameras side by side are 7 ti
 
 
 class FrameFacts(NamedTuple):
-    """What is known of a video besides its pixels."""
+    """Facts of a video besides its pixels."""
 
     times: np.ndarray
     """(N,) float64, seconds from the start of the video."""

@@ -1,4 +1,4 @@
-"""What a puppet can do: the ten classes, and the poses each of them runs through.
+"""Actions of a puppet: the ten classes, and the poses each of them runs through.
 
 A pose is a function of a few controls (how far seated, how far bent, the phase of the gait, ...), never of the class.
 The members of an *order pair* drive one control along the same law in opposite directions; the members of a *speed
@@ -33,7 +33,7 @@ CADENCE_HZ = {"walk": (0.9, 1.1), "run": (2.0, 2.4), "slow_wave": (0.8, 1.0), "f
 """Range of the full cycles a second. The ranges of a pair are about an octave apart, with nothing between."""
 
 REVERSED = {a: b for pair in ORDER_PAIRS for a, b in (pair, pair[::-1])}
-"""What an action becomes when time runs backwards; the cyclic actions stay what they are."""
+"""Action that results when time runs backwards; the cyclic actions stay as they are."""
 
 RAMP_FRAMES = 3
 """Frames in which a gait or a wave starts from rest and returns to it; the same for the slow and the fast member."""

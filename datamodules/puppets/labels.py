@@ -20,7 +20,7 @@ ANNOTATED_EVERY = 2
 
 
 class PersonRecord(NamedTuple):
-    """What is known of one puppet of a video of T frames."""
+    """Labels of one puppet in a video of T frames."""
 
     spans: tuple[Span, ...]
     boxes: np.ndarray

@@ -16,7 +16,7 @@ from datamodules.errors import UserError
 
 @dataclass(frozen=True)
 class ClipTransform:
-    """What training does to the frames and boxes of a clip. Frames keep their size.
+    """Augmentation of the frames and boxes of a clip. Frames keep their size.
 
     The clip is scaled, padded with black where it has become smaller than its frame and cropped where larger, at a
     random place that keeps at least one whole person in sight; then flipped and recoloured. A box of which less than

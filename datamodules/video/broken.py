@@ -16,7 +16,7 @@ from torch.utils.data import get_worker_info
 from datamodules.video.picture_folder import Video
 
 OnError = Literal["raise", "skip"]
-"""What happens to a video that cannot be read: it stops the run, or is left out and told."""
+"""Fate of a video that cannot be read: it stops the run, or is left out and reported."""
 NAMES_SHOWN = 20
 
 

@@ -39,7 +39,7 @@ class PictureFolder(NamedTuple):
 
 
 Video = Path | PictureFolder
-"""What frames are read from: a video file, or a folder of pictures."""
+"""Source of frames: a video file, or a folder of pictures."""
 
 
 class PictureListing(NamedTuple):

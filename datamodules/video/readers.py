@@ -26,7 +26,7 @@ from datamodules.video.picture_folder import PictureFolder, PictureListing, Vide
 TIMESTAMP_TOLERANCE = 2e-3
 """Seconds. decord returns float32 times, which are a millisecond apart four hours into a file."""
 BUFFER_BYTES = 64 * 2**20
-"""What a PyAV reader keeps of the frames it has returned, so that overlapping windows are decoded once."""
+"""Bytes of returned frames that a PyAV reader keeps, so that overlapping windows are decoded once."""
 
 
 _decord_readers: weakref.WeakSet[Any] = weakref.WeakSet()

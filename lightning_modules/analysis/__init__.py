@@ -1,1 +1,1 @@
-"""What detectors get wrong, and what it costs: pure functions over saved detections and their ground truth."""
+"""Errors of detectors and their costs: pure functions over saved detections and their ground truth."""

@@ -20,7 +20,7 @@ CANDIDATES = 60
 
 
 class KindCost(NamedTuple):
-    """What a kind of error costs."""
+    """Cost of a kind of error."""
 
     kind: Kind
     cost: float
@@ -164,7 +164,7 @@ def _single(matched: Matched, errors: Errors, row: int, true_row: int, before: n
 
 
 def _estimates(matched: Matched, errors: Errors) -> tuple[np.ndarray, np.ndarray]:
-    """What each row (R,) and each missed true row (M,) costs by AP without envelope, times the number of classes."""
+    """Return the cost of each row (R,) and missed true row (M,) in AP without envelope, times the number of classes."""
     of_rows = np.zeros(len(matched.classes), np.float32)
     of_missed = np.zeros(len(matched.true_classes), np.float32)
     counts, bounds = matched.true_counts, matched.bounds

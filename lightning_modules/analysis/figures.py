@@ -86,7 +86,7 @@ def _bars(
 
 
 def draw_confusion(summary: Summary, names: Sequence[str]) -> bytes:
-    """What true rows were taken for, as shares of their class."""
+    """Draw the classes that true rows were taken for, as shares of their own class."""
     there = np.flatnonzero(summary.true_counts)
     matrix = summary.confusion[there] / summary.true_counts[there, None]
     side = 2.5 + 0.28 * len(there)

@@ -34,7 +34,7 @@ BACKGROUND_OVERLAP = 0.1
 
 
 class Kind(IntEnum):
-    """What a row is; ``HIT`` is no error. Those from ``SWITCHED`` on say why a tube is misplaced."""
+    """Kind of a row; ``HIT`` is no error. Those from ``SWITCHED`` on say why a tube is misplaced."""
 
     HIT = 0
     WRONG_ACTION = 1

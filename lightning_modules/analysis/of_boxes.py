@@ -80,7 +80,7 @@ class _Drawing:
         self.bounds = matched.bounds
 
     def caption(self, error: SingleError) -> str:
-        """What is wrong, and what it costs."""
+        """Return what is wrong, and what it costs."""
         keyframe = self.truth.keyframes[self._frame(error)]
         where = f"{keyframe.video_id} at {keyframe.timestamp:.2f} s"
         names, cost = self.truth.class_names, f"costs {100 * error.cost:.3f} points"

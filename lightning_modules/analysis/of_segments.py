@@ -17,7 +17,7 @@ from .properties import Property, thirds
 from .summary import Step, Summary, summarise
 
 MARGIN = 1.0
-"""What is drawn around a segment, in parts of its length."""
+"""Margin drawn around a segment, in parts of its length."""
 MOST_BARS = 12
 
 
@@ -94,7 +94,7 @@ class _Drawing:
         self.preds, self.targets = preds.take(matched.rows), targets
 
     def caption(self, error: SingleError) -> str:
-        """What is wrong, and what it costs."""
+        """Return what is wrong, and what it costs."""
         names, cost = self.class_names, f"costs {100 * error.cost:.3f} points"
         video, (start, end) = self._place(error)
         where = f"{self.videos[video]}, {start:.1f} to {end:.1f} s"

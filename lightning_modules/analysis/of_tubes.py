@@ -114,7 +114,7 @@ class _Drawing:
         self.preds, self.targets, self.videos = preds, targets, list(truth.tubes)
 
     def caption(self, error: SingleError) -> str:
-        """What is wrong, and what it costs."""
+        """Return what is wrong, and what it costs."""
         names, cost = self.truth.class_names, f"costs {100 * error.cost:.3f} points"
         true = names[self.matched.true_classes[error.true_row]] if error.true_row >= 0 else None
         tubes, tube = self._tube(error)

@@ -63,7 +63,7 @@ class Page:
     """Paragraphs."""
     sections: list[Section] = field(default_factory=list)
     command: str = ""
-    """What makes the page again."""
+    """Command that makes the page again."""
 
 
 def as_html(page: Page) -> str:

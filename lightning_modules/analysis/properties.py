@@ -79,7 +79,7 @@ def by_property(matched: Matched, of: Property) -> PropertyScores:
 
 
 class PeopleOfFrame(NamedTuple):
-    """What is measured of the M people of a keyframe and of their K actions; NaN where it is not known."""
+    """Measurements of the M people of a keyframe and of their K actions; NaN where unknown."""
 
     boxes: np.ndarray
     """(M, 4) pixels."""

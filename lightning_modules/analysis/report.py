@@ -1,4 +1,4 @@
-"""What a page says of one or two files of detections, in words, tables and pictures."""
+"""Content of a page about one or two files of detections: words, tables and pictures."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ STEPS = 6
 
 
 class Summary(NamedTuple):
-    """What was found in one file; K classes."""
+    """Findings in one file; K classes."""
 
     name: str
     protocol: str

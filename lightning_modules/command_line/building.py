@@ -1,4 +1,4 @@
-"""What constructors refuse while objects are built from a config, told with the key that the config has it under."""
+"""Errors of constructors that are called with what a config says, reported with the key of the config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What caused an exception, through the errors that jsonargparse wraps around it."""
+"""Causes of an exception, through the errors that jsonargparse wraps around it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``--ckpt_path`` names, looked at before anything is built."""
+"""Checks of the file that ``--ckpt_path`` names, before anything is built."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from .building import ROOMS, missing_package, was_raised
 from .causes import raised_by
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-"""What the operating system says of a whole disk, mostly without a file's name."""
+"""Errors of the operating system about a whole disk, mostly without a file's name."""
 OF_A_FILE = (
     errno.ENOENT,
     errno.EACCES,

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from datamodules.errors import UserError
 
 ALWAYS_THERE = ("epoch", "step")
-"""What Lightning adds to the logged metrics."""
+"""Names that Lightning adds to the logged metrics."""
 
 
 class MonitorCheck(Callback):

@@ -56,7 +56,7 @@ class OnlookerParser(LightningArgumentParser):
 
 
 class Complaint:
-    """What jsonargparse found wrong, taken from its chain of exceptions, from the whole to the part.
+    """Complaint of jsonargparse, taken from its chain of exceptions, from the whole to the part.
 
     Args:
         parser: the one that complains. message, error: its message and what raised it.
@@ -169,7 +169,7 @@ class Complaint:
         return UsageError(line, where if where and where not in line else None)
 
     def _class_problem(self, text: str, given: str | None) -> tuple[str, str | None] | None:
-        """What is wrong with the name of a class, and the way out."""
+        """Return the fault in the name of a class, and the way out."""
         if isinstance(self.last, AttributeError) and self.last.name:
             there = [name for name in dir(self.last.obj) if not name.startswith("_")]
             module = getattr(self.last.obj, "__name__", "")

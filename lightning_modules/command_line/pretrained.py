@@ -20,7 +20,7 @@ from ..networks.weights.loading import read_weights
 from ..networks.weights.pretrained import require_streaming, weights_file
 
 CONFIG = Path(__file__).parents[2] / "configs" / "predict.yaml"
-"""What a prediction is made of besides weights and source."""
+"""Config of a prediction, without weights and source."""
 ALIASES = {"--source": "--data.init_args.source"}
 WEIGHTS, NETWORK, RATE = "model.init_args.weights", "model.init_args.network", "data.init_args.frame_rate"
 

@@ -15,7 +15,7 @@ from datamodules.errors import UsageError
 CONFIG = ("--config", "-c")
 FILE_ENDINGS = (".yaml", ".yml")
 OBJECT_KEYS = ("class_path", "init_args", "dict_kwargs")
-"""What may stand in the mapping that describes an object."""
+"""Keys of the mapping that describes an object."""
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DEEPEST = 16
 """Files within files; more is a file that names itself."""

@@ -40,7 +40,7 @@ Write = Callable[[Path, Mapping[str, Any]], None]
 
 
 class Exported(NamedTuple):
-    """What was written."""
+    """Files that were written."""
 
     path: Path
     state_path: Path | None
@@ -49,7 +49,7 @@ class Exported(NamedTuple):
     parity: Parity
 
     def summary(self) -> str:
-        """What a person wants to read after the export."""
+        """Return a summary of the export for people."""
         beside = "" if self.state_path is None else f", its initial state to {self.state_path}"
         return (
             f"wrote {self.path} ({self.path.stat().st_size / 1e6:.1f} MB){beside}\n"
@@ -155,7 +155,7 @@ def _prepare(path: Path, stack: ExitStack) -> tuple[Path, Path]:
 
 
 def _metadata(graph: ExportGraph, class_names: Sequence[str], batch_size: int | None) -> dict[str, Any]:
-    """What a program must know of a graph."""
+    """Return the facts that a program must know of a graph."""
     metadata = {
         "kind": "clip" if isinstance(graph, ClipGraph) else "step",
         "network": type(graph.network).__name__,

@@ -20,7 +20,7 @@ NAMES_SHOWN = 5
 
 
 class Score(NamedTuple):
-    """What a file of detections is worth."""
+    """Score of a file of detections."""
 
     result: FrameMap
     protocol: str

@@ -72,7 +72,7 @@ class DelayedEvaluation(nn.Module):
         return results
 
     def _end(self, lane: int) -> list[_Known]:
-        """What the last frame of a lane's video answers; the lane is free then."""
+        """Return the predictions due with the last frame of a lane's video; the lane is free then."""
         ended = self._lanes.pop(lane, None)
         return [] if ended is None else list(ended.end())
 
@@ -86,7 +86,7 @@ class DelayedEvaluation(nn.Module):
 
 
 def _names(delay: int) -> tuple[str, ...]:
-    """What the scores of a delay are called; without one, both are the same."""
+    """Return the names of a delay's scores; without a delay both are the same."""
     return (f"map_delay_{delay}", f"map_delay_{delay}_actions")[: 2 if delay else 1]
 
 
@@ -97,7 +97,7 @@ def _truth(frame: StreamFrame) -> Rows:
 
 
 class _Known(NamedTuple):
-    """What is scored of a keyframe at one delay."""
+    """Predictions and ground truth of a keyframe at one delay."""
 
     delay: int
     truth: Rows

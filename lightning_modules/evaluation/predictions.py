@@ -36,7 +36,7 @@ class StreamFrame(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What was said about a frame."""
+    """Prediction about a frame."""
 
     frame: StreamFrame
     found: ScoredBoxes

@@ -25,7 +25,7 @@ ACT_MISSED_FRAMES, ACT_SHORTEST_TUBE = 5, 15
 
 @dataclass(frozen=True)
 class VideoMapSettings:
-    """What a video mAP must say of itself.
+    """Settings that a video mAP is named by.
 
     Args:
         linker: ``online`` (``OnlineTubes``; the arguments below are its own and those of ``OnlineLinker``), or ``act``,

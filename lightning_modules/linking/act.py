@@ -21,7 +21,7 @@ PIXEL = 1.0
 
 
 class _GrowingTube:
-    """What a tube has taken so far: positions of frames, of boxes within them, and scores."""
+    """Content of a growing tube: positions of frames, of boxes within them, and scores."""
 
     def __init__(self, frame: int, box: int, score: float) -> None:
         self.frames, self.boxes, self.scores = [frame], [box], [score]

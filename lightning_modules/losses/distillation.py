@@ -1,4 +1,4 @@
-"""What a student learns from its frozen teacher. Terms are inferred; the paper's body is not public (`papers`, 1.4)."""
+"""Losses of a student against its frozen teacher, inferred: the paper's body is not public (`PAPERS.md`, 1.4)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class AttentionImitation(nn.Module):
     """Divergence of the attention that tokens pay to their own frame from the teacher's, renormalised to that frame.
 
     Only same-frame attention is compared: the student has no joint map over space and time that could follow the
-    teacher's (`papers`, 1.4). Zero where both agree.
+    teacher's (`PAPERS.md`, 1.4). Zero where both agree.
 
     Shapes: queries and keys (B, H, N, D) of the student and of the teacher.
     """

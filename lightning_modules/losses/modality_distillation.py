@@ -1,4 +1,4 @@
-"""What a motion teacher asks of the features of an RGB student."""
+"""Loss between the features of an RGB student and those of its motion teacher."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ ENOUGH_TO_JUDGE_BY = 100_000
 
 @dataclass(frozen=True)
 class FrameMapSettings:
-    """What a frame mAP must say of itself.
+    """Settings that a frame mAP is named by.
 
     Args:
         protocol: ``ava``, ``pascal`` or ``act``; the last counts pixels and needs boxes in those of the original video.
@@ -86,7 +86,7 @@ class FrameRows(NamedTuple):
 
 
 class FrameMap(NamedTuple):
-    """What comes out."""
+    """Result of a frame mAP."""
 
     mean: float
     """A fraction; NaN without ground truth."""

@@ -109,7 +109,7 @@ def _is_header(line: Sequence[str]) -> bool:
 
 
 def _plain_rows(lines: list[str], path: Path, first: int) -> tuple[list[str], np.ndarray]:
-    """What ``_rows`` gives, ten times as fast, for lines of eight columns without quotation marks."""
+    """Return what ``_rows`` gives, ten times as fast, for lines of eight columns without quotation marks."""
     try:
         numbers = np.loadtxt(lines, delimiter=",", usecols=range(1, len(COLUMNS)), comments=None, ndmin=2)
     except ValueError:

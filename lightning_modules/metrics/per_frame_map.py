@@ -87,7 +87,7 @@ class PerFrameMeanAveragePrecision(Metric):
     full_state_update = False
 
     protocol = "per-frame mAP (scikit-learn's AP, ambiguous frames left out)"
-    """What a printed number is to be called by."""
+    """Name of the protocol, as printed beside a number."""
 
     scores: list[Tensor]
     targets: list[Tensor]

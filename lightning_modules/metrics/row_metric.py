@@ -1,4 +1,4 @@
-"""What the metrics over frames and videos share: states of rows that two processes can join without mixing them up."""
+"""Base of metrics over frames and videos: states of rows that two processes can join without mixing them up."""
 
 from __future__ import annotations
 

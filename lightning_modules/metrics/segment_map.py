@@ -165,7 +165,7 @@ class SegmentMeanAveragePrecision(RowMetric):
 
     @property
     def protocol(self) -> str:
-        """What a printed number is to be called by."""
+        """Name of the protocol, as printed beside a number."""
         shown = ", ".join(f"{threshold:g}" for threshold in self.tiou_thresholds)
         return f"segment mAP@tIoU {shown} (ActionFormer/OpenTAD)"
 

@@ -90,7 +90,7 @@ def score_results(
     truth: Mapping[str, Mapping[str, Tensor]],
     metric: SegmentMeanAveragePrecision,
 ) -> dict[str, Any]:
-    """What ``metric`` makes of saved detections, and how many of their videos are not among the ground truth's.
+    """Return the results of ``metric`` on saved detections, and how many videos are not among the ground truth's.
 
     Args:
         results: as ``read_results`` gives them; see ``of_true_videos`` for those that the ground truth does not name.

@@ -22,7 +22,7 @@ from .video_map import VideoMeanAveragePrecision
 
 
 class SavedTubes(NamedTuple):
-    """What a file holds."""
+    """Content of a file."""
 
     videos: dict[str, list[Tube]]
     """Frames are numbered by the stride: sampled frame n is frame n ``frame_stride`` of the video."""
@@ -116,7 +116,7 @@ def score_tubes(
     truth: Mapping[str, Sequence[Mapping[str, Any]]],
     metric: VideoMeanAveragePrecision,
 ) -> dict[str, Any]:
-    """What ``metric`` makes of saved tubes, and how many of their videos are not among the ground truth's.
+    """Return the results of ``metric`` on saved tubes, and how many of their videos are not among the ground truth's.
 
     Args:
         videos: as ``read_tubes`` gives them.

@@ -1,4 +1,4 @@
-"""What linkers and video mAP share: the tube, overlap of boxes, suppression of duplicates, filling of gaps."""
+"""Common parts of linkers and video mAP: the tube, overlap of boxes, suppression of duplicates, filling of gaps."""
 
 from __future__ import annotations
 

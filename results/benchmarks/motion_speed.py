@@ -1,4 +1,4 @@
-"""What it costs to look at a second of video: RGB alone, the distilled RGB detector, and the two-stream system.
+"""Cost of a second of video: RGB alone, the distilled RGB detector, and the two-stream system.
 
     python -m results.benchmarks.motion_speed
 
@@ -39,7 +39,7 @@ SHORT_SIDE, FRAME_RATE = 64, 8
 """As in configs/rgb_baseline.yaml."""
 WINDOW_THRESHOLD, WINDOW_SEGMENTS = 0.001, 1000
 ROWS = {"RGB": "rgb_baseline", "RGB, distilled": "decomposed", "two-stream (RGB + flow)": "two_stream"}
-"""What is timed, and the row of the experiments that has its mAP."""
+"""Timed systems, and the rows of the experiments that have their mAP."""
 
 
 class Cost(NamedTuple):

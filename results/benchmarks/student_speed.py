@@ -45,7 +45,7 @@ SAVINGS: dict[str, dict[str, Any]] = {
     "num_stages 2": {"head.localizer.num_stages": 2},
     "num_proposals 40": {"head.localizer.num_proposals": 40},
 }
-"""What each saving changes of EVAD's head."""
+"""Changes of each saving to EVAD's head."""
 PARTS_OF_A_STEP = ("embedding", "attention", "LSTM", "MLP", "pyramid", "localizer", "decoder", "decoding")
 
 
@@ -154,7 +154,7 @@ def stopwatches(network: StreamingDetector, synchronize: Callable[[], None]) -> 
 
 @torch.inference_mode()
 def measure_parts(device: torch.device, side: int, rounds: int) -> list[Row]:
-    """What every part of a step costs."""
+    """Measure the cost of every part of a step."""
     rows: list[Row] = [{"part": part} for part in (*PARTS_OF_A_STEP, "the rest", "all")]
     synchronize = synchronizer(device)
     for temporal in ("tsa", "dsta"):

@@ -53,7 +53,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True)
 class Stage:
-    """What ``python main.py fit`` or ``test`` is called with."""
+    """Arguments of ``python main.py fit`` or ``test``."""
 
     config: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What is below every row's own."""
+    """Settings below every row's own."""
 
     fit: Stage = field(default_factory=Stage)
     test: Stage = field(default_factory=Stage)

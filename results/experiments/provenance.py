@@ -11,7 +11,7 @@ from datamodules.errors import UserError
 
 CODE = ("main.py", "lightning_modules", "datamodules", "callbacks", "configs", "results")
 WRITTEN = ("results/pages", "results/*.jsonl", "results/benchmark.md", "results/weights")
-"""What runs themselves write below the folders of code."""
+"""Paths that runs themselves write below the folders of code."""
 
 
 def commit(folder: Path) -> str:

@@ -14,7 +14,7 @@ Kind = Literal["fit", "test"]
 RUNS = Path("runs")
 """Where main.py keeps runs, each in a folder of its name."""
 DEFAULTS = Path("configs/trainer/defaults.yaml")
-"""What main.py reads before any config."""
+"""Config that main.py reads before any other."""
 
 
 class Run:

@@ -1,4 +1,4 @@
-"""What the runs of students and of their teacher have measured: by class, by delay, and the weights they learned."""
+"""Results of students and of their teacher: by class, by delay, and the weights they learned."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def command_for(runs: Sequence[Run]) -> str:
 
 
 def training_metrics(run: Run) -> list[Path]:
-    """What training has logged, an attempt after the other."""
+    """Return the files that training has logged to, one attempt after the other."""
     attempts = sorted(versions(run.folder / "fit"), key=lambda folder: int(folder.name.rpartition("_")[2]))
     return [file for folder in attempts if (file := folder / "metrics.csv").is_file()]
 

@@ -41,7 +41,7 @@ def collect(file: Path, runs: Sequence[Run]) -> list[Line]:
 
 
 def value_of(line: Line, metric: Metric) -> float | None:
-    """What a run measured under the key of a column: percent as such, None where there is no number."""
+    """Return a run's measurement under the key of a column: percent as such, None where there is no number."""
     group, _, entry = metric.key.partition("/")
     value = (line["benchmark"] or {}).get(entry) if group == "benchmark" else line["metrics"].get(metric.key)
     if value is None or isinstance(value, str):
@@ -129,7 +129,7 @@ def other_commands(runs: Sequence[Run], lines: Sequence[Line]) -> str:
 
 
 def commands(listing: ExperimentList, runs: Sequence[Run]) -> str:
-    """Say what to type for each row, with its first seed."""
+    """Return the commands of each row, with its first seed."""
     first: dict[str, Run] = {}
     for run in runs:
         first.setdefault(run.row.name, run)

@@ -1,4 +1,4 @@
-"""What prediction says of its pace: frames, frames a second, delay, losses."""
+"""Pace that prediction reports: frames, frames per second, delay, losses."""
 
 import re
 import time

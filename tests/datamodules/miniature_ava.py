@@ -34,7 +34,7 @@ def write_ava(root: Path, seconds: int = 4, frame_rate: int = 10) -> Path:
 
 
 def arguments(root: Path) -> dict[str, str | float]:
-    """What ``Ava`` is told of the miniature."""
+    """Arguments of ``Ava`` for the miniature."""
     return {
         "videos": str(root / "frames"),
         "label_map": str(root / "annotations" / "scored.pbtxt"),

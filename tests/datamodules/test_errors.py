@@ -1,4 +1,4 @@
-"""What a user can cause is one line; everything else keeps its traceback."""
+"""An error that a user can cause is one line; all others keep their traceback."""
 
 from __future__ import annotations
 

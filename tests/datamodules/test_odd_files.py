@@ -34,7 +34,7 @@ def within(seconds: float):
 
 
 def in_another_process(code: str) -> str:
-    """What a program prints; a reader that waits for ever is ended after a minute."""
+    """Return what a program prints; a reader that waits for ever is ended after a minute."""
     program = f"import sys; sys.path.insert(0, '.')\n{code}"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     return done.stdout.strip() or done.stderr

@@ -1,4 +1,4 @@
-"""What the DataModules of all sources share."""
+"""Behaviour that the DataModules of all sources share."""
 
 from pathlib import Path
 

@@ -17,7 +17,7 @@ TENSORS = {"a": torch.arange(10.0), "b": torch.ones(3, 3)}
 
 
 def stored(*, zipped: bool = True) -> bytes:
-    """What ``torch.save`` writes: a zip archive, or the form before PyTorch 1.6."""
+    """Forms that ``torch.save`` writes: a zip archive, or that before PyTorch 1.6."""
     content = io.BytesIO()
     torch.save(TENSORS, content, _use_new_zipfile_serialization=zipped)
     return content.getvalue()

@@ -123,7 +123,7 @@ class Losses(L.Callback):
 
 
 class Results(L.Callback):
-    """What the metric says at the end of an evaluation, before the module forgets it."""
+    """Results of the metric at the end of an evaluation, before the module forgets them."""
 
     def __init__(self) -> None:
         self.result: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What a student learns from its teacher, by hand."""
+"""Losses of distillation, computed by hand."""
 
 from math import log
 

@@ -1,4 +1,4 @@
-"""The streaming contract, held to every streaming module: attention, blocks and whole students (DESIGN, section 2.1).
+"""The streaming contract, held to every streaming module: attention, blocks and whole students.
 
 Modules run in float64. A student's boxes and logits leave its heads in float32 whatever it runs in, so those are
 compared to 1e-4 and its state, which stays in float64, to 1e-10.
@@ -120,7 +120,7 @@ SCORES: dict[str, Callable[[], StreamingModule]] = {
     "scores_dsta": lambda: FrameScores(trunk("dsta"), 3),
     "scores_of_stored_features": lambda: FrameScores(RecurrentFeatures(5, DIM), 3),
 }
-"""What takes frames or features of its ``step_shape``."""
+"""Modules that take frames or features of their ``step_shape``."""
 MODULES = ATTENTIONS | BLOCKS
 EVERYTHING = MODULES | SCORES | STUDENTS
 

@@ -38,7 +38,7 @@ from datamodules.video.readers import list_video
 
 
 class Added(NamedTuple):
-    """What a task has changed in a csv."""
+    """Changes of a task to a csv."""
 
     new: tuple[str, ...]
     """Actions that the list of classes did not have."""

@@ -27,7 +27,7 @@ class Refused(Exception):
 
 
 class Forged(Exception):
-    """What a pickle says that cannot be."""
+    """Impossible statement in a pickle."""
 
 
 ARRAY_CLASS = object()
@@ -35,7 +35,7 @@ ARRAY_CLASS = object()
 
 
 class PickledArrays:
-    """What numpy's functions do for a pickle, as far as the file is long enough for it.
+    """Replacement of numpy's functions for a pickle, as far as the file is long enough for it.
 
     Args:
         length: of the file in bytes.
@@ -44,7 +44,7 @@ class PickledArrays:
     def __init__(self, length: int) -> None:
         self.length = length
         self.left = length + SPARE
-        """What may still be copied."""
+        """Number of bytes that may still be copied."""
         self.unfinished: dict[int, np.ndarray | np.dtype] = {}
         """Arrays and dtypes that wait for their state, by identity."""
 

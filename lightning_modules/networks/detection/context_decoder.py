@@ -19,7 +19,7 @@ from .vit import EncodedClip
 
 
 class SceneContext(NamedTuple):
-    """What actors are classified in: B scenes of T' slots of S = h w tokens, C channels, position codes added.
+    """Context to classify actors in: B scenes of T' slots of S = h w tokens, C channels, position codes added.
 
     A clip makes it of its slots, a stream of its context memory.
     """

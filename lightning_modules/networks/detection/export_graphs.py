@@ -1,4 +1,4 @@
-"""What an exported network computes: from uint8 pixels to decoded detections, its state by name.
+"""Graphs of exported networks: from uint8 pixels to decoded detections, their states by name.
 
     detections, state = StepGraph(student, (240, 320))(frames, state)      # frames (B, H, W, 3)
     detections = ClipGraph(teacher, (240, 320), num_frames=16)(frames)     # frames (B, T, H, W, 3)
@@ -100,7 +100,7 @@ class ExportGraph(nn.Module):
         return {"boxes": scored.boxes, "person_scores": scored.person_scores, "action_scores": scored.scores}
 
     def initial_state(self, batch_size: int) -> dict[str, Tensor]:
-        """What ``frames`` come with when a stream begins; nothing for a clip."""
+        """Return the inputs beside ``frames`` when a stream begins; none for a clip."""
         return {}
 
 

@@ -1,4 +1,4 @@
-"""What every detector puts out, and the one way from there to boxes and scores in the original video."""
+"""Outputs of every detector, and the one way from there to boxes and scores in the original video."""
 
 from __future__ import annotations
 

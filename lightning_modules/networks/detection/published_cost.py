@@ -1,4 +1,4 @@
-"""What EVAD's published implementation computes for a clip, from the sizes of our network: the peer's GFLOPs.
+"""GFLOPs of EVAD's published implementation for a clip, from the sizes of our network.
 
 Ours gives the same outputs with fewer operations, so its own count is no figure to hold against published tables.
 """

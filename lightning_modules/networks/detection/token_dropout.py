@@ -12,7 +12,7 @@ KeyOrder = Literal["position", "as_published"]
 
 
 class DroppedTokens(NamedTuple):
-    """What a dropout layer leaves: tokens (B, S + M, C), keyframe first, and the places (B, M) of the M others."""
+    """Outputs of a dropout layer: tokens (B, S + M, C), keyframe first, and the places (B, M) of the M others."""
 
     tokens: Tensor
     kept: Tensor

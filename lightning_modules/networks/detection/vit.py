@@ -19,7 +19,7 @@ from .token_dropout import KeyframeTokenDropout, KeyOrder
 
 
 class EncodedClip(NamedTuple):
-    """What the encoder makes of B clips of T' slots on an h x w grid (S = h w tokens a slot)."""
+    """Outputs of the encoder for B clips of T' slots on an h x w grid (S = h w tokens per slot)."""
 
     tokens: Tensor
     """(B, S + M, C), normed: the keyframe slot's tokens, then the M others that were kept."""
@@ -135,7 +135,7 @@ class VideoViT(nn.Module):
 
     @property
     def layout(self) -> TokenLayout:
-        """What a detection head has to know of the tokens."""
+        """Sizes of the tokens that a detection head depends on."""
         return self.size.layout
 
     def forward(self, clips: Tensor) -> EncodedClip:

@@ -1,4 +1,4 @@
-"""What a network may keep for inference: things made of its weights that every call would otherwise make anew."""
+"""Tensors made of a network's weights, kept for inference so that no call makes them anew."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ class Preparable(nn.Module):
         self._kept = self.made_of_weights()
 
     def made_of_weights(self) -> Any:
-        """What to keep; None for nothing."""
+        """Return the value to keep; None for nothing."""
         raise NotImplementedError
 
     @property
     def kept(self) -> Any:
-        """What was kept, None where it must not be used: gradients go to weights, and what is compiled, exported or
-        traced to count its operations stays plain."""
+        """Return the kept value, None where it must not be used.
+
+        Gradients go to weights, and what is compiled, exported or traced to count its operations stays plain.
+        """
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.jit.is_tracing():
             return None
         return self._kept

@@ -87,6 +87,6 @@ class TrunkSize:
 
     @property
     def layout(self) -> TokenLayout:
-        """What a detection head has to know."""
+        """Sizes that a detection head depends on."""
         maps = len(self.pyramid_layers)
         return TokenLayout(self.dim, self.patch_size, self.num_slots, self.grid, self.keyframe, maps)

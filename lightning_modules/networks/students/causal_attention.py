@@ -1,4 +1,4 @@
-"""What every attention of the streaming trunk has in common: the teacher's attention inside a frame."""
+"""Base of the streaming trunk's attention layers: the teacher's attention inside a frame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a streaming detector keeps of past frames for its context decoder: EVAD's token dropout made causal."""
+"""Memory of past frames for the context decoder of a streaming detector: EVAD's token dropout made causal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..streaming import compact_copy
 
 @dataclass(frozen=True)
 class MemorySize:
-    """What a stream keeps of past frames.
+    """Tokens of past frames that a stream keeps.
 
     Args:
         frames: K, past frames that are remembered; 0 for no memory.

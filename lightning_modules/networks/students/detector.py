@@ -20,11 +20,11 @@ from .trunk import EncodedFrames, StreamingTrunk, TrunkState
 
 
 class DetectorState(NamedTuple):
-    """What a stream remembers."""
+    """State of a stream."""
 
     trunk: TrunkState
     memory: MemoryState
-    """What the context decoder reads of past frames."""
+    """Tokens of past frames that the context decoder reads."""
     actors: QueueState
     """Those whose output is still to come; none without a look-ahead."""
 

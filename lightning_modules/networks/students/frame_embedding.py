@@ -14,7 +14,7 @@ from ..streaming import StreamingModule, compact_copy
 
 
 class EmbeddingState(NamedTuple):
-    """What the newest frame gives to the next one's tokens."""
+    """State of the embedding: the newest frame's part of the next one's tokens."""
 
     past: Tensor
     """(B, h, w, C): the newest frame under the kernel's time step for past frames."""

@@ -20,7 +20,7 @@ ShiftMode = Literal["channel", "concat_kv"]
 
 
 class ShiftState(NamedTuple):
-    """What the newest frame leaves to the next one."""
+    """State of the shift: features that the newest frame leaves to the next one."""
 
     past: Tensor
     """``channel``: its first channels (B, N, F). ``concat_kv``: its keys and values (B, 2, H, N, D)."""

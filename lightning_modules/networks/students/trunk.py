@@ -20,7 +20,7 @@ from .frame_embedding import EmbeddingState, FramePairEmbedding
 
 
 class EncodedFrames(NamedTuple):
-    """What the trunk makes of a chunk: T frames of B streams, N = h w tokens each."""
+    """Outputs of the trunk for a chunk: T frames of B streams, N = h w tokens each."""
 
     tokens: Tensor
     """(B, T, N, C) after the last block, normed."""
@@ -31,7 +31,7 @@ class EncodedFrames(NamedTuple):
 
 
 class TrunkState(NamedTuple):
-    """What a stream remembers."""
+    """State of a stream."""
 
     embedding: EmbeddingState
     blocks: tuple[Any, ...]
@@ -69,7 +69,7 @@ class StreamingTrunk(StreamingModule[TrunkState]):
 
     @property
     def layout(self) -> TokenLayout:
-        """What a detection head has to know of the tokens."""
+        """Sizes of the tokens that a detection head depends on."""
         return self.size.layout
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:

@@ -21,7 +21,7 @@ FUSIONS: dict[str, Callable[[int], ModalityFusion]] = {
 
 
 class DecomposedOutputs(NamedTuple):
-    """What training sees of B windows, T' features each; the inference path gives ``joint`` alone."""
+    """Outputs for B windows in training, T' features each; the inference path gives ``joint`` alone."""
 
     motion: TemporalOutputs
     appearance: TemporalOutputs

@@ -87,7 +87,7 @@ class SumFusion(ModalityFusion):
 
 
 class CrossAttention(nn.Module):
-    """What the target at each time finds in the reference at all times, added to it: shapes as ``ModalityGate``."""
+    """Attention of the target at each time over the reference at all times, added to it: shapes as ``ModalityGate``."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()

@@ -16,14 +16,14 @@ HeadFactory = Callable[[int, int], SegmentHead[Any]]
 
 
 class TemporalOutputs(NamedTuple):
-    """What a temporal detector makes of B windows, T' features each."""
+    """Outputs of a temporal detector for B windows, T' features each."""
 
     features: Tensor
     """(B, D, T') projected features, zero where ``mask`` is False."""
     mask: Tensor
     """(B, T') bool."""
     dense: Any
-    """What the head predicts."""
+    """Outputs of the head."""
 
 
 class FeatureProjection(nn.Module):

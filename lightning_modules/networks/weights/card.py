@@ -1,4 +1,4 @@
-"""What a weights file says of itself, so that a program needs nothing else to use it."""
+"""Card of a weights file: all that a program needs to use it."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def renamed_from_release(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 class ReleaseSizes(NamedTuple):
-    """What the shapes of a checkpoint's parameters tell; arguments by the part that takes them."""
+    """Sizes that the shapes of a checkpoint's parameters imply; arguments by the part that takes them."""
 
     num_classes: int
     trunk: dict[str, Any]

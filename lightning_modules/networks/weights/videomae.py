@@ -22,7 +22,7 @@ CODES_TOLERANCE = 1e-2
 
 
 class PretrainedReport(NamedTuple):
-    """What became of a file of pre-trained weights."""
+    """Report on the loading of a file of pre-trained weights."""
 
     used: tuple[str, ...]
     """Names in the file of what the network now computes with."""
@@ -31,7 +31,7 @@ class PretrainedReport(NamedTuple):
     missing: tuple[str, ...]
     """Names of the network's parameters that keep the start they had."""
     notes: tuple[str, ...] = ()
-    """What a user should know, a sentence each."""
+    """Remarks for the user, one sentence each."""
 
     def table(self) -> str:
         """One row a part of the network or the file; under them the notes."""
@@ -180,7 +180,7 @@ def check_encoder(stored: Mapping[str, Stored], own: Mapping[str, Tensor]) -> No
 
 
 def positions_problem(table: Stored, positions: SpaceTimePositions) -> str | None:
-    """What is to be said of a stored table that is neither loaded nor made again; None if it is either.
+    """Return a remark on a stored table that is neither loaded nor made again; None if it is either.
 
     Raises:
         ValueError: where the table was learned and the network has no place for it: its weights would see positions
@@ -206,7 +206,7 @@ def positions_problem(table: Stored, positions: SpaceTimePositions) -> str | Non
 
 
 def decoder_weights(stored: Mapping[str, Stored], decoder: ContextDecoder) -> tuple[dict[str, Stored], str]:
-    """What of a pre-training decoder the context decoder takes, under the detector's names, and a note on it.
+    """Return the tensors of a pre-training decoder that the context decoder takes, under its names, and a note.
 
     All of it or nothing: parts of different widths were not trained with each other.
     """

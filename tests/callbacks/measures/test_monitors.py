@@ -1,4 +1,4 @@
-"""What a network costs, measured in any run."""
+"""Costs of a network, measured in any run."""
 
 from functools import partial
 from pathlib import Path

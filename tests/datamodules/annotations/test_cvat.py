@@ -235,7 +235,7 @@ def test_frames_that_the_video_has_not_are_refused(folder, capsys):
 
 
 def refused(folder: Path, capsys, *more: str, **where: str) -> str:
-    """What is said of an export that is refused; nothing may be written."""
+    """Return the error of an export that is refused; nothing may be written."""
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".csv", ".txt")}
     with pytest.raises(SystemExit) as end:
         run(folder, *more, **where)

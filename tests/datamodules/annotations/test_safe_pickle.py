@@ -173,7 +173,7 @@ def test_a_file_that_is_no_whole_pickle_is_named(tmp_path, contents):
 
 
 def run_hostile(action: str, *arguments: object) -> str:
-    """What the program of ``hostile_pickles`` prints; a signal that ends it is an error here."""
+    """Return the output of the program of ``hostile_pickles``; a signal that ends it is an error here."""
     command = [sys.executable, "-m", "tests.datamodules.annotations.hostile_pickles", action, *map(str, arguments)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, f"ended with {ended.returncode}: {ended.stderr[-2000:]}"
@@ -205,7 +205,7 @@ def of_jhmdb() -> bytes:
 
 
 def annotation_files() -> dict[str, bytes]:
-    """What people have, cut to a few videos so that many can be read; made here where the real files are not."""
+    """Files that people have, cut to a few videos so that many can be read; made here where they are absent."""
     if not DATA.exists():
         tube = np.asarray([(frame, 32, 24, 159, 119) for frame in range(1, 20)], np.float32)
         truth = {"labels": ["a", "b"], "gttubes": {"a/v": {0: [tube]}}, "nframes": {"a/v": 19}}

@@ -16,7 +16,7 @@ from datamodules.video.readers import open_video
 
 
 class Connection(NamedTuple):
-    """What one connection to the camera does."""
+    """Behaviour of one connection to the camera."""
 
     video: Path
     start: int = 0

@@ -29,7 +29,7 @@ def reader_name(path):
 
 
 def trim(source: Path, target: Path, seconds: float) -> Path:
-    """What ``ffmpeg -ss SECONDS -c copy`` writes: whole groups of pictures, and an edit list that hides the start."""
+    """Return a file of ``ffmpeg -ss SECONDS -c copy``: whole groups of pictures, an edit list that hides the start."""
     import av
 
     with av.open(str(source)) as old, av.open(str(target), "w", options={"avoid_negative_ts": "disabled"}) as new:

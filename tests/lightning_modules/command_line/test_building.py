@@ -1,4 +1,4 @@
-"""What constructors refuse is told with the key; what is a bug keeps its traceback."""
+"""Errors of constructors are reported with the key; a bug keeps its traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file of an object becomes on the command line."""
+"""Files of objects on the command line."""
 
 from __future__ import annotations
 

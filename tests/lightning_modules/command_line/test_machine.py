@@ -14,7 +14,7 @@ from lightning_modules.command_line.machine import faults_of_the_machine
 
 
 def fail(error: BaseException) -> str:
-    """What becomes of an error inside the block."""
+    """Return what becomes of an error inside the block."""
     with pytest.raises(BaseException) as raised, faults_of_the_machine():
         raise error
     assert (raised.value is error) != isinstance(raised.value, UserError)

@@ -1,4 +1,4 @@
-"""What is wrong with a command line or a config is one line: where it stands, what it is, and what is nearest."""
+"""A fault in a command line or a config is one line: where it stands, what it is, and what is nearest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``predict`` takes from the card of its weights, and what counts before it."""
+"""Settings that ``predict`` takes from the card of its weights, and those that count before it."""
 
 from __future__ import annotations
 

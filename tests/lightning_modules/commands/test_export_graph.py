@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -107,7 +106,7 @@ def padded(frames: np.ndarray) -> torch.Tensor:
 
 
 def decoded(detections: Detections, sizes: torch.Tensor) -> list[torch.Tensor]:
-    """What ``predict`` makes of every proposal: boxes, person and action scores, (B, Q, ...)."""
+    """Return the predictions for every proposal: boxes, person and action scores, (B, Q, ...)."""
     scored = decode_detections(detections, sizes, sizes, person_threshold=0.0, score="person_x_action")
     parts = ("boxes", "person_scores", "scores")
     return [torch.stack([getattr(entry, part) for entry in scored]) for part in parts]
@@ -280,12 +279,11 @@ def run_as_stranger(script: str, folder: Path, *arguments: str) -> str:
     return ended.stdout
 
 
-def readme_example() -> str:
-    """The README's script; everybody is printed, since random weights may take nobody for a person."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    (example,) = (block for block in blocks if "onnxruntime" in block)
-    assert "person >= 0.5" in example
-    return example.replace("person >= 0.5", "person >= 0")
+def example() -> str:
+    """The example's program; everybody is printed, since random weights may take nobody for a person."""
+    program = (ROOT / "examples" / "run_exported_student.py").read_text()
+    assert "person >= 0.5" in program
+    return program.replace("person >= 0.5", "person >= 0")
 
 
 def sampled(video: Path) -> tuple[list[np.ndarray], list[float]]:
@@ -302,7 +300,7 @@ def sampled(video: Path) -> tuple[list[np.ndarray], list[float]]:
 @needs_onnx
 @pytest.mark.parametrize("num_frames", [1, 3, 6])
 @pytest.mark.parametrize("look_ahead", [0, 1, 2, 5])
-def test_the_readmes_example_prints_every_sampled_frame_of_a_video(look_ahead, num_frames, dsta, tmp_path):
+def test_the_example_prints_every_sampled_frame_of_a_video(look_ahead, num_frames, dsta, tmp_path):
     """Also the last ones, which are known only after the end, and those of a film shorter than the look-ahead."""
     import onnx
 
@@ -314,7 +312,7 @@ def test_the_readmes_example_prints_every_sampled_frame_of_a_video(look_ahead, n
     onnx.save(late, tmp_path / "late.onnx")
     (tmp_path / "late.npz").write_bytes(model.state_path.read_bytes())
     write_video(tmp_path / "video.mp4", moving_blobs(num_frames, (96, 120)))
-    said = run_as_stranger(readme_example(), tmp_path, "late.onnx", "video.mp4").splitlines()
+    said = run_as_stranger(example(), tmp_path, "late.onnx", "video.mp4").splitlines()
 
     frames, times = sampled(tmp_path / "video.mp4")
     steps = stream_through(model.path, np.stack([*frames, *[frames[-1]] * look_ahead])[:, None], 1)
@@ -405,7 +403,7 @@ def test_boxes_are_compared_by_the_frames_side_and_scores_for_themselves(output,
 
 @pytest.mark.parametrize("look_ahead", [0, 3])
 def test_as_many_frames_are_compared_as_are_asked_for_whatever_the_look_ahead(look_ahead):
-    """What comes out of the first steps of a late detector is about no frame, and agrees whatever the graph does."""
+    """Outputs of the first steps of a late detector are about no frame, and agree whatever the graph does."""
     graph = graph_of(student("tsa", **SMALLEST, look_ahead=look_ahead), SIZE, num_frames=None)
     calls, run = [], run_torch(graph)
 

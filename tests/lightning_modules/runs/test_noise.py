@@ -1,4 +1,4 @@
-"""What nobody needs is not on the screen, and everything else is."""
+"""Messages that nobody needs are not on the screen, and all others are."""
 
 from __future__ import annotations
 

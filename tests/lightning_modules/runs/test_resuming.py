@@ -65,7 +65,7 @@ class StopAfter(L.Callback):
 
 
 class Killed(Exception):
-    """What stands for a kill."""
+    """Exception that stands for a kill."""
 
 
 def optimizer(groups: list[dict]) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""EVAD as `evad-facts` states it, in numpy float64 with plain loops: slow, and sharing nothing with the networks.
+"""EVAD as `EVAD.md` states it, in numpy float64 with plain loops: slow, and sharing nothing with the networks.
 
 It reads the weights by the names that ``EvadTeacher.state_dict()`` gives them and takes one padded clip at a time.
 """

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:published weights with token dro
 
 
 def published_state(teacher: EvadTeacher) -> dict[str, torch.Tensor]:
-    """The teacher's parameters as the release would hold them, each name written out from `evad-facts`."""
+    """The teacher's parameters as the release would hold them, each name written out from `EVAD.md`."""
     state = {}
     for part in ("patch_embed", "blocks", "norm"):
         for key, value in getattr(teacher.backbone, part).state_dict().items():

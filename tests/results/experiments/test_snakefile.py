@@ -72,7 +72,7 @@ def run(*arguments: str, config: tuple[str, ...] = ()) -> subprocess.CompletedPr
 
 
 def calls() -> list[str]:
-    """What the fake main.py was called for since this was asked last: ``teacher/fit``."""
+    """Calls of the fake main.py since this was asked last: ``teacher/fit``."""
     file = Path("calls.jsonl")
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What turns the frames of an untrimmed video into features in time: the interface of temporal detectors' backbones."""
+"""Interface of temporal detectors' backbones: from the frames of an untrimmed video to features in time."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from .segment_targets import as_truth, point_targets
 
 
 class AnchorFreeOutput(NamedTuple):
-    """What the P points of all levels say, the finest level first."""
+    """Outputs for the P points of all levels, the finest level first."""
 
     class_logits: Tensor
     """(B, P, K) float32."""

@@ -20,7 +20,7 @@ from .segment_targets import as_truth, boundary_targets, cell_targets
 
 
 class BoundaryMatchingOutput(NamedTuple):
-    """What boundaries and cells say; cell (d, i) is the segment from time i to time i + d + 1, in features."""
+    """Outputs for boundaries and cells; cell (d, i) is the segment from time i to time i + d + 1, in features."""
 
     boundary_logits: Tensor
     """(B, T', 2) float32: that a segment starts at time i, and that one ends at time i + 1."""

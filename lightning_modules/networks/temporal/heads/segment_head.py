@@ -1,4 +1,4 @@
-"""What turns features in time into segments: the interface of temporal detectors' heads.
+"""Interface of temporal detectors' heads: from features in time to segments.
 
 Times are in units of features here: feature i lasts from i to i + 1, its middle is at i + 0.5. Who calls a head turns
 them into seconds.

@@ -1,4 +1,4 @@
-"""What the dense places of segment heads should answer, given the true segments of their windows.
+"""Targets for the dense places of segment heads, made of the true segments of their windows.
 
 Times are in units of features. B windows, N true segments of the window that has most, K classes.
 """
@@ -29,7 +29,7 @@ class Truth(NamedTuple):
 
 
 class PointTargets(NamedTuple):
-    """What P points should answer."""
+    """Targets for P points."""
 
     classes: Tensor
     """(B, P, K) float32, multi-hot; zeros for background."""
@@ -40,7 +40,7 @@ class PointTargets(NamedTuple):
 
 
 class CellTargets(NamedTuple):
-    """What the cells of D durations and T starts should answer."""
+    """Targets for the cells of D durations and T starts."""
 
     classes: Tensor
     """(B, D, T, K) float32, multi-hot."""

@@ -1,4 +1,4 @@
-"""What every segment head promises: masks, lengths, losses, imitation, decoding; and that it finds what it has seen."""
+"""Contract of every segment head: masks, lengths, losses, imitation, decoding; it finds what it has seen."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What points, cells and boundaries should answer, against plain loops written from the rules."""
+"""Targets of points, cells and boundaries, against plain loops written from the rules."""
 
 import pytest
 import torch
