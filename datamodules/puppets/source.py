@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
+
+from filelock import FileLock
 
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
 from datamodules.errors import UserError
@@ -66,25 +68,43 @@ class Puppets(DetectionSource):
         return CLASS_NAMES
 
     def prepare(self) -> None:
-        recipe = {"generator_version": GENERATOR_VERSION, "size": self.size, "seed": self.seed}
-        complete, begun = self.folder / "complete.json", self.folder / "begun.json"
-        folders = self.folder, *(self.folder / "videos" / split for split in EXTENTS[self.size].num_videos)
+        if self._is_complete():
+            return
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot be made ({error.strerror})", self.root, "choose another root") from error
+        # Processes of several machines may share the folder: one makes the videos, the others wait for it.
+        with FileLock(self.root / f".{self.size}.lock"):
+            if not self._is_complete():
+                self._make()
+
+    def _is_complete(self) -> bool:
+        """Whether all videos are there; files of another recipe are refused."""
+        self._check_recipe()
+        num_videos, _ = EXTENTS[self.size]
+        paths = (path for split in num_videos for path in self._video_paths(split))
+        return (self.folder / "complete.json").exists() and all(path.exists() for path in paths)
+
+    def _make(self) -> None:
+        num_videos, num_frames = EXTENTS[self.size]
+        folders = self.folder, *(self.folder / "videos" / split for split in num_videos)
         for folder in filter(Path.is_dir, folders):
             sweep(folder, older_names=True)
-        self._check_recipe(recipe, (complete, begun))
-        num_videos, num_frames = EXTENTS[self.size]
-        paths = {split: self._video_paths(split) for split in num_videos}
-        if complete.exists() and all(path.exists() for split in paths for path in paths[split]):
-            return
-        write_whole(begun, json.dumps(recipe))
+        if not self._check_recipe() and self.folder.exists() and any(self.folder.iterdir()):
+            raise UserError("holds files that Puppets did not make", self.folder, "choose another root")
+        begun = self.folder / "begun.json"
+        write_whole(begun, json.dumps(self._recipe))
         jobs = [
-            (self.seed, split, index, num_frames, path) for split in paths for index, path in enumerate(paths[split])
+            (self.seed, split, index, num_frames, path)
+            for split in num_videos
+            for index, path in enumerate(self._video_paths(split))
         ]
         records = _make_videos(jobs, title=f"puppets/{self.size}")
         for split, first in (("train", 0), ("val", num_videos["train"])):
             write_annotations(self.folder, split, records[first : first + num_videos[split]])
         write_whole(self.folder / "classes.txt", "".join(f"{name}\n" for name in CLASS_NAMES))
-        write_whole(complete, json.dumps(recipe))
+        write_whole(self.folder / "complete.json", json.dumps(self._recipe))
         begun.unlink(missing_ok=True)
 
     def videos(self, split: Split) -> tuple[AnnotatedVideo, ...]:
@@ -107,16 +127,21 @@ class Puppets(DetectionSource):
         folder = self.folder / "videos" / split
         return [folder / f"{split}_{index:04d}.mp4" for index in range(EXTENTS[self.size].num_videos[split])]
 
-    def _check_recipe(self, recipe: dict, markers: Iterable[Path]) -> None:
+    @property
+    def _recipe(self) -> dict[str, Any]:
+        return {"generator_version": GENERATOR_VERSION, "size": self.size, "seed": self.seed}
+
+    def _check_recipe(self) -> bool:
+        """Whether a folder has been begun; one of another recipe is refused."""
+        markers = (self.folder / name for name in ("complete.json", "begun.json"))
         found = next((marker for marker in markers if marker.exists()), None)
-        if found is not None and (present := json.loads(found.read_text())) != recipe:
+        if found is not None and (present := json.loads(found.read_text())) != self._recipe:
             raise UserError(
-                f"was made as {present}, wanted is {recipe}",
+                f"was made as {present}, wanted is {self._recipe}",
                 self.folder,
                 f"delete {self.folder} or choose another root",
             )
-        if found is None and self.folder.exists() and any(self.folder.iterdir()):
-            raise UserError("holds files that Puppets did not make", self.folder, "choose another root")
+        return found is not None
 
 
 def make_video(seed: int, split: str, index: int, num_frames: int, path: Path) -> VideoRecord:

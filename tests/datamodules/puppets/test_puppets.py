@@ -322,6 +322,20 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tiny, tmp_path):
     assert contents(source.folder) == whole
 
 
+@pytest.mark.slow
+def test_processes_that_share_a_folder_make_its_videos_once(tmp_path):
+    """As those of two machines do, each of which prepares its data."""
+    program = (
+        "import datamodules.puppets.source as source; make, made = source._make_videos, []\n"
+        "source._make_videos = lambda *jobs, **title: made.append(1) or make(*jobs, **title)\n"
+        f"source.Puppets({str(tmp_path)!r}, 'tiny').prepare(); print(len(made))"
+    )
+    command, root = [sys.executable, "-c", program], Path(__file__).parents[3]
+    running = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate(timeout=120)[0].strip() for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0] and sorted(said) == ["0", "0", "1"]
+
+
 def test_a_complete_set_is_left_alone(tiny, monkeypatch):
     monkeypatch.setattr(puppets_source, "_make_videos", lambda *args, **kwargs: pytest.fail("rendered again"))
     tiny.prepare()
