@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -225,3 +226,39 @@ def test_the_command_line_starts_its_processes_itself(folder):
             os.killpg(process.pid, 9)
     assert process.returncode == 0, said[-4000:]
     assert "`max_steps=1` reached" in said
+
+
+@pytest.mark.slow
+def test_two_machines_train_together_by_torchrun(folder):
+    """Two nodes of one process each, on two agents that meet at a port, share data and agree on one mAP."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    arguments = command("fit", folder, "clip", "--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp")
+    arguments += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2"]
+    arguments += ["--trainer.enable_progress_bar=true"]
+    agents = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"),
+                *(f"--node_rank={rank}", "--master_addr=127.0.0.1", f"--master_port={port}"),
+                *(str(ROOT / "main.py"), *arguments),
+            ],
+            cwd=folder,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [agent.communicate(timeout=SECONDS)[0] for agent in agents]
+    finally:
+        for agent in agents:
+            if agent.poll() is None:
+                os.killpg(agent.pid, 9)
+    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(text[-4000:] for text in said)
+    assert "MEMBER: 2/2" in said[1] and "`max_epochs=1` reached" in said[0]
+    assert [len(set(re.findall(r"val/map=([0-9.e-]+)", text))) for text in said] == [1, 0]
