@@ -9,6 +9,7 @@ import numpy as np
 
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
 from datamodules.batches import TrueKeyframe, TrueTubes
+from datamodules.errors import UserError
 from datamodules.frames.store import DecodedFrames, FrameStore
 from datamodules.sampling.indexing import num_slots
 from datamodules.sampling.since_start import seconds_since_start, seconds_until_end, speeds
@@ -154,9 +155,10 @@ class DetectionDataModule(SourceDataModule[TimedVideo]):
         tubes = {video.video_id: true_tubes(video, self.evaluation_grid) for video in videos}
         steps = [step for video in tubes.values() for step in np.diff(list(video.annotated.values())).tolist()]
         if steps and np.median(steps) > 1:
-            raise ValueError(
+            raise UserError(
                 f"the {split} split is annotated at one in {np.median(steps):g} of the frames that a stream of stride "
-                f"{self.evaluation_grid} takes, too seldom to say where its tubes begin and end; choose a stride at "
-                "least as large as the spacing of the annotation, or leave model.detection.video_map out"
+                f"{self.evaluation_grid} takes, too seldom to say where its tubes begin and end",
+                where="model.detection.video_map",
+                remedy="choose a stride at least as large as the spacing of the annotation, or leave it out",
             )
         return tubes

@@ -16,6 +16,7 @@ from datamodules.errors import UserError
 from .base import TrainingSettings
 from .detection_base import DetectionModule, DetectionSettings
 from .evaluation.benchmark import Benchmark, Step
+from .evaluation.delays import check_delays
 from .evaluation.predictions import Answer
 from .evaluation.stream_predictor import StreamPredictor
 from .evaluation.tracked import TrackedFrame
@@ -40,6 +41,9 @@ class StreamSettings(DetectionSettings):
     """
 
     scored_delays: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        check_delays(self.scored_delays)
 
 
 class StreamDetectionModule(DetectionModule):

@@ -157,7 +157,7 @@ class DistillationModule(StreamDetectionModule):
         needed = keyframes[:, None] + offsets  # (L, T)
         if int(needed.min()) < 0 or int(needed.max()) >= length:
             past, future = keyframe + len(keyframes), int(offsets.max())
-            raise ValueError(
+            raise UserError(
                 f"the teacher's clips of {num_frames} frames reach outside the sample of {length}; set at least "
                 f"data.init_args.train_past_frames={past} and data.init_args.train_future_frames={future}"
             )

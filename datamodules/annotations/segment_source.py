@@ -174,6 +174,9 @@ def find_videos(folder: str | Path, names: Collection[str]) -> dict[str, Path]:
 
     Folders that are a video themselves are not looked into: they may hold many thousands of pictures. Each folder is
     looked into once, whatever links lead back to it.
+
+    Raises:
+        UserError: no such folder, or two videos of one name.
     """
     if not Path(folder).is_dir():
         raise UserError("no such folder of videos, or of folders of pictures", folder)
@@ -188,12 +191,18 @@ def find_videos(folder: str | Path, names: Collection[str]) -> dict[str, Path]:
         visited.add((facts.st_dev, facts.st_ino))
         for name in [name for name in sorted(folders) if name in wanted]:
             folders.remove(name)
-            found.setdefault(wanted[name], Path(here, name))
+            _add_video(found, wanted[name], Path(here, name))
         for file in sorted(files):
             name, ending = os.path.splitext(file)
             if name in wanted and ending.lower() in VIDEO_ENDINGS:
-                found.setdefault(wanted[name], Path(here, file))
+                _add_video(found, wanted[name], Path(here, file))
     return found
+
+
+def _add_video(found: dict[str, Path], name: str, path: Path) -> None:
+    earlier = found.setdefault(name, path)
+    if earlier is not path and earlier.resolve() != path.resolve():
+        raise UserError(f"the video {name!r} is there twice, as {earlier} too", path, "rename or take away one of them")
 
 
 def check_places(videos: str | Path | None, features: FeatureFolder | None) -> None:

@@ -11,6 +11,7 @@ from datamodules.annotations.mistakes import UNREADABLE, Mistake
 from datamodules.annotations.segment_source import AnnotatedSegments, SegmentSource
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
 from datamodules.check.report import Report
+from datamodules.errors import UserError
 from datamodules.frames.store import FrameFacts, FrameStore
 from datamodules.video.listing import VideoError
 from datamodules.video.picture_folder import PictureListing, Video
@@ -27,7 +28,7 @@ def splits_of(
     for split in ("train", "val", "test"):
         try:
             videos = source.videos(split)
-        except (ValueError, FileNotFoundError) as error:
+        except UserError as error:
             # A third split is an extra; the first two are needed.
             if split != "test":
                 report.mistakes.append(Mistake("splits that cannot be read", split, str(error)))

@@ -201,8 +201,9 @@ class RaftFlow(OpticalFlow):
                 try:
                     state = published.get_state_dict(progress=False)
                 except URLError as error:
-                    raise FileNotFoundError(
-                        f"cannot download {published.url} ({error.reason}); bring the file here and name it as weights"
+                    raise UserError(
+                        f"cannot download {published.url} ({error.reason})",
+                        remedy="bring the file here and name it as weights",
                     ) from error
             network = get_model(f"raft_{self.variant}", weights=None)
             try:
@@ -218,7 +219,7 @@ class RaftFlow(OpticalFlow):
 
         known = get_model_weights(f"raft_{self.variant}")
         if str(self.weights) not in known.__members__:
-            raise FileNotFoundError(
+            raise UserError(
                 f"weights of RAFT: {self.weights} is neither a file nor one of {', '.join(known.__members__)}"
             )
         return known[str(self.weights)]
@@ -233,7 +234,7 @@ def flow_method(method: MethodName | OpticalFlow) -> OpticalFlow:
         return method
     known = {kind.name: kind for kind in (DisFlow, Tvl1Flow, RaftFlow)}
     if method not in known:
-        raise ValueError(f"no optical flow is called {method!r}; choose one of {', '.join(known)}")
+        raise UserError(f"no optical flow is called {method!r}; choose one of {', '.join(known)}")
     return known[method]()
 
 

@@ -1,4 +1,4 @@
-"""Which samples make a batch, on every rank, in every epoch.
+"""Samples of every batch, on every rank, in every epoch.
 
 Both samplers yield whole batches and are told rank and world size. They are ``DistributedSampler``s only by name: it
 is how Lightning knows that the sharing out has been done and leaves them alone.
@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import DistributedSampler
+
+from datamodules.errors import UserError
 
 STAND_IN = -1
 """Index of a sample that must not count."""
@@ -64,7 +66,10 @@ class ShuffledBatches(DistributedSampler):
     ) -> None:
         total = size if samples_per_epoch is None else samples_per_epoch
         if size < 1 or total < world_size:
-            raise ValueError(f"{min(size, total)} training samples are too few for {world_size} processes")
+            raise UserError(
+                f"{min(size, total)} training samples are too few for {world_size} processes",
+                remedy="start fewer processes, or raise data.loader.samples_per_epoch",
+            )
         self.size, self.total = size, total
         self.seed = int(os.environ.get(GLOBAL_SEED, 0)) if seed is None else seed
         self.rank, self.world_size = rank, world_size
@@ -119,7 +124,11 @@ class MixedBatches(ShuffledBatches):
         position: Callable[[], Position] | None = None,
     ) -> None:
         if not 0 < others_share < 1 or others < 1:
-            raise ValueError(f"a share of {others_share:g} of {others} samples cannot be drawn")
+            raise UserError(
+                f"a share of {others_share:g} of {others} samples cannot be drawn",
+                where="data.unlabelled.share",
+                remedy="choose a share between 0 and 1, of a folder that holds videos",
+            )
         total = round(size / (1 - others_share)) if samples_per_epoch is None else samples_per_epoch
         super().__init__(size, batch_size, total, seed, rank, world_size, position)
         self.others, self.num_others = others, round(others_share * total)

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from datamodules.annotations.features import FeatureArray, num_features, read_features
 from datamodules.annotations.segment_source import AnnotatedSegments
 from datamodules.batches import SegmentBatch
+from datamodules.errors import UserError
 from datamodules.flow.store import FlowStore
 from datamodules.frames.store import FrameFacts, FrameStore
 from datamodules.sampling.collate import stack_flow, stack_frames
@@ -68,7 +69,7 @@ def step_features(video: AnnotatedSegments, resize_steps: int | None) -> Stepped
     array = video.media
     count = num_features(array)
     if count == 0:
-        raise ValueError(f"{array} holds no feature")
+        raise UserError("holds no feature", where=str(array))
     first, step = array.first_seconds, array.step_seconds
     # Beyond the middle of the last feature lies what lies before the middle of the first.
     duration = 2 * first + step * (count - 1) if video.duration is None else video.duration

@@ -19,6 +19,11 @@ MIN_IOU = 0.3
 """From one sampled frame to the next, of the boxes of one person; what ``OnlineLinker`` asks too."""
 
 
+def check_delays(delays: Sequence[int]) -> None:
+    if len(set(delays)) < len(delays) or min(delays, default=0) < 0:
+        raise ValueError(f"delays must be different numbers of sampled frames, at least 0, got {list(delays)}")
+
+
 class DelayedEvaluation(nn.Module):
     """Scores the ground truth of sampled frame t against what was said at frame t + k, for several delays k.
 
@@ -35,8 +40,7 @@ class DelayedEvaluation(nn.Module):
 
     def __init__(self, delays: Sequence[int], metric: FrameMeanAveragePrecision) -> None:
         super().__init__()
-        if len(set(delays)) < len(delays) or min(delays, default=0) < 0:
-            raise ValueError(f"delays must be different numbers of sampled frames, at least 0, got {list(delays)}")
+        check_delays(delays)
         self.delays = tuple(sorted(delays))
         self.metrics = nn.ModuleDict()
         for delay in self.delays:

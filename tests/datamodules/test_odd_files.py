@@ -1,6 +1,7 @@
 """Files and folders that no reader may hang at, ask for all memory for, or answer with a traceback."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -155,6 +156,22 @@ def test_links_in_circles_are_looked_into_once(tmp_path):
     assert find_videos(tmp_path / "videos", ["film"]) == {"film": deep / "film.mp4"}
     with pytest.raises(UserError, match="nowhere: no such folder of videos"):
         find_videos(tmp_path / "nowhere", ["film"])
+
+
+@pytest.mark.parametrize("second", ["b/film.mkv", "a/v_film.mp4", "b/film"])
+def test_a_video_that_is_there_twice_is_refused_with_both_paths(tmp_path, second):
+    for path in (tmp_path / "a" / "film.mp4", tmp_path / second):
+        path.parent.mkdir(exist_ok=True)
+        path.touch() if path.suffix else path.mkdir()
+    with pytest.raises(UserError, match=r"the video 'film' is there twice, as .*film") as error:
+        find_videos(tmp_path, ["film"])
+    assert {str(tmp_path / "a" / "film.mp4"), str(tmp_path / second)} <= set(
+        re.findall(r"[^ :,]*film[.\w]*", str(error.value))
+    )
+    (tmp_path / "link.d").mkdir()
+    (tmp_path / second).rename(tmp_path / "other.mkv")
+    (tmp_path / "link.d" / "film.mp4").symlink_to(tmp_path / "a" / "film.mp4")
+    assert find_videos(tmp_path, ["film"])["film"].resolve() == tmp_path / "a" / "film.mp4"
 
 
 # --- numbers that are time stamps ------------------------------------------------------------------------------------

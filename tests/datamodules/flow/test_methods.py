@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from datamodules.errors import UserError
 from datamodules.flow.methods import DisFlow, RaftFlow, Tvl1Flow, _raft_padding, flow_method
 from tests.datamodules.moving import moving_frames
 
@@ -130,7 +131,7 @@ def test_raft_reads_weights_from_a_file_and_is_known_by_them(tmp_path):
 
 
 def test_raft_without_weights_says_which_there_are(monkeypatch):
-    with pytest.raises(FileNotFoundError, match="neither a file nor one of C_T_V1, C_T_V2"):
+    with pytest.raises(UserError, match="neither a file nor one of C_T_V1, C_T_V2"):
         RaftFlow("small", "absent.pth").prepare()
     assert RaftFlow("small").identity() != RaftFlow("large").identity()
 
@@ -140,7 +141,7 @@ def test_raft_without_weights_says_which_there_are(monkeypatch):
         raise URLError("no route to host")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with pytest.raises(FileNotFoundError, match=r"cannot download https://.*no route to host.*name it as weights"):
+    with pytest.raises(UserError, match=r"cannot download https://.*no route to host.*name it as weights"):
         RaftFlow("small").prepare()
 
 

@@ -57,6 +57,12 @@ def test_what_is_refused_stands_with_its_key(command_line, argument, line):
     assert str(error.value).startswith(f"--{argument.partition('=')[0]}: {line}")
 
 
+def test_what_a_students_settings_refuse_stands_with_its_key(command_line):
+    config = f"--config={ROOT / 'configs' / 'dsta.yaml'}"
+    with pytest.raises(UserError, match=r"model\.detection: delays must be different .* got \[1, 1\]"):
+        command_line.build("fit", config, "--trainer.accelerator=cpu", "--model.detection.scored_delays=[1, 1]")
+
+
 @pytest.mark.parametrize("part", ["rgb", "flow"])
 def test_of_two_networks_of_one_class_the_refused_one_is_named(command_line, part):
     """A system of two streams has two detectors of one class; its network is one of three types."""
