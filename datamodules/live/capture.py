@@ -258,10 +258,11 @@ class LiveCapture:
         received = time.monotonic()
         self.connected, self.newest, self.problem = True, received, None
         seconds = self._clock.tick(arrival.seconds, received)
-        frame = LiveFrame(arrival.picture, seconds, self.received, received)
+        if self.grid.takes(seconds):
+            self._put(LiveFrame(arrival.picture, seconds, self.received, received))
         self.received += 1
-        if not self.grid.takes(seconds):
-            return
+
+    def _put(self, frame: LiveFrame) -> None:
         with self._changed:
             self._queue.append(frame)
             if len(self._queue) > self.queue_frames:
