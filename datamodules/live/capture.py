@@ -27,6 +27,8 @@ from datamodules.video.listing import VideoError
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
 """Between two attempts to reconnect; every wait is twice the one before."""
+LARGEST_POWER = 30
+"""Of two, in a pause."""
 LARGEST_JUMP_SECONDS = 1.0
 """A time stamp that runs ahead of the clock by more is not believed."""
 POLL_SECONDS = 0.1
@@ -102,7 +104,7 @@ class LiveCapture:
     """Iterates over the newest frames of a live source while a thread receives them.
 
     A source that cannot be opened in the first place is an error at once, unless it is ``awaited``. One that is lost
-    later is looked for again, after 0.5 s, 1 s, 2 s, ... up to 30 s.
+    later is looked for again, after 0.5 s, 1 s, 2 s, ... up to 30 s; pauses are reported as long as they grow.
 
     Args:
         source: where frames come from.
@@ -232,9 +234,11 @@ class LiveCapture:
             attempts = 0 if self.received > before else attempts
             if attempts == self.reconnect_attempts:
                 raise VideoError(f"lost ({reason}), and {attempts} attempts to reconnect failed", name)
-            wait = min(self.first_wait_seconds * 2**attempts, LONGEST_WAIT_SECONDS)
+            # Bounded, since a camera may be looked for over weeks.
+            longer = self.first_wait_seconds * 2.0 ** min(attempts, LARGEST_POWER)
+            wait, is_news = min(longer, LONGEST_WAIT_SECONDS), longer < 2 * LONGEST_WAIT_SECONDS
             attempts += 1
-            if not self.stop.is_set():
+            if is_news and not self.stop.is_set():
                 from lightning.pytorch.utilities import rank_zero_info
 
                 rank_zero_info(f"{printable(name)}: {reason}; attempt {attempts} to reconnect in {wait:g} s")

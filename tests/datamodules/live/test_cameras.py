@@ -156,6 +156,18 @@ def test_a_camera_that_was_never_there_or_sends_garbage_is_looked_for_while_the_
         assert feed.health()[3].reconnections == 0  # it was never lost
 
 
+def test_a_camera_that_was_away_for_days_comes_back(monkeypatch, caplog):
+    monkeypatch.setattr(live_capture, "LONGEST_WAIT_SECONDS", 0.0)
+    with running("door", reconnect_attempts=None) as (feed, cameras, batches):
+        for _ in range(2000):
+            cameras["door"].handed.put(ConnectionError("refused"))
+        cameras["door"].show(PERIOD, picture(1))
+        assert next(batches).video_ids == ("door",)
+        assert (feed.health()[0].state, feed.health()[0].reconnections) == ("running", 1)
+        assert cameras["door"].connections == 2001
+    assert caplog.text.count("to reconnect in") < 20
+
+
 def test_a_camera_that_hangs_is_stalled_and_one_that_was_given_up_holds_up_nobody(no_pauses):
     with running("door", "hung", "gone", reconnect_attempts=2, max_gap_seconds=0.05) as (feed, cameras, batches):
         for _ in range(3):
