@@ -201,7 +201,8 @@ class LiveCapture:
 
     def take(self) -> LiveFrame:
         """Return the next frame at once; ``has_frame`` says whether there is one."""
-        return self._queue.popleft()
+        with self._changed:
+            return self._queue.popleft()
 
     def _run(self) -> None:
         try:
