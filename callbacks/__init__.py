@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "benchmark.callback": ["BenchmarkTable"],
+        "files.camera_health": ["CameraHealth"],
         "files.detection_file": ["DetectionFile"],
         "files.frame_score_file": ["FrameScoreFile"],
         "files.prediction_writer": ["PredictionWriter"],

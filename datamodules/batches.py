@@ -7,7 +7,7 @@ row of zeros.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -47,9 +47,29 @@ class Capture(NamedTuple):
     received: Tensor
     """(B, T) float64, when each frame was there, in seconds of ``time.monotonic``."""
     dropped: int
-    """Frames due so far that were left out, since the model was busy with others."""
+    """Frames due so far that were left out, since the model was busy with others; of all sources together."""
     reconnections: int
-    """How often the source was lost and found again."""
+    """How often the source was lost and found again; of all sources together."""
+
+
+SourceState = Literal["connecting", "running", "stalled", "lost", "given up", "ended"]
+
+
+class SourceHealth(NamedTuple):
+    """How one of several sources of frames is at a moment."""
+
+    name: str
+    """As in ``video_ids``; ids of a folder's videos begin with it."""
+    state: SourceState
+    """Nothing has come yet (connecting), frames come (running), none came for long although it is connected (stalled),
+    it is looked for again (lost), it is not looked for any more (given up), it is at its end (ended)."""
+    received: int
+    """Frames that came in so far, due or not."""
+    dropped: int
+    """As in ``Capture``, as is ``reconnections``, of this source."""
+    reconnections: int
+    problem: str | None
+    """Why it is lost or was given up; None while all is well."""
 
 
 class StreamBatch(NamedTuple):
@@ -82,7 +102,10 @@ class StreamBatch(NamedTuple):
     pictures: tuple[np.ndarray, ...] = ()
     """B * T frames as they were read, lane-major: (h, w, 3) uint8 of the original size. Empty unless predicting."""
     capture: Capture | None = None
-    """Of a live source alone."""
+    """Of a live source, or of several sources at once, alone."""
+    lanes: tuple[int, ...] | None = None
+    """Number of the lane that each of the B rows is, where only some of the lanes have a frame; every row is valid
+    then. None where row i is lane i."""
 
 
 class TrueKeyframe(NamedTuple):

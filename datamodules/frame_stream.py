@@ -15,7 +15,7 @@ import torch
 
 from datamodules.batches import Capture, StreamBatch
 from datamodules.frames.store import FrameScale
-from datamodules.live.capture import LiveCapture, LiveSettings
+from datamodules.live.capture import LiveCapture, LiveFrame, LiveSettings
 from datamodules.live.sources import LiveSource, live_source
 from datamodules.sampling.collate import stack_frames
 from datamodules.sampling.time_grid import TimeGrid, frames_on_grid
@@ -72,6 +72,17 @@ class FrameStream:
         self.input_files: tuple[Path, ...] = ()
         self.stop = threading.Event()
         """Ends the batches when it is set."""
+        self._newest: tuple[tuple[int, ...] | None, float] = (None, 0.0)
+
+    @property
+    def live_name(self) -> str | None:
+        """Name of a live source, which only one process can read."""
+        return None if self.live is None else self.live.name
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether it is a live source."""
+        return self.live is not None
 
     def find(self, rank: int = 0, world_size: int = 1) -> None:
         """Look into the files of the source; one of several processes takes its share of them.
@@ -93,6 +104,7 @@ class FrameStream:
     def batches(self) -> Iterator[StreamBatch]:
         """Read the source, see ``find``."""
         self.stop.clear()
+        self._newest = (None, 0.0)
         return _read_ahead(self._of_files()) if self.live is None else self._of_live(self.live)
 
     def _listed(self, files: list[tuple[str, Video]], reports: bool) -> list[PredictedVideo]:
@@ -144,20 +156,24 @@ class FrameStream:
     def _of_live(self, source: LiveSource) -> Iterator[StreamBatch]:
         grid = TimeGrid(self.period_seconds)
         limits = (self.live_settings.queue_frames, self.live_settings.reconnect_attempts, self.max_seconds)
-        size, seconds = None, 0.0
         with LiveCapture(source, grid, self.stop, *limits) as capture:
             for frame in islice(capture, self.max_frames):
-                picture, gap = frame.picture(), frame.seconds - seconds
-                is_first = size != picture.shape or gap > self.live_settings.max_gap_seconds
-                if is_first and size is not None:
-                    from lightning.pytorch.utilities import rank_zero_info
+                yield self.live_batch(source.name, frame, capture)
 
-                    height, width = picture.shape[:2]
-                    rank_zero_info(f"{source.name}: starts anew after {gap:.1f} s with {width}x{height} pixels")
-                size, seconds = picture.shape, frame.seconds
-                batch = self._batch(source.name, picture[None], [frame.seconds], [frame.index], is_first, is_last=False)
-                received = torch.tensor([[frame.received]], dtype=torch.float64)
-                yield batch._replace(capture=Capture(received, capture.dropped, capture.reconnections))
+    def live_batch(self, name: str, frame: LiveFrame, capture: LiveCapture) -> StreamBatch:
+        """Return the next frame of a live source as a batch, which may start the stream anew."""
+        picture, (size, seconds) = frame.picture(), self._newest
+        gap = frame.seconds - seconds
+        is_first = size != picture.shape or gap > self.live_settings.max_gap_seconds
+        if is_first and size is not None:
+            from lightning.pytorch.utilities import rank_zero_info
+
+            height, width = picture.shape[:2]
+            rank_zero_info(f"{name}: starts anew after {gap:.1f} s with {width}x{height} pixels")
+        batch = self._batch(name, picture[None], [frame.seconds], [frame.index], is_first, is_last=False)
+        self._newest = (picture.shape, frame.seconds)
+        received = torch.tensor([[frame.received]], dtype=torch.float64)
+        return batch._replace(capture=Capture(received, capture.dropped, capture.reconnections))
 
     def _batch(
         self,

@@ -1,18 +1,22 @@
-"""Any video without annotation, file or camera, as a stream to predict on."""
+"""Any video without annotation, file or camera, or many of them, as streams to predict on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 
 from lightning.pytorch import LightningDataModule
 
-from datamodules.batches import StreamBatch
+from datamodules.batches import SourceHealth, StreamBatch
 from datamodules.errors import UserError
 from datamodules.frame_stream import FrameStream
 from datamodules.frames.store import FrameScale, Interpolation
+from datamodules.live.cameras import CameraFeed
 from datamodules.live.capture import LiveSettings
-from datamodules.live.stopping import stopped_by_signals
+from datamodules.live.source_list import listed_sources
+from datamodules.live.stopping import SIGNALS, stopped_by_signals
 from datamodules.settings import require_positive
 from datamodules.text_files import check_names, read_class_list
 from datamodules.video.source_files import SOURCES
@@ -22,7 +26,7 @@ ENDLESS = 2**31
 
 
 class PredictDataModule(LightningDataModule):
-    """StreamBatches of one lane from a video file, a folder of videos or pictures, a camera or a network stream.
+    """StreamBatches from a video file, a folder of videos or pictures, a camera, a network stream, or many of them.
 
     Frames are sampled by their time stamps, one every ``frame_stride / frame_rate`` seconds, so that a network sees the
     pace it was trained on whatever the frame rate of the source. A file is read to its end, ``chunk_frames`` at a time;
@@ -32,19 +36,23 @@ class PredictDataModule(LightningDataModule):
     A live stream starts anew, as another video would, after ``max_gap_seconds`` without a frame and when its frames
     change their size.
 
+    Many sources are read at once, each in a lane of its own, and share the steps of the network, see ``CameraFeed``.
+    They end by SIGTERM, with the exit status of it, or by Ctrl-C.
+
     Args:
         source: a video file; a folder of videos, sub-folders included, or of numbered pictures; the number of a camera
-            or its device file; an address (``rtsp://``, ``http://``, ...).
+            or its device file; an address (``rtsp://``, ``http://``, ...). Or many of them: a list, or a file (.txt,
+            .yaml) that lists them, see ``listed_sources``.
         classes: names of the network's classes, or a text file with one a line.
         frame_stride, frame_rate: the stride the network was trained with, and the frames a second of the videos it was
             trained on.
         short_side: length of the frames' short side in pixels; None keeps the video's size.
         max_long_side: frames whose long side would be longer are made smaller; None sets no limit.
         interpolation: ``area`` averages areas when frames shrink, ``bilinear`` does not (EVAD).
-        chunk_frames: frames a step of a file.
+        chunk_frames: frames a step of a file; one where there are many sources.
         picture_rate: pictures a second of a folder of pictures.
-        max_frames: sampled frames after which to stop: of each file, or of a live source.
-        max_seconds: of each file, or of running on a live source.
+        max_frames: sampled frames after which to stop: of each file and each live source.
+        max_seconds: of each file, and of running on live sources.
         live: patience with a live source.
     """
 
@@ -52,7 +60,7 @@ class PredictDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: str | None,
+        source: list[str | int] | str | None,
         classes: list[str] | str,
         frame_stride: int = 4,
         frame_rate: float = 30.0,
@@ -73,17 +81,21 @@ class PredictDataModule(LightningDataModule):
         require_positive(**positive)
         self.class_names = _class_names(classes)
         self.frame_stride = frame_stride
-        self.stream = FrameStream(
-            source,
-            frame_stride / frame_rate,
-            FrameScale(short_side, max_long_side, interpolation),
-            self.num_classes,
-            chunk_frames,
-            picture_rate,
-            max_frames,
-            max_seconds,
-            live,
+        stream = partial(
+            FrameStream,
+            period_seconds=frame_stride / frame_rate,
+            scale=FrameScale(short_side, max_long_side, interpolation),
+            num_classes=self.num_classes,
+            picture_rate=picture_rate,
+            max_frames=max_frames,
+            max_seconds=max_seconds,
+            live=live,
         )
+        self.stream: FrameStream | CameraFeed
+        if (listed := listed_sources(source)) is None:
+            self.stream = stream(source, chunk_frames=chunk_frames)
+        else:
+            self.stream = CameraFeed(listed, partial(stream, chunk_frames=1))
 
     @property
     def num_classes(self) -> int:
@@ -93,8 +105,8 @@ class PredictDataModule(LightningDataModule):
         if stage != "predict":
             raise UserError(f"PredictDataModule knows no truth, so there is nothing to {stage}", remedy="use predict")
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        if self.stream.live is not None and world_size > 1:
-            name = self.stream.live.name
+        if self.stream.live_name is not None and world_size > 1:
+            name = self.stream.live_name
             raise UserError(f"can be read by one process, not {world_size}", name, "set --trainer.devices 1")
         self.stream.find(rank, world_size)
 
@@ -102,6 +114,15 @@ class PredictDataModule(LightningDataModule):
     def input_files(self) -> tuple[Path, ...]:
         """Files that are read, which nothing may replace."""
         return self.stream.input_files
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether prediction goes on until somebody stops it."""
+        return self.stream.is_endless
+
+    def source_health(self) -> tuple[SourceHealth, ...]:
+        """Return how each of many sources is; of a single one nothing."""
+        return self.stream.health() if isinstance(self.stream, CameraFeed) else ()
 
     def teardown(self, stage: str) -> None:
         self.stream.stop.set()
@@ -116,12 +137,19 @@ class PredictDataModule(LightningDataModule):
 class _Batches:
     """The batches that Lightning iterates over; the first Ctrl-C stops them."""
 
-    def __init__(self, stream: FrameStream) -> None:
+    def __init__(self, stream: FrameStream | CameraFeed) -> None:
         self.stream = stream
 
     def __iter__(self) -> Iterator[StreamBatch]:
-        with stopped_by_signals(self.stream.stop, is_the_end=self.stream.live is not None):
+        with stopped_by_signals(self.stream.stop, self._ends):
             yield from self.stream.batches()
+
+    @property
+    def _ends(self) -> Collection[int]:
+        """Signals that are the end of an endless stream; of many cameras, SIGTERM has its status all the same."""
+        if not self.stream.is_endless:
+            return ()
+        return (signal.SIGINT,) if isinstance(self.stream, CameraFeed) else SIGNALS
 
     def __len__(self) -> int:
         count = self.stream.num_batches()

@@ -65,6 +65,8 @@ class PredictionWriter(Callback):
         self.formats = tuple(formats)
         self.person_threshold, self.action_threshold = person_threshold, action_threshold
         self._videos: dict[str, AnnotatedVideo] = {}
+        self._shown: dict[int, str] = {}
+        """The video of each lane."""
         self._files: ResultFiles | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -139,8 +141,16 @@ class PredictionWriter(Callback):
                 )
             video = self._video(frame.video_id, frame.picture.shape[:2])
             video.write(frame.picture, frame.seconds, detections)
-        for video_id in set(self._videos) - set(batch.video_ids):
+        for video_id in self._left_behind(batch):
             self._videos.pop(video_id).close()
+
+    def _left_behind(self, batch: Any) -> set[str]:
+        """Return the videos that are drawn on and that no frame comes of any more."""
+        lanes = getattr(batch, "lanes", None)
+        if lanes is None:
+            return set(self._videos) - set(batch.video_ids)
+        self._shown.update(zip(lanes, batch.video_ids, strict=True))  # lanes without a frame go on later
+        return set(self._videos) - set(self._shown.values())
 
     def _video(self, video_id: str, size: tuple[int, int]) -> AnnotatedVideo:
         """The file that a frame of this size goes into."""
@@ -175,7 +185,7 @@ class PredictionWriter(Callback):
         with ExitStack() as files:  # which closes the others even where one of them raises
             for video in self._videos.values():
                 files.callback(close, video)
-            self._videos = {}
+            self._videos, self._shown = {}, {}
         if self._files is not None:
             self._files.report()
         return sorted(failed)

@@ -159,7 +159,12 @@ def _arrivals(packet: Any, timed: bool) -> Iterator[Arrival]:
 
 
 def _pixels(frame: Any) -> np.ndarray:
-    pixels = frame.to_ndarray(format="rgb24", threads=1)
+    import av
+
+    try:
+        pixels = frame.to_ndarray(format="rgb24", threads=1)
+    except av.error.FFmpegError as error:
+        raise VideoError(f"a frame cannot be converted ({error.strerror})") from None
     return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90)) if frame.rotation else pixels
 
 

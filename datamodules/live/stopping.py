@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def stopped_by_signals(stop: threading.Event, is_the_end: bool = True) -> Iterator[None]:
+def stopped_by_signals(stop: threading.Event, ends: Collection[int] = SIGNALS) -> Iterator[None]:
     """Let the first Ctrl-C, or SIGTERM, set ``stop``; the second is as usual.
 
     Args:
         stop: ends the stream.
-        is_the_end: whether the stream has no other end, so that all is well. Otherwise, what the signal usually does
-            is done when the stream has ended, since something is missing then.
+        ends: signals after which all is well, since the stream has no other end. What the others usually do is done
+            when the stream has ended, since something is missing then.
     """
-    signals = (signal.SIGINT, signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread():  # only there signals are handled
         yield
         return
-    usual = {number: signal.getsignal(number) for number in signals}
+    usual = {number: signal.getsignal(number) for number in SIGNALS}
     received: list[int] = []
 
     def restore() -> None:
@@ -33,11 +34,11 @@ def stopped_by_signals(stop: threading.Event, is_the_end: bool = True) -> Iterat
         received.append(number)
         stop.set()
 
-    for number in signals:
+    for number in SIGNALS:
         signal.signal(number, handle)
     try:
         yield
     finally:
         restore()
-    if received and not is_the_end:
+    if received and received[0] not in ends:
         signal.raise_signal(received[0])

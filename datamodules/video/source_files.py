@@ -16,8 +16,8 @@ VIDEO_ENDINGS = frozenset({
 })  # fmt: skip
 """Endings of video files in lower case, the one list of all readers."""
 SOURCES = (
-    "name a video file, a folder of videos or of numbered pictures, the number of a camera, or an address such as "
-    "rtsp://... (--data.source X)"
+    "name a video file, a folder of videos or of numbered pictures, the number of a camera, an address such as "
+    "rtsp://..., or a list of them (--data.source X)"
 )
 
 

@@ -58,20 +58,21 @@ class StreamAnswers:
         self._newest: dict[int, ScoredBoxes] = {}
 
     def add(self, batch: StreamBatch, said: Sequence[Sequence[ScoredBoxes]]) -> list[Answer]:
-        """Take a chunk and what was said on each of its lanes: at its T frames, and maybe after its end."""
+        """Take a chunk and what was said on each of its rows: at its T frames, and maybe after its end."""
         answers: list[Answer] = []
         length = batch.is_valid.shape[1]
-        for lane, frames in enumerate(_frames(batch)):
+        for row, frames in enumerate(_frames(batch)):
+            lane = row if batch.lanes is None else batch.lanes[row]
             if frames and frames[0].is_first:
                 answers += self._end(lane)
             waiting = self._waiting.setdefault(lane, deque())
-            for frame, found in zip(frames, said[lane], strict=False):
+            for frame, found in zip(frames, said[row], strict=False):
                 waiting.append(frame)
                 self._newest[lane] = found
                 if len(waiting) > self.look_ahead:
                     answers.append(Answer(waiting.popleft(), self._newest[lane]))
-            if batch.is_last[lane]:
-                answers += self._end(lane, said[lane][len(frames) :])
+            if batch.is_last[row]:
+                answers += self._end(lane, said[row][len(frames) :])
             elif len(frames) < length:
                 answers += self._end(lane)
         return answers
@@ -98,25 +99,25 @@ class StreamAnswers:
 
 
 def _frames(batch: StreamBatch) -> Iterator[list[StreamFrame]]:
-    """The valid frames of every lane."""
+    """The valid frames of every row."""
     length, counts = batch.is_valid.shape[1], batch.is_valid.sum(1).tolist()
     firsts, annotated = batch.is_first.tolist(), batch.annotated.tolist()
     indices, timestamps = batch.frame_indices.tolist(), batch.timestamps.tolist()
-    for lane, count in enumerate(counts):
-        places = range(lane * length, lane * length + count)
+    for row, count in enumerate(counts):
+        places = range(row * length, row * length + count)
         yield [
             StreamFrame(
-                lane,
-                firsts[lane] and time == 0,
-                batch.video_ids[lane],
-                indices[lane][time],
-                timestamps[lane][time],
-                annotated[lane][time],
+                row if batch.lanes is None else batch.lanes[row],
+                firsts[row] and time == 0,
+                batch.video_ids[row],
+                indices[row][time],
+                timestamps[row][time],
+                annotated[row][time],
                 batch.boxes[place],
                 batch.labels[place],
-                batch.image_sizes[lane],
-                batch.original_sizes[lane],
-                batch.frames[lane, time],
+                batch.image_sizes[row],
+                batch.original_sizes[row],
+                batch.frames[row, time],
                 batch.pictures[place] if batch.pictures else None,
             )
             for time, place in enumerate(places)

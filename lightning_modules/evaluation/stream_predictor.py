@@ -14,6 +14,7 @@ from ..networks.detection.outputs import Detections, ScoredBoxes
 from ..networks.layers.pixels import normalise_frames
 from ..networks.streaming import select_lanes
 from ..networks.students.detector import DetectorState, StreamingDetector
+from .lane_states import LaneStates
 from .predictions import Answer, StreamAnswers, StreamFrame
 from .tracked import TrackedFrame, people_of
 from .tracks import LaneTracks
@@ -37,7 +38,8 @@ class StreamPredictor:
 
     The one implementation: evaluation, ``predict`` and ``StreamSession`` go through it. The state of a lane is renewed
     where a stream starts and held where a lane has run out. At the end of a stream the last frame is repeated for as
-    long as predictions come late, as in the clip of a teacher. How streams are cut into chunks changes nothing.
+    long as predictions come late, as in the clip of a teacher. How streams are cut into chunks changes nothing. Where
+    batches name their lanes, lanes without a frame take no part in the step.
 
     Args:
         network: in the mode that it shall run in.
@@ -52,6 +54,7 @@ class StreamPredictor:
         """Forget all streams."""
         self.answers = StreamAnswers(self.look_ahead)
         self.state: DetectorState | None = None
+        self.lane_states = LaneStates()
         self._newest: tuple[Tensor, Tensor, Tensor] | None = None
         self._tracks: dict[int, LaneTracks] = {}
 
@@ -86,12 +89,12 @@ class StreamPredictor:
         if ends:
             frames = with_last_repeated(frames, batch.is_valid)
         fresh = self.network.initial_state(len(frames), tuple(frames.shape[-2:]), device=frames.device)
-        # Where no lane goes on, other videos begin, maybe of another size or on another number of lanes.
-        if self.state is None or not bool((batch.is_valid[:, 0] & ~batch.is_first).any()):
-            self.state = fresh
-        state = select_lanes(batch.is_first, fresh, self.state)
+        state = self._state_before(batch, fresh)
         detections, after = self.network(frames, state, batch.image_sizes)
-        self.state = select_lanes(batch.is_valid[:, -1], after, state)
+        if batch.lanes is None:
+            self.state = select_lanes(batch.is_valid[:, -1], after, state)
+        else:
+            self.lane_states.keep(batch.lanes, after)
         said = self._decode_lanes(detections, batch.image_sizes, batch.original_sizes)
         if self.look_ahead:
             self._newest = (frames[:, -1:], batch.image_sizes, batch.original_sizes)
@@ -100,6 +103,15 @@ class StreamPredictor:
             for lane, scored in zip(lanes.tolist(), self._after_end(after, *self._newest, lanes), strict=True):
                 said[lane] += scored
         return said
+
+    def _state_before(self, batch: StreamBatch, fresh: DetectorState) -> DetectorState:
+        """Return the state of the batch's rows; ``fresh`` is that of streams that begin."""
+        if batch.lanes is not None:
+            return self.lane_states.joined(batch.lanes, batch.is_first.tolist(), fresh)
+        # Where no lane goes on, other videos begin, maybe of another size or on another number of lanes.
+        if self.state is None or not bool((batch.is_valid[:, 0] & ~batch.is_first).any()):
+            return fresh
+        return select_lanes(batch.is_first, fresh, self.state)
 
     def _after_end(
         self, state: DetectorState, newest: Tensor, image_sizes: Tensor, original_sizes: Tensor, lanes: Tensor

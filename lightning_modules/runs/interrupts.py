@@ -119,7 +119,7 @@ class StopAtOnce(L.Callback):
             return
         if trainer.state.fn == "fit":
             exception.way_on = self._way_on(newest_checkpoint(trainer))
-        else:
+        elif not getattr(getattr(trainer, "datamodule", None), "is_endless", False):
             exception.way_on = f"what it has written is not complete, {trainer.state.fn.value} again"
         # Lightning watches the processes that it has started, and kills this one as soon as one of them has ended.
         processes: list[subprocess.Popen] = getattr(trainer.strategy.launcher, "procs", [])

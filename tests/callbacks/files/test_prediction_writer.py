@@ -354,6 +354,25 @@ def test_what_an_earlier_prediction_drew_is_replaced_with_its_later_parts(tmp_pa
     ]
 
 
+def test_the_video_of_a_lane_without_a_frame_stays_open_until_the_lane_shows_another(tmp_path):
+    """Of many cameras a batch holds those that have a frame; a folder in their list shows one video after the other."""
+    steps = [("door", "film/a"), ("door",), ("yard", "door"), ("film/a", "yard"), ("film/b",), ("door", "film/b")]
+    lanes = {"door": 0, "yard": 1, "film/a": 2, "film/b": 2}
+    writer = PredictionWriter(tmp_path, ["mp4"])
+    writer.on_predict_start(TRAINER, None)
+    drawn_on = []
+    for number, names in enumerate(steps):
+        frames = [tracked(number, video=name, timestamp=number / 8) for name in names]
+        batch = SimpleNamespace(video_ids=names, lanes=tuple(lanes[name] for name in names))
+        writer.on_predict_batch_end(TRAINER, None, frames, batch, number)
+        drawn_on.append(sorted(writer._videos))
+    writer.on_predict_end(TRAINER, None)
+    assert drawn_on[3] == ["door", "film/a", "yard"] and drawn_on[4] == drawn_on[5] == ["door", "film/b", "yard"]
+    counts = {name: len(read_mp4(tmp_path / f"{name}.detections.mp4")[0]) for name in lanes}
+    assert counts == {"door": 4, "yard": 2, "film/a": 2, "film/b": 2}
+    assert len(files_below(tmp_path)) == 4  # none in parts
+
+
 @pytest.mark.parametrize("formats", [["jsonl"], ["csv"], ["mp4"]])
 @pytest.mark.parametrize("place", ["file", "file/below", "folder as file", "/proc/self/nothing"])
 def test_a_place_that_cannot_be_written_is_one_line_that_names_it(formats, place, tmp_path):

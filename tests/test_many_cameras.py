@@ -1,0 +1,103 @@
+"""``predict`` on a list of sources: files to their ends, cameras until SIGTERM."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import pytest
+import torch
+
+from main import main
+from tests.datamodules.miniature import numbered_frames
+from tests.datamodules.written_videos import write_video
+from tests.four_cameras import film, health, predict_until
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    precision = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(precision)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def num_frames(paths: list[Path]) -> int:
+    """Frames of the parts of an annotated video."""
+    total = 0
+    for path in paths:
+        with av.open(str(path)) as container:
+            total += len(list(container.decode(video=0)))
+    return total
+
+
+def longest_absence(results: Path) -> float:
+    """Seconds between two frames of the camera that leaves, both of which have their predictions."""
+    stamps = [line["timestamp"] for line in lines(results / "leaving.jsonl")]
+    return max((after - before for before, after in pairwise(stamps)), default=0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+def test_each_source_of_a_list_gets_the_predictions_that_it_gets_alone():
+    for name, count, size in (("long", 20, (128, 160)), ("short", 9, (128, 160)), ("tall", 12, (160, 128))):
+        write_video(f"{name}.mp4", numbered_frames(count, *size), 16)
+    Path("films.txt").write_text("long.mp4\nshort.mp4\ntall.mp4\n")
+    arguments = ["predict", "--weights=results/weights/dsta.pt", "--trainer.accelerator=cpu"]
+    main([*arguments, "--source=films.txt"])
+    together = {name: lines(Path(f"runs/predictions/{name}.jsonl")) for name in ("long", "short", "tall")}
+    assert [line["state"] for line in lines(Path("runs/predictions/health.jsonl"))[-3:]] == ["ended"] * 3
+    for name in ("long", "tall"):
+        found = together[name]
+        assert num_frames([Path(f"runs/predictions/{name}.detections.mp4")]) == len(found)
+        main([*arguments, f"--source={name}.mp4", "--trainer.callbacks.folder=alone"])
+        expected = lines(Path(f"alone/{name}.jsonl"))
+        assert len(found) == len(expected)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert {key: ours[key] for key in ("video", "frame", "timestamp")} == {
+                key: theirs[key] for key in ("video", "frame", "timestamp")
+            }
+            assert len(ours["detections"]) == len(theirs["detections"])
+            for one, other in zip(ours["detections"], theirs["detections"], strict=True):
+                assert one["track"] == other["track"]
+                assert one["box"] == pytest.approx(other["box"], abs=0.2)
+                assert one["person"] == pytest.approx(other["person"], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_four_cameras_of_which_three_are_ill_leave_whole_files_at_sigterm(tmp_path):
+    def is_enough(process: object, results: Path) -> bool:
+        newest = {name: of_camera[-1] for name, of_camera in health(results).items() if of_camera}
+        if len(newest) < 4:
+            return False
+        was_lost = newest["leaving"]["reconnections"] >= 1 and newest["stalling"]["reconnections"] >= 1
+        return was_lost and newest["steady"]["frames"] >= 20 and longest_absence(results) > 1
+
+    status, said, errors = predict_until(is_enough, tmp_path, film(tmp_path / "puppets"), seconds=240, threads=1)
+    assert status == 143, errors[-2000:]
+    assert errors.splitlines()[-1] == "stopped by SIGTERM" and "Traceback" not in errors
+    results = tmp_path / "runs" / "predictions"
+    found = health(results)
+    last = {name: of_camera[-1] for name, of_camera in found.items()}
+    assert all(line["final"] for line in last.values())
+    for name in ("steady", "stalling", "leaving"):
+        written = lines(results / f"{name}.jsonl")
+        # With a look-ahead, the newest frames have not had their predictions yet.
+        assert 0 <= last[name]["frames"] - len(written) <= 8
+        assert num_frames(sorted(results.glob(f"{name}.detections*.mp4"))) == len(written)
+        assert [line["frame"] for line in written] == sorted(line["frame"] for line in written)
+        assert last[name]["delay_p95_ms"] is not None and f"{name} " in said
+    assert sum(len(line["detections"]) for line in lines(results / "steady.jsonl")) > 10
+    assert not list(results.glob("garbage*")) and last["garbage"]["frames"] == 0
+    states = {name: {line["state"] for line in of_camera} for name, of_camera in found.items()}
+    assert "running" in states["steady"] and "running" not in states["garbage"]
+    assert last["steady"]["frames"] > last["leaving"]["frames"] > 0
