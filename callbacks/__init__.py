@@ -9,6 +9,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "benchmark.callback": ["BenchmarkTable"],
+        "events.mqtt": ["MqttSink"],
+        "events.reporter": ["EventReporter"],
+        "events.webhook": ["WebhookSink"],
         "files.detection_file": ["DetectionFile"],
         "files.frame_score_file": ["FrameScoreFile"],
         "files.prediction_writer": ["PredictionWriter"],
