@@ -106,7 +106,7 @@ class ClipRecorder:
     def __init__(self, settings: ClipSettings, longest_wait: float) -> None:
         self.settings, self.longest_wait = settings, longest_wait
         self.left_out = 0
-        self._pending: list[Begin | End] = []
+        self._pending: dict[str, list[Begin | End]] = {}
         self._steps: queue.Queue[Step | None] = queue.Queue(WAITING_FRAMES)
         self._past: dict[str, PastFrames] = {}
         self._clips: dict[int, _Clip] = {}
@@ -116,18 +116,17 @@ class ClipRecorder:
 
     def add(self, step: Step, is_live: bool) -> None:
         """Take a frame and what changes with it."""
-        step = step._replace(changes=[*self._pending, *step.changes])
-        self._pending = []
+        step = step._replace(changes=[*self._pending.pop(step.source, ()), *step.changes])
         if is_live and not step.is_end and self._steps.full():
             self.left_out += 1
-            self._pending = list(step.changes)
+            self._pending[step.source] = list(step.changes)
             return
         self._put(step)
 
     def close(self) -> None:
         """Finish all clips."""
-        if self._pending:
-            self._put(Step("", None, 0.0, (), self._pending))
+        for source, changes in self._pending.items():
+            self._put(Step(source, None, inf, (), changes, is_end=True))
         self._put(None)
         self._thread.join(LONGEST_CLOSE_SECONDS)
         if self._error is not None:

@@ -157,7 +157,7 @@ class EventSink(ABC):
                 say(f"{printable(self.name)}: refused an event: {printable(str(error))}")
                 return
             except NotNow as error:
-                if not self._is_failing:
+                if not self._is_failing and not is_last:
                     say(f"{printable(self.name)}: {printable(str(error))}; trying again after {wait:g} s, and so on")
                 self._is_failing = True
             else:
