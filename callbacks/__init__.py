@@ -19,6 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "files.tube_file": ["TubeFile"],
         "measures.streaming": ["StreamingAccuracy"],
         "measures.monitors": ["GflopsMonitor", "LatencyMonitor"],
+        "page.callback": ["LivePage"],
         "pictures.detection_images": ["DetectionImages"],
         "pictures.segment_timelines": ["SegmentTimelines"],
         "progress": ["PredictionProgress"],
