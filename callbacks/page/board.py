@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,10 +48,19 @@ class Board:
     Args:
         person_threshold, action_threshold: least scores of what is drawn.
         rules: of events, whose zones are drawn.
+        cameras: gives how each of many cameras is, with ``name``, ``state``, ``dropped``, ``reconnections`` and
+            ``problem``; of a single source nothing.
     """
 
-    def __init__(self, person_threshold: float, action_threshold: float, rules: Sequence[Rule] = ()) -> None:
+    def __init__(
+        self,
+        person_threshold: float,
+        action_threshold: float,
+        rules: Sequence[Rule] = (),
+        cameras: Callable[[], Sequence[Any]] = tuple,
+    ) -> None:
         self.person_threshold, self.action_threshold, self.rules = person_threshold, action_threshold, tuple(rules)
+        self._cameras = cameras
         self.is_closed = False
         self._lock = threading.Lock()
         self._started = time.monotonic()
@@ -120,10 +129,9 @@ class Board:
 
     def state(self) -> dict[str, Any]:
         """Return everything but the pictures, as JSON has it."""
+        _, content = self.health()
         with self._lock:
-            sources = [self._of_source(name, source) for name, source in self._sources.items()]
-            events = list(self._events)
-        return {**self._totals(sources), "sources": sources, "newest_events": events}
+            return {**content, "newest_events": list(self._events)}
 
     def health(self) -> tuple[bool, dict[str, Any]]:
         """Return whether frames come, and what says so.
@@ -132,23 +140,27 @@ class Board:
         else ``ok``.
         """
         with self._lock:
-            sources = [self._of_source(name, source) for name, source in self._sources.items()]
-        totals = self._totals(sources)
-        return totals["status"] == "ok", {**totals, "sources": sources}
-
-    def _totals(self, sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        goes_on = any(not source["is_stalled"] for source in sources)
-        return {
-            "status": "ok" if goes_on else "stalled" if sources else "starting",
+            sources = {name: self._of_source(name, source) for name, source in self._sources.items()}
+        for camera in self._cameras():
+            facts = sources.setdefault(printable(camera.name), self._of_source(printable(camera.name), _Source()))
+            facts |= {"state": camera.state, "dropped": camera.dropped, "reconnections": camera.reconnections}
+            facts["problem"] = None if camera.problem is None else printable(camera.problem)
+        goes_on = any(not source["is_stalled"] for source in sources.values())
+        has_begun = any(source["frames"] for source in sources.values())
+        status = "ok" if goes_on else "stalled" if has_begun else "starting"
+        return goes_on, {
+            "status": status,
             "seconds": round(time.monotonic() - self._started, 1),
             "dropped": self._dropped,
             "reconnections": self._reconnections,
             "events": self._num_events,
+            "sources": list(sources.values()),
         }
 
     def _of_source(self, name: str, source: _Source) -> dict[str, Any]:
-        now, moments = time.monotonic(), source.moments
-        spent = moments[-1] - moments[0]
+        moments = source.moments
+        spent = moments[-1] - moments[0] if moments else 0.0
+        silent = time.monotonic() - moments[-1] if moments else None
         delays = np.percentile(source.delays_ms, (50, 95)).round().tolist() if source.delays_ms else (None, None)
         return {
             "name": name,
@@ -156,8 +168,8 @@ class Board:
             "frames_per_second": round((len(moments) - 1) / spent, 1) if spent > 0 else None,
             "delay_ms_p50": delays[0],
             "delay_ms_p95": delays[1],
-            "seconds_since_frame": round(now - moments[-1], 1),
-            "is_stalled": now - moments[-1] > STALLED_SECONDS,
+            "seconds_since_frame": None if silent is None else round(silent, 1),
+            "is_stalled": silent is None or silent > STALLED_SECONDS,
         }
 
     def _drawn(self, frame: TrackedFrame, picture: np.ndarray) -> bytes:

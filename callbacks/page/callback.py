@@ -51,7 +51,8 @@ class LivePage(Callback):
             return
         reporters = [each for each in trainer.callbacks if isinstance(each, EventReporter)]
         rules = [rule for reporter in reporters for rule in reporter.rules]
-        self._board = Board(self.person_threshold, self.action_threshold, rules)
+        cameras = getattr(trainer.datamodule, "source_health", tuple)
+        self._board = Board(self.person_threshold, self.action_threshold, rules, cameras)
         self._received: dict[tuple[str, float], float] = {}
         server = PageServer(self._board, self.host, self.port, self.token)
         server.start()

@@ -6,6 +6,7 @@ import pytest
 
 from callbacks.events.rules import Rule, check_actions, read_rules
 from datamodules.errors import UserError
+from datamodules.puppets.actions import CLASS_NAMES
 
 ROOT = Path(__file__).resolve().parents[3]
 FILE = """
@@ -92,3 +93,9 @@ def test_a_misspelt_action_is_refused_with_the_nearest():
     check_actions(read_rules([{"action": "walk"}]), ["run", "walk"])
     with pytest.raises(UserError, match=r"rule 'wlak': the network knows no action 'wlak'; did you mean walk\?"):
         check_actions(read_rules([{"action": "wlak"}]), ["run", "walk"])
+
+
+def test_the_example_is_about_actions_of_puppets():
+    rules = read_rules(str(ROOT / "configs" / "events" / "example.yaml"))
+    check_actions(rules, CLASS_NAMES)
+    assert [(rule.name, rule.zone is None) for rule in rules] == [("waves", True), ("walks on the left", False)]

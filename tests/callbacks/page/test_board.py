@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -80,6 +81,21 @@ def test_health_says_when_no_frames_come(monkeypatch):
     now[0] = 25.0
     assert shown.health()[0] is False and shown.health()[1]["status"] == "stalled"
     json.dumps(shown.health()[1])
+
+
+def test_cameras_that_are_away_are_shown_with_the_reason_also_before_their_first_frame():
+    cameras = [
+        SimpleNamespace(name="yard", state="running", dropped=3, reconnections=1, problem=None),
+        SimpleNamespace(name="door", state="lost", dropped=0, reconnections=0, problem="refused\n"),
+    ]
+    shown = board(cameras=lambda: cameras)
+    assert shown.health()[1]["status"] == "starting"
+    shown.show(frame(0.0, source="yard"))
+    is_well, content = shown.health()
+    yard, door = content["sources"]
+    assert is_well and (yard["frames"], yard["state"], yard["dropped"], yard["problem"]) == (1, "running", 3, None)
+    assert (door["frames"], door["state"], door["problem"], door["is_stalled"]) == (0, "lost", "refused\\n", True)
+    assert shown.names == ["yard"] and shown.picture("door") is None
 
 
 def test_an_event_takes_the_place_of_its_begin_and_the_newest_is_first():
