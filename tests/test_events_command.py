@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMAND = ("predict", "--weights=results/weights/dsta.pt", "--trainer.accelerator=cpu")
 RULES = {"rules": [{"name": "waving", "action": "fast_wave", "start_score": 0.5, "end_score": 0.3}]}
 
-pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")]
 
 
 @pytest.fixture(scope="module")

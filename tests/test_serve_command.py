@@ -129,18 +129,18 @@ def test_a_browser_shows_moving_pictures_with_boxes_and_events(shown):
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as control:
         browser = control.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        stranger = browser.new_page()
+        answers: list[int] = []
+        stranger.on("response", lambda answer: answers.append(answer.status))
+        with pytest.raises(playwright.Error, match="ERR_HTTP_RESPONSE_CODE_FAILURE"):  # Chromium's for an empty 401
+            stranger.goto(f"{shown.address}?token=wrong-but-long")
+        assert set(answers) == {401} and stranger.locator("figure, #events").count() == 0
+        stranger.close()
+
         page = browser.new_page()
         faults: list[str] = []
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", lambda line: faults.append(line.text) if line.type == "error" else None)
-
-        answers: list[int] = []
-        page.on("response", lambda answer: answers.append(answer.status))
-        with pytest.raises(playwright.Error, match="ERR_HTTP_RESPONSE_CODE_FAILURE"):  # Chromium's for an empty 401
-            page.goto(f"{shown.address}?token=wrong-but-long")
-        assert set(answers) == {401} and page.locator("figure, #events").count() == 0
-        faults.clear()
-
         page.goto(f"{shown.address}?token={TOKEN}")
         page.locator("figure img[src*=picture]").wait_for(timeout=60_000)
         pictures = []

@@ -134,7 +134,10 @@ def page_app(board: Board) -> Any:
 
     def page(request: Request) -> Response:
         nonce = secrets.token_urlsafe(16)
-        policy = f"default-src 'self'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; frame-ancestors 'none'"
+        policy = (
+            f"default-src 'self'; img-src 'self' data:; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
+            "frame-ancestors 'none'"
+        )
         return HTMLResponse(html.replace("NONCE", nonce), headers=HEADERS | {"Content-Security-Policy": policy})
 
     def state(request: Request) -> Response:

@@ -21,6 +21,8 @@ def serve(
 ) -> None:
     """Predict on a source and show it on a page: live pictures with boxes, delay, events, and ``/health`` as JSON.
 
+    Where the config has a ``LivePage``, its settings count in the place of host, port and token.
+
     Args:
         host: 127.0.0.1 is seen from this machine alone; any other needs a token.
         port: of the page; 0 takes a free one.
