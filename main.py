@@ -71,9 +71,7 @@ class OnlookerCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         command = self.config.subcommand
-        if command in LightningCLI.subcommands() and has_hyper_parameters(
-            self.config[command], self.settings
-        ):
+        if command in LightningCLI.subcommands() and has_hyper_parameters(self.config[command], self.settings):
             super()._parse_ckpt_path()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
