@@ -1,7 +1,8 @@
 """Onlooker's command line: ``python main.py COMMAND --config configs/<experiment>.yaml``.
 
 ``fit``, ``validate``, ``test`` and ``predict`` are Lightning's; ``check`` looks through data, ``score`` scores saved
-detections without a model, ``analyse`` explains their errors, ``export`` writes a network for other runtimes.
+detections without a model, ``analyse`` explains their errors, ``export`` writes a network for other runtimes, ``serve``
+predicts and shows it in the browser.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class OnlookerCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        ours = {command: {"model", "datamodule"} for command in ("check", "score", "analyse", "export")}
+        ours = {command: {"model", "datamodule"} for command in ("check", "score", "analyse", "export", "serve")}
         return LightningCLI.subcommands() | ours
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:

@@ -9,6 +9,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "benchmark.callback": ["BenchmarkTable"],
+        "events.mqtt": ["MqttSink"],
+        "events.reporter": ["EventReporter"],
+        "events.webhook": ["WebhookSink"],
         "files.camera_health": ["CameraHealth"],
         "files.detection_file": ["DetectionFile"],
         "files.frame_score_file": ["FrameScoreFile"],
@@ -17,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "files.tube_file": ["TubeFile"],
         "measures.streaming": ["StreamingAccuracy"],
         "measures.monitors": ["GflopsMonitor", "LatencyMonitor"],
+        "page.callback": ["LivePage"],
         "pictures.detection_images": ["DetectionImages"],
         "pictures.segment_timelines": ["SegmentTimelines"],
         "progress": ["PredictionProgress"],

@@ -21,7 +21,7 @@ from tests.datamodules.miniature_ava import SCORED, write_ava
 from tests.datamodules.miniature_ava import arguments as ava_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTHING_TO_TRAIN = {ROOT / "configs" / f"{name}.yaml" for name in ("predict", "two_stream")}
+NOTHING_TO_TRAIN = {ROOT / "configs" / f"{name}.yaml" for name in ("predict", "serve", "two_stream")}
 CONFIGS = sorted(set((ROOT / "configs").glob("*.yaml")) - NOTHING_TO_TRAIN)
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # where pytest has arguments itself
 FULL_SIZE = [config for config in CONFIGS if "_vit_" in config.stem]

@@ -64,6 +64,12 @@ RULES = (
         not_ours=("lightning_modules.commands", "lightning_modules.command_line"),
     ),
     Rule(
+        "callbacks.events.machine",
+        ("callbacks.events.rules", "callbacks.events.zones", "lightning_modules.evaluation.tracked"),
+        "events are made of frames alone, without clock, thread or file",
+        (*LIGHTNING, "time", "threading", "pathlib", "os", "uuid"),
+    ),
+    Rule(
         "callbacks",
         (
             "callbacks",

@@ -45,10 +45,7 @@ class AnnotatedVideo:
         import av
 
         self.path, self.picture_size = path, picture_size
-        shorter, longer = sorted(picture_size)
-        fits = LONGEST_SIDE / longer
-        # Small frames are enlarged by a whole factor, so that text can be read.
-        self.scale = min(math.ceil(READABLE_SIDE / shorter), int(fits)) if fits >= 1 else fits
+        self.scale = readable_scale(picture_size)
         height, width = (max(2, round(self.scale * side) // 2 * 2) for side in picture_size)
         self._size = (width, height)
         with errors_named(path):
@@ -71,7 +68,7 @@ class AnnotatedVideo:
         """
         import av
 
-        frame = av.VideoFrame.from_ndarray(self._draw(picture, detections), format="rgb24")
+        frame = av.VideoFrame.from_ndarray(drawn(picture, detections, self.scale, self._size), format="rgb24")
         self._first = seconds if self._first is None else self._first
         self._ticks = max(self._ticks + 1, round((seconds - self._first) * TICKS))  # never twice the same
         frame.pts, frame.time_base = self._ticks, Fraction(1, TICKS)
@@ -91,23 +88,37 @@ class AnnotatedVideo:
         except (UserError, OSError) as error:
             rank_zero_warn(f"{error}; it stays as it was written: whole, but in fragments")
 
-    def _draw(self, picture: np.ndarray, detections: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        import cv2
 
-        method = cv2.INTER_AREA if self.scale < 1 else cv2.INTER_LINEAR
-        canvas = cv2.resize(picture, self._size, interpolation=method)
-        right, bottom = self._size[0] - 1, self._size[1] - 1
-        drawn = []
-        for found in detections:
-            corners = [round(side * self.scale) for side in found["box"]]
-            box = [max(0, min(side, limit)) for side, limit in zip(corners, (right, bottom) * 2, strict=True)]
-            drawn.append((box, detection_text(found), COLOURS[found.get("track", 0) % len(COLOURS)]))
-        for box, _, colour in drawn:
-            draw_boxes(canvas, [box], colour)
-        # Text after all boxes: a line through a word hides more than a word over a line.
-        for box, text, colour in drawn:
-            draw_text(canvas, text, box, colour, below=False)
-        return canvas
+def readable_scale(picture_size: tuple[int, int]) -> float:
+    """Return the factor by which a picture of a height and width is shown, so that its labels can be read.
+
+    Small ones are enlarged by a whole number.
+    """
+    shorter, longer = sorted(picture_size)
+    fits = LONGEST_SIDE / longer
+    return min(math.ceil(READABLE_SIDE / shorter), int(fits)) if fits >= 1 else fits
+
+
+def drawn(
+    picture: np.ndarray, detections: Sequence[Mapping[str, Any]], scale: float, size: tuple[int, int]
+) -> np.ndarray:
+    """Return a picture, (h, w, 3) uint8 RGB, at a scale and of a width and height, with its detections on it."""
+    import cv2
+
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    canvas = cv2.resize(picture, size, interpolation=method)
+    right, bottom = size[0] - 1, size[1] - 1
+    boxes = []
+    for found in detections:
+        corners = [round(side * scale) for side in found["box"]]
+        box = [max(0, min(side, limit)) for side, limit in zip(corners, (right, bottom) * 2, strict=True)]
+        boxes.append((box, detection_text(found), COLOURS[found.get("track", 0) % len(COLOURS)]))
+    for box, _, colour in boxes:
+        draw_boxes(canvas, [box], colour)
+    # Text after all boxes: a line through a word hides more than a word over a line.
+    for box, text, colour in boxes:
+        draw_text(canvas, text, box, colour, below=False)
+    return canvas
 
 
 def detection_text(found: Mapping[str, Any]) -> str:

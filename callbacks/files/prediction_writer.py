@@ -96,18 +96,7 @@ class PredictionWriter(Callback):
 
     def detections(self, frame: TrackedFrame) -> list[dict[str, Any]]:
         """Return the persons and actions that are written, as plain numbers and names."""
-        return [
-            {
-                **({} if person.track is None else {"track": person.track}),
-                "box": [round(side, 1) for side in person.box],
-                "person": round(person.person_score, 4),
-                "actions": {
-                    name: round(score, 4) for name, score in person.actions.items() if score >= self.action_threshold
-                },
-            }
-            for person in frame.people
-            if person.person_score >= self.person_threshold
-        ]
+        return written_detections(frame, self.person_threshold, self.action_threshold)
 
     def _write_jsonl(self, frames: list[Frame], batch: Any, names: Sequence[str]) -> None:
         lines: dict[str, list[str]] = {}
@@ -189,3 +178,17 @@ class PredictionWriter(Callback):
         if self._files is not None:
             self._files.report()
         return sorted(failed)
+
+
+def written_detections(frame: TrackedFrame, person_threshold: float, action_threshold: float) -> list[dict[str, Any]]:
+    """Return the persons and actions of a frame that reach their thresholds, as plain numbers and names."""
+    return [
+        {
+            **({} if person.track is None else {"track": person.track}),
+            "box": [round(side, 1) for side in person.box],
+            "person": round(person.person_score, 4),
+            "actions": {name: round(score, 4) for name, score in person.actions.items() if score >= action_threshold},
+        }
+        for person in frame.people
+        if person.person_score >= person_threshold
+    ]

@@ -1,4 +1,4 @@
-"""``predict`` from a weights file alone: its card says what a config would have to repeat by hand.
+"""``predict`` and ``serve`` from a weights file alone: its card says what a config would have to repeat by hand.
 
 python main.py predict --weights results/weights/dsta.pt --source street.mp4
 """
@@ -19,8 +19,9 @@ from ..networks.weights.configured import importable
 from ..networks.weights.loading import read_weights
 from ..networks.weights.pretrained import require_streaming, weights_file
 
-CONFIG = Path(__file__).parents[2] / "configs" / "predict.yaml"
-"""Config of a prediction, without weights and source."""
+CONFIGS = Path(__file__).parents[2] / "configs"
+COMMANDS = ("predict", "serve")
+"""Those that predict; what they are made of besides weights and source is in the config of their name."""
 ALIASES = {"--source": "--data.init_args.source"}
 WEIGHTS, NETWORK, RATE = "model.init_args.weights", "model.init_args.network", "data.init_args.frame_rate"
 
@@ -29,28 +30,28 @@ Settings = list[tuple[str, str]]
 
 
 def with_card(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments of ``predict`` with what the weights say of network, classes and frames.
+    """Return the arguments of ``predict`` or ``serve`` with what the weights say of network, classes and frames.
 
     ``--weights`` and ``--source`` are short for the keys of the module and of the data; without ``--config`` that of
-    ``predict`` is taken. The card of the weights, be they named here or in the config, gives the network unless one is
+    the command is taken. The card of the weights, be they named here or in the config, gives the network unless one is
     given, the names of its classes, stride, frame rate and short side. Whatever else is given comes after it, so it
     counts. Arguments of other commands are returned as they are.
 
     Raises:
         UserError: the weights have no card though a network is wanted, or none of a streaming detector.
     """
-    if not arguments or arguments[0] != "predict":
+    if not arguments or arguments[0] not in COMMANDS:
         return list(arguments)
     settings = [(ALIASES.get(key, key), value) for key, value in _settings(arguments[1:])]
     configs = [value for key, value in settings if key == "--config"]
     named = [value for key, value in settings if key == "--weights"]
     others = [(key, value) for key, value in settings if key not in ("--config", "--weights")]
     if named and not configs:
-        configs = [str(CONFIG)]
+        configs = [str(CONFIGS / f"{arguments[0]}.yaml")]
     in_config = _from_configs(configs)
     weights = _last(others, WEIGHTS) or (named or [in_config.get(WEIGHTS)])[-1]
     if weights is None or (not named and NETWORK in in_config):
-        return ["predict", *_joined([("--config", config) for config in configs] + others)]
+        return [arguments[0], *_joined([("--config", config) for config in configs] + others)]
     path = weights_file(weights)
     card = read_weights(path)[1]
     has_network = any(_is_below(key, NETWORK) for key, _ in others)
@@ -64,7 +65,7 @@ def with_card(arguments: Sequence[str]) -> list[str]:
             where=path,
             remedy=f"give --{NETWORK}, --data.init_args.classes and the stride and frame rate of its frames",
         )
-    return ["predict", *_joined([("--config", config) for config in configs] + told + others)]
+    return [arguments[0], *_joined([("--config", config) for config in configs] + told + others)]
 
 
 def _of_card(card: Card, path: Path, has_network: bool, has_rate: bool) -> Settings:

@@ -9,6 +9,7 @@ from .analyse import analyse
 from .check import check
 from .export import export
 from .score import score
+from .serve import serve
 
 
 class OnlookerTrainer(Trainer):
@@ -19,3 +20,4 @@ class OnlookerTrainer(Trainer):
     check = check
     score = score
     export = export
+    serve = serve

@@ -9,11 +9,13 @@ import pytest
 import yaml
 
 from datamodules.errors import UserError
-from lightning_modules.command_line.pretrained import CONFIG, with_card
+from lightning_modules.command_line.pretrained import CONFIGS, with_card
 from lightning_modules.networks.weights.configured import build_network
 from lightning_modules.networks.weights.loading import save_weights
 from lightning_modules.networks.weights.pretrained import save_pretrained
 from tests.networks.weights.small import small_card, small_config
+
+CONFIG_FILE = CONFIGS / "predict.yaml"
 
 ROOT = Path(__file__).resolve().parents[3]
 TOLD = {
@@ -56,7 +58,7 @@ def test_weights_and_a_source_are_a_whole_command(weights, config, name, form):
     assert type(build_network(network)).__name__ == network["class_path"].rpartition(".")[2] == "StreamingDetector"
     file = weights / name / "model.safetensors" if name == "student" else weights / name
     assert found == {
-        "--config": str(CONFIG),
+        "--config": str(CONFIG_FILE),
         "--model.init_args.weights": str(file),
         "--data.init_args.source": "film.mp4",
         **TOLD,
@@ -67,18 +69,18 @@ def test_what_is_given_comes_after_the_card(weights):
     options = ["--data.frame_stride=3", "--data.classes", "classes.txt", "--trainer.devices=1"]
     found = with_card(["predict", *options, "--weights", str(weights / "student.pt")])
     joined = ["--data.frame_stride=3", "--data.classes=classes.txt", "--trainer.devices=1"]
-    assert found[-3:] == joined and found[1] == f"--config={CONFIG}"
+    assert found[-3:] == joined and found[1] == f"--config={CONFIG_FILE}"
 
 
 @pytest.mark.parametrize("option", ["--model.weights", "--model.init_args.weights"])
 def test_weights_for_the_config_bring_their_card(weights, option):
-    found = told(["predict", f"--config={CONFIG}", f"{option}={weights / 'student.pt'}"])
+    found = told(["predict", f"--config={CONFIG_FILE}", f"{option}={weights / 'student.pt'}"])
     assert {key: found[key] for key in TOLD} == TOLD and "--model.init_args.network" in found
 
 
 def test_the_config_alone_takes_the_card_of_its_weights(monkeypatch):
     monkeypatch.chdir(ROOT)
-    found = told(["predict", f"--config={CONFIG}"])
+    found = told(["predict", f"--config={CONFIG_FILE}"])
     assert found["--data.init_args.classes"][0] == "sit_down" and found["--data.init_args.short_side"] == 128
 
 

@@ -1,0 +1,1 @@
+"""Events: rules over what prediction finds, and where they are reported."""
