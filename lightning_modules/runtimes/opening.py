@@ -72,12 +72,19 @@ class ExportedStudent(ExportedDetector):
 
 def _fastest(path: Path, step: ExportedStep) -> tuple[Runtime, Run, str]:
     """Return the fastest runtime that is installed, its call, and why it is chosen."""
-    runs = {runtime: open_session(path, runtime) for runtime in installed()}
+    runs: dict[Runtime, Run] = {}
+    refusals: list[UserError] = []
+    for runtime in installed():
+        try:
+            runs[runtime] = open_session(path, runtime)
+        except UserError as error:  # not every runtime knows every operator of a quantised file
+            refusals.append(error)
     if not runs:
         require_installed(RUNTIMES[0])
+        raise refusals[0]
     if len(runs) == 1:
         ((runtime, run),) = runs.items()
-        return runtime, run, "no other is installed"
+        return runtime, run, "no other that is installed can read it" if refusals else "no other is installed"
     times: dict[Runtime, list[float]] = {runtime: [] for runtime in runs}
     lanes = step.batch_size or 1
     frames = np.zeros((lanes, *step.image_size, 3), np.uint8)

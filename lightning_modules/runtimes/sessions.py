@@ -66,7 +66,7 @@ def _onnxruntime(path: Path) -> Run:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except (errors.InvalidProtobuf, errors.InvalidGraph, errors.NoSuchFile, errors.NotImplemented) as error:
-        raise UserError(f"onnxruntime cannot read it: {_first_line(error)}", where=path) from error
+        raise UserError(f"onnxruntime cannot read it: {_reason(error)}", where=path) from error
     names = [output.name for output in session.get_outputs()]
     return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
@@ -84,7 +84,7 @@ def _openvino(path: Path) -> Run:
     try:
         compiled = core.compile_model(str(path), "CPU", settings)
     except RuntimeError as error:
-        raise UserError(f"openvino cannot read it: {_first_line(error)}", where=path) from error
+        raise UserError(f"openvino cannot read it: {_reason(error)}", where=path) from error
     request, names = compiled.create_infer_request(), [output.any_name for output in compiled.outputs]
 
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -95,5 +95,6 @@ def _openvino(path: Path) -> Run:
     return run
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).partition("\n")[0]
+def _reason(error: Exception) -> str:
+    """The last line of a message: those before it say where in the runtime's own source it was raised."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]

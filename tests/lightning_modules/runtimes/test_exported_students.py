@@ -15,6 +15,7 @@ from lightning_modules.command_line.pretrained import with_card
 from lightning_modules.commands.export_graph import export_graph
 from lightning_modules.commands.export_parity import moving_blobs, run_torch
 from lightning_modules.evaluation.tracked import TrackedFrame
+from lightning_modules.exported_detection import ExportedDetectionModule
 from lightning_modules.networks.detection.export_graphs import StepGraph
 from lightning_modules.networks.layers.pixels import normalise_frames
 from lightning_modules.networks.weights.configured import build_network
@@ -22,11 +23,14 @@ from lightning_modules.networks.weights.loading import save_weights
 from lightning_modules.networks.weights.safetensors_file import CARD
 from lightning_modules.runtimes import opening, sessions
 from lightning_modules.runtimes.detector import ExportedDetector
-from lightning_modules.runtimes.exported_file import read_exported_step
+from lightning_modules.runtimes.exported_file import ExportedStep, read_exported_step
 from lightning_modules.runtimes.sessions import RUNTIMES, installed
 from lightning_modules.session import StreamSession
+from lightning_modules.stream_detection import StreamDetectionModule
 from main import main
+from tests.datamodules.miniature import NumberedVideos
 from tests.datamodules.written_videos import write_video
+from tests.lightning_modules import tiny
 from tests.networks.tiny import randomise
 from tests.networks.weights.small import small_card, small_config
 
@@ -186,6 +190,23 @@ def test_the_only_runtime_is_taken_without_a_measurement(folder, monkeypatch):
     assert student.choice.endswith("runs in onnx: no other is installed")
 
 
+@needs_onnx
+def test_a_runtime_that_cannot_read_the_file_is_passed_over_if_another_can(folder, monkeypatch):
+    def opened(path, runtime):
+        if runtime == "openvino" or refuses_all:
+            raise UserError(f"{runtime} cannot read it", where=path)
+        return sessions.open_session(path, runtime)
+
+    refuses_all = False
+    monkeypatch.setattr(opening, "installed", lambda: RUNTIMES)
+    monkeypatch.setattr(opening, "open_session", opened)
+    student = opening.ExportedStudent(str(folder / "student.onnx"))
+    assert student.choice.endswith("runs in onnx: no other that is installed can read it")
+    refuses_all = True
+    with pytest.raises(UserError, match="onnx cannot read it"):
+        opening.ExportedStudent(str(folder / "student.onnx"))
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_missing_runtime_is_named_with_what_brings_it(runtime, monkeypatch, tmp_path):
     monkeypatch.setattr(sessions.importlib.util, "find_spec", lambda name: None)
@@ -263,3 +284,26 @@ def test_weights_run_in_torch_as_before(folder, student):
     found = list(StreamSession.from_pretrained(folder / "student.pt", runtime="torch").predict(frames))
     assert [frame[:4] for frame in found] == [frame[:4] for frame in StreamSession(*student).predict(frames)]
     assert all(frame.people for frame in found)
+
+
+def test_an_exported_student_is_validated_as_its_network_is_and_never_trained(tmp_path, monkeypatch):
+    """PyTorch's own graph in the place of a file."""
+    source = NumberedVideos(tmp_path, lengths=(40, 24, 33, 9), training=2, sizes=((96, 128),))
+    network = tiny.student("tsa", look_ahead=1)
+    tiny.place_proposals(network)
+    data = tiny.streams(source, tmp_path / "cache")
+    expected = tiny.trainer(tmp_path).validate(StreamDetectionModule(network), data, verbose=False)
+    graph = StepGraph(network, (64, 85), "person_x_action")
+    card = replace(small_card(small_config()), classes=tuple(data.class_names), look_ahead=1)
+    state = {name: value.numpy() for name, value in graph.initial_state(1).items()}
+    step = ExportedStep(card, (64, 85), 1, state, "person_x_action", "float32")
+    monkeypatch.setattr(opening, "read_exported_step", lambda path: step)
+    monkeypatch.setattr(opening, "open_session", lambda path, runtime: run_torch(graph))
+    module = ExportedDetectionModule(opening.ExportedStudent("student.onnx", "onnx", num_classes=2))
+    data = tiny.streams(source, tmp_path / "cache")
+    assert tiny.trainer(tmp_path).validate(module, data, verbose=False) == [pytest.approx(expected[0], abs=1e-6)]
+    for call in ("fit", "test"):
+        with pytest.raises(UserError, match=f"an exported file can predict and validate, not {call}"):
+            getattr(tiny.trainer(tmp_path), call)(module, data)
+    with pytest.raises(UserError, match="has 2 classes but the data has 7"):
+        opening.ExportedStudent("student.onnx", "onnx", num_classes=7)
