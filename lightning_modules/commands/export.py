@@ -77,6 +77,12 @@ def export(
         )
     if quantize is not None:
         require_split(datamodule)
+        if quantization.map_videos and batch_size != 1 and not dynamic_batch:
+            raise UserError(
+                f"is {batch_size}, but mAP is measured one stream at a time",
+                where="batch_size",
+                remedy="leave it, or quantization.map_videos",
+            )
     frames = None if video is None else video_frames(video, datamodule, parity_frames, image_size)
     size = image_size if frames is None else frames.shape[1:3]
     graph = graph_of(model, size, getattr(datamodule, "num_frames", None))
@@ -148,7 +154,10 @@ def benchmark_exported(
     rows = runtime_rows(
         name,
         weights,
-        {runtime: lambda: exported(inputs), "PyTorch, same inputs": lambda: own(inputs)},
+        {
+            runtime: (lambda: exported(inputs), quantize or "32-true"),
+            "PyTorch, same inputs": (lambda: own(inputs), "32-true"),
+        },
         getattr(model, "reference_step", lambda: None)() if is_teachers_size else None,
         parameters=sum(parameter.numel() for parameter in model.network.parameters()),
         state_mib=state_bytes(graph.initial_state(1)) / 2**20,
