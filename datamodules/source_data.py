@@ -116,6 +116,10 @@ class SourceDataModule(LightningDataModule, Generic[Opened]):
             raise ValueError(f"the {split} videos are not open; call setup first")
         return self._videos[split]
 
+    def keep_first(self, split: Split, count: int) -> None:
+        """Leave all but the first videos of a split out, once ``setup`` has opened them."""
+        self._videos[split] = self.videos(split)[:count]
+
     def frames_of(self, split: Split | Literal["predict"]) -> FrameStore:
         """Where the frames of these videos come from."""
         return self.predict_store if split == "predict" else self.store

@@ -32,6 +32,9 @@ from .networks.layers.prepared import prepare_for_inference
 from .networks.students.detector import StreamingDetector
 from .networks.weights import pretrained
 from .networks.weights.card import Card
+from .runtimes.detector import ExportedDetector
+from .runtimes.exported_file import SUFFIX
+from .runtimes.opening import ExportedStudent, RuntimeChoice, require_fits
 
 Source = str | Path | int | Iterable[np.ndarray]
 """A video, a folder of videos or numbered pictures, a camera's number, an address, or frames (H, W, 3) uint8 RGB."""
@@ -51,7 +54,7 @@ class StreamSession:
 
     def __init__(
         self,
-        network: StreamingDetector,
+        network: StreamingDetector | ExportedDetector,
         card: Card,
         device: str | torch.device = "cpu",
         person_threshold: float = 0.0,
@@ -63,26 +66,47 @@ class StreamSession:
         self.reset()
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, device: str | torch.device = "cpu") -> StreamSession:
+    def from_pretrained(
+        cls, name: str | Path, device: str | torch.device = "cpu", runtime: RuntimeChoice | None = None
+    ) -> StreamSession:
         """Load a streaming detector that says by itself how it is built and what its frames must be like.
 
         Args:
-            name: a weights file with a card (``.pt``, ``.safetensors``), a folder that ``save_pretrained`` wrote, or a
-                repository of the Hugging Face hub (``owner/name``).
-            device: where it runs.
+            name: a weights file with a card (``.pt``, ``.safetensors``), a folder that ``save_pretrained`` wrote, a
+                repository of the Hugging Face hub (``owner/name``), or a student's exported file (``.onnx``).
+            device: where it runs; an exported file runs on the CPU.
+            runtime: what runs it: ``torch`` for weights; ``onnx`` or ``openvino`` for an exported file, by default the
+                faster of those installed.
 
         Raises:
-            UserError: there is none of that name, it is damaged, or it is no streaming detector.
+            UserError: there is none of that name, it is damaged, it is no streaming detector, or the runtime does not
+                run it.
         """
+        require_fits(runtime, Path(name))
+        if Path(name).suffix == SUFFIX:
+            if torch.device(device).type != "cpu":
+                raise UserError(f"an exported file runs on the CPU, not on {device}", where=name)
+            student = ExportedStudent(str(name), None if runtime == "torch" else runtime)
+            return cls(student, student.card)
         return cls(*pretrained.load_streaming(name), device=device)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write weights and card as safetensors, and a page about them, into a folder."""
+        """Write weights and card as safetensors, and a page about them, into a folder.
+
+        Raises:
+            UserError: an exported file has no weights to write.
+        """
+        self._require_weights()
         pretrained.save_pretrained(self.network, self.card, folder)
 
     def push_to_hub(self, name: str, private: bool = True) -> str:
         """Upload what ``save_pretrained`` writes to a repository of the hub, ``owner/name``; return its address."""
+        self._require_weights()
         return pretrained.push_to_hub(self.network, self.card, name, private)
+
+    def _require_weights(self) -> None:
+        if isinstance(self.network, ExportedDetector):
+            raise UserError("an exported file has no weights of a network", remedy="take the weights it was made of")
 
     @property
     def class_names(self) -> tuple[str, ...]:

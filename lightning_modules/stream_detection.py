@@ -165,7 +165,7 @@ class StreamDetectionModule(DetectionModule):
     @property
     def protocol(self) -> str:
         """Protocol of ``test/map`` as of every detector, with the delay of the predictions."""
-        late = self.network.timing.look_ahead
+        late = self.network.look_ahead
         return f"{super().protocol}, answers {late} frames late" if late else super().protocol
 
     def benchmark(self) -> Benchmark:

@@ -12,7 +12,7 @@ from lightning_modules.evaluation.benchmark import Step
 def runtime_rows(
     experiment: str,
     weights: str,
-    steps: Mapping[str, Step],
+    steps: Mapping[str, tuple[Step, str]],
     reference: Step | None,
     parameters: int,
     state_mib: float | None,
@@ -22,10 +22,12 @@ def runtime_rows(
     """Measure one row per runtime, named ``<experiment> (<runtime>)``; accuracy is that of the experiment's row.
 
     Args:
-        steps: runtime -> one new frame (clip) from uint8 pixels to decoded detections, on the CPU.
+        steps: runtime -> one new frame (clip) from uint8 pixels to decoded detections on the CPU, and its precision.
         reference: the step that the speed-up is relative to, see ``Benchmark.reference``.
     """
-    timed_steps = dict(steps) if reference is None else {"reference": reference, **steps}
+    timed_steps = {runtime: step for runtime, (step, _) in steps.items()}
+    if reference is not None:
+        timed_steps = {"reference": reference, **timed_steps}
     timed = interleave(timed_steps, rounds=repeats, warmup=warmup, synchronize=synchronizer("cpu"))
     return [
         BenchmarkRow.of_latency(
@@ -39,8 +41,8 @@ def runtime_rows(
             gflops_unit=None,
             uncounted_operators=[],
             state_mib=state_mib,
-            precision="32-true",
+            precision=precision,
             speedup=None if reference is None else timed.ratios[runtime],
         )
-        for runtime in steps
+        for runtime, (_, precision) in steps.items()
     ]

@@ -1,6 +1,7 @@
 """``predict`` and ``serve`` from a weights file alone: its card says what a config would have to repeat by hand.
 
 python main.py predict --weights results/weights/dsta.pt --source street.mp4
+python main.py predict --weights runs/export/dsta.onnx --source street.mp4 --runtime openvino
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -18,6 +19,8 @@ from ..networks.weights.card import Card
 from ..networks.weights.configured import importable
 from ..networks.weights.loading import read_weights
 from ..networks.weights.pretrained import require_streaming, weights_file
+from ..runtimes.exported_file import SUFFIX, read_exported_step
+from ..runtimes.opening import RuntimeChoice, require_fits
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 COMMANDS = ("predict", "serve")
@@ -32,8 +35,9 @@ Settings = list[tuple[str, str]]
 def with_card(arguments: Sequence[str]) -> list[str]:
     """Return the arguments of ``predict`` or ``serve`` with what the weights say of network, classes and frames.
 
-    ``--weights`` and ``--source`` are short for the keys of the module and of the data; without ``--config`` that of
-    the command is taken. The card of the weights, be they named here or in the config, gives the network unless one is
+    ``--weights``, ``--source`` and ``--runtime`` are short for the keys of the module and of the data; without
+    ``--config`` that of the command is taken. A student's exported file is run by itself, in the runtime asked for. The
+    card of the weights, be they named here or in the config, gives the network unless one is
     given, the names of its classes, stride, frame rate and short side. Whatever else is given comes after it, so it
     counts. Arguments of other commands are returned as they are.
 
@@ -45,11 +49,25 @@ def with_card(arguments: Sequence[str]) -> list[str]:
     settings = [(ALIASES.get(key, key), value) for key, value in _settings(arguments[1:])]
     configs = [value for key, value in settings if key == "--config"]
     named = [value for key, value in settings if key == "--weights"]
-    others = [(key, value) for key, value in settings if key not in ("--config", "--weights")]
+    runtime = next((value for key, value in reversed(settings) if key == "--runtime"), None)
+    others = [(key, value) for key, value in settings if key not in ("--config", "--weights", "--runtime")]
     if named and not configs:
         configs = [str(CONFIGS / f"{arguments[0]}.yaml")]
     in_config = _from_configs(configs)
     weights = _last(others, WEIGHTS) or (named or [in_config.get(WEIGHTS)])[-1]
+    if runtime is not None and runtime not in get_args(RuntimeChoice):
+        raise UserError(f"must be one of {', '.join(get_args(RuntimeChoice))}, got {runtime!r}", where="--runtime")
+    if weights is not None and str(weights).endswith(SUFFIX):
+        path = Path(weights)
+        require_fits(runtime, path)
+        card = read_exported_step(path).card
+        require_streaming(card, path)
+        network = {"class_path": "ExportedStudent", "init_args": {"file": str(path), "runtime": runtime}}
+        told = [("--model", "ExportedDetectionModule"), (f"--{NETWORK}", json.dumps(network))]
+        told += _frames_of(card, path, has_rate=_last(others, RATE) is not None)
+        return [arguments[0], *_joined([("--config", config) for config in configs] + told + others)]
+    if runtime is not None:
+        require_fits(runtime, Path(weights or "the config"))
     if weights is None or (not named and NETWORK in in_config):
         return [arguments[0], *_joined([("--config", config) for config in configs] + others)]
     path = weights_file(weights)
@@ -69,14 +87,19 @@ def with_card(arguments: Sequence[str]) -> list[str]:
 
 
 def _of_card(card: Card, path: Path, has_network: bool, has_rate: bool) -> Settings:
+    network: Settings = [] if has_network else [(f"--{NETWORK}", json.dumps(importable(card.network)))]
+    return network + _frames_of(card, path, has_rate)
+
+
+def _frames_of(card: Card, path: Path, has_rate: bool) -> Settings:
+    """Which frames a network takes, and what its classes are called."""
     if card.frame_rate is None and not has_rate:
         raise UserError(
             "its card does not say the frame rate of the training videos", where=path, remedy=f"give --{RATE}"
         )
-    network = {} if has_network else {NETWORK: importable(card.network)}
     rate = {} if card.frame_rate is None else {RATE: card.frame_rate}
     frames = {"classes": list(card.classes), "frame_stride": card.frame_stride, "short_side": card.short_side}
-    told = network | {f"data.init_args.{name}": value for name, value in frames.items()} | rate
+    told = {f"data.init_args.{name}": value for name, value in frames.items()} | rate
     return [(f"--{key}", json.dumps(value)) for key, value in told.items()]
 
 

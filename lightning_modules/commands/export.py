@@ -18,8 +18,11 @@ from ..networks.detection.export_graphs import ExportGraph
 from ..networks.layers.prepared import prepare_for_inference
 from ..networks.streaming import state_bytes
 from ..networks.weights.loading import load_weights
+from ..networks.weights.safetensors_file import CARD
+from .export_data import card_of, clips_of, quantizer_of, require_split
 from .export_graph import export_graph, graph_of
 from .export_parity import first_inputs, load, moving_blobs, run_torch
+from .quantization import Quantization, QuantizationSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +41,9 @@ def export(
     box_tolerance: float = 1e-4,
     score_tolerance: float = 1e-3,
     opset: int = 18,
+    quantize: Quantization | None = None,
+    quantization: QuantizationSettings = QuantizationSettings(),  # noqa: B008  (frozen)
+    frame_rate: float | None = None,
     benchmark: bool = False,
     ckpt_path: str | None = None,
     weights_only: bool | None = True,
@@ -56,6 +62,11 @@ def export(
         box_tolerance: largest difference of a box's corner, as a fraction of the frame's width or height.
         score_tolerance: largest difference of a score.
         opset: version of the ONNX operators, 18 to 25.
+        quantize: ``int8`` or ``static-int8`` products with onnxruntime; ``static-int8`` takes their ranges from frames
+            of the training data. What it costs is measured on frames of the validation data, or on the video's.
+        quantization: which of them.
+        frame_rate: of the videos that the network was trained on, for the card inside the file; that of the weights'
+            card by default.
         benchmark: time what was exported and PyTorch in turn, a row each in ``results/benchmark.md``.
         ckpt_path: checkpoint of a run; without it the weights that the config names.
         weights_only: checkpoints are never read otherwise here.
@@ -64,12 +75,29 @@ def export(
         raise UserError(
             f"is {batch_size}, but the benchmark's latency is that of one stream", where="batch_size", remedy="leave it"
         )
+    if quantize is not None:
+        require_split(datamodule)
+        if quantization.map_videos and batch_size != 1 and not dynamic_batch:
+            raise UserError(
+                f"is {batch_size}, but mAP is measured one stream at a time",
+                where="batch_size",
+                remedy="leave it, or quantization.map_videos",
+            )
     frames = None if video is None else video_frames(video, datamodule, parity_frames, image_size)
     size = image_size if frames is None else frames.shape[1:3]
     graph = graph_of(model, size, getattr(datamodule, "num_frames", None))
     if ckpt_path is not None:
         load_weights(model.network, ckpt_path)
     weights = str(ckpt_path or model.weights or "as configured")
+    compared_on = "moving blobs" if video is None else video.name
+    quantizer = None
+    if quantize is not None:
+        quantizer = quantizer_of(quantize, quantization, model, datamodule, graph)
+        if frames is None:
+            frames = np.concatenate(
+                list(clips_of(datamodule, "val", graph.image_size, length=parity_frames, total=parity_frames))
+            )
+            compared_on = f"validation split of {type(datamodule.source).__name__}"
     name = trainer.logger.name if trainer.logger else type(model).__name__
     exported = export_graph(
         graph,
@@ -87,12 +115,14 @@ def export(
             "person_threshold": model.detection.person_threshold,
             "weights": weights,
             "commit": commit(ROOT),
-            "compared_on": "moving blobs" if video is None else video.name,
+            "compared_on": compared_on,
+            CARD: card_of(model, datamodule, ckpt_path or model.weights, frame_rate).to_dict(),
         },
+        quantizer,
     )
     print(exported.summary())
     if benchmark:
-        print(benchmark_exported(exported.path, graph, model, name, weights))
+        print(benchmark_exported(exported.path, graph, model, name, weights, quantize))
 
 
 def video_frames(
@@ -109,19 +139,25 @@ def video_frames(
     return store.get(video, range(0, len(facts.times), datamodule.frame_stride)[:count])
 
 
-def benchmark_exported(path: Path, graph: ExportGraph, model: LightningModule, name: str, weights: str) -> str:
+def benchmark_exported(
+    path: Path, graph: ExportGraph, model: LightningModule, name: str, weights: str, quantize: Quantization | None
+) -> str:
     """Time an exported file, PyTorch on the same graph and the teacher in turn; return the table with their rows.
 
     The teacher's clip is timed at the size it was made for, so frames of another size have no speed-up.
     """
     prepare_for_inference(model.network)
-    inputs, own, exported = first_inputs(graph), run_torch(graph), load(path, graph)
+    inputs, own, exported = first_inputs(graph), run_torch(graph), load(path)
     runtime = "onnxruntime" if path.suffix == ".onnx" else "torch.export"
+    runtime = f"{runtime}, {quantize}" if quantize else runtime
     is_teachers_size = graph.image_size == (model.network.frame_size,) * 2
     rows = runtime_rows(
         name,
         weights,
-        {runtime: lambda: exported(inputs), "PyTorch, same inputs": lambda: own(inputs)},
+        {
+            runtime: (lambda: exported(inputs), quantize or "32-true"),
+            "PyTorch, same inputs": (lambda: own(inputs), "32-true"),
+        },
         getattr(model, "reference_step", lambda: None)() if is_teachers_size else None,
         parameters=sum(parameter.numel() for parameter in model.network.parameters()),
         state_mib=state_bytes(graph.initial_state(1)) / 2**20,

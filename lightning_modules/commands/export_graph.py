@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -29,8 +30,10 @@ from ..networks.detection.evad import EvadTeacher
 from ..networks.detection.export_graphs import ClipGraph, ExportGraph, StepGraph
 from ..networks.layers.pixels import MEAN, STD
 from ..networks.streaming import StreamingModule
+from ..runtimes.exported_file import STATE, state_text
 from .export_parity import Parity, load, look_ahead, measure_parity, require_parity
 from .onnx_file import check_onnx, onnx_writer, opset_of
+from .quantization import Differences, Quantizer, write_with_metadata
 
 Format = Literal["onnx", "torch_export"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -51,10 +54,16 @@ class Exported(NamedTuple):
     def summary(self) -> str:
         """Return a summary of the export for people."""
         beside = "" if self.state_path is None else f", its initial state to {self.state_path}"
-        return (
-            f"wrote {self.path} ({self.path.stat().st_size / 1e6:.1f} MB){beside}\n"
-            f"differs from PyTorch over {self.metadata['parity']['steps']} frames by at most {self.parity}"
-        )
+        lines = [
+            f"wrote {self.path} ({self.path.stat().st_size / 1e6:.1f} MB){beside}",
+            f"differs from PyTorch over {self.metadata['parity']['steps']} frames by at most {self.parity}",
+        ]
+        if cost := self.metadata.get("quantization"):
+            lines[1] = f"in float32 it {lines[1]}"
+            lines.append(f"{cost['kind']} differs from that by {Differences(**cost['differences'])}")
+            if "map" in cost:
+                lines.append("mAP {float32:.4f} in float32, {int8:.4f} in int8".format(**cost["map"]))
+        return "\n".join(lines)
 
 
 def graph_of(module: LightningModule, image_size: tuple[int, int] | None, num_frames: int | None) -> ExportGraph:
@@ -89,6 +98,7 @@ def export_graph(
     score_tolerance: float = 1e-3,
     opset: int = 18,
     facts: Mapping[str, Any] | None = None,
+    quantizer: Quantizer | None = None,
 ) -> Exported:
     """Write ``<output>.onnx`` or ``<output>.pt2``, and the initial state ``<output>.npz`` beside it, all or none.
 
@@ -105,12 +115,13 @@ def export_graph(
         score_tolerance: largest difference of a person's or an action's score.
         opset: version of the ONNX operators, one of ``OPSETS``.
         facts: further metadata.
+        quantizer: writes the graph in int8 where it is given, after the comparison in float32; ONNX alone.
 
     Raises:
         UserError: missing packages, arguments that do not fit, a file that cannot be written, or detections that are
             not PyTorch's. Nothing is written then.
     """
-    _check(graph, frames, class_names, format, batch_size, steps, opset)
+    _check(graph, frames, class_names, format, batch_size, steps, opset, quantizer)
     if output.suffix in SUFFIXES.values():
         output = output.with_suffix("")
     path = output.with_name(output.name + SUFFIXES[format])
@@ -123,7 +134,8 @@ def export_graph(
         write = onnx_writer(program, graph, opset) if format == "onnx" else _program_writer(program)
         with errors_named(path):
             write(trial, {})
-        parity = measure_parity(graph, load(trial, graph), frames, lanes, steps)
+        run = load(trial)
+        parity = measure_parity(graph, run, frames, lanes, steps)
         require_parity(parity, box_tolerance, score_tolerance, steps)
         metadata = _metadata(graph, class_names, batch_size)
         tolerance = {"boxes": box_tolerance, "scores": score_tolerance}
@@ -133,7 +145,16 @@ def export_graph(
         state = {name: value.numpy() for name, value in graph.initial_state(batch_size or 1).items()}
         state_path = output.with_name(f"{output.name}.npz") if state else None
         metadata["initial_state"] = state_path and state_path.name
+        if state and format == "onnx":
+            metadata[STATE] = state_text(state)
         metadata |= facts or {}
+        if quantizer is not None:
+            quantized = trial.with_name(f"{trial.name}.int8.onnx")
+            with errors_named(path):
+                quantizer.write(trial, quantized, graph, run, lanes)
+            metadata["precision"] = quantizer.kind
+            metadata["quantization"] = quantizer.cost(graph, (run, load(quantized)), frames, lanes, steps)
+            write = partial(write_with_metadata, quantized)
         with errors_named(path):
             if state_path is not None:
                 np.savez(final.with_name(state_path.name), **state)
@@ -183,7 +204,12 @@ def _check(
     batch_size: int | None,
     steps: int,
     opset: int,
+    quantizer: Quantizer | None,
 ) -> None:
+    if quantizer is not None and format != "onnx":
+        raise UserError(
+            f"quantize={quantizer.kind} needs format=onnx, got {format!r}", remedy="leave one of the two out"
+        )
     if format not in SUFFIXES:
         raise UserError(f"format must be one of {', '.join(SUFFIXES)}, got {format!r}")
     if format == "onnx":

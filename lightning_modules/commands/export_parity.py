@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +13,7 @@ from tqdm import tqdm
 from datamodules.errors import UserError
 
 from ..networks.detection.export_graphs import DETECTIONS, FRAMES, NEXT, ClipGraph, ExportGraph
-
-Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
-"""One call of a graph: arrays by the names of its inputs -> arrays by the names of its outputs."""
+from ..runtimes.sessions import Run, open_session
 
 
 class Parity(NamedTuple):
@@ -40,18 +38,11 @@ def look_ahead(graph: ExportGraph) -> int:
     return getattr(graph.network, "look_ahead", 0)
 
 
-def load(path: Path, graph: ExportGraph) -> Run:
+def load(path: Path) -> Run:
     """An exported file, ready to run on as many threads as PyTorch has."""
     if path.suffix == ".pt2":
         return run_torch(torch.export.load(path).module())
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Waiting threads would burn the cores that PyTorch computes on in between.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda inputs: dict(zip(graph.output_names, session.run(list(graph.output_names), inputs), strict=True))
+    return open_session(path)
 
 
 def run_torch(call: Callable[..., Any]) -> Run:
@@ -75,27 +66,42 @@ def first_inputs(graph: ExportGraph) -> dict[str, np.ndarray]:
 
 
 def measure_parity(graph: ExportGraph, exported: Run, frames: np.ndarray, lanes: int, steps: int) -> Parity:
-    """Both graphs over ``steps`` consecutive frames, or clips that move on by a frame, each with its own state.
-
-    Every further stream of a batch is some frames ahead of the one before. Detections that come late are waited for:
-    those of the first ``look_ahead`` steps are about no frame.
-    """
-    sides = [run_torch(graph), exported]
-    start = {name: value.numpy() for name, value in graph.initial_state(lanes).items()}
-    states = [start, start]
-    clip = np.arange(graph.frame_dims[0]) if isinstance(graph, ClipGraph) else np.zeros((), int)
-    ahead = np.arange(lanes).reshape(-1, *[1] * clip.ndim) * 7
+    """PyTorch's graph and an exported one, see ``side_by_side``."""
     height, width = graph.image_size
     largest = np.zeros(4)
-    for step in tqdm(range(steps + look_ahead(graph)), desc="comparing with PyTorch", unit="frame", leave=False):
-        batch = frames[(step + ahead + clip) % len(frames)]
-        outputs = [run({FRAMES: batch, **state}) for run, state in zip(sides, states, strict=True)]
-        states = [{name: output[NEXT + name] for name in start} for output in outputs]
-        boxes, persons, actions = (np.abs(outputs[0][name] - outputs[1][name]) for name in DETECTIONS)
+    for own, other in side_by_side(graph, (run_torch(graph), exported), frames, lanes, steps, "PyTorch"):
+        boxes, persons, actions = (np.abs(own[name] - other[name]) for name in DETECTIONS)
         fractions = boxes / [width, height, width, height]
         # ``maximum`` hands NaN on.
         largest = np.maximum(largest, [part.max() for part in (fractions, boxes, persons, actions)])
     return Parity(*largest.tolist())
+
+
+def side_by_side(
+    graph: ExportGraph, sides: tuple[Run, Run], frames: np.ndarray, lanes: int, steps: int, first: str
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """Yield outputs of two graphs over ``steps`` consecutive frames, or clips that move on by a frame.
+
+    Each side has its own state. Every further stream of a batch is some frames ahead of the one before. Detections that
+    come late are waited for: those of the first ``look_ahead`` steps are about no frame.
+
+    Args:
+        graph: what both were made of.
+        sides: one call of each.
+        frames: uint8 (N, H, W, 3), from the start again where there are fewer than ``steps``.
+        lanes: streams (clips) a call.
+        steps: frames.
+        first: name of the first side, for the progress bar.
+    """
+    start = {name: value.numpy() for name, value in graph.initial_state(lanes).items()}
+    states = [start, start]
+    clip = np.arange(graph.frame_dims[0]) if isinstance(graph, ClipGraph) else np.zeros((), int)
+    ahead = np.arange(lanes).reshape(-1, *[1] * clip.ndim) * 7
+    for step in tqdm(range(steps + look_ahead(graph)), desc=f"comparing with {first}", unit="frame", leave=False):
+        batch = frames[(step + ahead + clip) % len(frames)]
+        own, other = (run({FRAMES: batch, **state}) for run, state in zip(sides, states, strict=True))
+        states = [{name: output[NEXT + name] for name in start} for output in (own, other)]
+        yield own, other
 
 
 def require_parity(parity: Parity, box_tolerance: float, score_tolerance: float, steps: int) -> None:

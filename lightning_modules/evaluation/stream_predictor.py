@@ -60,7 +60,7 @@ class StreamPredictor:
 
     @property
     def look_ahead(self) -> int:
-        return self.network.timing.look_ahead
+        return self.network.look_ahead
 
     def add(self, batch: StreamBatch) -> list[Answer]:
         """Return the predictions that are due with a chunk; where a stream ends with it, all that are left."""

@@ -19,7 +19,7 @@ from lightning_modules.networks.weights.configured import network_of
 FRAMES = 16
 ROOT = Path(__file__).parents[2]
 NETWORKS = ROOT / "configs" / "networks"
-NUM_CLASSES = {"tiny": 10, "vit_b": 80}
+NUM_CLASSES = {"tiny": 10, "vit_b": 80, "vit_s": 80, "vit_ti": 80}
 """Those of Puppets and of AVA, by the size of a network."""
 KEEP_LAYERS = (3, 6, 9)
 

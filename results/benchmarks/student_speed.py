@@ -24,6 +24,7 @@ from lightning_modules.networks.students.detector import StreamingDetector
 from results.benchmarks.page import Row, main, row_ratio
 from results.benchmarks.student_forms import measure_compiled, measure_steadiness
 from results.benchmarks.student_networks import FRAMES, clip_step, frame_step, normalised_frames, student, teacher
+from results.benchmarks.student_sizes import measure_sizes
 from results.benchmarks.student_speed_page import HEADER, PARTS
 
 SIDE = 256
@@ -232,6 +233,7 @@ def measure_lanes(device: torch.device, side: int, rounds: int) -> list[Row]:
 
 MEASURES = {
     "speed": measure_speed,
+    "sizes": measure_sizes,
     "parts": measure_parts,
     "lanes": measure_lanes,
     "compiled": measure_compiled,
@@ -245,4 +247,4 @@ def measure(part: str, device: torch.device, side: int, rounds: int) -> list[Row
 
 
 if __name__ == "__main__":
-    main(__doc__, HEADER, PARTS, measure, side=SIDE, rounds=7, out="results/pages/student_speed.md")
+    main(__doc__, HEADER, PARTS, measure, side=SIDE, rounds=5, out="results/pages/student_speed.md")

@@ -17,6 +17,11 @@ the teacher with keep rate 0.7. "EVAD's head" is the teacher's own, on one frame
 `configs/networks/*_vit_b.yaml` make; all students read the eight slots of their teacher's clip, and answers
 come seven sampled frames late. What each costs in mAP: `results/pages/student_heads.md`.
 """
+SIZES_NOTE = """
+The networks of `configs/networks/` with their own heads, against the dense ViT-B teacher's clip in PyTorch, in one run,
+in turn. `int8` is what `export --quantize int8` writes. In the other runtimes a step begins at pixels; in PyTorch it
+begins at normalised frames. What int8 costs in mAP: `results/pages/int8.md`.
+"""
 PARTS_NOTE = """
 The students as configured; a part's time is what its modules took, the rest (position codes, residuals, the memory) is
 in the last row but one.
@@ -46,6 +51,17 @@ PARTS = {
             "ms": lambda row: f"{row['ms']:.0f}",
             "faster": lambda row: f"{row['faster']:.2f}x",
             "than keep rate 0.7": lambda row: f"{row['faster_than_dropping']:.2f}x",
+        },
+    ),
+    "sizes": Part(
+        "Every size, in float32 and int8",
+        SIZES_NOTE,
+        {
+            "network": lambda row: row["name"],
+            "form": lambda row: row["form"],
+            "ms": lambda row: f"{row['ms']:.0f}",
+            "faster": lambda row: f"{row['faster']:.2f}x",
+            "file, MB": lambda row: "-" if row["megabytes"] is None else f"{row['megabytes']:.0f}",
         },
     ),
     "parts": Part(

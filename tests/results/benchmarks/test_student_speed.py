@@ -1,11 +1,14 @@
 """The bench of the students at a size that takes no time: its figures add up and its page renders."""
 
 import re
+from importlib.util import find_spec
 
 import pytest
 import torch
 
-from results.benchmarks import student_forms, student_networks, student_speed
+from lightning_modules.networks.weights.configured import network_of
+from lightning_modules.runtimes.sessions import installed
+from results.benchmarks import student_forms, student_networks, student_sizes, student_speed
 from results.benchmarks.page import render
 from tests.networks.tiny import CONFIG, PLACES, STUDENT, student_of, teacher_of
 
@@ -59,6 +62,34 @@ def test_teachers_and_students_are_compared_with_the_dense_teacher():
         < by_name["evad, dense"]["gflops"]
     )
     assert "| evad, dense |" in page("speed", rows)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("onnx" not in installed() or not find_spec("onnxscript"), reason="pip install '.[export]'")
+def test_every_student_is_timed_in_every_form_beside_the_teacher(monkeypatch):
+    monkeypatch.setattr(student_sizes, "STUDENTS", ("tsa_vit_b",))
+    monkeypatch.setattr(student_sizes, "installed", lambda: ("onnx",))
+    rows = student_sizes.measure_sizes(CPU, 64, 2)
+    assert [(row["name"], row["form"]) for row in rows] == [
+        ("evad_vit_b, dense", "PyTorch, float32"),
+        ("tsa_vit_b", "PyTorch, float32"),
+        ("tsa_vit_b", "onnxruntime, float32"),
+        ("tsa_vit_b", "onnxruntime, int8"),
+    ]
+    assert rows[0]["faster"] == 1 and all(row["ms"] > 0 and row["faster"] > 0 for row in rows)
+    assert rows[3]["megabytes"] < rows[2]["megabytes"]
+    assert "| tsa_vit_b | onnxruntime, int8 |" in page("sizes", rows)
+
+
+@pytest.mark.parametrize("name", student_sizes.STUDENTS)
+def test_students_of_every_size_are_narrower_and_stream(name):
+    """On the meta device: nothing is computed, but every shape must fit."""
+    with torch.device("meta"):
+        network = network_of(student_networks.NETWORKS / f"{name}.yaml", 80)
+    width = {"b": 768, "s": 384, "ti": 192}[name.rpartition("_")[2]]
+    assert network.trunk.blocks[0].norm2.weight.shape == (width,)
+    state = network.initial_state(1, (256, 256), device=torch.device("meta"))
+    assert all(part.shape[0] == 1 for part in torch.utils._pytree.tree_leaves(state))
 
 
 @pytest.mark.slow

@@ -1,0 +1,39 @@
+"""Predict with a student's exported file, and evaluate it as its network is."""
+
+from __future__ import annotations
+
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from datamodules.batches import ClipBatch
+from datamodules.errors import UserError
+
+from .runtimes.opening import ExportedStudent
+from .stream_detection import StreamDetectionModule, StreamSettings
+
+
+class ExportedDetectionModule(StreamDetectionModule):
+    """``StreamDetectionModule`` of a network that cannot learn: predictions and evaluation are the same.
+
+    Args:
+        network: the exported file.
+        detection: how detections are decoded and scored.
+    """
+
+    def __init__(
+        self,
+        network: ExportedStudent,
+        detection: StreamSettings = StreamSettings(),  # noqa: B008  (frozen)
+    ) -> None:
+        super().__init__(network, detection=detection)
+
+    def setup(self, stage: str) -> None:
+        if stage not in ("predict", "validate"):
+            raise UserError(
+                f"an exported file can predict and validate, not {stage}", remedy="take the config of its network"
+            )
+        super().setup(stage)
+        rank_zero_info(self.network.choice)
+
+    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
+        raise NotImplementedError("an exported file has no parameters")

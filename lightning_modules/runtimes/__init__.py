@@ -1,0 +1,1 @@
+"""Exported detectors in other runtimes than PyTorch, behind the interface of the networks."""

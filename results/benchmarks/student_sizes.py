@@ -1,0 +1,89 @@
+"""Students of every size beside the dense ViT-B teacher: in PyTorch, and exported in float32 and int8."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from callbacks.measures.latency import interleave
+from lightning_modules.commands.export_graph import export_graph
+from lightning_modules.commands.export_parity import load, moving_blobs
+from lightning_modules.commands.quantization import Quantizer
+from lightning_modules.networks.detection.export_graphs import FRAMES, NEXT, StepGraph
+from lightning_modules.networks.layers.prepared import prepare_for_inference
+from lightning_modules.networks.students.detector import StreamingDetector
+from lightning_modules.runtimes.sessions import Run, installed, open_session
+from results.benchmarks import student_networks
+from results.benchmarks.page import Row, row_ratio
+
+TEACHER = "evad_vit_b, dense"
+STUDENTS = ("dsta_vit_b", "tsa_vit_b", "dsta_vit_s", "tsa_vit_s", "dsta_vit_ti")
+"""Files of ``configs/networks``."""
+NAMES = {"onnx": "onnxruntime", "openvino": "OpenVINO"}
+
+
+@torch.inference_mode()
+def measure_sizes(device: torch.device, side: int, rounds: int) -> list[Row]:
+    """The teacher's clip and a step of each student in every form, all in turn, on the CPU."""
+    cpu = torch.device("cpu")
+    steps = {(TEACHER, "PyTorch, float32"): student_networks.clip_step(student_networks.teacher(1.0, cpu), side, cpu)}
+    sizes: dict[tuple[str, str], float] = {}
+    with TemporaryDirectory() as folder:
+        for name in STUDENTS:
+            network = student_networks.configured(name, {}).eval()
+            files = exported(network, Path(folder) / name, side)
+            prepare_for_inference(network)
+            start = network.initial_state(1, (side, side))
+            steps[name, "PyTorch, float32"] = student_networks.frame_step(network, start, side, cpu)
+            graph = StepGraph(network, (side, side), "person_x_action")
+            for precision, path in files.items():
+                for runtime in installed():
+                    form = name, f"{NAMES[runtime]}, {precision}"
+                    steps[form] = run_step(open_session(path, runtime), graph, side)
+                    sizes[form] = path.stat().st_size / 1e6
+        named = {", ".join(form): step for form, step in steps.items()}
+        timed = interleave(named, rounds=rounds, warmup=2, synchronize=lambda: None)
+    teacher, *_ = named
+    return [
+        {
+            "name": name,
+            "form": form,
+            "ms": timed.latencies[f"{name}, {form}"].p50_ms,
+            "faster": 1 / row_ratio(timed, f"{name}, {form}", teacher),
+            "megabytes": sizes.get((name, form)),
+        }
+        for name, form in steps
+    ]
+
+
+@torch.no_grad()
+def exported(network: StreamingDetector, path: Path, side: int) -> dict[str, Path]:
+    """Files of a step in float32 and int8.
+
+    Differences are not bounded: random weights score proposals so nearly alike that rounding decides which are chosen.
+    """
+    graph, blobs = StepGraph(network, (side, side), "person_x_action"), moving_blobs(2, (side, side))
+    names = [str(number) for number in range(network.num_classes)]
+    made = export_graph(graph, path, blobs, names, steps=1, box_tolerance=math.inf, score_tolerance=math.inf)
+    int8 = path.with_name(f"{path.name}.int8.onnx")
+    Quantizer("int8").write(made.path, int8, graph, load(made.path), 1)
+    return {"float32": made.path, "int8": int8}
+
+
+def run_step(run: Run, graph: StepGraph, side: int) -> Callable[[], object]:
+    """The next frame of a stream from pixels to decoded detections, from the state that the one before it left."""
+    frames = np.random.default_rng(1).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+    state = {name: value.numpy() for name, value in graph.initial_state(1).items()}
+
+    def step() -> dict[str, np.ndarray]:
+        nonlocal state
+        outputs = run({FRAMES: frames, **state})
+        state = {name: outputs[NEXT + name] for name in state}
+        return outputs
+
+    return step
