@@ -32,7 +32,13 @@ class Rule(NamedTuple):
     """Of what is allowed, what is not."""
 
 
-COMMON_GROUND = ("datamodules.errors", "datamodules.files", "datamodules.text_files", "datamodules.tensor_file")
+COMMON_GROUND = (
+    "datamodules.errors",
+    "datamodules.files",
+    "datamodules.text_files",
+    "datamodules.tensor_file",
+    "datamodules.program_help",
+)
 """Modules that every room may import: the error of users, how files are written, how text and tensors are read."""
 
 # The first rule whose name is a module's own or a parent's is the module's rule.

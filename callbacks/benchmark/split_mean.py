@@ -11,7 +11,6 @@ enters a row into the benchmark table whose accuracy and cost are the means of t
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from callbacks.benchmark.provenance import now
 from callbacks.benchmark.rows import BenchmarkRow, enter, read_rows
 from datamodules.errors import UserError, shown_in_one_line
+from datamodules.program_help import ProgramParser
 
 ALIKE = ("protocol", "parameters", "gflops_unit")
 """Columns that must be equal for a mean to mean something."""
@@ -57,11 +57,7 @@ def _combined(values: list[Any]) -> Any:
 
 def main(args: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m callbacks.benchmark.split_mean",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ProgramParser(__doc__, "python -m callbacks.benchmark.split_mean")
     parser.add_argument("experiments", nargs="+", help="names of rows, one a split; the newest of each is taken")
     parser.add_argument("--name", required=True, help="name of the new row")
     parser.add_argument("--folder", type=Path, default=Path("results"), help="where benchmark.jsonl is kept")

@@ -15,6 +15,7 @@ from datamodules.errors import UsageError
 
 from .causes import causes
 from .classes import known_classes
+from .command_help import HELP, beginning, most_used_first
 from .settings import FILE_ENDINGS, OBJECT_KEYS, Settings
 
 CLOSE = 0.6
@@ -44,6 +45,16 @@ class OnlookerParser(LightningArgumentParser):
         except argparse.ArgumentError as error:
             error.parser = self  # type: ignore[attr-defined]
             raise
+
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        """Begin with the purpose and an example; list the most used arguments first."""
+        about = HELP.get("" if self._subcommands_action else self.prog.rpartition(" ")[2])
+        if about is None:  # of an object, such as --model.help
+            return super().format_help(formatter)
+        for command in self._subcommands_action._choices_actions if self._subcommands_action else ():
+            command.help = HELP[command.dest].purpose.partition("\n")[0]
+        with most_used_first(self, about, getattr(self, "_default_config_files_group", None)):
+            return f"{beginning(about)}\n{super().format_help(formatter)}"
 
     @property
     def commands(self) -> list[str]:

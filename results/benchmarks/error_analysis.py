@@ -9,7 +9,6 @@ constant part grows with the rows.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.batches import TrueKeyframe
+from datamodules.program_help import ProgramParser
 from lightning_modules.analysis.of_boxes import TrueBoxes, analyse_boxes
 from lightning_modules.analysis.pages import as_html
 from lightning_modules.analysis.properties import PeopleOfFrame, box_properties
@@ -99,7 +99,7 @@ def measure(keyframes: int) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser(__doc__, "python -m results.benchmarks.error_analysis")
     parser.add_argument("--keyframes", type=int, default=57_000)
     print(json.dumps(measure(parser.parse_args().keyframes)))
 

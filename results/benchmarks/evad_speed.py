@@ -1,5 +1,7 @@
 """Speed of EVAD against its published arithmetic: ``make bench-evad``.
 
+    python -m results.benchmarks.evad_speed
+
 Same weights (random ones: no value changes the work), same clip, same outputs. Each figure of a table comes from runs
 in turn in one process, so that whatever else the machine does meets all of them; memory is taken in a process of its
 own for each.

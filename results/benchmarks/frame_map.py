@@ -8,7 +8,6 @@ ground truth, handed over 8 keyframes at a time as a run does. Scores are float3
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import time
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from datamodules.program_help import ProgramParser
 from lightning_modules.metrics.frame_map import FrameMeanAveragePrecision
 
 BATCH = 8
@@ -74,7 +74,7 @@ def measure(keyframes: int, boxes: int, classes: int, **options: object) -> dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser(__doc__, "python -m results.benchmarks.frame_map")
     parser.add_argument("--keyframes", type=int, default=57_000)
     parser.add_argument("--boxes", type=int, default=5)
     parser.add_argument("--classes", type=int, default=60)

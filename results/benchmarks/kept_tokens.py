@@ -8,7 +8,6 @@ overlaps a person's box in the keyframe: people move little in half a second. Wr
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from callbacks.benchmark.provenance import commit, device_name
 from datamodules.clip import ClipDataModule
 from datamodules.files import write_whole
+from datamodules.program_help import ProgramParser
 from datamodules.puppets import Puppets
 from lightning_modules.networks.detection.evad import EvadTeacher
 from lightning_modules.networks.layers.pixels import normalise_frames
@@ -81,7 +81,7 @@ def shares(teacher: EvadTeacher, data: ClipDataModule, clips: int) -> tuple[Tens
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser(__doc__, "python -m results.benchmarks.kept_tokens")
     parser.add_argument("--clips", type=int, default=192, help="how many are looked at (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("results/pages/kept_tokens.md"))
     arguments = parser.parse_args(args)

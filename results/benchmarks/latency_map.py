@@ -1,12 +1,17 @@
-"""Picture of the benchmark table, mAP against time: a part of ``make bench``."""
+"""Picture of the benchmark table, mAP against time: a part of ``make bench``.
+
+    python -m results.benchmarks.latency_map
+
+It draws the newest row of each experiment.
+"""
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
 from pathlib import Path
 
 from callbacks.benchmark.rows import read_rows
+from datamodules.program_help import ProgramParser
 from results.benchmarks.page import Row
 
 LEAST_SPAN = 6.0
@@ -65,7 +70,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ProgramParser(__doc__, "python -m results.benchmarks.latency_map")
     parser.add_argument("--table", type=Path, default=Path("results/benchmark.jsonl"))
     parser.add_argument("--out", type=Path, default=Path("results/pages/latency_map.png"))
     arguments = parser.parse_args()

@@ -10,7 +10,6 @@ suppression; the two-stream system computes its optical flow within the clock. W
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from callbacks.measures.latency import interleave, synchronizer
 from datamodules.files import write_whole
 from datamodules.flow.methods import DisFlow
 from datamodules.frames.store import DecodedFrames, FrameScale
+from datamodules.program_help import ProgramParser
 from datamodules.puppets.segments import PuppetSegments
 from lightning_modules.networks.layers.pixels import normalise_frames
 from lightning_modules.networks.temporal.suppression import SegmentSuppression
@@ -149,7 +149,7 @@ def page(costs: dict[str, Cost], flow_ms: float, num_frames: int, results: Path)
 
 
 def main(args: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser(__doc__, "python -m results.benchmarks.motion_speed")
     parser.add_argument("--rounds", type=int, default=30, help="timed calls of each system")
     parser.add_argument("--root", type=Path, default=Path("data/puppets"), help="folder of the Puppets")
     parser.add_argument("--output", type=Path, default=Path("results/pages/motion_speed.md"))

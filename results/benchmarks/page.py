@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -15,6 +14,7 @@ import torch
 from callbacks.benchmark.provenance import commit, device_name
 from callbacks.measures.latency import Interleaved
 from datamodules.files import write_whole
+from datamodules.program_help import ProgramParser
 from results.tables.markdown import markdown_table
 
 Row = dict[str, Any]
@@ -79,7 +79,7 @@ def main(
         measure: part, device, side in pixels and rounds -> the rows of its table.
         side, rounds, out: defaults.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser(description)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--side", type=int, default=side, help="pixels of the frames' sides")
     parser.add_argument("--rounds", type=int, default=rounds, help="timed calls of each step")

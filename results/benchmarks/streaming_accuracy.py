@@ -10,7 +10,6 @@ prediction takes here, how many sampled frames it awaits after its own, and whic
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from callbacks.benchmark.provenance import commit
 from datamodules.batches import TrueKeyframe
 from datamodules.errors import UserError
 from datamodules.files import write_whole
+from datamodules.program_help import ProgramParser
 from lightning_modules.analysis.figures import as_png, new_figure
 from lightning_modules.analysis.pages import Page, Picture, Section, Table, as_markdown
 from lightning_modules.commands.score_boxes import rows_of_file
@@ -144,7 +144,7 @@ def page(lines: Sequence[dict], command: str) -> Page:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser(__doc__, "python -m results.benchmarks.streaming_accuracy")
     parser.add_argument("list", type=Path, help="results/benchmarks/streaming_accuracy.yaml")
     parser.add_argument("--out", type=Path, default=Path("results/pages/streaming_accuracy.md"))
     parser.add_argument("--draw_only", action="store_true", help="make the page of what was measured before")

@@ -1,5 +1,7 @@
 """Speed of the streaming students at their teacher's real size: ``make bench``.
 
+    python -m results.benchmarks.student_speed
+
 Random weights (no value changes the work), batch 1 unless lanes are the question. What is compared is timed in turn in
 one process, so that whatever else the machine does meets all of it.
 """

@@ -10,7 +10,6 @@ delete its folder for that.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from datamodules.errors import UserError, shown_in_one_line
+from datamodules.program_help import ProgramParser
 
 from .files import is_readable, last_values, read_json, read_yaml, versions, write_json
 from .lists import read_list
@@ -216,7 +216,7 @@ def trainer_precision(folder: Path) -> str | None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = ProgramParser(__doc__, "python -m results.experiments.stage")
     made.add_argument("kind", choices=("fit", "test"))
     made.add_argument("list", type=Path)
     made.add_argument("run", help="<list>/<row>-seed<seed>")

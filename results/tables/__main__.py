@@ -8,13 +8,13 @@ The results of finished runs are added to ``results/<list>.jsonl`` (a line per r
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.errors import UserError, shown_in_one_line
 from datamodules.files import write_whole
+from datamodules.program_help import ProgramParser
 from results.experiments.lists import pages_of, read_list, stored_results
 from results.experiments.runs import runs_of
 
@@ -41,9 +41,7 @@ def publish(file: Path) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m results.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ProgramParser(__doc__, "python -m results.tables")
     parser.add_argument("list", type=Path, help="the list, results/lists/<list>.yaml")
     publish(parser.parse_args(args).list)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from datamodules.errors import UserError, shown_in_one_line
 from datamodules.files import whole_path, write_whole
+from datamodules.program_help import ProgramParser
 from results.experiments.lists import pages_of
 
 from .student_gaps import classes_by_gap, page, without_delays
@@ -73,11 +74,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m results.tables.student_pictures",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = ProgramParser(__doc__, "python -m results.tables.student_pictures")
     made.add_argument("list", type=Path, nargs="?", default=Path("results/lists/students.yaml"), help="(%(default)s)")
     made.add_argument("--seeds", nargs="+", type=int, help="those of them that are shown; all by default")
     made.add_argument("--teacher", default=TEACHER, help="its row (%(default)s)")

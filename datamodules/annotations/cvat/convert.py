@@ -1,11 +1,9 @@
-"""Annotations made with CVAT, turned into the csv that ``OwnVideos`` reads.
-
-::
+"""Turn annotations made with CVAT into the csv that ``OwnVideos`` reads.
 
     python -m datamodules.annotations.cvat task.xml --video kitchen_07 --video-file videos/kitchen_07.mp4 \\
         --output boxes.csv --classes classes.txt
 
-reads a task exported as "CVAT for video 1.1" (the xml, or the zip that CVAT wraps it in) and adds its boxes to
+It reads a task exported as "CVAT for video 1.1" (the xml, or the zip that CVAT wraps it in) and adds its boxes to
 ``boxes.csv`` and its actions to ``classes.txt``, one video per call. Boxes that are there already are replaced, so a
 corrected task can be read again; action ids that were given once stay. Jobs exported one by one are joined: each
 replaces its own frames. People have other numbers in each job, so the export of a whole task is the better one.
@@ -32,6 +30,7 @@ from datamodules.annotations.cvat.export import read_cvat
 from datamodules.annotations.cvat.tracks import CvatTask
 from datamodules.errors import UserError, printable
 from datamodules.files import whole_file, write_whole
+from datamodules.program_help import ProgramParser
 from datamodules.text_files import check_one_line, read_class_list, read_rows, read_text
 from datamodules.video.listing import VideoError
 from datamodules.video.readers import list_video
@@ -147,11 +146,7 @@ def _times(given: argparse.Namespace, task: CvatTask) -> np.ndarray:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m datamodules.annotations.cvat",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ProgramParser(__doc__, "python -m datamodules.annotations.cvat")
     parser.add_argument("task", type=Path, help='xml, or zip, of a task or a job exported as "CVAT for video 1.1"')
     parser.add_argument("--video", required=True, help="name of the video: its file name without ending")
     timing = parser.add_mutually_exclusive_group(required=True)

@@ -1,6 +1,6 @@
 """Take the network out of a checkpoint, in half precision, with a card.
 
-    python -m lightning_modules.networks.weights.take CHECKPOINT WEIGHTS [CARD.yaml]
+    python -m lightning_modules.networks.weights.take runs/dsta/latest/checkpoints/last.ckpt dsta.pt card.yaml
 
 The card is a YAML file with the entries of ``Card``; its ``network`` may be the name of a network's file, which has as
 many classes as the card names.
@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import yaml
+
+from datamodules.program_help import ProgramParser
 
 from .card import Card
 from .configured import network_config
@@ -32,11 +34,16 @@ def read_card(file: Path) -> Card:
 
 
 def main(arguments: list[str]) -> None:
-    if len(arguments) not in (2, 3):
-        sys.exit("usage: python -m lightning_modules.networks.weights.take CHECKPOINT WEIGHTS [CARD.yaml]")
+    parser = ProgramParser(__doc__, "python -m lightning_modules.networks.weights.take")
+    parser.add_argument("checkpoint", help="checkpoint of a run")
+    parser.add_argument("weights", help="file to write, .pt or .safetensors")
+    parser.add_argument("card", type=Path, nargs="?", help="YAML file with the card")
+    given = parser.parse_args(arguments)
     # The branch head of a motion distillation serves training alone.
-    kept = {key: value for key, value in read_state_dict(arguments[0]).items() if not key.startswith("branch_head.")}
-    save_weights(kept, arguments[1], read_card(Path(arguments[2])) if len(arguments) == 3 else None)
+    kept = {
+        key: value for key, value in read_state_dict(given.checkpoint).items() if not key.startswith("branch_head.")
+    }
+    save_weights(kept, given.weights, None if given.card is None else read_card(given.card))
 
 
 if __name__ == "__main__":
