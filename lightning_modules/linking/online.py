@@ -29,10 +29,8 @@ class OnlineLinker:
     """Gives the detections of one stream, frame by frame, the numbers of the people they are.
 
     A frame is matched with the tracks so far such that the sum of their IoUs is largest. What is matched with nothing
-    starts a track. Detections below ``start_score`` come second: they are matched with the tracks that are left, and
-    start none, as in ByteTrack (Zhang et al., 2022, https://arxiv.org/abs/2110.06864). Work and memory of a frame
-    depend on the number of its boxes and on ``max_gap``, not on how long the stream has run. The order of a frame's
-    boxes changes nothing.
+    starts a track. Work and memory of a frame depend on the number of its boxes and on ``max_gap``, not on how long the
+    stream has run. The order of a frame's boxes changes nothing.
 
     Args:
         num_classes: K.
@@ -43,7 +41,6 @@ class OnlineLinker:
             scores as they are. A track starts with the scores of its first frame.
         nms_threshold: a detection goes that overlaps by more than this with one of a better person score: detectors
             without non-maximum suppression see a person more than once.
-        start_score: person score from which on a detection may start a track; None for ``min_score``.
     """
 
     def __init__(
@@ -54,7 +51,6 @@ class OnlineLinker:
         max_gap: int = 5,
         smoothing: float = 0.2,
         nms_threshold: float = 0.6,
-        start_score: float | None = None,
     ) -> None:
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
@@ -65,12 +61,9 @@ class OnlineLinker:
             raise ValueError(f"smoothing must be in [0, 1), got {smoothing}; 0 smooths nothing")
         if max_gap < 0:
             raise ValueError(f"max_gap must not be negative, got {max_gap}")
-        if start_score is not None and start_score < min_score:
-            raise ValueError(f"start_score must be at least min_score, {min_score:g}, got {start_score:g}")
         self.num_classes = num_classes
         self.iou_threshold, self.min_score, self.max_gap = iou_threshold, min_score, max_gap
         self.smoothing, self.nms_threshold = smoothing, nms_threshold
-        self.start_score = min_score if start_score is None else start_score
         self.reset()
 
     def reset(self) -> None:
@@ -93,8 +86,7 @@ class OnlineLinker:
         kept = by_score(persons, found)
         kept = kept[persons[kept] >= self.min_score]
         kept = kept[without_duplicates(box_iou(found[kept, None], found[kept]), self.nms_threshold)]
-        ids, smoothed = self._link(found[kept], actions[kept], persons[kept] >= self.start_score)
-        kept, smoothed, ids = kept[ids >= 0], smoothed[ids >= 0], ids[ids >= 0]
+        ids, smoothed = self._link(found[kept], actions[kept])
         order = np.argsort(ids)
         rows = torch.from_numpy(kept[order]).to(boxes.device)
         return LinkedFrame(
@@ -104,35 +96,29 @@ class OnlineLinker:
             person_scores.detach()[rows],
         )
 
-    def _link(self, boxes: np.ndarray, scores: np.ndarray, strong: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids (N,) and smoothed scores (N, K) of a frame's people, -1 for nobody; the tracks move on by the frame.
-
-        ``strong`` (N,) are matched first, and start a track where they are matched with none.
-        """
+    def _link(self, boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (N,) and smoothed scores (N, K) of a frame's people; the tracks move on by the frame."""
+        iou = box_iou(self._boxes[:, None], boxes)
+        close = iou >= self.iou_threshold
+        tracks, people = linear_sum_assignment(np.where(close, iou, 0.0), maximize=True)
+        linked = close[tracks, people]
+        tracks, people = tracks[linked], people[linked]
         ids, smoothed = np.full(len(boxes), -1), scores.copy()
-        lost = np.ones(len(self._ids), bool)
-        for turn in (strong, ~strong):
-            left, right = np.flatnonzero(lost), np.flatnonzero(turn)
-            iou = box_iou(self._boxes[left, None], boxes[right])
-            close = iou >= self.iou_threshold
-            rows, columns = linear_sum_assignment(np.where(close, iou, 0.0), maximize=True)
-            linked = close[rows, columns]
-            tracks, people = left[rows[linked]], right[columns[linked]]
-            lost[tracks] = False
-            ids[people] = self._ids[tracks]
-            smoothed[people] = self.smoothing * self._scores[tracks] + (1 - self.smoothing) * scores[people]
-        fresh = strong & (ids < 0)
+        ids[people] = self._ids[tracks]
+        smoothed[people] = self.smoothing * self._scores[tracks] + (1 - self.smoothing) * scores[people]
+        fresh = ids < 0
         ids[fresh] = self._next_id + np.arange(fresh.sum())
         self._next_id += int(fresh.sum())
 
         missed = self._missed + 1
-        waiting, seen = lost & (missed <= self.max_gap), ids >= 0
-        everyone = np.r_[self._ids[waiting], ids[seen]]
+        waiting = missed <= self.max_gap
+        waiting[tracks] = False
+        everyone = np.r_[self._ids[waiting], ids]
         order = np.argsort(everyone)
         self._ids = everyone[order]
-        self._boxes = np.concatenate([self._boxes[waiting], boxes[seen]])[order]
-        self._scores = np.concatenate([self._scores[waiting], smoothed[seen]])[order]
-        self._missed = np.r_[missed[waiting], np.zeros(seen.sum(), np.int64)][order]
+        self._boxes = np.concatenate([self._boxes[waiting], boxes])[order]
+        self._scores = np.concatenate([self._scores[waiting], smoothed])[order]
+        self._missed = np.r_[missed[waiting], np.zeros(len(ids), np.int64)][order]
         return ids, smoothed
 
 
