@@ -11,13 +11,15 @@ replaces its own frames. People have other numbers in each job, so the export of
 The action of a box is its label. Where the label is something else ("person"), ``--attribute NAME`` names the attribute
 that holds the action, or several with commas between them; a check box stands for an action of its own name. ``none``,
 ``__undefined__`` and nothing at all make a box of somebody without action. ``--attribute`` may be given more than once,
-and so may ``--leave-out LABEL``, for labels that are no action ("ball").
+and so may ``--leave-out LABEL``, for labels that are no action ("ball"). ``--check-boxes`` takes every check box for an
+action, as tracks made of predictions have them (``--from-predictions --help``).
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datamodules.annotations.ava_csv import COLUMNS, WIDTHS
+from datamodules.annotations.cvat import from_predictions
 from datamodules.annotations.cvat.export import read_cvat
 from datamodules.annotations.cvat.tracks import CvatTask
 from datamodules.errors import UserError, printable
@@ -145,7 +148,11 @@ def _times(given: argparse.Namespace, task: CvatTask) -> np.ndarray:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line."""
+    """Run the command line; tracks made of predictions have one of their own."""
+    args = sys.argv[1:] if args is None else args
+    if any(arg.partition("=")[0] == "--from-predictions" for arg in args):
+        from_predictions.main(args)
+        return
     parser = ProgramParser(__doc__, "python -m datamodules.annotations.cvat")
     parser.add_argument("task", type=Path, help='xml, or zip, of a task or a job exported as "CVAT for video 1.1"')
     parser.add_argument("--video", required=True, help="name of the video: its file name without ending")
@@ -155,6 +162,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="csv to add to")
     parser.add_argument("--classes", type=Path, required=True, help="file of class names to add to")
     parser.add_argument("--attribute", action="append", default=[], help="attribute that holds the action")
+    parser.add_argument("--check-boxes", action="store_true", help="every check box stands for an action of its name")
     parser.add_argument("--leave-out", action="append", default=[], metavar="LABEL", help="label that is not read")
     parser.add_argument(
         "--size", type=_frame_size, metavar="WIDTHxHEIGHT", help="of the frames, for tasks made of pictures"
@@ -163,7 +171,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if given.frame_rate is not None and not 0 < given.frame_rate < np.inf:
         parser.error(f"--frame-rate must be positive, got {given.frame_rate:g}")
     try:
-        task = read_cvat(given.task, given.attribute, given.size, [label.strip() for label in given.leave_out])
+        leave_out = [label.strip() for label in given.leave_out]
+        task = read_cvat(given.task, given.attribute, given.size, leave_out, check_boxes=given.check_boxes)
         times = _times(given, task)
         added = add_to_csv(task, given.video.strip(), times, given.output, given.classes)
     except (UserError, VideoError) as error:

@@ -26,6 +26,8 @@ def read_cvat(
     attributes: Sequence[str] = (),
     size: tuple[int, int] | None = None,
     leave_out: Sequence[str] = (),
+    *,
+    check_boxes: bool = False,
 ) -> CvatTask:
     """Read a task, or one job of it, exported as "CVAT for video 1.1".
 
@@ -38,6 +40,7 @@ def read_cvat(
         attributes: those that hold the actions; none for the label.
         size: width and height of the frames, where the export does not say them.
         leave_out: labels whose tracks are not read.
+        check_boxes: whether every check box stands for an action of its name.
 
     Raises:
         UserError: the file is another form of export, holds several tasks, is damaged or too large, lacks a size, a
@@ -45,7 +48,7 @@ def read_cvat(
             can be made that fill the memory.
     """
     path = Path(path)
-    export = Export(path, attributes, leave_out)
+    export = Export(path, attributes, leave_out, check_boxes)
     parser = ElementTree.XMLParser(target=export)
     try:
         with _opened(path) as stream:

@@ -55,8 +55,9 @@ class _RawBox(NamedTuple):
 class Export:
     """Target of the parser: keeps the boxes and what is said about the task, and forgets all else at once."""
 
-    def __init__(self, path: Path, attributes: Sequence[str], leave_out: Sequence[str]) -> None:
+    def __init__(self, path: Path, attributes: Sequence[str], leave_out: Sequence[str], check_boxes: bool) -> None:
         self.path, self.attributes, self.leave_out = path, attributes, frozenset(leave_out)
+        self.check_boxes = check_boxes
         self.depth = 0
         self.builder: ElementTree.TreeBuilder | None = None
         """Of the element that is being kept: ``meta``, or one shape of a track."""
@@ -140,11 +141,11 @@ class Export:
 
     def _actions(self, box: ElementTree.Element) -> tuple[str, ...]:
         label = self.track["label"]
-        if not self.attributes:
+        if not self.attributes and not self.check_boxes:
             return (label,)
         values = {attribute.get("name"): (attribute.text or "").strip() for attribute in box.iter("attribute")}
         absent = [name for name in self.attributes if name not in values]
-        if len(absent) == len(self.attributes):
+        if self.attributes and len(absent) == len(self.attributes):
             raise UserError(
                 f"track {self.track['id']} ({label}) has no attribute {', '.join(absent)} on frame {box.get('frame')}; "
                 f"it has {', '.join(map(str, values)) or 'none'}",
@@ -158,6 +159,11 @@ class Export:
                 value = name if value.lower() == "true" else ""
             check_one_line(value, f"the attribute {name} of track {self.track['id']}", self.path)
             actions |= dict.fromkeys(part.strip() for part in value.split(",") if part.strip().lower() not in NO_ACTION)
+        if self.check_boxes:
+            checked = [str(name) for name, value in values.items() if value.lower() == "true"]
+            for name in checked:
+                check_one_line(name, f"an attribute of track {self.track['id']}", self.path)
+            actions |= dict.fromkeys(checked)
         return tuple(actions)
 
     # What comes out.

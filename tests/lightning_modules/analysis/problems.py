@@ -11,6 +11,7 @@ from lightning_modules.analysis.matched import Matched, match_boxes
 from lightning_modules.metrics.frame_ap import FrameMapSettings, FrameRows
 
 WALK, TALK, SIT = range(3)
+NUM_FRAMES = 12
 
 
 def frame_rows(boxes: Sequence[tuple[int, Sequence[float], dict[int, float]]]) -> FrameRows:
@@ -39,7 +40,9 @@ def counts(errors: Errors) -> dict[str, int]:
     return {kind.words: errors.count(kind) for kind in Kind if kind and errors.count(kind)}
 
 
-def random_rows(seed: int, num_frames: int = 12, num_classes: int = 4, actions: int = 1) -> tuple[FrameRows, FrameRows]:
+def random_rows(
+    seed: int, num_frames: int = NUM_FRAMES, num_classes: int = 4, actions: int = 1
+) -> tuple[FrameRows, FrameRows]:
     """Detections on, near and far from people of whom each does ``actions`` things; every box has one row an action.
 
     RandomState, whose numbers are the same in every numpy.

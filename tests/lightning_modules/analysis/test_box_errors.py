@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from lightning_modules.analysis.kinds import BOX_KINDS, MISSED, Kind, find_error
 from lightning_modules.analysis.matched import match_boxes
 from lightning_modules.metrics.frame_ap import FrameMapSettings, average_precisions
 from tests.lightning_modules.analysis.problems import SIT, TALK, WALK, counts, explained, random_rows
+from tests.lightning_modules.analysis.tidecv_counts import PROBLEMS, RECORD, record
 
 PERSON = (0, 0, 10, 10)
 BESIDE = (0, 5, 10, 15)
@@ -199,12 +199,8 @@ def test_the_costliest_errors_are_those_that_gain_most_alone():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# TIDE itself. It cannot be a dependency: it asks for opencv-python, which needs a display's libraries and shares its
-# folder with opencv-python-headless. ``pip install --no-deps tidecv pycocotools appdirs`` and ``pip install seaborn``
-# bring it; what it said of the 50 problems lies beside this file, so that they are compared without it too.
+# TIDE itself: what it said of 50 problems lies beside this file, so that they are compared where it is not installed.
 
-RECORD = Path(__file__).with_name("tidecv_counts.json")
-PROBLEMS = 50
 OURS = {
     "Cls": [Kind.WRONG_ACTION],
     "Loc": [Kind.MISPLACED],
@@ -213,25 +209,6 @@ OURS = {
     "Bkg": [Kind.BACKGROUND],
     "Miss": list(MISSED),
 }
-
-
-def counted_by_tide(preds, targets) -> dict[str, int]:
-    """TIDE's boxes are continuous and it lets a row try the next-best box; ours does with one more pixel (``act``)."""
-    from tidecv import TIDE, Data
-
-    truth, found = Data("truth"), Data("found", max_dets=1000)
-    for data, rows in ((truth, targets), (found, preds)):
-        for owner, action, score in zip(rows.owners, rows.classes, rows.scores, strict=True):
-            left, top, right, bottom = rows.boxes[owner].tolist()
-            box, frame = [left, top, right - left + 1, bottom - top + 1], int(rows.frames[owner])
-            if data is truth:
-                data.add_ground_truth(frame, int(action), box)
-            else:
-                data.add_detection(frame, int(action), float(score), box)
-    for frame in range(12):
-        truth.add_image(frame, str(frame))
-    run = TIDE().evaluate(truth, found, mode=TIDE.BOX)
-    return {error.short_name: count for error, count in run.count_errors().items()}
 
 
 @pytest.mark.parametrize("seed", range(PROBLEMS))
@@ -245,6 +222,5 @@ def test_counts_are_those_of_tide_on_boxes_with_one_action(seed):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tidecv") is None, reason="tidecv is not installed")
-def test_the_record_is_what_tide_says():
-    said = [counted_by_tide(*random_rows(seed)) for seed in range(PROBLEMS)]
-    assert json.loads(RECORD.read_text()) == said
+def test_the_record_is_what_tide_says_to_the_letter():
+    assert RECORD.read_text() == record()
