@@ -2,7 +2,7 @@
 
 import torch
 
-from results.benchmarks.kept_tokens import kept_of, people_tokens
+from results.benchmarks.accuracy.kept_tokens import kept_of, people_tokens
 
 
 def test_a_token_is_a_persons_if_the_box_overlaps_it():

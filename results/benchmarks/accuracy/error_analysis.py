@@ -1,6 +1,6 @@
 """Time and memory of ``main.py analyse`` at the size of AVA's validation set, on random detections in a csv.
 
-    python -m results.benchmarks.error_analysis
+    python -m results.benchmarks.accuracy.error_analysis
 
 57,000 keyframes, 5 boxes each with scores for 60 actions (17.1 million rows), 3 people with 2 actions each in the
 ground truth, whose speed and times are known as AVA's are. Prints one line of JSON; seconds are those of the processor,
@@ -115,7 +115,7 @@ def measure(keyframes: int) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = ProgramParser(__doc__, "python -m results.benchmarks.error_analysis")
+    parser = ProgramParser(__doc__, "python -m results.benchmarks.accuracy.error_analysis")
     parser.add_argument("--keyframes", type=int, default=57_000)
     print(json.dumps(measure(parser.parse_args().keyframes)))
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 AVA_KEYFRAMES = 57_000
 SECONDS, MEBIBYTES = 300, 4096
 """Promised at AVA's size."""
 
 
 def measured(keyframes: int) -> dict:
-    command = [sys.executable, "-m", "results.benchmarks.error_analysis", "--keyframes", str(keyframes)]
+    command = [sys.executable, "-m", "results.benchmarks.accuracy.error_analysis", "--keyframes", str(keyframes)]
     return json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 

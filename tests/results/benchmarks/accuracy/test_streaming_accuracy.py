@@ -11,7 +11,7 @@ import yaml
 
 from datamodules.batches import TrueKeyframe
 from lightning_modules.metrics.frame_ap import FrameMapSettings, FrameRows
-from results.benchmarks.streaming_accuracy import SPEEDS, Detector, main, streaming_maps
+from results.benchmarks.accuracy.streaming_accuracy import SPEEDS, Detector, main, streaming_maps
 
 STEP = 0.1
 

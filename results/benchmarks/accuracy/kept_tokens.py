@@ -1,6 +1,6 @@
 """Which tokens EVAD's dropout keeps on Puppets, people's or background's.
 
-    python -m results.benchmarks.kept_tokens
+    python -m results.benchmarks.accuracy.kept_tokens
 
 The shipped teacher looks at clips of `full`, validation. A token outside the keyframe's slot counts as a person's if it
 overlaps a person's box in the keyframe: people move little in half a second. Writes ``results/pages/kept_tokens.md``.
@@ -35,8 +35,8 @@ SETTINGS: tuple[tuple[str, Mapping[int, float], float], ...] = (
 )
 HEADER = """# What token dropout keeps on Puppets
 
-Written by `python -m results.benchmarks.kept_tokens{options}`: of the tokens outside the keyframe's slot, how many
-percent are left after each block that drops some, of those that overlap a person's box in the keyframe and of the
+Written by `python -m results.benchmarks.accuracy.kept_tokens{options}`: of the tokens outside the keyframe's slot, how
+many percent are left after each block that drops some, of those that overlap a person's box in the keyframe and of the
 others. The shipped teacher (trained with keep rate 0.8 in blocks 2, 3 and 4) looks at {clips} clips of `full`,
 validation, stride 2. People's boxes cover {share:.0f} % of the tokens.
 """
@@ -81,7 +81,7 @@ def shares(teacher: EvadTeacher, data: ClipDataModule, clips: int) -> tuple[Tens
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    parser = ProgramParser(__doc__, "python -m results.benchmarks.kept_tokens")
+    parser = ProgramParser(__doc__, "python -m results.benchmarks.accuracy.kept_tokens")
     parser.add_argument("--clips", type=int, default=192, help="how many are looked at (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("results/pages/kept_tokens.md"))
     arguments = parser.parse_args(args)

@@ -1,6 +1,6 @@
 """Streaming mAP of saved predictions against the speed of the machine: a page and its picture.
 
-    python -m results.benchmarks.streaming_accuracy results/benchmarks/streaming_accuracy.yaml
+    python -m results.benchmarks.accuracy.streaming_accuracy results/benchmarks/accuracy/streaming_accuracy.yaml
 
 The list names detectors: the config whose data they were tested on, the csv that ``DetectionFile`` saved, how long a
 prediction takes here, how many sampled frames it awaits after its own, and which frames get one (see
@@ -144,8 +144,8 @@ def page(lines: Sequence[dict], command: str) -> Page:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    parser = ProgramParser(__doc__, "python -m results.benchmarks.streaming_accuracy")
-    parser.add_argument("list", type=Path, help="results/benchmarks/streaming_accuracy.yaml")
+    parser = ProgramParser(__doc__, "python -m results.benchmarks.accuracy.streaming_accuracy")
+    parser.add_argument("list", type=Path, help="results/benchmarks/accuracy/streaming_accuracy.yaml")
     parser.add_argument("--out", type=Path, default=Path("results/pages/streaming_accuracy.md"))
     parser.add_argument("--draw_only", action="store_true", help="make the page of what was measured before")
     arguments = parser.parse_args(args)
@@ -156,7 +156,7 @@ def main(args: Sequence[str] | None = None) -> None:
     else:
         lines = [measure(Detector(**detector), settings) for detector in listing["detectors"]]
         write_whole(record, "".join(json.dumps(line) + "\n" for line in lines))
-    command = f"python -m results.benchmarks.streaming_accuracy {arguments.list}"
+    command = f"python -m results.benchmarks.accuracy.streaming_accuracy {arguments.list}"
     made = page(lines, command)
     picture = Picture(arguments.out.stem, draw(lines), "streaming mAP against the speed of the machine")
     made = Page(made.title, made.lead, [*made.sections, Section("Picture", pictures=[picture])], made.command)
