@@ -1,6 +1,8 @@
 """``predict`` from a weights file alone: its card says what a config would have to repeat by hand.
 
-python main.py predict --weights results/weights/dsta.pt --source street.mp4
+    python main.py predict --weights results/weights/dsta.pt --source street.mp4
+
+Arguments of other commands pass unchanged.
 """
 
 from __future__ import annotations

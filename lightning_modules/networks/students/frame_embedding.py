@@ -24,9 +24,9 @@ class EmbeddingState(NamedTuple):
 class FramePairEmbedding(StreamingModule[EmbeddingState]):
     """Tokens of the tubelet that ends with each frame, with the kernel of the teacher's ``TubeletEmbedding``.
 
-    The kernel's first time step reads the frame before, its second the frame itself, so motion between the two is in
-    the tokens from the start, as it is in the teacher's. In a stream's first frame the frame stands in for its
-    predecessor: a still scene gives every frame the tokens that the teacher's slot of that scene has.
+    The kernel's first time step reads the previous frame, its second the frame itself. So motion between the two is in
+    the tokens from the start, as in the teacher's. A stream's first frame is its own predecessor: a still scene gives
+    every frame the tokens that the teacher's slot of that scene has.
 
     Shapes: frames (B, T, in_channels, H, W) -> tokens (B, T, N, C), N = h w patches of ``patch_size`` pixels.
     """
