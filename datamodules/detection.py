@@ -71,7 +71,7 @@ class DetectionDataModule(SourceDataModule[TimedVideo]):
     def true_keyframes(self, split: Split) -> list[TrueKeyframe]:
         """Return the keyframes that detectors are scored on; nothing is decoded for it, and ``setup`` is not needed.
 
-        Videos that do not open are left out and told where ``on_error`` is ``skip``.
+        Videos that do not open are left out and reported where ``on_error`` is ``skip``.
         """
         return true_keyframes(self._unread(split), self.evaluation_grid, self.source.start_seconds)
 

@@ -27,7 +27,7 @@ class ActivityNet(SegmentSource):
 
     Entries that name a subset belong to it; in a file without subsets (mmaction2's ``anet_anno_train.json``) all belong
     to the split the file is given for. There is no annotated third split: ``test`` is ``val``. Videos may be missing:
-    which ones is told once, and the rest is used.
+    they are named once, and the rest is used.
 
     Args:
         train: json of the training videos, see ``read_segment_json``.

@@ -29,7 +29,7 @@ class Ava(DetectionSource):
     """Films with boxes of people in every second from 902 to 1798, of up to 80 actions each, 60 of which are scored.
 
     Frames are found by their time, so neither the number of pictures nor the frame rate of a file matters. Videos may
-    be missing: which ones is told once, and the rest is used.
+    be missing: they are named once, and the rest is used.
 
     Args:
         videos: folder that holds every video under its name: as a folder of pictures counted from 1

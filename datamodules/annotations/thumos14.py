@@ -69,7 +69,7 @@ BACKGROUND, AMBIGUOUS = 0, 21
 class Thumos14(SegmentSource):
     """413 untrimmed videos, 200 for training and up to 213 for testing. Which they are tells their name.
 
-    Videos may be missing: which ones is told once, and the rest is used. ``CliffDiving`` is a kind of ``Diving`` and
+    Videos may be missing: they are named once, and the rest is used. ``CliffDiving`` is a kind of ``Diving`` and
     annotated as both; where a file has left the second out it is put back.
 
     Args:

@@ -150,7 +150,7 @@ def unreadable(path: Path, name: str, seen: str) -> Mistake:
 
 
 class TubeSource(DetectionSource):
-    """Base of the data sets of tubes. Videos may be missing: which ones is told once, and the rest is used.
+    """Base of the data sets of tubes. Videos may be missing: they are named once, and the rest is used.
 
     Args:
         videos: folder that holds each video in the folder of its class, ``<class>/<video>``, as a folder of pictures

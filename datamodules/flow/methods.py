@@ -57,7 +57,7 @@ class OpticalFlow:
         raise NotImplementedError
 
     def prepare(self) -> None:
-        """Load what is needed, so that its absence is told before any frame is read."""
+        """Load what is needed, so that its absence is reported before any frame is read."""
 
     def use_one_thread(self) -> None:
         """Called in a process that has one core to itself."""

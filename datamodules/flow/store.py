@@ -41,8 +41,8 @@ class FlowSettings:
 class FlowGrid:
     """Flow as whole multiples of ``precision``: off by half of it at most, and cut off at ``bound``.
 
-    By default the error is at most 1/32 pixel, below that of any method, and a component takes about a quarter of a
-    byte once compressed, half of what 1/64 pixel takes.
+    By default the error is at most 1/32 pixel, below that of any method. A compressed component takes about a quarter
+    of a byte, half of what 1/64 pixel takes.
     """
 
     def __init__(self, bound: float, precision: float) -> None:

@@ -1,8 +1,8 @@
 """Live frames in a thread of their own: the newest are kept, lost sources are looked for again.
 
 A model that is slower than its camera must not queue frames: the delay would grow without end. So frames are received
-and decoded as they come, those due by the ``TimeGrid`` wait in a queue of bounded length, and where it is full the
-oldest is dropped and counted.
+and decoded as they come. Those due by the ``TimeGrid`` wait in a queue of bounded length; where it is full the oldest
+is dropped and counted.
 """
 
 from __future__ import annotations

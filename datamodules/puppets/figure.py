@@ -1,7 +1,7 @@
 """The puppet's body: capsules around an articulated skeleton, their extent, and how they are painted.
 
-Every part is a capsule (a segment with a radius; the head too), so the extent of the drawn figure is the minimum and
-the maximum over segment ends minus and plus the radius, and the boxes of a whole video are a few numpy operations.
+Every part is a capsule: a segment with a radius; the head too. So the extent of the drawn figure is the minimum and the
+maximum over segment ends minus and plus the radius. The boxes of a whole video are a few numpy operations.
 """
 
 from __future__ import annotations

@@ -1,10 +1,14 @@
 """Which frames a video file shows, and when: read from its packets, decoding next to nothing.
 
-The list also says which reader to trust with the file. decord never comes back from MPEG-TS with B-frames, repeats or
-shifts frames where an mp4's edit list trims and in avi files with B-frames, jumps by two frames when it searches a file
-with open groups of pictures (frames stored after a keyframe but shown before it), takes recovery points for pictures
-(entry_points.py), and darkens or brightens pixels of more than 8 bits. What it refuses (AV1, raw streams) it says
-itself.
+The list also says which reader to trust with the file. decord is wrong about these, without an error:
+
+- MPEG-TS with B-frames: it never returns.
+- An mp4 whose edit list trims, and avi with B-frames: frames are repeated or shifted.
+- Open groups of pictures (frames stored after a keyframe but shown before it): a search jumps by two frames.
+- Recovery points: they are taken for pictures (entry_points.py).
+- Pixels of more than 8 bits: they become darker or brighter.
+
+AV1 and raw streams it refuses by itself.
 """
 
 from __future__ import annotations

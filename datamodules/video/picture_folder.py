@@ -65,7 +65,7 @@ class PictureListing(NamedTuple):
 
 
 def list_pictures(folder: PictureFolder) -> PictureListing:
-    """List a folder's pictures. A second call for an unchanged folder costs nothing; what is missing is told once."""
+    """List a folder's pictures. A second call for an unchanged folder costs nothing; gaps are reported once."""
     facts = state_of(folder.path, "folder of pictures")
     if not stat.S_ISDIR(facts.st_mode):
         raise VideoError("is not a folder of pictures", folder)

@@ -271,7 +271,7 @@ class _AvReader(VideoReader):
 
 
 class _PictureReader(VideoReader):
-    """Opens the pictures of a folder one by one. One that cannot be read is told once, a neighbour is shown instead."""
+    """Reader of a folder of pictures. One that cannot be read is reported once; a neighbour takes its place."""
 
     def __init__(self, folder: PictureFolder) -> None:
         self._listing = list_pictures(folder)

@@ -80,9 +80,9 @@ class Errors(NamedTuple):
 def find_errors(matched: Matched, background: float = BACKGROUND_OVERLAP) -> Errors:
     """Return the kind of every row and of every true row.
 
-    One frame with a person who walks; a row "walk" there scored 0.9 is a hit, a second one scored 0.8 a duplicate, a
-    row "sit" there a wrong action, a row "walk" beside it at an overlap of 0.3 misplaced, a row "sit" beside it both,
-    and any row where nobody is background.
+    An example: one frame with a person who walks. A row "walk" on the person scored 0.9 is a hit, a second one scored
+    0.8 a duplicate, a row "sit" a wrong action. At an overlap of 0.3 a row "walk" is misplaced, a row "sit" both. Any
+    row where nobody is counts as background.
     """
     num_rows, num_objects = len(matched.classes), len(matched.object_groups)
     kinds = np.zeros(num_rows, np.int8)

@@ -52,7 +52,7 @@ def analyse_boxes(
     Args:
         name: what the file is called. protocol: what the scores are.
         preds: its detections, in pixels of the original videos. settings: the protocol.
-        step: told what has been done.
+        step: called with what has been done.
     """
     matched, kept = match_boxes(preds, truth.rows, len(truth.keyframes), len(truth.class_names), settings)
     step("matching")

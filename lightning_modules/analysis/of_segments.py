@@ -37,7 +37,7 @@ def analyse_segments(
         name: what the file is called. evaluated_on: what the list of videos is called.
         videos: ``segments``, ``scores`` and ``labels`` of each video of ``truth``.
         threshold: overlap from which on a segment is a hit.
-        step: told what has been done.
+        step: called with what has been done.
     """
     preds, targets = _rows(videos), unique_segments(_rows(list(truth.values())))
     matched = match_segments(preds, targets, len(class_names), threshold)

@@ -51,7 +51,7 @@ def analyse_tubes(
         name: what the file is called. linker: who linked its tubes.
         videos: its tubes, of each video of ``truth``.
         threshold: overlap from which on a tube is a hit.
-        step: told what has been done.
+        step: called with what has been done.
     """
     preds = _rows([[(tube["label"], tube["score"], tube["frames"], tube["boxes"]) for tube in of] for of in videos])
     true = [[(tube.label, 1.0, tube.frames, tube.boxes) for tube in of.tubes] for of in truth.tubes.values()]

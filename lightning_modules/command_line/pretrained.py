@@ -1,7 +1,9 @@
 """``predict`` and ``serve`` from a weights file alone: its card says what a config would have to repeat by hand.
 
-python main.py predict --weights results/weights/dsta.pt --source street.mp4
-python main.py predict --weights runs/export/dsta.onnx --source street.mp4 --runtime openvino
+    python main.py predict --weights results/weights/dsta.pt --source street.mp4
+    python main.py predict --weights runs/export/dsta.onnx --source street.mp4 --runtime openvino
+
+Arguments of other commands pass unchanged.
 """
 
 from __future__ import annotations

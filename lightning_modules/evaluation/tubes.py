@@ -99,7 +99,7 @@ class VideoEvaluation:
         """Gets the tubes of every video that is scored, with its name."""
 
     def add(self, frames: Sequence[tuple[str, int]], scored: Sequence[ScoredBoxes]) -> None:
-        """Detections of some frames, each told by its video and its number among the sampled frames."""
+        """Detections of some frames, each named by its video and its number among the sampled frames."""
         if not frames:
             return
         counts = [len(found.boxes) for found in scored]

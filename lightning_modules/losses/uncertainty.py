@@ -13,15 +13,14 @@ LOG_VARIANCE_RANGE = (-3.0, 5.0)
 
 
 class TaskWeighting(nn.Module):
-    """One loss from named ones.
+    """Weighted sum of named losses.
 
-    ``uncertainty``: one learned log-variance s a task, exp(-s) L + s (Kendall, Gal and Cipolla, 2018,
-    https://arxiv.org/abs/1705.07115, in the form without constants), s starting at -ln of the task's initial weight and
-    kept within ``LOG_VARIANCE_RANGE``. The total may fall below zero. ``fixed``: the initial weights, for
-    good.
+    ``uncertainty``: one learned log-variance s per task, exp(-s) L + s, without constants (Kendall, Gal and Cipolla,
+    2018, https://arxiv.org/abs/1705.07115). s starts at -ln of the task's initial weight and is kept within
+    ``LOG_VARIANCE_RANGE``. The total may fall below zero. ``fixed``: the initial weights throughout.
 
-    Tasks in ``pinned`` keep their weight in either mode: without that, learned weights can trade the ground truth away
-    for whatever is easiest to imitate.
+    Tasks in ``pinned`` keep their weight in either mode. Otherwise learned weights can trade the ground truth away for
+    whatever is easiest to imitate.
 
     Args:
         weights: initial weight of every task; their names are the tasks' names.

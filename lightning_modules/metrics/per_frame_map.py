@@ -1,8 +1,8 @@
 """Per-frame mean average precision: how well each moment of a stream is recognised (online action detection).
 
-The rules are those of MiniROAD, LSTR and TeSTra, which are scikit-learn's: for each class the frames of all videos are
-ranked by score, equal scores share one threshold, and AP is the sum of precisions at the thresholds weighted by the
-recall each of them adds (no interpolation). Background is not scored, frames marked ambiguous are left out, classes
+The rules are those of MiniROAD, LSTR and TeSTra, which are scikit-learn's. For each class the frames of all videos are
+ranked by score; equal scores share one threshold. AP is the sum of precisions at the thresholds, weighted by the recall
+that each of them adds (no interpolation). Background is not scored. Frames marked ambiguous are left out, and classes
 without a positive frame are left out of the mean.
 
 Calibrated AP (De Geest et al., "Online Action Detection", ECCV 2016) makes rare and frequent classes comparable: with w

@@ -1,8 +1,8 @@
-"""Streaming accuracy: what a detector is worth at each moment, with the time that it takes.
+"""Streaming accuracy: accuracy at each moment, with the time that a detector takes (Li et al., 2020).
 
-After Li et al., 2020 (https://arxiv.org/abs/2005.10420). The ground truth of a frame is scored, at the moment of that
-frame, against the newest prediction that is finished by then, which is about an earlier frame unless the detector needs
-no time at all. Nothing is finished at the beginning of a video: there nothing is found.
+At the moment of a frame its ground truth is scored against the newest prediction that is finished by then
+(https://arxiv.org/abs/2005.10420). That one is about an earlier frame unless the detector needs no time at all. At the
+beginning of a video nothing is finished, so nothing is found.
 
 A prediction about frame i can be begun once frame ``i + frames_awaited`` is there: a clip around its keyframe waits for
 the frames after it, a student with a look-ahead for those. Then it takes a latency, and the schedule says which frames

@@ -52,8 +52,10 @@ def select_lanes(lanes: Tensor, chosen: State, other: State) -> State:
 
 
 def compact_copy(part: Tensor, like: Tensor) -> Tensor:
-    """A part of a chunk as a state keeps it: in the type of the state before it, and contiguous in memory of its own,
-    so that it does not keep the whole chunk there and looks like every other state to a compiler."""
+    """Return a part of a chunk as a state keeps it: in the type of the state before it, contiguous in its own memory.
+
+    So it does not keep the whole chunk alive, and a compiler sees the same layout in every state.
+    """
     return part.to(like.dtype).clone(memory_format=torch.contiguous_format)
 
 

@@ -32,9 +32,9 @@ def seed_batch(epoch: int, batch_idx: int, rank: int) -> None:
 def count_epochs_rightly(loop: _FitLoop) -> None:
     """Let a training that goes on from the end of an epoch begin a new one; called where training starts.
 
-    Lightning 2.6 resumes from a checkpoint of an epoch's last batch without counting the epoch that follows, and from
-    one of an epoch's end, where ``max_steps`` is set, by ending that epoch twice. A checkpoint that is written later
-    then records the wrong epoch or batch.
+    Lightning 2.6 resumes from a checkpoint of an epoch's last batch without counting the epoch that follows. From one
+    of an epoch's end, where ``max_steps`` is set, it ends that epoch twice. A checkpoint that is written later then
+    records the wrong epoch or batch.
     """
     progress = loop.epoch_progress
     if loop.restarted_mid_epoch and progress.current.ready == progress.current.completed:

@@ -61,17 +61,17 @@ class MemoryState(NamedTuple):
 class ContextMemory(nn.Module):
     """Ring buffer of past frames' most attended tokens, and the scene that they make with the newest frame.
 
-    A frame is whole while it is the newest; what is kept of it, once and for all, are the ``keep_rate`` of its tokens
-    that received most attention then. At the time of use a kept token gets its place's position code, that of the
-    teacher's slot its frame's age falls into, and a learned code of the age itself that starts at zero.
+    A frame is whole while it is the newest. Then the ``keep_rate`` of its tokens that received most attention are kept,
+    once and for all. When it is read, a kept token gets three codes: that of its place, that of the teacher's slot for
+    the frame's age, and a learned code of the age itself, which starts at zero.
 
     Args:
         size: see ``MemorySize``. dim: C.
         keyframe_age: the age of the frame that stands where the teacher's keyframe does, see ``Timing``.
         frames_per_slot: of the teacher.
 
-    Shapes: B streams, T frames of the chunk, L frames read out (the last ones), N patches a frame, K = ``size.frames``,
-    R = K / ``size.stride`` past frames that are read.
+    Shapes: B streams, T frames of the chunk, L frames read out (the last ones), N patches per frame; K =
+    ``size.frames``, of which R = K / ``size.stride`` are read.
     """
 
     def __init__(self, size: MemorySize, dim: int, keyframe_age: int = 0, frames_per_slot: int = TUBELET) -> None:

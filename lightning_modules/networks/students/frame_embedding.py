@@ -25,10 +25,10 @@ class EmbeddingState(NamedTuple):
 class FramePairEmbedding(StreamingModule[EmbeddingState]):
     """Tokens of the tubelet that ends with each frame, with the kernel of the teacher's ``TubeletEmbedding``.
 
-    The kernel's first time step reads the frame before, its second the frame itself, so motion between the two is in
-    the tokens from the start, as it is in the teacher's. With the teacher's keyframe at the end of its clip it is the
-    other way round, see ``TubeletEmbedding``. In a stream's first frame the frame stands in for its
-    predecessor: a still scene gives every frame the tokens that the teacher's slot of that scene has.
+    The kernel's first time step reads the previous frame, its second the frame itself. So motion between the two is in
+    the tokens from the start, as in the teacher's. Where the teacher's keyframe ends its clip it is the other way
+    round, see ``TubeletEmbedding``. A stream's first frame is its own predecessor: a still scene gives every frame the
+    tokens that the teacher's slot of that scene has.
 
     Shapes: frames (B, T, in_channels, H, W) -> tokens (B, T, N, C), N = h w patches of ``patch_size`` pixels.
     """

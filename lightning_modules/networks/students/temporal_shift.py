@@ -1,8 +1,8 @@
 """Temporal Shift Attention: frame-wise attention in which a part of what is read comes from the previous frame.
 
 A re-implementation from the abstract of "Distilling Offline Action Detection Models into Real-Time Streaming Models"
-(Patel et al., WACV 2026), which names the attention and says that it is causal, light and cached; how it shifts is
-inferred from temporal shift modules (Lin et al., 2019, https://arxiv.org/abs/1811.08383), TokenShift and MSCA-KV.
+(Patel et al., WACV 2026). The abstract names the attention and says that it is causal, light and cached. How it shifts
+is inferred from temporal shift modules (Lin et al., 2019, https://arxiv.org/abs/1811.08383), TokenShift and MSCA-KV.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ class ShiftState(NamedTuple):
 
 
 class TemporalShiftAttention(CausalAttention[ShiftState]):
-    """x + attention(LayerNorm(x)) inside each frame, with a look at the frame before. The teacher's weights fit.
+    """Attention inside each frame that also reads the previous frame: x + attention(LayerNorm(x)).
+
+    The teacher's weights fit.
 
     mode:
         ``channel``: the first ``shift_rate`` of the channels that enter attention are the previous frame's
             (zeros in a stream's first frame).
-        ``concat_kv``: every head reads both frames' keys and values, those of the previous frame marked by a learned
-            code that starts at zero (in a stream's first frame its own stand in for them, as if the scene had been
-            still).
+        ``concat_kv``: every head reads both frames' keys and values. Those of the previous frame are marked by a
+            learned code that starts at zero. A stream's first frame reads its own twice, as if the scene were still.
 
-    Shapes: B streams, T frames of the chunk, N patches a frame, C channels: (B, T, N, C) -> (B, T, N, C).
+    Shapes: B streams, T frames of the chunk, N patches per frame, C channels: (B, T, N, C) -> (B, T, N, C).
     """
 
     receptive_field = 2

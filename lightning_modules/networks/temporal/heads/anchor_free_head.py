@@ -46,14 +46,18 @@ class Tower(nn.Module):
 
 
 class AnchorFreeHead(SegmentHead[AnchorFreeOutput]):
-    """Every point of every level gives class scores and the distances to the start and the end of its segment.
+    """Head whose points each give class scores and the distances to the start and the end of their segment.
 
-    Level l has a point at each 2^l-th feature, where its strided kernels are centred, and answers for segments whose
-    more distant end is ``finest_range`` x 2^(l - 1) to 2^l features away (the first level from 0, the last without
-    limit). Against ActionFormer: distances pass a softplus, since a ReLU leaves points with distance zero without
-    gradient; losses are divided by the number of positive points of the batch (at least 1) instead of its running mean,
-    so that the loss is a function of the batch alone; the gates of the blocks start at ``layer_scale`` = 0.1 (there
-    1e-4), since a gate moves by about the learning rate a step and trainings here are short.
+    Level l has a point at each 2^l-th feature, where its strided kernels are centred. Its segments are those whose more
+    distant end is ``finest_range`` x 2^(l - 1) to 2^l features away; the first level begins at 0, the last is open.
+
+    Differences from ActionFormer:
+
+    - Distances pass a softplus, since a ReLU leaves points with distance zero without gradient.
+    - Losses are divided by the number of positive points of the batch (at least 1) instead of its running mean, so the
+      loss is a function of the batch alone.
+    - The gates of the blocks start at ``layer_scale`` = 0.1 (there 1e-4): a gate moves by about the learning rate per
+      step, and trainings here are short.
 
     Args:
         in_channels: C of the features. num_classes: K.
