@@ -154,6 +154,7 @@ class ClipDetectionModule(DetectionModule):
             (clip, sizes),
             "clip",
             lambda: self.decode(self.network(clip, sizes), sizes, sizes),
+            delay=self.trainer.datamodule.window.future,
             published_gflops=published_gflops(self.network, side, side, num_frames).total,
         )
 

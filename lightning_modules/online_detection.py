@@ -166,7 +166,7 @@ class OnlineDetectionModule(ExperimentModule):
             logits, state = self.network(frame, state)
             return logits.sigmoid()
 
-        return Benchmark(self.network, (frame, initial), "frame", step, state=initial)
+        return Benchmark(self.network, (frame, initial), "frame", step, delay=0, state=initial)
 
 
 def frame_loss(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:

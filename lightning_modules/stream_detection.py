@@ -182,7 +182,13 @@ class StreamDetectionModule(DetectionModule):
             return self.decode(Detections(*(part[:, 0] for part in detections)), sizes, sizes)
 
         return Benchmark(
-            self.network, (frame, initial, sizes), "frame", step, state=initial, reference=self.reference_step()
+            self.network,
+            (frame, initial, sizes),
+            "frame",
+            step,
+            delay=self.network.timing.look_ahead,
+            state=initial,
+            reference=self.reference_step(),
         )
 
     def reference_step(self) -> Step | None:

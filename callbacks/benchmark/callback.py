@@ -69,6 +69,7 @@ class BenchmarkTable(Callback):
             gflops_published=benchmark.published_gflops,
             gflops_unit=benchmark.unit,
             uncounted_operators=list(flops.uncounted),
+            delay=benchmark.delay,
             state_mib=state_bytes(benchmark.state) / 2**20,
             device=device_name(pl_module.device),
             precision=str(trainer.precision),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from callbacks.benchmark.provenance import commit, device_name, now, seed
-from callbacks.benchmark.table import HEADER, render_table
+from callbacks.benchmark.table import HEADER, MAIN, render_table
 from callbacks.measures.latency import Latency
 from datamodules.errors import UserError
 from datamodules.files import write_whole
@@ -48,6 +48,8 @@ class BenchmarkRow:
     latency_p99_ms: float
     frames_per_second: float
     state_mib: float | None
+    delay: int | None = None
+    """Sampled frames that a prediction waits for."""
     device: str = field(default_factory=lambda: device_name(torch.device("cpu")))
     threads: int = field(default_factory=torch.get_num_threads)
     precision: str
@@ -80,7 +82,7 @@ class BenchmarkRow:
 
 
 def enter(folder: Path, row: BenchmarkRow) -> str:
-    """Add a row to ``benchmark.jsonl`` and render ``benchmark.md`` anew; return the table.
+    """Add a row to ``benchmark.jsonl`` and render ``benchmark.md`` anew; return its main columns.
 
     Runs that end together wait for each other, so that neither row nor page loses one.
     """
@@ -88,9 +90,9 @@ def enter(folder: Path, row: BenchmarkRow) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(file):
         _append(file, row)
-        table = render_table(read_rows(file))
-        write_whole(folder / "benchmark.md", f"{HEADER}\n{table}")
-    return table
+        rows = read_rows(file)
+        write_whole(folder / "benchmark.md", f"{HEADER}\n{render_table(rows)}")
+    return f"{render_table(rows, MAIN)}all columns are in {folder / 'benchmark.md'}\n"
 
 
 def read_rows(file: Path) -> list[BenchmarkRow]:

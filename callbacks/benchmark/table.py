@@ -23,17 +23,22 @@ Written by `python main.py test`; the newest run of each experiment, all runs ar
   device synchronised, loading of data outside the clock. The step is the unit beside GFLOPs: one new frame of a stream;
   one full clip, which a sliding window needs for every new frame; or one window of a temporal detector, with the
   optical flow that it needs. What it costs to extract stored features is not in it.
+- **Delay** is how many sampled frames a prediction waits for after its own.
 - **Frames/s** are new frames over the mean latency. **State** is what a stream keeps between two frames.
 - **Speed-up** is the teacher's median latency for one full clip over the row's own for one frame, the two timed in turn
   in one run, so that a busy machine slows both. Latencies of different rows come from different runs.
 """
 
 
-def render_table(rows: Sequence[BenchmarkRow]) -> str:
-    """Return a Markdown table of the newest row of each experiment, in the order of their first appearance."""
+def render_table(rows: Sequence[BenchmarkRow], headings: Sequence[str] | None = None) -> str:
+    """Return a Markdown table of the newest row of each experiment, in the order of their first appearance.
+
+    ``headings`` are the columns that are wanted; all by default.
+    """
     newest = {row.experiment: row for row in rows}
-    cells = [[column(row).replace("|", "/") for column in COLUMNS.values()] for row in newest.values()]
-    return tabulate(cells, list(COLUMNS), tablefmt="github", disable_numparse=True) + "\n"
+    shown = list(COLUMNS) if headings is None else list(headings)
+    cells = [[COLUMNS[heading](row).replace("|", "/") for heading in shown] for row in newest.values()]
+    return tabulate(cells, shown, tablefmt="github", disable_numparse=True) + "\n"
 
 
 def _map(row: BenchmarkRow) -> str:
@@ -69,6 +74,7 @@ COLUMNS: dict[str, Callable[[BenchmarkRow], str]] = {
     "mAP %": lambda row: _map(row),
     "video mAP@0.5 %": lambda row: _video_map(row),
     "parameters M": lambda row: f"{row.parameters / 1e6:.2f}",
+    "delay": lambda row: "-" if row.delay is None else "none" if row.delay == 0 else f"{row.delay} frames",
     "GFLOPs": lambda row: _gflops(row),
     "p50 ms": lambda row: f"{row.latency_p50_ms:.2f}",
     "p95 ms": lambda row: f"{row.latency_p95_ms:.2f}",
@@ -83,3 +89,5 @@ COLUMNS: dict[str, Callable[[BenchmarkRow], str]] = {
     "commit": lambda row: row.commit,
 }
 """Heading to the text of a cell."""
+MAIN = ("experiment", "mAP %", "delay", "GFLOPs", "p50 ms", "frames/s", "speed-up", "state MiB")
+"""Headings that are printed."""

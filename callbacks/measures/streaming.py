@@ -115,8 +115,7 @@ class StreamingAccuracy(Callback):
                 timed = durations(benchmark, module.device, self.warmup, self.repeats)
                 latency = timed.latencies[OWN].p50_ms / 1e3
         latency = trainer.strategy.broadcast(latency)
-        awaited = module.network.look_ahead if is_stream else trainer.datamodule.window.future
-        return Machine(latency, "every" if is_stream else "newest", awaited)
+        return Machine(latency, "every" if is_stream else "newest", benchmark.delay or 0)
 
 
 def _true_rows(keyframe: Any) -> dict[str, Tensor]:

@@ -29,6 +29,8 @@ class Benchmark:
     """The same call from normalised pixels to decoded predictions, which is timed."""
     new_frames: int = 1
     """Sampled frames that one step adds: 1 for a stream and for a sliding window, more for a window as a whole."""
+    delay: int | None = None
+    """Sampled frames after a frame that its prediction waits for; None where a window is predicted as a whole."""
     state: Any = None
     """State of one stream, nested tensors; None for a network without one."""
     reference: Step | None = None

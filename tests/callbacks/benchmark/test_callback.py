@@ -116,7 +116,10 @@ def test_a_tested_module_gets_its_row(tmp_path, monkeypatch, capsys):
     assert (row.seed, row.threads, row.precision) == (7, torch.get_num_threads(), "32-true")
     page = (tmp_path / "results/benchmark.md").read_text()
     table = page[page.index("| experiment") :]
-    assert "multiply-add once" in page and table in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "multiply-add once" in page and f"all columns are in {tmp_path / 'results' / 'benchmark.md'}" in printed
+    shown = cells(printed[printed.index("| experiment") : printed.index("all columns")])["tiny"]
+    assert len(shown) == 8 and shown.items() <= cells(table)["tiny"].items()
     assert cells(table)["tiny"]["mAP %"] == "45.67"
     assert sorted(file.name for file in (tmp_path / "results").iterdir()) == ["benchmark.jsonl", "benchmark.md"]
 
