@@ -106,8 +106,8 @@ class ClipRecorder:
     def __init__(self, settings: ClipSettings, longest_wait: float) -> None:
         self.settings, self.longest_wait = settings, longest_wait
         self.left_out = 0
-        self._pending: dict[str, list[Begin | End]] = {}
-        self._steps: queue.Queue[Step | None] = queue.Queue(WAITING_FRAMES)
+        self._room = threading.Semaphore(WAITING_FRAMES)
+        self._steps: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
         self._past: dict[str, PastFrames] = {}
         self._clips: dict[int, _Clip] = {}
         self._error: Exception | None = None
@@ -115,19 +115,18 @@ class ClipRecorder:
         self._thread.start()
 
     def add(self, step: Step, is_live: bool) -> None:
-        """Take a frame and what changes with it."""
-        step = step._replace(changes=[*self._pending.pop(step.source, ()), *step.changes])
-        if is_live and not step.is_end and self._steps.full():
+        """Take a frame and what changes with it; a live stream never waits."""
+        if step.picture is not None and not self._has_room(waits=not is_live):
             self.left_out += 1
-            self._pending[step.source] = list(step.changes)
-            return
-        self._put(step)
+            step = step._replace(picture=None)
+        if self._error is not None:
+            raise self._error
+        if step.picture is not None or step.changes or step.is_end:
+            self._steps.put(step)
 
     def close(self) -> None:
         """Finish all clips."""
-        for source, changes in self._pending.items():
-            self._put(Step(source, None, inf, (), changes, is_end=True))
-        self._put(None)
+        self._steps.put(None)
         self._thread.join(LONGEST_CLOSE_SECONDS)
         if self._error is not None:
             raise self._error
@@ -136,17 +135,19 @@ class ClipRecorder:
         if self.left_out:
             say(f"clips of events lack {self.left_out} frames, for which there was no time")
 
-    def _put(self, step: Step | None) -> None:
-        while self._error is None:  # a thread that has failed takes nothing
-            with suppress(queue.Full):
-                self._steps.put(step, timeout=0.5)
-                return
-        raise self._error
+    def _has_room(self, waits: bool) -> bool:
+        """Take one of the places for pictures."""
+        while not self._room.acquire(blocking=waits, timeout=0.5 if waits else None):
+            if not waits or self._error is not None:  # a thread that has failed makes no room
+                return False
+        return True
 
     def _run(self) -> None:
         try:
             while (step := self._steps.get()) is not None:
                 self._take(step)
+                if step.picture is not None:
+                    self._room.release()
             for number in list(self._clips):
                 self._close(number)
         except Exception as error:  # a bug, which the main thread raises
@@ -161,9 +162,12 @@ class ClipRecorder:
                 clip.until = min(clip.until, change.end + self.settings.after_seconds)
         of_source = [(number, clip) for number, clip in self._clips.items() if clip.source == step.source]
         for number, clip in of_source:
-            if shot is not None and clip.newest < shot.seconds <= clip.until:
-                self._write(number, clip, [shot])
-            if step.is_end or shot is None or shot.seconds < clip.newest or shot.seconds >= clip.until:
+            is_over = step.is_end
+            if shot is not None:
+                if clip.newest < shot.seconds <= clip.until:
+                    self._write(number, clip, [shot])
+                is_over |= not clip.newest <= shot.seconds < clip.until
+            if is_over:
                 self._close(number)
         if step.is_end:
             self._past.pop(step.source, None)

@@ -181,7 +181,7 @@ class EventReporter(Callback):
         self._seen.pop(source, None)
         changes = self._machine.finish(source)
         if self._recorder is not None:
-            self._recorder.add(Step(source, None, inf, (), self._clip_changes(changes), is_end=True), is_live=False)
+            self._recorder.add(Step(source, None, inf, (), self._clip_changes(changes), is_end=True), is_live=True)
         self._report(changes)
 
     def _close(self) -> None:

@@ -156,6 +156,19 @@ def test_a_live_stream_waits_for_no_clip_and_events_are_kept_although_frames_are
     assert seconds_shown(tmp_path / "clip.mp4")[:2] == pytest.approx([0.0, 0.5], abs=0.15)
 
 
+def test_the_end_of_a_camera_waits_for_no_clip_either(slow_thread, tmp_path):
+    recorder = ClipRecorder(ClipSettings(), 0.0)
+    began = time.monotonic()
+    for each in film({7.0: (Begin(0, tmp_path / "clip.mp4", 7.0),)}):
+        recorder.add(each, is_live=True)
+    for source in ("cam", "other"):
+        recorder.add(Step(source, None, inf, (), (), is_end=True), is_live=True)
+    assert time.monotonic() - began < 0.5
+    slow_thread.set()
+    recorder.close()
+    assert (tmp_path / "clip.mp4").exists()
+
+
 def test_a_file_waits_so_that_its_clips_are_complete(slow_thread, tmp_path):
     threading.Timer(0.3, slow_thread.set).start()
     changes = {7.0: (Begin(0, tmp_path / "clip.mp4", 7.0),), 8.0: (End(0, 8.0),)}
