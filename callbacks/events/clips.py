@@ -20,6 +20,8 @@ from datamodules.errors import UserError
 
 WAITING_FRAMES = 8
 """Frames that may wait for the thread; they are whole pictures."""
+MOST_CLIPS = 16
+"""That are written at once; each has an encoder."""
 LONGEST_CLOSE_SECONDS = 120.0
 """After the end of prediction the thread may take so long to write what waits."""
 
@@ -92,8 +94,9 @@ class _Clip:
 class ClipRecorder:
     """Writes clips in a thread of its own, so that prediction waits for neither JPEG nor h264 nor the disk.
 
-    Memory is bounded: WAITING_FRAMES pictures for the thread, and ``buffer_mib`` of past frames a source. A frame that
-    would have to wait longer is left out of the clips and counted where the source is live, and waited for otherwise.
+    Memory is bounded: WAITING_FRAMES pictures for the thread, ``buffer_mib`` of past frames a source, MOST_CLIPS clips.
+    A frame that would have to wait longer is left out of the clips and counted where the source is live, and waited
+    for otherwise.
 
     Args:
         settings: see there.
@@ -107,12 +110,17 @@ class ClipRecorder:
         self.settings, self.longest_wait = settings, longest_wait
         self.left_out = 0
         self._room = threading.Semaphore(WAITING_FRAMES)
+        self._places = threading.Semaphore(MOST_CLIPS)
         self._steps: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
         self._past: dict[str, PastFrames] = {}
         self._clips: dict[int, _Clip] = {}
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="clips of events", daemon=True)
         self._thread.start()
+
+    def reserve(self) -> bool:
+        """Take the place of a clip, which a ``Begin`` must follow; False where MOST_CLIPS are being written."""
+        return self._places.acquire(blocking=False)
 
     def add(self, step: Step, is_live: bool) -> None:
         """Take a frame and what changes with it; a live stream never waits."""
@@ -203,17 +211,20 @@ class ClipRecorder:
 
     def _close(self, number: int) -> None:
         clip = self._clips.pop(number, None)
-        if clip is None or clip.video is None:
+        if clip is None:
             return
+        self._places.release()
         try:
-            clip.video.close()
+            if clip.video is not None:
+                clip.video.close()
         except UserError as error:
             say(f"a clip of an event is not whole: {error}")
 
     def _give_up(self, number: int, clip: _Clip, error: Exception) -> None:
         """A disk that is full or gone ends a clip, not the prediction."""
         say(f"a clip of an event ends here: {error}")
-        self._clips.pop(number, None)
+        del self._clips[number]
+        self._places.release()
         if clip.video is not None:
             with suppress(UserError):
                 clip.video.close()

@@ -193,6 +193,17 @@ def test_a_bug_in_the_thread_is_not_swallowed(monkeypatch):
         recorder.close()
 
 
+def test_places_for_clips_are_given_back_whole_or_not(tmp_path):
+    (tmp_path / "file").touch()
+    recorder = ClipRecorder(ClipSettings(after_seconds=0.0), 0.0)
+    assert [recorder.reserve() for _ in range(module.MOST_CLIPS + 1)] == [True] * module.MOST_CLIPS + [False]
+    paths = [tmp_path / "file" / "a.mp4", tmp_path / "b.mp4", tmp_path / "c.mp4"]  # the first cannot be written
+    recorder.add(step(0.0, *(Begin(number, path, 0.0) for number, path in enumerate(paths))), is_live=False)
+    recorder.add(step(0.5, End(1, 0.5)), is_live=False)
+    recorder.close()
+    assert [recorder.reserve() for _ in range(4)] == [True] * 3 + [False]
+
+
 @pytest.mark.parametrize("wrong", [{"before_seconds": -1}, {"longest_seconds": 0}, {"buffer_mib": float("nan")}])
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
