@@ -20,6 +20,8 @@ from datamodules.errors import UserError
 
 WAITING_FRAMES = 8
 """Frames that may wait for the thread; they are whole pictures."""
+MOST_CLIPS = 16
+"""That are written at once; each has an encoder."""
 LONGEST_CLOSE_SECONDS = 120.0
 """After the end of prediction the thread may take so long to write what waits."""
 
@@ -92,8 +94,9 @@ class _Clip:
 class ClipRecorder:
     """Writes clips in a thread of its own, so that prediction waits for neither JPEG nor h264 nor the disk.
 
-    Memory is bounded: WAITING_FRAMES pictures for the thread, and ``buffer_mib`` of past frames a source. A frame that
-    would have to wait longer is left out of the clips and counted where the source is live, and waited for otherwise.
+    Memory is bounded: WAITING_FRAMES pictures for the thread, ``buffer_mib`` of past frames a source, MOST_CLIPS clips.
+    A frame that would have to wait longer is left out of the clips and counted where the source is live, and waited
+    for otherwise.
 
     Args:
         settings: see there.
@@ -106,28 +109,32 @@ class ClipRecorder:
     def __init__(self, settings: ClipSettings, longest_wait: float) -> None:
         self.settings, self.longest_wait = settings, longest_wait
         self.left_out = 0
-        self._pending: dict[str, list[Begin | End]] = {}
-        self._steps: queue.Queue[Step | None] = queue.Queue(WAITING_FRAMES)
+        self._room = threading.Semaphore(WAITING_FRAMES)
+        self._places = threading.Semaphore(MOST_CLIPS)
+        self._steps: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
         self._past: dict[str, PastFrames] = {}
         self._clips: dict[int, _Clip] = {}
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="clips of events", daemon=True)
         self._thread.start()
 
+    def reserve(self) -> bool:
+        """Take the place of a clip, which a ``Begin`` must follow; False where MOST_CLIPS are being written."""
+        return self._places.acquire(blocking=False)
+
     def add(self, step: Step, is_live: bool) -> None:
-        """Take a frame and what changes with it."""
-        step = step._replace(changes=[*self._pending.pop(step.source, ()), *step.changes])
-        if is_live and not step.is_end and self._steps.full():
+        """Take a frame and what changes with it; a live stream never waits."""
+        if step.picture is not None and not self._has_room(waits=not is_live):
             self.left_out += 1
-            self._pending[step.source] = list(step.changes)
-            return
-        self._put(step)
+            step = step._replace(picture=None)
+        if self._error is not None:
+            raise self._error
+        if step.picture is not None or step.changes or step.is_end:
+            self._steps.put(step)
 
     def close(self) -> None:
         """Finish all clips."""
-        for source, changes in self._pending.items():
-            self._put(Step(source, None, inf, (), changes, is_end=True))
-        self._put(None)
+        self._steps.put(None)
         self._thread.join(LONGEST_CLOSE_SECONDS)
         if self._error is not None:
             raise self._error
@@ -136,17 +143,19 @@ class ClipRecorder:
         if self.left_out:
             say(f"clips of events lack {self.left_out} frames, for which there was no time")
 
-    def _put(self, step: Step | None) -> None:
-        while self._error is None:  # a thread that has failed takes nothing
-            with suppress(queue.Full):
-                self._steps.put(step, timeout=0.5)
-                return
-        raise self._error
+    def _has_room(self, waits: bool) -> bool:
+        """Take one of the places for pictures."""
+        while not self._room.acquire(blocking=waits, timeout=0.5 if waits else None):
+            if not waits or self._error is not None:  # a thread that has failed makes no room
+                return False
+        return True
 
     def _run(self) -> None:
         try:
             while (step := self._steps.get()) is not None:
                 self._take(step)
+                if step.picture is not None:
+                    self._room.release()
             for number in list(self._clips):
                 self._close(number)
         except Exception as error:  # a bug, which the main thread raises
@@ -161,9 +170,12 @@ class ClipRecorder:
                 clip.until = min(clip.until, change.end + self.settings.after_seconds)
         of_source = [(number, clip) for number, clip in self._clips.items() if clip.source == step.source]
         for number, clip in of_source:
-            if shot is not None and clip.newest < shot.seconds <= clip.until:
-                self._write(number, clip, [shot])
-            if step.is_end or shot is None or shot.seconds < clip.newest or shot.seconds >= clip.until:
+            is_over = step.is_end
+            if shot is not None:
+                if clip.newest < shot.seconds <= clip.until:
+                    self._write(number, clip, [shot])
+                is_over |= not clip.newest <= shot.seconds < clip.until
+            if is_over:
                 self._close(number)
         if step.is_end:
             self._past.pop(step.source, None)
@@ -199,17 +211,20 @@ class ClipRecorder:
 
     def _close(self, number: int) -> None:
         clip = self._clips.pop(number, None)
-        if clip is None or clip.video is None:
+        if clip is None:
             return
+        self._places.release()
         try:
-            clip.video.close()
+            if clip.video is not None:
+                clip.video.close()
         except UserError as error:
             say(f"a clip of an event is not whole: {error}")
 
     def _give_up(self, number: int, clip: _Clip, error: Exception) -> None:
         """A disk that is full or gone ends a clip, not the prediction."""
         say(f"a clip of an event ends here: {error}")
-        self._clips.pop(number, None)
+        del self._clips[number]
+        self._places.release()
         if clip.video is not None:
             with suppress(UserError):
                 clip.video.close()

@@ -135,7 +135,7 @@ class EventReporter(Callback):
         """Return the id of an event, and its clip."""
         if event.number not in self._known:
             name, path = uuid.uuid4().hex, None
-            if self._recorder is not None and self._files is not None:
+            if self._recorder is not None and self._files is not None and self._recorder.reserve():
                 rule = "".join(c if c.isalnum() or c in "-_" else "_" for c in event.rule.name)
                 path = self._files.path(event.source, f"{rule}.{event.start:.1f}s.{name[:8]}.mp4")
             self._known[event.number] = (name, path)
@@ -181,7 +181,7 @@ class EventReporter(Callback):
         self._seen.pop(source, None)
         changes = self._machine.finish(source)
         if self._recorder is not None:
-            self._recorder.add(Step(source, None, inf, (), self._clip_changes(changes), is_end=True), is_live=False)
+            self._recorder.add(Step(source, None, inf, (), self._clip_changes(changes), is_end=True), is_live=True)
         self._report(changes)
 
     def _close(self) -> None:

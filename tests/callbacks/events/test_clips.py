@@ -156,6 +156,19 @@ def test_a_live_stream_waits_for_no_clip_and_events_are_kept_although_frames_are
     assert seconds_shown(tmp_path / "clip.mp4")[:2] == pytest.approx([0.0, 0.5], abs=0.15)
 
 
+def test_the_end_of_a_camera_waits_for_no_clip_either(slow_thread, tmp_path):
+    recorder = ClipRecorder(ClipSettings(), 0.0)
+    began = time.monotonic()
+    for each in film({7.0: (Begin(0, tmp_path / "clip.mp4", 7.0),)}):
+        recorder.add(each, is_live=True)
+    for source in ("cam", "other"):
+        recorder.add(Step(source, None, inf, (), (), is_end=True), is_live=True)
+    assert time.monotonic() - began < 0.5
+    slow_thread.set()
+    recorder.close()
+    assert (tmp_path / "clip.mp4").exists()
+
+
 def test_a_file_waits_so_that_its_clips_are_complete(slow_thread, tmp_path):
     threading.Timer(0.3, slow_thread.set).start()
     changes = {7.0: (Begin(0, tmp_path / "clip.mp4", 7.0),), 8.0: (End(0, 8.0),)}
@@ -178,6 +191,17 @@ def test_a_bug_in_the_thread_is_not_swallowed(monkeypatch):
         for each in film({}):
             recorder.add(each, is_live=False)
         recorder.close()
+
+
+def test_places_for_clips_are_given_back_whole_or_not(tmp_path):
+    (tmp_path / "file").touch()
+    recorder = ClipRecorder(ClipSettings(after_seconds=0.0), 0.0)
+    assert [recorder.reserve() for _ in range(module.MOST_CLIPS + 1)] == [True] * module.MOST_CLIPS + [False]
+    paths = [tmp_path / "file" / "a.mp4", tmp_path / "b.mp4", tmp_path / "c.mp4"]  # the first cannot be written
+    recorder.add(step(0.0, *(Begin(number, path, 0.0) for number, path in enumerate(paths))), is_live=False)
+    recorder.add(step(0.5, End(1, 0.5)), is_live=False)
+    recorder.close()
+    assert [recorder.reserve() for _ in range(4)] == [True] * 3 + [False]
 
 
 @pytest.mark.parametrize("wrong", [{"before_seconds": -1}, {"longest_seconds": 0}, {"buffer_mib": float("nan")}])

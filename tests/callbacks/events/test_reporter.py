@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from callbacks.events import reporter as module
+from callbacks.events.clips import MOST_CLIPS
 from callbacks.events.reporter import EventReporter
 from callbacks.events.sinks import Delivery, EventSink
 from datamodules.errors import UserError
@@ -137,6 +138,17 @@ def test_sinks_and_listeners_get_the_begin_and_the_end_under_one_id(tmp_path):
     ]
     assert len({each["event"] for each in both.messages}) == len({each["clip"] for each in both.messages}) == 1
     assert ended.messages == both.messages[1:] and heard == both.messages and lines(tmp_path) == ended.messages
+
+
+def test_a_crowd_has_an_event_each_but_not_a_clip_each(tmp_path):
+    crowd = [frame(0.5 * n, *(person(0.9, track) for track in range(MOST_CLIPS + 4)), colour=90) for n in range(3)]
+    later = waving(5.0, 6.0, 7.0, source="other")
+    predict(EventReporter(WAVE, tmp_path), (crowd, ["cam"]))
+    clips = [line["clip"] for line in lines(tmp_path)]
+    assert len(clips) == MOST_CLIPS + 4 and clips.count(None) == 4
+    assert all(Path(clip).exists() for clip in clips if clip)
+    predict(EventReporter(WAVE, tmp_path), (later, ["other"]))
+    assert lines(tmp_path)[-1]["clip"] is not None
 
 
 def test_a_camera_that_has_gone_silent_ends_its_events_while_others_go_on(tmp_path, monkeypatch):
