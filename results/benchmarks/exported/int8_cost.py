@@ -1,4 +1,4 @@
-"""What int8 costs the shipped detectors in mAP, and what it saves: ``python -m results.benchmarks.int8_cost``.
+"""What int8 costs the shipped detectors in mAP, and what it saves: ``python -m results.benchmarks.exported.int8_cost``.
 
 Each is exported once in float32, then quantised: ``int8``, and ``static-int8`` with three draws of calibration videos.
 """
@@ -29,7 +29,7 @@ from lightning_modules.networks.weights.configured import load_network
 from lightning_modules.stream_detection import StreamDetectionModule
 from results.benchmarks.page import Part, Row, main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DATA, SIZE = ROOT / "data" / "puppets", "full"
 VIDEOS, STEPS = 48, 200
 """Validation videos of the mAP, frames over which differences are measured."""
@@ -42,7 +42,7 @@ FORMS: dict[str, tuple[Quantization | None, int]] = {
 """Row -> how it is quantised, and the seed of its calibration videos."""
 HEADER = f"""# What int8 costs
 
-Written by `python -m results.benchmarks.int8_cost`: the shipped weights on Puppets `{SIZE}`, frames of {{side}} x
+Written by `python -m results.benchmarks.exported.int8_cost`: the shipped weights on Puppets `{SIZE}`, frames of {{side}} x
 {{side}}, in onnxruntime. `int8` finds ranges in every call (`export --quantize int8`); `static-int8` has them from
 {SETTINGS.videos} training videos, {SETTINGS.frames} frames of each, drawn three times. mAP is frame mAP at IoU 0.5 on
 the validation videos' keyframes; differences are those of people (score 0.5 or more in float32) over {STEPS} frames,
