@@ -43,10 +43,10 @@ FORMS: dict[str, tuple[Quantization | None, int]] = {
 HEADER = f"""# What int8 costs
 
 Written by `python -m results.benchmarks.exported.int8_cost`: the shipped weights on Puppets `{SIZE}`, frames of
-{{side}} x {{side}}, in onnxruntime. `int8` finds ranges in every call (`export --quantize int8`); `static-int8` has them
-from {SETTINGS.videos} training videos, {SETTINGS.frames} frames of each, drawn three times. mAP is frame mAP at IoU 0.5
-on the validation videos' keyframes; differences are those of people (score 0.5 or more in float32) over {STEPS} frames,
-mean and largest. Times are medians of calls in turn.
+{{side}} x {{side}}, in onnxruntime. `int8` finds ranges in every call (`export --quantize int8`); `static-int8` has
+them from {SETTINGS.videos} training videos, {SETTINGS.frames} frames of each, drawn three times. mAP is frame mAP at
+IoU 0.5 on the validation videos' keyframes. Differences are those of people (score 0.5 or more in float32) over {STEPS}
+frames, mean and largest. Times are medians of calls in turn.
 """
 NOTE = """
 {num_videos} validation videos.
