@@ -32,6 +32,13 @@ class ExportedDetectionModule(StreamDetectionModule):
             raise UserError(
                 f"an exported file can predict and validate, not {stage}", remedy="take the config of its network"
             )
+        if getattr(self.trainer.datamodule, "lanes", 1) != 1:
+            # Lanes on which nothing runs show frames of another size than the file takes.
+            raise UserError(
+                f"is {self.trainer.datamodule.lanes}, but an exported file is evaluated one stream at a time",
+                where="data.lanes",
+                remedy="set it to 1",
+            )
         super().setup(stage)
         rank_zero_info(self.network.choice)
 

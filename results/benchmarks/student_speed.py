@@ -23,10 +23,10 @@ from lightning_modules.networks.detection.evad import EvadTeacher
 from lightning_modules.networks.detection.outputs import Detections
 from lightning_modules.networks.streaming import state_bytes
 from lightning_modules.networks.students.detector import StreamingDetector
+from results.benchmarks.exported.student_sizes import measure_sizes
 from results.benchmarks.page import Row, main, row_ratio
 from results.benchmarks.student_forms import measure_compiled, measure_steadiness
 from results.benchmarks.student_networks import FRAMES, clip_step, frame_step, normalised_frames, student, teacher
-from results.benchmarks.student_sizes import measure_sizes
 from results.benchmarks.student_speed_page import HEADER, PARTS
 
 SIDE = 256

@@ -300,7 +300,9 @@ def test_an_exported_student_is_validated_as_its_network_is_and_never_trained(tm
     monkeypatch.setattr(opening, "read_exported_step", lambda path: step)
     monkeypatch.setattr(opening, "open_session", lambda path, runtime: run_torch(graph))
     module = ExportedDetectionModule(opening.ExportedStudent("student.onnx", "onnx", num_classes=2))
-    data = tiny.streams(source, tmp_path / "cache")
+    with pytest.raises(UserError, match=r"data.lanes: is 3, .* one stream at a time; set it to 1"):
+        tiny.trainer(tmp_path).validate(module, data, verbose=False)
+    data = tiny.streams(source, tmp_path / "cache", lanes=1)
     assert tiny.trainer(tmp_path).validate(module, data, verbose=False) == [pytest.approx(expected[0], abs=1e-6)]
     for call in ("fit", "test"):
         with pytest.raises(UserError, match=f"an exported file can predict and validate, not {call}"):

@@ -8,7 +8,8 @@ import torch
 
 from lightning_modules.networks.weights.configured import network_of
 from lightning_modules.runtimes.sessions import installed
-from results.benchmarks import student_forms, student_networks, student_sizes, student_speed
+from results.benchmarks import student_forms, student_networks, student_speed
+from results.benchmarks.exported import student_sizes
 from results.benchmarks.page import render
 from tests.networks.tiny import CONFIG, PLACES, STUDENT, student_of, teacher_of
 

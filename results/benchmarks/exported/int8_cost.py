@@ -1,4 +1,4 @@
-"""What int8 costs the shipped detectors in mAP, and what it saves: ``python -m results.benchmarks.accuracy.int8_cost``.
+"""What int8 costs the shipped detectors in mAP, and what it saves: ``python -m results.benchmarks.exported.int8_cost``.
 
 Each is exported once in float32, then quantised: ``int8``, and ``static-int8`` with three draws of calibration videos.
 """
@@ -42,11 +42,11 @@ FORMS: dict[str, tuple[Quantization | None, int]] = {
 """Row -> how it is quantised, and the seed of its calibration videos."""
 HEADER = f"""# What int8 costs
 
-Written by `python -m results.benchmarks.accuracy.int8_cost`: the shipped weights on Puppets `{SIZE}`, frames of
+Written by `python -m results.benchmarks.exported.int8_cost`: the shipped weights on Puppets `{SIZE}`, frames of
 {{side}} x {{side}}, in onnxruntime. `int8` finds ranges in every call (`export --quantize int8`); `static-int8` has
 them from {SETTINGS.videos} training videos, {SETTINGS.frames} frames of each, drawn three times. mAP is frame mAP at
-IoU 0.5 on the validation videos' keyframes; differences are those of people (score 0.5 or more in float32) over
-{STEPS} frames, mean and largest. Times are medians of calls in turn.
+IoU 0.5 on the validation videos' keyframes. Differences are those of people (score 0.5 or more in float32) over {STEPS}
+frames, mean and largest. Times are medians of calls in turn.
 """
 NOTE = """
 {num_videos} validation videos.
