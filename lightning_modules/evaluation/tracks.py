@@ -5,6 +5,10 @@ from __future__ import annotations
 from ..linking.online import LinkedFrame, OnlineLinker
 from ..networks.detection.outputs import ScoredBoxes
 
+IOU_THRESHOLD = 0.1
+"""Less than the linker's own: where frames are few, people move far between them, and nothing is lost where they are
+many (results/pages/trackers.md)."""
+
 
 class LaneTracks:
     """Links the detections of the videos that follow each other on a lane.
@@ -14,7 +18,7 @@ class LaneTracks:
     """
 
     def __init__(self, num_classes: int) -> None:
-        self._linker = OnlineLinker(num_classes)
+        self._linker = OnlineLinker(num_classes, iou_threshold=IOU_THRESHOLD)
         self._video: str | None = None
         self._offset = self._next_id = 0
 

@@ -34,3 +34,10 @@ def test_a_video_that_starts_anew_recognises_nobody_and_repeats_no_number():
     assert ids(tracks, 0) == [2]
     tracks.start("camera")
     assert ids(tracks, 0, 50) == [3, 4]
+
+
+def test_a_person_who_moves_on_by_most_of_his_width_is_recognised():
+    """7 of 10 pixels: an overlap of 3 / 17. By 9 of 10, which is 1 / 19, nobody is."""
+    tracks = LaneTracks(2)
+    tracks.start("a")
+    assert [ids(tracks, place) for place in (0, 7, 14, 23)] == [[0], [0], [0], [1]]
