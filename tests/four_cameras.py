@@ -176,7 +176,7 @@ def film(folder: Path) -> list[bytes]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=300.0, help="how long to predict, from the first frame on")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     memory: list[tuple[float, float]] = []
     began: list[float] = []
