@@ -30,7 +30,8 @@ class ExportedDetectionModule(StreamDetectionModule):
     def setup(self, stage: str) -> None:
         if stage not in ("predict", "validate"):
             raise UserError(
-                f"an exported file can predict and validate, not {stage}", remedy="take the config of its network"
+                f"an exported file can predict and validate, not {getattr(stage, 'value', stage)}",
+                remedy="take the config of its network",
             )
         if getattr(self.trainer.datamodule, "lanes", 1) != 1:
             # Lanes on which nothing runs show frames of another size than the file takes.

@@ -97,11 +97,11 @@ def test_every_runtime_finds_what_torch_finds(folder, student, runtime):
 
 @needs_onnx
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
-def test_predict_takes_an_exported_file_in_the_place_of_weights(folder, student, tmp_path, monkeypatch, capsys):
+def test_predict_takes_an_exported_file_in_the_place_of_weights(folder, student, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     write_video("film.mp4", moving_blobs(12, SIZE, seed=6), 16)
     main(["predict", "--weights", str(folder / "student.onnx"), "--source=film.mp4", "--runtime=onnx"])
-    assert "student.onnx (float32) runs in onnx: as asked for" in capsys.readouterr().err
+    assert "student.onnx (float32) runs in onnx: as asked for" in caplog.messages
     written = [json.loads(line) for line in Path("runs/predictions/film.jsonl").read_text().splitlines()]
     expected = list(StreamSession(*student).predict(tmp_path / "film.mp4"))
     assert [line["frame"] for line in written] == [frame.frame for frame in expected] == list(range(0, 12, 2))
