@@ -154,7 +154,7 @@ RUN_BY_MAIN = [
 
 def test_every_kind_of_command_is_found_on_the_pages():
     found = {arguments.values[0][0] for arguments in RUN_BY_MAIN}
-    assert found == {"fit", "test", "predict", "check", "score", "analyse", "export"}
+    assert found == {"fit", "validate", "test", "predict", "serve", "check", "score", "analyse", "export"}
     assert len(RUN_BY_MAIN) > 35
 
 

@@ -15,7 +15,7 @@ from main import OnlookerCLI, main
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = sorted(OnlookerCLI.subcommands())
-FIRST = {"predict": "ckpt_path", "check": "page", "score": "predictions", "analyse": "predictions", "export": "format"}
+FIRST = {"predict": "ckpt_path", "serve": "host", "check": "page", "score": "predictions", "analyse": "predictions"}
 """Argument that each command names right after its config; ``ckpt_path`` of Lightning's."""
 PROGRAMS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")

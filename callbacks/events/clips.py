@@ -69,7 +69,7 @@ class End(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What the thread is given at once: a frame of a source, if any, and what changes with it."""
+    """One message to the thread: a frame of a source, if any, and what changes with it."""
 
     source: str
     picture: np.ndarray | None

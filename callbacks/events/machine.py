@@ -1,4 +1,4 @@
-"""What makes events of people in frames: a state machine that reads, writes and waits for nothing."""
+"""Events of people in frames, by a state machine that reads, writes and waits for nothing."""
 
 from __future__ import annotations
 

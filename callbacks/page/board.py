@@ -1,4 +1,4 @@
-"""What a page shows: the newest picture of every source, how prediction gets on, and the newest events."""
+"""Contents of the page: the newest picture of every source, how prediction gets on, and the newest events."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class CameraFeed:
 
     @property
     def live_name(self) -> str:
-        """What only one process can read."""
+        """Name of the source that only one process can read."""
         return f"a list of {len(self.names)} sources"
 
     @property

@@ -63,6 +63,11 @@ HELP = {
         "python main.py predict --weights results/weights/dsta.pt --source street.mp4",
         TRAINER[1:],
     ),
+    "serve": CommandHelp(
+        "Predict, and show it in the browser: live pictures with boxes, delay, events, and /health as JSON.",
+        "python main.py serve --weights results/weights/dsta.pt --source street.mp4",
+        ("host", "port", "token", "rules", *TRAINER[1:]),
+    ),
     "check": CommandHelp(
         "Look through the data that a config names, draw some of it, and report every mistake with its remedy.",
         f"python main.py check --config configs/evad_own_videos.yaml {OWN_VIDEOS}",

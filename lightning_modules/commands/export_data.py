@@ -1,10 +1,10 @@
-"""What an export takes of the data: frames to calibrate and compare on, ground truth, and the card's entries."""
+"""Parts of the data that an export takes: frames to calibrate and compare on, ground truth, and the card's entries."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -19,8 +19,8 @@ from datamodules.errors import UserError
 from datamodules.frames.store import DecodedFrames
 from datamodules.stream import StreamDataModule
 
+from ..evaluation.detection_evaluator import DetectionEvaluator
 from ..evaluation.stream_predictor import StreamPredictor
-from ..metrics.frame_map import FrameMeanAveragePrecision
 from ..networks.detection.export_graphs import ClipGraph, ExportGraph
 from ..networks.weights.card import Card
 from ..networks.weights.loading import read_weights
@@ -124,7 +124,7 @@ def measure_map(
     network, stream = model.network, getattr(model, "stream", None)
     facts = (run, network.num_classes, graph.image_size, graph.score)
     scored = datamodule.evaluated_classes
-    model.metric = FrameMeanAveragePrecision(network.num_classes, class_ids=scored, **asdict(model.metric_settings))
+    model.evaluator = DetectionEvaluator(model.detection, network.num_classes, scored)
     _open_validation(datamodule, num_videos)
     try:
         if isinstance(graph, ClipGraph):
@@ -139,7 +139,7 @@ def measure_map(
         model.network = network
         if stream is not None:
             model.stream = stream
-    return float(model.metric.compute()["map"])
+    return float(model.evaluator.finish()["map"])
 
 
 def _open_validation(datamodule: DetectionDataModule, num_videos: int) -> None:

@@ -28,7 +28,7 @@ PERSON = 0.5
 
 @dataclass(frozen=True)
 class QuantizationSettings:
-    """What a quantised network is calibrated and compared on.
+    """Frames that a quantised network is calibrated and compared on.
 
     Args:
         videos: of the training split, drawn at random, whose frames calibrate ``static-int8``.
@@ -52,7 +52,7 @@ class Quantizer(NamedTuple):
 
     kind: Quantization
     clips: Sequence[np.ndarray] = ()
-    """What it is calibrated on: consecutive frames of videos, uint8 (N, H, W, 3) each."""
+    """Calibration: consecutive frames of videos, uint8 (N, H, W, 3) each."""
     measure_map: Callable[[Run], float] | None = None
     """Gives the mAP of a graph; None where it is not wanted."""
     about: Mapping[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What an exported ONNX file says of itself: how it is called, and the card of its network."""
+"""Metadata of an exported ONNX file: how it is called, and the card of its network."""
 
 from __future__ import annotations
 

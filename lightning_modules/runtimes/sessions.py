@@ -16,7 +16,7 @@ Runtime = Literal["onnx", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 PACKAGES: dict[Runtime, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
 EXTRAS: dict[Runtime, str] = {"onnx": "export", "openvino": "openvino"}
-"""What brings a package: ``pip install 'onlooker[export]'``."""
+"""Command that brings a package: ``pip install 'onlooker[export]'``."""
 
 Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 """One call of a graph: arrays by the names of its inputs -> arrays by the names of its outputs."""

@@ -24,7 +24,7 @@ class PredictedBox(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """What was predicted on one video."""
+    """Predictions on one video."""
 
     video: str
     frames: tuple[int, ...]
@@ -37,7 +37,7 @@ class Predictions(NamedTuple):
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What is worth an annotator's time.
+    """Limits of what is worth an annotator's time.
 
     Args:
         action_score, person_score: lesser ones are left out.
@@ -83,7 +83,7 @@ def read_predictions(path: str | Path, thresholds: Thresholds | None = None) -> 
 
 @dataclass
 class _Read:
-    """What has been read of a file so far."""
+    """Part of a file that has been read so far."""
 
     path: Path
     thresholds: Thresholds

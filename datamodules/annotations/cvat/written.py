@@ -30,7 +30,7 @@ NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff
 
 
 class VideoFacts(NamedTuple):
-    """What CVAT's file says of a video."""
+    """Facts of a video in CVAT's file."""
 
     file_name: str
     num_frames: int

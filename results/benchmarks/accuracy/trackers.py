@@ -1,8 +1,11 @@
 """HOTA and IDF1 of trackers on what a student finds in the Puppets videos.
 
+    python -m results.benchmarks.accuracy.trackers
+
+needs two libraries:
+
     pip install --no-deps trackeval==1.3.0 trackers==2.6.1 supervision==0.31.2
     pip install defusedxml pycocotools pydeprecate requests rich
-    python -m results.benchmarks.accuracy.trackers
 
 Neither library is in an extra: both ask for opencv-python, which shares its folder with the opencv-python-headless that
 albumentations brings; without their own dependencies they take the one that is there.
@@ -14,7 +17,6 @@ are removed as ``OnlineLinker`` does. A person without a number counts as not fo
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import time
@@ -25,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from datamodules.program_help import ProgramParser
 from datamodules.puppets.source import Puppets
 from lightning_modules.evaluation.predictions import Answer
 from lightning_modules.evaluation.stream_predictor import StreamPredictor
@@ -49,7 +52,7 @@ class Frame(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a tracker says of a frame."""
+    """Numbers that a tracker gives in a frame."""
 
     ids: np.ndarray
     boxes: np.ndarray
@@ -211,7 +214,7 @@ def measure(weights: Path, size: str, num_videos: int, num_training: int) -> lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ProgramParser(__doc__, "python -m results.benchmarks.accuracy.trackers")
     parser.add_argument("--weights", type=Path, default=Path("results/weights/dsta.pt"))
     parser.add_argument("--size", choices=("tiny", "small", "full"), default="small")
     parser.add_argument("--videos", type=int, default=24, help="to score on, at most")

@@ -1,4 +1,6 @@
-"""What int8 costs the shipped detectors in mAP, and what it saves: ``python -m results.benchmarks.exported.int8_cost``.
+"""Cost of int8 for the shipped detectors in mAP, and what it saves.
+
+    python -m results.benchmarks.exported.int8_cost
 
 Each is exported once in float32, then quantised: ``int8``, and ``static-int8`` with three draws of calibration videos.
 """

@@ -21,7 +21,7 @@ def told(changes) -> list[tuple]:
 
 
 def run(events: EventMachine, scores, step: float = 0.25, finish: bool = False) -> list[tuple]:
-    """What is told of one person with these scores; None is a frame without the person."""
+    """Events of one person with these scores; None is a frame without the person."""
     found = []
     for number, score in enumerate(scores):
         people = () if score is None else (person(score),)
@@ -174,7 +174,7 @@ def test_several_people_and_rules_keep_apart():
 
 
 def test_two_cameras_with_the_same_people_and_times_of_their_own_do_not_meet():
-    """What one of them tells is the same whether the other is there or not."""
+    """The events of one of them are the same whether the other is there or not."""
     rng = random.Random(0)
     rule = {"start_score": 0.6, "end_score": 0.4, "shortest_seconds": 0.5, "dead_seconds": 1.0, "lost_seconds": 0.7}
     films = {

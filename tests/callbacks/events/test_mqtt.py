@@ -55,7 +55,7 @@ def broker(port: int, folder: Path, *settings: str) -> Iterator[None]:
 
 @contextmanager
 def listener(port: int, topic: str = "#") -> Iterator[list]:
-    """What is published, as topics and contents."""
+    """Messages that are published, as topics and contents."""
     client_module = pytest.importorskip("paho.mqtt.client")
     enums = pytest.importorskip("paho.mqtt.enums")
     heard: list = []

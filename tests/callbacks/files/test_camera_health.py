@@ -1,4 +1,4 @@
-"""What is said of each of many cameras while they run: its frames, losses, delay and state."""
+"""Lines about each of many cameras while they run: its frames, losses, delay and state."""
 
 from __future__ import annotations
 

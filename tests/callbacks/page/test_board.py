@@ -1,4 +1,4 @@
-"""What the page shows: newest pictures, delays, events; and what it costs prediction."""
+"""The page shows newest pictures, delays, events; and what it costs prediction."""
 
 from __future__ import annotations
 

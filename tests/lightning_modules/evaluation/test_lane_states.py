@@ -48,7 +48,7 @@ def frame(camera: int, index: int, is_first: bool, is_last: bool = False, size: 
 
 @torch.inference_mode()
 def alone(camera: int, starts: Sequence[int], count: int, look_ahead: int, size: tuple[int, int]) -> list[TrackedFrame]:
-    """What is predicted where there is one camera, whose stream starts anew at some frames and ends with the last."""
+    """Predictions where there is one camera, whose stream starts anew at some frames and ends with the last."""
     stream = predictor(look_ahead)
     found = []
     for index in range(count):
