@@ -172,6 +172,7 @@ def test_tubes(tmp_path, capsys):
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.slow
 def test_segments(truth, tmp_path, capsys):
     """Of two videos, one is found, of the other one class is wrong and a segment in nowhere comes first."""
     spans = {"video_test_0000004": [("Diving", 10, 20)], "video_test_0000006": [("Diving", 0, 8), ("Shotput", 15, 16)]}

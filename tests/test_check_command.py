@@ -57,6 +57,7 @@ def arguments(command: str, config: str, own: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["evad_own_videos", "distill_dsta_own_videos"])
 def test_good_data_are_counted_and_drawn_and_the_command_succeeds(config, own, capsys):
     main([*arguments("check", config, own), "--page=page.png"])

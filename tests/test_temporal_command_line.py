@@ -157,6 +157,7 @@ def test_the_strategies_that_the_paper_compares_run_on_a_plain_detector(strategy
     assert cli.trainer.global_step == 2
 
 
+@pytest.mark.slow
 def test_any_video_file_is_predicted_on_into_a_json_of_activitynets_form(puppets):
     file = next((puppets / "tiny" / "videos" / "val").glob("*.mp4"))
     config = arguments("rgb_baseline", puppets)

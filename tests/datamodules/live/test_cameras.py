@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -161,6 +162,8 @@ def test_a_camera_that_was_away_for_days_comes_back(monkeypatch, caplog):
     with running("door", reconnect_attempts=None) as (feed, cameras, batches):
         for _ in range(2000):
             cameras["door"].handed.put(ConnectionError("refused"))
+        wait_until(lambda: cameras["door"].connections == 2001)
+        time.sleep(2 * PERIOD)  # a frame is due again: without stamps that go on, time is that of receipt
         cameras["door"].show(PERIOD, picture(1))
         assert next(batches).video_ids == ("door",)
         assert (feed.health()[0].state, feed.health()[0].reconnections) == ("running", 1)

@@ -33,6 +33,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argument", "line"),
     [
@@ -85,6 +86,7 @@ def test_half_precision_on_a_cpu_is_refused_with_the_way_out(command_line, preci
         command_line.build("fit", EVAD, f"--trainer.precision={precision}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("switch", "without"),
     [

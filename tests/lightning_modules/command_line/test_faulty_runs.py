@@ -41,6 +41,7 @@ def test_every_switch_off_and_a_limit_of_one_is_a_run_of_one_batch(arguments):
     assert not list(Path().rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("callback", "monitor", "line", "steps"),
     [

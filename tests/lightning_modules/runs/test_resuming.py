@@ -233,6 +233,7 @@ def test_a_training_can_be_resumed_again_and_again(tmp_path):
     assert_ends_alike(fit("temporal_detection", tmp_path, 1, checkpoint), whole)
 
 
+@pytest.mark.slow
 def test_averaged_weights_go_on_alike(tmp_path):
     def averaged(checkpoint: Path | None, *callbacks: L.Callback) -> tuple[ExperimentModule, L.Trainer]:
         average = EMAWeightAveraging(decay=0.5)

@@ -85,6 +85,7 @@ def assert_same(found: list[TrackedFrame], expected: list[TrackedFrame]) -> None
             assert ours.actions == pytest.approx(theirs.actions, abs=1e-3)
 
 
+@pytest.mark.slow
 @needs_onnx
 @pytest.mark.parametrize("runtime", EACH_RUNTIME)
 def test_every_runtime_finds_what_torch_finds(folder, student, runtime):

@@ -20,6 +20,7 @@ def measured(keyframes: int) -> dict:
     return json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow
 def test_every_step_of_a_small_file_is_measured():
     found = measured(30)
     assert found["rows"] == 30 * 5 * 60 and 0 < found["map"] < 1 and found["pictures"] == 20
