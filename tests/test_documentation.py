@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.errors import UsageError
+from datamodules.errors import UsageError, UserError
 from main import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -164,6 +164,11 @@ def test_every_kind_of_command_is_found_on_the_pages():
 def test_a_command_of_a_page_parses(arguments, monkeypatch, capsys):
     """Files that it names need not be there."""
     monkeypatch.chdir(ROOT)
+    if arguments[0] == "predict" and any(argument.endswith(".onnx") for argument in arguments):
+        # An earlier command of the page writes the file, whose card is read first.
+        with pytest.raises(UserError, match=r"\.onnx: no such file"):
+            main([*arguments, "--print_config"])
+        return
     with pytest.raises(SystemExit) as end:
         main([*arguments, "--print_config"])
     assert end.value.code == 0 and "trainer:" in capsys.readouterr().out
