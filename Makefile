@@ -56,15 +56,17 @@ demo-motion: venv ## Train motion teacher and RGB baseline, distil the one into 
 	$(TEST) --config configs/rgb_baseline.yaml $(MEASURED) $(call LAST,rgb_baseline)
 	$(TEST) --config configs/distill_motion.yaml $(MEASURED) $(call LAST,distill_motion)
 
-# One thread per process: the tests are small, and more threads only fight over the cores. A process has the tests of a
-# file, since they share what takes long to make.
-PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
+# One thread per process: the tests are small, and more threads only fight over the cores. One process more than cores,
+# five at most: some tests wait for other programs. A process has the tests of a file, since they share what takes long
+# to make.
+PROCESSES := $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4) + 1)' 2>/dev/null || echo 2)
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(PROCESSES) --dist loadfile
 
 check: lint ## Check style, types and the quick tests (under three minutes on two cores)
 	$(PY) -m mypy
 	$(PYTEST) -m "not slow"
 
-test: venv ## Run all tests, up to four at a time: neither GPU nor data set needed
+test: venv ## Run all tests, up to five at a time: neither GPU nor data set needed
 	$(PYTEST) $(ARGS)
 
 bench: venv ## Time students of every size, in float32 and int8, against the ViT-B teacher (twenty minutes on two cores)

@@ -20,9 +20,14 @@ def measured(keyframes: int) -> dict:
     return json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.fixture(scope="module")
+def small() -> dict:
+    return measured(30)
+
+
 @pytest.mark.slow
-def test_every_step_of_a_small_file_is_measured():
-    found = measured(30)
+def test_every_step_of_a_small_file_is_measured(small):
+    found = small
     assert found["rows"] == 30 * 5 * 60 and 0 < found["map"] < 1 and found["pictures"] == 20
     first, *_, last = found["steps"]
     assert (first, last) == ("reading", "page")
@@ -32,9 +37,9 @@ def test_every_step_of_a_small_file_is_measured():
 
 
 @pytest.mark.slow
-def test_time_and_memory_of_a_tenth_of_ava_stay_within_a_tenth_of_the_limits():
+def test_time_and_memory_of_a_tenth_of_ava_stay_within_a_tenth_of_the_limits(small):
     """Beside a part that is the same for every file: imports, pictures and the page."""
-    small, tenth = measured(30), measured(AVA_KEYFRAMES // 10)
+    tenth = measured(AVA_KEYFRAMES // 10)
     assert tenth["rows"] == 1_710_000
     assert tenth["seconds"] - small["seconds"] < SECONDS / 10
     assert tenth["peak_mib"] - small["peak_mib"] < (MEBIBYTES - small["peak_mib"]) / 10
