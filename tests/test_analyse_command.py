@@ -153,6 +153,7 @@ class FollowedVideos(NumberedVideos):
         return super()._keyframe(frame)._replace(tracks=np.array([4, 9]))
 
 
+@pytest.mark.slow
 def test_tubes(tmp_path, capsys):
     """Every true tube of three frames or more, cut off after its first third."""
     source = FollowedVideos(tmp_path, lengths=(40, 24, 33, 26), training=2, sizes=((96, 128), (128, 96)))

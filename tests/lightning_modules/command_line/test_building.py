@@ -58,6 +58,7 @@ def test_what_is_refused_stands_with_its_key(command_line, argument, line):
     assert str(error.value).startswith(f"--{argument.partition('=')[0]}: {line}")
 
 
+@pytest.mark.slow
 def test_what_a_students_settings_refuse_stands_with_its_key(command_line):
     config = f"--config={ROOT / 'configs' / 'dsta.yaml'}"
     with pytest.raises(UserError, match=r"model\.detection: delays must be different .* got \[1, 1\]"):

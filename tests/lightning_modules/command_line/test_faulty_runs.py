@@ -65,6 +65,7 @@ def test_a_monitored_metric_that_nothing_logs_is_told_at_the_first_chance(argume
     assert len(trained) == steps
 
 
+@pytest.mark.slow
 def test_a_metric_of_validation_is_refused_where_there_is_none(arguments):
     watch = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=val/map"]
     with pytest.raises(UserError, match=r"monitors val/map, which nothing logs: validation is off"):

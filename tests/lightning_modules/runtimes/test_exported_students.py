@@ -40,6 +40,7 @@ EACH_RUNTIME = [
     pytest.param(runtime, marks=pytest.mark.skipif(runtime not in installed(), reason=f"{runtime} is not installed"))
     for runtime in RUNTIMES
 ]
+pytestmark = pytest.mark.slow  # their fixture exports a student
 needs_onnx = pytest.mark.skipif(
     any(sessions.importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
     reason="needs onnx, onnxscript and onnxruntime: pip install '.[export]'",
