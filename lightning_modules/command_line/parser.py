@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from datamodules.errors import UsageError
@@ -32,6 +33,15 @@ class OnlookerParser(LightningArgumentParser):
         super().__init__(*args, **kwargs, allow_abbrev=False)
         self.settings = Settings(())
         """Those of the command line that is being read."""
+
+    def parse_args(self, args: Sequence[str] | None = None, *others: Any, **settings: Any) -> Namespace:  # type: ignore[override]
+        """Parse as jsonargparse does; a ``null`` within an object's settings stays one.
+
+        It hands ``--data.frames.cache null`` on to the object's parser as the text ``--frames.cache=None``.
+        """
+        if args is not None and not self.exit_on_error:  # the parser of an object
+            args = [re.sub(r"=None$", "=null", argument) for argument in args]
+        return super().parse_args(args, *others, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what is wrong as a ``UsageError``.

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Pr
 
 from callbacks.benchmark import BenchmarkTable
 from datamodules.errors import UserError
+from datamodules.frames.store import DecodedFrames
 from lightning_modules.command_line.building import built_from
 from lightning_modules.command_line.settings import Settings
 from lightning_modules.command_line.switches import possible_callbacks
@@ -56,6 +57,16 @@ def test_what_is_refused_stands_with_its_key(command_line, argument, line):
     with pytest.raises(UserError) as error:
         command_line.build("fit", EVAD, "--trainer.accelerator=cpu", f"--{argument}")
     assert str(error.value).startswith(f"--{argument.partition('=')[0]}: {line}")
+
+
+@pytest.mark.parametrize("prefix", ["data", "data.init_args"])
+@pytest.mark.parametrize("value", [" null", "=null"])
+def test_null_is_nothing_within_an_objects_settings_too(command_line, prefix, value):
+    """And no folder of the name "None"."""
+    given = [f"--{prefix}.frames.cache{value}", f"--{prefix}.loader.samples_per_epoch{value}"]
+    arguments = [part for argument in given for part in argument.split(" ")]
+    data = command_line.build("fit", EVAD, "--trainer.accelerator=cpu", *arguments).datamodule
+    assert type(data.store) is DecodedFrames and data.loader.samples_per_epoch is None
 
 
 @pytest.mark.slow
