@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..layers.attention import SelfAttention
 from ..layers.linear import Mlp
-from ..layers.positions import Keyframe, SpaceTimePositions, keyframe_slot
+from ..layers.positions import SpaceTimePositions, keyframe_slot
 from ..layers.trunk_size import NORM_EPS, TUBELET, TokenLayout, TrunkSize
 from .token_dropout import KeyframeTokenDropout, KeyOrder
 
@@ -34,21 +34,14 @@ class EncodedClip(NamedTuple):
 
 
 class TubeletEmbedding(nn.Module):
-    """Conv3d over tubelets: clips (B, in_channels, T, H, W) -> (B, T', h w, C).
+    """Conv3d over tubelets: clips (B, in_channels, T, H, W) -> (B, T', h w, C)."""
 
-    The kernel's first time step reads the frame of a tubelet that a keyframe is: the first of its two in the middle of
-    a clip, the second at the end of one. So weights that were learned for the one find people in place for the other.
-    """
-
-    def __init__(self, dim: int, patch_size: int, in_channels: int = 3, keyframe: Keyframe = "middle") -> None:
+    def __init__(self, dim: int, patch_size: int, in_channels: int = 3) -> None:
         super().__init__()
         kernel = (TUBELET, patch_size, patch_size)
         self.proj = nn.Conv3d(in_channels, dim, kernel_size=kernel, stride=kernel)
-        self.keyframe = keyframe
 
     def forward(self, clips: Tensor) -> Tensor:
-        if self.keyframe == "last":
-            clips = clips.unflatten(2, (-1, TUBELET)).flip(3).flatten(2, 3)
         return self.proj(clips).permute(0, 2, 3, 4, 1).flatten(2, 3)
 
 
@@ -118,7 +111,7 @@ class VideoViT(nn.Module):
             raise ValueError(f"keep_rates {sorted(keep_rates)} must lie in 0..{size.depth - 1}")
         _check_shares(keep_rates, size.num_slots)
         self.size, self.key_order, self.checkpoint_blocks = size, key_order, checkpoint_blocks
-        self.patch_embed = TubeletEmbedding(size.dim, size.patch_size, size.in_channels, size.keyframe)
+        self.patch_embed = TubeletEmbedding(size.dim, size.patch_size, size.in_channels)
         self.positions = SpaceTimePositions(size.num_slots, size.grid, size.dim, learned_positions, size.keyframe)
         rates = torch.linspace(0, drop_path_rate, size.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers.positions import Keyframe
 from ..layers.trunk_size import TUBELET
 from ..streaming import StreamingModule, compact_copy
 
@@ -17,7 +16,7 @@ class EmbeddingState(NamedTuple):
     """State of the embedding: the newest frame's part of the next one's tokens."""
 
     past: Tensor
-    """(B, h, w, C): the newest frame under the kernel's time step for past frames."""
+    """(B, h, w, C): the newest frame under the kernel's first time step."""
     filled: Tensor
     """(B,) bool: whether there is a previous frame."""
 
@@ -26,27 +25,19 @@ class FramePairEmbedding(StreamingModule[EmbeddingState]):
     """Tokens of the tubelet that ends with each frame, with the kernel of the teacher's ``TubeletEmbedding``.
 
     The kernel's first time step reads the previous frame, its second the frame itself. So motion between the two is in
-    the tokens from the start, as in the teacher's. Where the teacher's keyframe ends its clip it is the other way
-    round, see ``TubeletEmbedding``. A stream's first frame is its own predecessor: a still scene gives every frame the
-    tokens that the teacher's slot of that scene has.
+    the tokens from the start, as in the teacher's. A stream's first frame is its own predecessor: a still scene gives
+    every frame the tokens that the teacher's slot of that scene has.
 
     Shapes: frames (B, T, in_channels, H, W) -> tokens (B, T, N, C), N = h w patches of ``patch_size`` pixels.
     """
 
     receptive_field = TUBELET
 
-    def __init__(
-        self,
-        dim: int,
-        patch_size: int,
-        grid: tuple[int, int],
-        in_channels: int = 3,
-        keyframe: Keyframe = "middle",
-    ) -> None:
+    def __init__(self, dim: int, patch_size: int, grid: tuple[int, int], in_channels: int = 3) -> None:
         super().__init__()
         kernel = (TUBELET, patch_size, patch_size)
         self.proj = nn.Conv3d(in_channels, dim, kernel_size=kernel, stride=kernel)
-        self.grid, self.keyframe = grid, keyframe
+        self.grid = grid
 
     def initial_state(
         self,
@@ -62,10 +53,7 @@ class FramePairEmbedding(StreamingModule[EmbeddingState]):
 
     def forward(self, frames: Tensor, state: EmbeddingState) -> tuple[Tensor, EmbeddingState]:
         # Both time steps of the kernel in one convolution; each frame is read once.
-        of_past, of_newest = self.proj.weight.unbind(2)
-        if self.keyframe == "last":
-            of_past, of_newest = of_newest, of_past
-        kernels = torch.cat([of_past, of_newest])  # (2 C, in_channels, p, p)
+        kernels = torch.cat(self.proj.weight.unbind(2))  # (2 C, in_channels, p, p), the first time step first
         both = F.conv2d(frames.flatten(0, 1), kernels, stride=self.proj.stride[1:])
         grid = both.shape[-2:]
         both = both.flatten(2).transpose(1, 2).unflatten(0, frames.shape[:2])  # (B, T, N, 2 C)

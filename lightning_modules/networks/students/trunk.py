@@ -55,7 +55,7 @@ class StreamingTrunk(StreamingModule[TrunkState]):
         super().__init__()
         self.size = size
         grid = size.grid
-        self.patch_embed = FramePairEmbedding(size.dim, size.patch_size, (grid, grid), size.in_channels, size.keyframe)
+        self.patch_embed = FramePairEmbedding(size.dim, size.patch_size, (grid, grid), size.in_channels)
         self.positions = SpaceTimePositions(size.num_slots, grid, size.dim, keyframe=size.keyframe)
         blocks = [
             StreamingBlock(size.dim, size.mlp_ratio, attention(size.dim, size.num_heads, grid**2))

@@ -153,8 +153,8 @@ def upsampled(grid, factor):
     return grid.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
-def embed(clip, weights, patch_size, keyframe_is_second):
-    """(3, T, H, W) -> (T', h w, C); the kernel begins with the frame of a tubelet that a keyframe is."""
+def embed(clip, weights, patch_size):
+    """(3, T, H, W) -> (T', h w, C)."""
     _, frames, height, width = clip.shape
     kernel, bias = weights["backbone.patch_embed.proj.weight"], weights["backbone.patch_embed.proj.bias"]
     slots = []
@@ -162,7 +162,6 @@ def embed(clip, weights, patch_size, keyframe_is_second):
         for y in range(0, height, patch_size):
             for x in range(0, width, patch_size):
                 tubelet = clip[:, t : t + 2, y : y + patch_size, x : x + patch_size]
-                tubelet = tubelet[:, ::-1] if keyframe_is_second else tubelet
                 slots.append(np.tensordot(kernel, tubelet, axes=4) + bias)
     return np.array(slots).reshape(frames // 2, -1, len(kernel))
 
@@ -171,7 +170,7 @@ def encode(clip, weights, config):
     """The normed tokens (keyframe first), their places outside the keyframe, the keyframe maps and kept places."""
     patch = config["patch_size"]
     height, width = clip.shape[2] // patch, clip.shape[3] // patch
-    tokens = embed(clip, weights, patch, config.get("keyframe") == "last")
+    tokens = embed(clip, weights, patch)
     num_slots, size, dim = tokens.shape
     tokens = tokens + position_codes(num_slots, config["pretrain_size"] // patch, dim, height, width)
     key = num_slots - 1 if config.get("keyframe") == "last" else num_slots // 2

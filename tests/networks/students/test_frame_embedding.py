@@ -16,10 +16,10 @@ def frames() -> torch.Tensor:
     return torch.randn(2, FRAMES, 3, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(params=["middle", "last"])
-def embedding(request) -> FramePairEmbedding:
+@pytest.fixture
+def embedding() -> FramePairEmbedding:
     torch.manual_seed(1)
-    return FramePairEmbedding(DIM, PATCH, (SIDE // PATCH, SIDE // PATCH), keyframe=request.param).double()
+    return FramePairEmbedding(DIM, PATCH, (SIDE // PATCH, SIDE // PATCH)).double()
 
 
 def stream(embedding, frames, lengths):
@@ -31,20 +31,12 @@ def stream(embedding, frames, lengths):
 
 
 def test_every_frame_has_the_tokens_of_the_tubelet_that_ends_with_it(embedding, frames):
-    teacher = TubeletEmbedding(DIM, PATCH, keyframe=embedding.keyframe).double()
+    teacher = TubeletEmbedding(DIM, PATCH).double()
     teacher.load_state_dict(embedding.state_dict())
     tokens, _ = stream(embedding, frames, [FRAMES])
     for t in range(FRAMES):
         tubelet = frames[:, [max(t - 1, 0), t]].transpose(1, 2)  # the first frame stands in for its predecessor
         torch.testing.assert_close(tokens[:, t], teacher(tubelet)[:, 0], rtol=0, atol=1e-12)
-
-
-def test_a_keyframe_at_the_end_is_read_by_the_half_of_the_kernel_that_reads_one_in_the_middle(frames):
-    middle, last = (TubeletEmbedding(DIM, PATCH, keyframe=keyframe).double() for keyframe in ("middle", "last"))
-    last.load_state_dict(middle.state_dict())
-    clip = frames.transpose(1, 2)
-    swapped = clip[:, :, [1, 0, 3, 2, 5, 4]]
-    torch.testing.assert_close(last(clip), middle(swapped), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("lengths", [[1] * FRAMES, [2, 4], [5, 1]])
