@@ -360,6 +360,21 @@ def test_people_can_be_found_in_the_frame_after_the_one_that_is_answered_for(tem
     torch.testing.assert_close(found[:, :, 1:], boxes[:, :, :-1], rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("delay", [0, 1, 3])
+def test_a_delay_that_is_set_later_is_that_of_a_network_built_with_it(delay):
+    shape = {"window": 4, "memory_stride": 2, "keyframe_code": "answered", "memory_keep_rate": 1.0}
+    student = randomise(tiny_student("dsta", look_ahead=2, **shape))
+    built = tiny_student("dsta", look_ahead=delay, **shape)
+    built.load_state_dict(student.state_dict())
+    student.set_timing(built.timing)
+    assert (student.look_ahead, student.receptive_field) == (delay, built.receptive_field)
+    frames = torch.randn(2, 6, 3, 64, 64)
+    ours, state = student(frames, student.initial_state(2))
+    theirs, expected = built(frames, built.initial_state(2))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert state_bytes(state) == state_bytes(expected)
+
+
 def test_the_next_frame_is_not_there_for_those_that_answer_at_once():
     with pytest.raises(ValueError, match="boxes_from=next needs a look_ahead of at least 1, got 0"):
         tiny_student("tsa", boxes_from="next")
