@@ -67,6 +67,7 @@ class ExperimentModule(L.LightningModule):
         self.optimizer, self.weights = optimizer, weights
         self.schedule = training.schedule or WarmupCosine()
         self.network_lr_multipliers = network_lr_multipliers(network, training)
+        self.new_lr_multiplier = training.new_lr_multiplier
         if weights is not None:
             load_weights(network, weights, training.fresh)
         elif training.fresh:

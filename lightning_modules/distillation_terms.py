@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .losses.distillation import ActionImitation, AttentionImitation, BoxImitation, FeatureLoss
 from .losses.matching import ProposalMatcher
@@ -59,6 +59,14 @@ class DistillationTerm(ABC):
             raise ValueError(f"the weight of {self.name} must be above 0, got {weight}; leave the term out instead")
         self.weight = weight
 
+    def prepare(self, student: StreamingDetector, teacher: EvadTeacher) -> nn.Module | None:
+        """Fit the term to two networks; return what is trained beside the student, None where nothing is.
+
+        Raises:
+            ValueError: it cannot compare the two.
+        """
+        return None
+
     @abstractmethod
     def __call__(self, lesson: Lesson) -> Tensor:
         """Return the unweighted loss, a scalar."""
@@ -73,6 +81,14 @@ class FeatureTerm(DistillationTerm):
         super().__init__(weight)
         self.loss = FeatureLoss()
 
+    def prepare(self, student: StreamingDetector, teacher: EvadTeacher) -> nn.Module | None:
+        """Return the maps between the two where one is narrower."""
+        dims = (student.size.dim, teacher.size.dim)
+        if dims[0] == dims[1]:
+            return None
+        self.loss = FeatureLoss(dims, len(teacher.size.pyramid_layers))
+        return self.loss
+
     def __call__(self, lesson: Lesson) -> Tensor:
         return self.loss(lesson.maps, lesson.teacher.maps)
 
@@ -82,9 +98,9 @@ class ActionTerm(DistillationTerm):
 
     name = "actions"
 
-    def __init__(self, weight: float = 5.0) -> None:
+    def __init__(self, weight: float = 5.0, confidence: float = 0.5) -> None:
         super().__init__(weight)
-        self.loss = ActionImitation()
+        self.loss = ActionImitation(confidence)
 
     def __call__(self, lesson: Lesson) -> Tensor:
         imitated = lesson.imitated
@@ -116,12 +132,22 @@ class AttentionTerm(DistillationTerm):
         super().__init__(weight)
         self.loss = AttentionImitation()
 
+    def prepare(self, student: StreamingDetector, teacher: EvadTeacher) -> nn.Module | None:
+        """Refuse another number of heads, whose attention cannot be compared."""
+        heads = (student.size.num_heads, teacher.size.num_heads)
+        if heads[0] != heads[1]:
+            raise ValueError(
+                f"the student's attention has {heads[0]} heads and the teacher's {heads[1]}; leave AttentionTerm out"
+            )
+        return None
+
     def __call__(self, lesson: Lesson) -> Tensor:
         student, teacher = lesson.networks
         losses = []
-        for layer, own, taught in zip(student.size.pyramid_layers, lesson.maps, lesson.teacher.maps, strict=True):
-            if layer + 1 < student.size.depth:
-                block, teaching = student.trunk.blocks[layer + 1].attention, teacher.backbone.blocks[layer + 1]
+        layers = zip(student.size.pyramid_layers, teacher.size.pyramid_layers, strict=True)
+        for (layer, taught_layer), own, taught in zip(layers, lesson.maps, lesson.teacher.maps, strict=True):
+            if layer + 1 < student.size.depth and taught_layer + 1 < teacher.size.depth:
+                block, teaching = student.trunk.blocks[layer + 1].attention, teacher.backbone.blocks[taught_layer + 1]
                 with torch.no_grad():
                     wanted = teaching.attn.project(teaching.norm1(taught.flatten(2).transpose(1, 2)))[:2]
                 paid = block.attn.project(block.norm1(own.flatten(2).transpose(1, 2)))[:2]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -67,7 +68,11 @@ class StreamSession:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, device: str | torch.device = "cpu", runtime: RuntimeChoice | None = None
+        cls,
+        name: str | Path,
+        device: str | torch.device = "cpu",
+        runtime: RuntimeChoice | None = None,
+        look_ahead: int | None = None,
     ) -> StreamSession:
         """Load a streaming detector that says by itself how it is built and what its frames must be like.
 
@@ -77,18 +82,28 @@ class StreamSession:
             device: where it runs; an exported file runs on the CPU.
             runtime: what runs it: ``torch`` for weights; ``onnx`` or ``openvino`` for an exported file, by default the
                 faster of those installed.
+            look_ahead: delay of predictions in sampled frames, of a network that was trained for several; its own by
+                default.
 
         Raises:
             UserError: there is none of that name, it is damaged, it is no streaming detector, or the runtime does not
-                run it.
+                run it, or not with this delay.
         """
         require_fits(runtime, Path(name))
         if Path(name).suffix == SUFFIX:
             if torch.device(device).type != "cpu":
                 raise UserError(f"an exported file runs on the CPU, not on {device}", where=name)
             student = ExportedStudent(str(name), None if runtime == "torch" else runtime)
+            if look_ahead not in (None, student.look_ahead):
+                raise UserError(f"an exported file keeps its delay of {student.look_ahead} frames", where=name)
             return cls(student, student.card)
-        return cls(*pretrained.load_streaming(name), device=device)
+        network, card = pretrained.load_streaming(name)
+        if look_ahead is not None:
+            try:
+                network.set_timing(replace(network.timing, look_ahead=look_ahead))
+            except ValueError as error:
+                raise UserError(str(error), where=name) from error
+        return cls(network, card, device=device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights and card as safetensors, and a page about them, into a folder.

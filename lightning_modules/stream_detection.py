@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from datamodules.batches import ClipBatch, StreamBatch
 from datamodules.errors import UserError
@@ -21,6 +22,7 @@ from .evaluation.predictions import Answer
 from .evaluation.stream_predictor import StreamPredictor
 from .evaluation.tracked import TrackedFrame
 from .losses.detection import DetectionLoss
+from .losses.distillation import ActionImitation
 from .networks.detection.outputs import Detections, DetectorOutputs, ScoredBoxes
 from .networks.layers.pixels import normalise_frames
 from .networks.layers.prepared import prepare_for_inference
@@ -46,6 +48,34 @@ class StreamSettings(DetectionSettings):
         check_delays(self.scored_delays)
 
 
+@dataclass(frozen=True)
+class DelayTraining:
+    """How one network is trained for several delays, of which any is chosen when it runs.
+
+    A step predicts twice about the same frames, with the longest delay and with one of the others, drawn anew. The
+    trunk runs once. Both learn from the ground truth; the late prediction, which has seen more, teaches the early one
+    (in-place distillation of Yu et al., "Dual-mode ASR", ICLR 2021).
+
+    Args:
+        delays: in frames of the stream, two or more.
+        imitation: how much the late action scores count beside the ground truth; 0 leaves them out.
+    """
+
+    delays: Sequence[int]
+    imitation: float = 5.0
+
+    def __post_init__(self) -> None:
+        if len(set(self.delays)) < 2 or min(self.delays) < 0:
+            raise ValueError(f"delays must be two or more different numbers of frames, got {list(self.delays)}")
+        if self.imitation < 0:
+            raise ValueError(f"imitation must not be negative, got {self.imitation}")
+
+    def draw(self) -> tuple[int, int]:
+        """Return the longest delay and one of the others."""
+        others = sorted(set(self.delays) - {max(self.delays)})
+        return max(self.delays), others[int(torch.randint(len(others), ()))]
+
+
 class StreamDetectionModule(DetectionModule):
     """Trains a streaming detector from ground truth alone, on short runs of frames that end at supervised ones.
 
@@ -56,7 +86,8 @@ class StreamDetectionModule(DetectionModule):
         network, weights, optimizer, training, pretrained: see ``DetectionModule``.
         detection: how detections are decoded and scored.
         loss: see ``DetectionLoss``.
-        start_from: weights of a clip detector of the same sizes (EVAD) whose weights the student starts from.
+        start_from: weights of a clip detector (EVAD) that the student starts from, see ``student_from_teacher``.
+        delay_training: for several delays at once, see ``DelayTraining``; for the network's own one by default.
     """
 
     def __init__(
@@ -69,11 +100,15 @@ class StreamDetectionModule(DetectionModule):
         pretrained: str | None = None,
         loss: DetectionLoss | None = None,
         start_from: str | None = None,
+        delay_training: DelayTraining | None = None,
     ) -> None:
         if start_from is not None:
             student_from_teacher(network, read_state_dict(start_from))
         super().__init__(network, weights, optimizer, training, detection, pretrained)
         self.loss = loss or DetectionLoss()
+        self.delay_training, self.imitation = delay_training, ActionImitation()
+        for delay in delay_training.delays if delay_training else ():
+            replace(network.timing, look_ahead=delay)  # which refuses what cannot be
         self.stream = StreamPredictor(network, self.decode)
 
     @property
@@ -81,11 +116,35 @@ class StreamDetectionModule(DetectionModule):
         return self.detection.scored_delays
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
-        encoded, state = self.encode(batch, normalise_frames(batch.frames, batch.image_sizes))
-        outputs = self.detect_supervised(batch, encoded, state)
-        losses = self.losses(batch, outputs)
+        frames = normalise_frames(batch.frames, batch.image_sizes)
+        if self.delay_training is None:
+            losses = self.losses(batch, self.detect_supervised(batch, *self.encode(batch, frames)))
+        else:
+            losses = self.losses_of_two_delays(batch, frames, self.delay_training)
         self.log_losses(losses, len(batch.frames))
         return losses["total"]
+
+    def losses_of_two_delays(self, batch: ClipBatch, frames: Tensor, training: DelayTraining) -> dict[str, Tensor]:
+        """Return the mean losses of the longest delay and another one, and what the late prediction teaches."""
+        own, (longest, shorter) = self.network.timing, training.draw()
+        try:
+            self.network.set_timing(replace(own, look_ahead=longest))
+            encoded, state = self.encode(batch, frames)
+            late = self.detect_supervised(batch, encoded, state)
+            self.network.set_timing(replace(own, look_ahead=shorter))
+            seen = encoded.tokens.shape[1] - longest + shorter
+            state = self.network.initial_state(len(frames), tuple(frames.shape[-2:]), device=frames.device)
+            early = self.detect_supervised(batch, tree_map(lambda part: part[:, :seen], encoded), state)
+        finally:
+            self.network.set_timing(own)
+        both = self.losses(batch, late), self.losses(batch, early)
+        losses = {name: (both[0][name] + both[1][name]) / 2 for name in both[0]}
+        persons = late.person_logits[-1].detach().softmax(-1)[..., 0]
+        losses["late"] = training.imitation * self.imitation(
+            early.action_logits, late.action_logits[-1].detach(), persons
+        )
+        losses["total"] = losses["total"] + losses["late"]
+        return losses
 
     def encode(self, batch: ClipBatch, frames: Tensor) -> tuple[EncodedFrames, DetectorState]:
         """Training windows up to the answer about their last supervised frame, and the state before them.

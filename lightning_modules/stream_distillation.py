@@ -103,6 +103,8 @@ class DistillationModule(StreamDetectionModule):
         names = [term.name for term in self.terms]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise UserError(f"has two of {', '.join(repeated)}", where="model.terms", remedy="leave one")
+        learned = {term.name: term.prepare(network, clip_network) for term in self.terms}
+        self.beside = nn.ModuleDict({name: part for name, part in learned.items() if part is not None})
         self.learns_truth = weighting.truth > 0
         if not (self.learns_truth or self.terms):
             raise UserError("weighting.truth=0 and terms=[] leave nothing to learn", "model", "set one of them")
@@ -110,10 +112,11 @@ class DistillationModule(StreamDetectionModule):
         self.task_weighting = TaskWeighting(shares | {term.name: term.weight for term in self.terms}, weighting.kind)
 
     def trained_modules(self) -> list[tuple[str, nn.Module]]:
-        return [*super().trained_modules(), ("task_weighting", self.task_weighting)]
+        return [*super().trained_modules(), ("task_weighting", self.task_weighting), ("beside", self.beside)]
 
     def lr_multipliers(self) -> dict[str, float]:
-        return {"task_weighting.*": self.weighting_lr_multiplier} | super().lr_multipliers()
+        own = {"task_weighting.*": self.weighting_lr_multiplier, "beside.*": self.new_lr_multiplier}
+        return own | super().lr_multipliers()
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         frames = normalise_frames(batch.frames, batch.image_sizes)

@@ -32,7 +32,7 @@ class VideoMapSettings:
             the offline linking of ACT with its own thresholds, its numbers of frames divided by the stride.
         protocol: see ``metrics.video_ap``.
         iou_threshold, min_score, max_gap, smoothing, nms_threshold: see ``OnlineLinker``.
-        score_threshold, min_frames, interpolate_gaps, end_share: see ``OnlineTubes``.
+        score_threshold, min_frames, interpolate_gaps, end_share, begin_share, lead: see ``OnlineTubes``.
 
     The defaults of smoothing and score_threshold did best for the DSTA student on training videos of Puppets. ACT's
     linking never cuts a person's track where an action ends, so it suits videos of one action a person.
@@ -49,6 +49,8 @@ class VideoMapSettings:
     min_frames: int = 2
     interpolate_gaps: bool = True
     end_share: float = 0.0
+    begin_share: float | None = None
+    lead: int = 0
 
     def __post_init__(self) -> None:
         for name, choices in (("linker", Linker), ("protocol", VideoProtocol)):
@@ -58,8 +60,13 @@ class VideoMapSettings:
 
     def __str__(self) -> str:
         """Such as ``act video mAP, online linker``."""
-        cut = f", ends cut at {self.end_share:g} of a tube's best score" if self.end_share else ""
-        return f"{self.protocol} video mAP, {self.linker} linker{cut}"
+        told = ""
+        if self.end_share or self.begin_share:
+            ends = "ends" if self.begin_share in (None, self.end_share) else f"ends ({self.begin_share:g} at the begin)"
+            told += f", {ends} cut at {self.end_share:g} of a tube's best score"
+        if self.lead:
+            told += f", begun {self.lead} frames earlier"
+        return f"{self.protocol} video mAP, {self.linker} linker{told}"
 
     def tubes(self, num_classes: int, stride: int) -> OnlineTubes | ActTubes:
         """A linker for one video."""
@@ -69,7 +76,15 @@ class VideoMapSettings:
         linker = OnlineLinker(
             num_classes, self.iou_threshold, self.min_score, self.max_gap, self.smoothing, self.nms_threshold
         )
-        return OnlineTubes(linker, self.score_threshold, self.min_frames, self.interpolate_gaps, self.end_share)
+        return OnlineTubes(
+            linker,
+            self.score_threshold,
+            self.min_frames,
+            self.interpolate_gaps,
+            self.end_share,
+            self.begin_share,
+            self.lead,
+        )
 
 
 class VideoEvaluation:

@@ -137,6 +137,9 @@ class OnlineTubes:
             That looks ahead to the later neighbour; otherwise the last box stays where it was.
         end_share: a tube begins and ends with a frame whose score is at least this share of its best one; 0 cuts
             nothing. That looks at the whole tube.
+        begin_share: the same of its first frame alone; as ``end_share`` by default.
+        lead: frames of its track that a tube begins earlier than that. Scores that know no future rise late, which a
+            tube can make good as soon as it begins, and fall late, which ``end_share`` makes good when it is over.
     """
 
     def __init__(
@@ -146,14 +149,21 @@ class OnlineTubes:
         min_frames: int = 2,
         interpolate_gaps: bool = True,
         end_share: float = 0.0,
+        begin_share: float | None = None,
+        lead: int = 0,
     ) -> None:
-        if not 0 <= end_share <= 1:
-            raise ValueError(f"end_share must be in [0, 1], got {end_share}")
+        begin_share = end_share if begin_share is None else begin_share
+        for name, share in (("end_share", end_share), ("begin_share", begin_share)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {share}")
+        if lead < 0:
+            raise ValueError(f"lead must not be negative, got {lead}")
         if min_frames < 1:
             raise ValueError(f"min_frames must be at least 1, got {min_frames}")
         self.linker = linker
         self.score_threshold, self.min_frames = score_threshold, min_frames
-        self.interpolate_gaps, self.end_share = interpolate_gaps, end_share
+        self.interpolate_gaps, self.lead = interpolate_gaps, lead
+        self.begin_share, self.end_share = begin_share, end_share
         self._linked: list[LinkedFrame] = []
 
     def add(self, boxes: Tensor, scores: Tensor, person_scores: Tensor) -> None:
@@ -173,12 +183,18 @@ class OnlineTubes:
         for track in np.split(np.arange(len(order)), np.flatnonzero(np.diff(ids[order])) + 1):
             for label, start, stop in _runs(scores[track] >= self.score_threshold):
                 of_run = scores[track[start:stop], label]
-                strong = np.flatnonzero(of_run >= self.end_share * of_run.max())
-                rows = track[start + strong[0] : start + strong[-1] + 1]
+                first = start + np.flatnonzero(of_run >= self.begin_share * of_run.max())[0]
+                last = start + np.flatnonzero(of_run >= self.end_share * of_run.max())[-1]
+                score = scores[track[first : last + 1], label].mean()
+                rows = track[self._earlier(frames[track], first) : last + 1]
                 every, filled = fill_gaps(frames[rows], boxes[rows], self.interpolate_gaps)
                 if len(every) >= self.min_frames:
-                    tubes.append(Tube(label=label, score=scores[rows, label].mean(), frames=every, boxes=filled))
+                    tubes.append(Tube(label=label, score=score, frames=every, boxes=filled))
         return tubes
+
+    def _earlier(self, frames: np.ndarray, first: int) -> int:
+        """Return the place in a track, seen in ``frames``, where a tube begins whose scores do at place ``first``."""
+        return int(np.searchsorted(frames, frames[first] - self.lead))
 
 
 def _runs(active: np.ndarray) -> list[tuple[int, int, int]]:

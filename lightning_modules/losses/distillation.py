@@ -14,12 +14,23 @@ from .matching import paired_giou
 class FeatureLoss(nn.Module):
     """Mean squared difference of layer-normed token features at the pyramid's layers.
 
-    Without learned scale or shift: what is compared is a token's direction, not its size.
+    Without learned scale or shift: what is compared is a token's direction, not its size. A student of another width is
+    compared through a learned linear map at each layer (Romero et al., "FitNets", 2015), which serves training alone.
 
-    Shapes: two sequences of maps (B, C, h, w); both of equal width.
+    Shapes: two sequences of maps, (B, C, h, w) of the student and (B, D, h, w) of the teacher.
+
+    Args:
+        dims: C and D, where they differ. num_layers: maps that are compared.
     """
 
+    def __init__(self, dims: tuple[int, int] | None = None, num_layers: int = 4) -> None:
+        super().__init__()
+        maps = [nn.Conv2d(*dims, kernel_size=1, bias=False) for _ in range(num_layers)] if dims else []
+        self.projections = nn.ModuleList(maps)
+
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        if self.projections:
+            student = [project(own) for project, own in zip(self.projections, student, strict=True)]
         losses = [
             (self._normed(own) - self._normed(taught)).square().mean()
             for own, taught in zip(student, teacher, strict=True)
@@ -54,13 +65,24 @@ class ActionImitation(nn.Module):
 
     A perfect imitation is a loss of zero. Proposals are compared by index, see ``DistillationModule``; each is weighted
     by the teacher's person score. Shapes: student (D, B, Q, K) of D decoder blocks, teacher (B, Q, K), persons (B, Q).
+
+    Args:
+        confidence: only scores count of which the teacher is at least so sure, one way or the other: from 0.5, all
+            scores, to below 1.
     """
+
+    def __init__(self, confidence: float = 0.5) -> None:
+        super().__init__()
+        if not 0.5 <= confidence < 1:
+            raise ValueError(f"confidence must be at least 0.5, which takes all scores, and below 1, got {confidence}")
+        self.confidence = confidence
 
     def forward(self, student: Tensor, teacher: Tensor, persons: Tensor) -> Tensor:
         soft = teacher.float().sigmoid().expand_as(student)
         loss = F.binary_cross_entropy_with_logits(student.float(), soft, reduction="none")
         entropy = F.binary_cross_entropy(soft, soft, reduction="none")
-        weighted = (loss - entropy).mean(dim=(0, 3)) * persons
+        divergence = (loss - entropy) * (torch.maximum(soft, 1 - soft) >= self.confidence)
+        weighted = divergence.mean(dim=(0, 3)) * persons
         return weighted.sum() / persons.sum().clamp(min=1e-6)
 
 

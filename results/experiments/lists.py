@@ -16,7 +16,8 @@
         title: decomposed distillation
         fit:
           config: configs/distill_motion.yaml
-          needs: {model.init_args.teacher_weights: motion_teacher}            # the checkpoint of a row above
+          needs: {model.init_args.teacher_weights: motion_teacher}            # the checkpoint of a row above;
+                                                                              # `students/evad` is another list's
       - name: decomposed_in_bf16                                              # no fit: another row's checkpoint
         test: {config: configs/distill_motion.yaml, overrides: {trainer.precision: bf16-mixed},
                needs: {ckpt_path: decomposed}}
@@ -113,6 +114,8 @@ class ExperimentList:
     seeds: list[int] = field(default_factory=lambda: [0])
     description: str = ""
     defaults: Defaults = field(default_factory=Defaults)
+    others: Mapping[str, ExperimentList] = field(default_factory=dict)
+    """Lists beside it, by name, that its rows need checkpoints of."""
 
 
 def stored_results(file: Path) -> Path:
@@ -125,8 +128,11 @@ def pages_of(file: Path) -> Path:
     return file.parent.parent / "pages"
 
 
-def read_list(file: Path) -> ExperimentList:
+def read_list(file: Path, readers: tuple[Path, ...] = ()) -> ExperimentList:
     """Read a list and complete its rows.
+
+    Args:
+        readers: lists that need this one.
 
     Raises:
         UserError: something in it is wrong; the message says where.
@@ -142,10 +148,27 @@ def read_list(file: Path) -> ExperimentList:
         rows=[read_row(row, f"{file}: rows[{place}]") for place, row in enumerate(content["rows"])],
         metrics=[typed(Metric, value, f"{file}: metrics[{place}]") for place, value in enumerate(content["metrics"])],
         defaults=with_stages(Defaults, content.get("defaults", {}), f"{file}: defaults", absent=Stage()),
+        others={},
     )
     listing = replace(listing, rows=[complete(row, listing) for row in listing.rows])
+    listing = replace(listing, others=read_others(listing, file, (*readers, file)))
     check(listing, file)
     return listing
+
+
+def read_others(listing: ExperimentList, file: Path, readers: tuple[Path, ...]) -> dict[str, ExperimentList]:
+    """Read the lists beside a list's file that its rows need, by name."""
+    stages = [stage for row in listing.rows for stage in (row.fit, row.test) if stage is not None and row.tag is None]
+    names = {needed.split("/")[0] for stage in stages for needed in stage.needs.values() if "/" in needed}
+    result = {}
+    for name in sorted(names):
+        other = file.with_name(f"{name}.yaml")
+        if other in readers:
+            raise UserError(f"needs {name}, which needs it", where=file, remedy="move the rows into one of the two")
+        if not other.is_file():
+            raise UserError(f"needs a row of {name}, but there is no such list", where=file)
+        result[name] = read_list(other, readers)
+    return result
 
 
 def read_row(value: Any, where: str) -> Row:
@@ -204,7 +227,7 @@ def complete(row: Row, listing: ExperimentList) -> Row:
 
 def check(listing: ExperimentList, file: Path) -> None:
     """Raise a UserError at the first row that could not run."""
-    above: dict[str, Row] = {}
+    above = {f"{name}/{row.name}": row for name, other in listing.others.items() for row in other.rows}
     for place, row in enumerate(listing.rows):
         where = f"{file}: rows[{place}] ({row.name})"
         if not NAME.fullmatch(row.name):

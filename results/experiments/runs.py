@@ -121,13 +121,17 @@ class Run:
 
 def runs_of(listing: ExperimentList, name: str) -> list[Run]:
     """Return every run of a list, each row once before any row has its second seed."""
-    rows = {row.name: row for row in listing.rows}
-    made: dict[tuple[str, int], Run] = {}
+    rows, made = {row.name: row for row in listing.rows}, dict[tuple[str, int], Run]()
+    elsewhere: dict[tuple[str, int], Run] = {}
+    for other_name, other in listing.others.items():
+        rows |= {f"{other_name}/{row.name}": row for row in other.rows}
+        elsewhere |= {(f"{other_name}/{run.row.name}", run.seed): run for run in runs_of(other, other_name)}
 
     def needed(stage: Stage | None, seed: int) -> dict[str, Run]:
         needs = {} if stage is None else stage.needs
+        known = elsewhere | made
         return {
-            argument: made[row, seed if seed in rows[row].own_seeds else rows[row].own_seeds[0]]
+            argument: known[row, seed if seed in rows[row].own_seeds else rows[row].own_seeds[0]]
             for argument, row in needs.items()
         }
 

@@ -197,6 +197,16 @@ def test_a_session_that_was_saved_predicts_the_same_to_the_last_bit(session, tmp
     assert list(again.predict(frames(12))) == list(session.predict(frames(12)))
 
 
+def test_a_session_predicts_with_the_delay_that_is_asked_for(session, tmp_path):
+    session.save_pretrained(tmp_path / "student")
+    early = StreamSession.from_pretrained(tmp_path / "student", look_ahead=1)
+    assert (session.look_ahead, early.look_ahead) == (3, 1)
+    due = [early.step(frame) for frame in frames(7)]
+    assert [None if frame is None else frame.frame for frame in due] == [None, None, 0, None, 2, None, 4]
+    with pytest.raises(UserError, match="look_ahead is a number of frames, at least 0, got -1"):
+        StreamSession.from_pretrained(tmp_path / "student", look_ahead=-1)
+
+
 ALONE = """
 import sys
 import numpy as np

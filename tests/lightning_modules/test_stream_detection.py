@@ -9,8 +9,9 @@ import torch
 from datamodules.sampling.collate import stack_frames
 from lightning_modules.networks.detection.outputs import Detections
 from lightning_modules.networks.layers.pixels import normalise_frames
+from lightning_modules.networks.students.timing import Timing
 from lightning_modules.networks.weights.loading import save_weights
-from lightning_modules.stream_detection import StreamDetectionModule
+from lightning_modules.stream_detection import DelayTraining, StreamDetectionModule
 from tests.lightning_modules import tiny
 from tests.networks.tiny import student_of
 
@@ -40,6 +41,59 @@ def module(temporal: str = "dsta", **changes) -> StreamDetectionModule:
     network = tiny.student(temporal, **changes)
     tiny.place_proposals(network)
     return StreamDetectionModule(network)
+
+
+def test_a_step_for_several_delays_has_the_losses_of_networks_with_these_delays(training_batch):
+    """Of two delays there is but one pair; the late prediction teaches nothing that the early one knows already."""
+    several = StreamDetectionModule(tiny.student(look_ahead=0), delay_training=DelayTraining([0, 1], imitation=3.0))
+    frames = normalise_frames(training_batch.frames, training_batch.image_sizes)
+    losses = several.losses_of_two_delays(training_batch, frames, several.delay_training)
+    assert several.network.timing == Timing(look_ahead=0)
+    expected, outputs = {}, {}
+    for delay in (0, 1):
+        alone = StreamDetectionModule(tiny.student(look_ahead=delay))
+        outputs[delay] = alone.detect_supervised(training_batch, *alone.encode(training_batch, frames))
+        expected[delay] = alone.losses(training_batch, outputs[delay])
+    for name in ("person", "l1", "giou", "action"):
+        assert losses[name].item() == pytest.approx((expected[0][name].item() + expected[1][name].item()) / 2, rel=1e-4)
+    late = outputs[1].action_logits[-1]
+    taught = 3.0 * several.imitation(outputs[0].action_logits, late, outputs[1].person_logits[-1].softmax(-1)[..., 0])
+    assert losses["late"].item() == pytest.approx(taught.item(), rel=1e-3)
+    assert losses["late"] > 0
+    mean = (expected[0]["total"] + expected[1]["total"]).item() / 2
+    assert losses["total"].item() == pytest.approx(mean + taught.item(), rel=1e-4)
+
+
+def test_what_the_late_prediction_teaches_has_no_gradient_of_its_own(training_batch):
+    several = StreamDetectionModule(tiny.student(), delay_training=DelayTraining([0, 1]))
+    frames = normalise_frames(training_batch.frames, training_batch.image_sizes)
+    several.losses_of_two_delays(training_batch, frames, several.delay_training)["late"].backward()
+    assert any(part.grad is not None and part.grad.any() for part in several.network.head.decoder.parameters())
+    learns = [name for name, part in several.network.named_parameters() if part.grad is not None and part.grad.any()]
+    assert not any("localizer.stages" in name and "class_logits" in name for name in learns)
+
+
+def test_every_delay_but_the_longest_is_drawn_beside_it():
+    torch.manual_seed(0)
+    drawn = [DelayTraining([2, 0, 3, 1]).draw() for _ in range(40)]
+    assert set(drawn) == {(3, 0), (3, 1), (3, 2)}
+
+
+@pytest.mark.parametrize("delays", [[], [2], [1, 1], [-1, 0]])
+def test_delays_that_cannot_be_trained_are_refused(delays):
+    with pytest.raises(ValueError, match="delays must be two or more different numbers of frames"):
+        DelayTraining(delays)
+    with pytest.raises(ValueError, match="needs a look_ahead of at least 1, got 0"):
+        network = tiny.student(look_ahead=1, boxes_from="next")
+        StreamDetectionModule(network, delay_training=DelayTraining([0, 1]))
+
+
+def test_a_window_that_is_too_short_for_the_longest_delay_leaves_the_network_its_own(training_batch):
+    several = StreamDetectionModule(tiny.student(), delay_training=DelayTraining([0, 5]))
+    frames = normalise_frames(training_batch.frames, training_batch.image_sizes)
+    with pytest.raises(ValueError, match="train_future_frames=5"):
+        several.losses_of_two_delays(training_batch, frames, several.delay_training)
+    assert several.network.look_ahead == 0
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from datamodules.sampling.samplers import Request
 from datamodules.sampling.windows import WindowDataset, annotated_samples
+from lightning_modules.base import TrainingSettings
 from lightning_modules.clip_detection import ClipDetectionModule
 from lightning_modules.distillation_terms import ActionTerm, AttentionTerm, BoxTerm, Lesson
 from lightning_modules.networks.layers.pixels import normalise_frames
@@ -143,6 +144,43 @@ def test_a_term_that_is_not_named_is_left_out(data, distil, tmp_path):
 def test_terms_that_cannot_be_meant_are_refused(distil, changes, problem):
     with pytest.raises(ValueError, match=problem):
         distil(**changes)
+
+
+def test_a_narrower_student_learns_features_through_maps_that_are_trained_and_saved(data, distil, tmp_path):
+    module = distil(network=tiny.student(dim=16), training=TrainingSettings(new_lr_multiplier=10.0))
+    before = {name: value.clone() for name, value in module.beside.named_parameters()}
+    assert [value.shape for value in before.values()] == [(32, 16, 1, 1)] * 4
+    trainer = tiny.trainer(tmp_path, max_epochs=1)
+    trainer.fit(module, datamodule=tiny.Repeated(next(iter(data.train_dataloader())), steps=2))
+    assert all(not torch.equal(before[name], value) for name, value in module.beside.named_parameters())
+    rates = {id(part): group["lr"] for group in trainer.optimizers[0].param_groups for part in group["params"]}
+    trunk = rates[id(module.network.trunk.patch_embed.proj.weight)]
+    assert [rates[id(part)] / trunk for part in module.beside.parameters()] == pytest.approx([10.0] * 4)
+    trainer.save_checkpoint(tmp_path / "narrow.ckpt")
+    load_exactly(tiny.student(dim=16), read_state_dict(tmp_path / "narrow.ckpt"))
+    fresh = distil(network=tiny.student(dim=16))
+    tiny.trainer(tmp_path).test(fresh, datamodule=data, ckpt_path=tmp_path / "narrow.ckpt", verbose=False)
+    assert torch.equal(fresh.beside["features"].projections[0].weight, module.beside["features"].projections[0].weight)
+
+
+def test_nothing_is_trained_beside_a_student_of_its_teachers_width(distil):
+    assert not list(distil().beside.parameters())
+
+
+def test_attention_of_another_number_of_heads_is_refused(distil):
+    with pytest.raises(ValueError, match="has 4 heads and the teacher's 2; leave AttentionTerm out"):
+        distil(network=tiny.student(num_heads=4), terms=[AttentionTerm()])
+
+
+@pytest.mark.parametrize("terms", [None, [AttentionTerm()]], ids=["default", "attention"])
+def test_a_shallower_student_learns_from_its_teacher(data, distil, tmp_path, terms):
+    deep = tiny.teacher(seed=5, depth=4, pyramid_layers=[0, 1, 2, 3])
+    save_weights(deep.state_dict(), tmp_path / "deep.pt")
+    module = distil(teacher=deep, teacher_weights=str(tmp_path / "deep.pt"), terms=terms)
+    losses = tiny.Losses()
+    batch = next(iter(data.train_dataloader()))
+    tiny.trainer(tmp_path, max_epochs=1, callbacks=[losses]).fit(module, datamodule=tiny.Repeated(batch, steps=2))
+    assert all(np.isfinite(losses.values))
 
 
 def test_a_weight_that_is_not_above_zero_is_refused():

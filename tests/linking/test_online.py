@@ -198,6 +198,30 @@ def test_ends_that_are_weak_beside_a_tubes_best_score_are_cut():
         tubes_of(frames, end_share=2)
 
 
+def test_a_tube_may_end_with_a_strong_frame_and_begin_with_a_weak_one():
+    frames = [[(0, score, 1)] for score in (0.2, 0.4, 0.5, 0.3, 0.9, 0.2)]
+    (found,) = tubes_of(frames, end_share=0.5, begin_share=0.0)
+    assert found["frames"].tolist() == [0, 1, 2, 3, 4]
+    (found,) = tubes_of(frames, begin_share=1.0)
+    assert found["frames"].tolist() == [4, 5]
+    with pytest.raises(ValueError, match=r"begin_share must be in \[0, 1\], got -1"):
+        tubes_of(frames, begin_share=-1)
+
+
+def test_a_tube_with_a_lead_begins_earlier_in_its_track_with_the_boxes_and_the_score_that_it_had():
+    frames = [[(step, score, 1)] for step, score in enumerate((0.1, 0.1, 0.1, 0.6, 0.8))]
+    (plain,), (early,) = (tubes_of(frames, score_threshold=0.5, lead=lead) for lead in (0, 2))
+    assert plain["frames"].tolist() == [3, 4] and early["frames"].tolist() == [1, 2, 3, 4]
+    np.testing.assert_allclose(early["boxes"][:, 0], [1, 2, 3, 4])
+    assert early["score"] == plain["score"] == pytest.approx(0.7)
+    (whole,) = tubes_of(frames, score_threshold=0.5, lead=9)  # no earlier than its track
+    assert whole["frames"].tolist() == [0, 1, 2, 3, 4]
+    unseen = [[(0, 0.1, 1)], [], [], [(0, 0.6, 1)]]  # a lead counts frames, not those in which the track was seen
+    assert [tube["frames"].tolist() for tube in tubes_of(unseen, score_threshold=0.5, lead=2)] == [[3]]
+    with pytest.raises(ValueError, match="lead must not be negative, got -1"):
+        tubes_of(frames, lead=-1)
+
+
 def test_short_tubes_are_left_out():
     frames = [[(0, score, 1)] for score in (0.9, 0.0, 0.9, 0.9)]
     assert [tube["frames"].tolist() for tube in tubes_of(frames, min_frames=2)] == [[2, 3]]

@@ -43,6 +43,18 @@ def test_features_by_hand():
     assert FeatureLoss()([first[0], apart], [first[1], apart]).item() == pytest.approx((4 + 0) / 2 / 2, abs=1e-3)
 
 
+def test_features_of_another_width_are_compared_through_a_learned_map_at_each_layer():
+    loss = FeatureLoss((1, 2), num_layers=2)
+    first, second = (projection.weight for projection in loss.projections)
+    with torch.no_grad():
+        first.copy_(torch.tensor([1.0, 3.0]).view(2, 1, 1, 1))
+        second.copy_(torch.tensor([2.0, 1.0]).view(2, 1, 1, 1))
+    own, taught = maps([2.0]), maps([1.0, 3.0])  # (2, 6) has the direction of (1, 3), and (4, 2) the opposite one
+    assert loss([own, own], [taught, taught]).item() == pytest.approx((0 + 4) / 2, abs=1e-3)
+    loss([own, own], [taught, taught]).backward()
+    assert second.grad is not None and second.grad.isfinite().all()
+
+
 def test_attention_by_hand():
     # One query and two keys: scores 0 and ln 3 against 0 and 0, so (1/4, 3/4) against (1/2, 1/2).
     query = torch.ones(1, 1, 1, 1)
@@ -55,6 +67,18 @@ def test_attention_by_hand():
 def test_features_of_another_number_of_layers_are_refused():
     with pytest.raises(ValueError, match="shorter"):
         FeatureLoss()([maps([1.0, 3.0])], [])
+
+
+def test_scores_that_the_teacher_is_not_sure_of_teach_nothing():
+    """Of probabilities 0.6, 0.1 and 0.95 the first one is below a confidence of 0.8; an absence may be sure too."""
+    teacher, persons = torch.tensor([[[0.6, 0.1, 0.95]]]).logit(), torch.ones(1, 1)
+    student = torch.zeros(1, 1, 1, 3)
+    sure, doubtful = divergence(0.1, 0.5) + divergence(0.95, 0.5), divergence(0.6, 0.5)
+    assert ActionImitation(0.8)(student, teacher, persons).item() == pytest.approx(sure / 3, rel=1e-4)
+    assert ActionImitation()(student, teacher, persons).item() == pytest.approx((sure + doubtful) / 3, rel=1e-4)
+    for confidence in (0.4, 1.0):
+        with pytest.raises(ValueError, match=f"confidence must be at least 0.5.*got {confidence}"):
+            ActionImitation(confidence)
 
 
 def test_perfect_imitation_of_actions_is_no_loss():

@@ -98,6 +98,8 @@ STUDENTS: dict[str, Callable[[], StreamingModule]] = {
     "student_tsa_few_actors": lambda: tiny_student("tsa", num_actors=2),
     "student_tsa_plain_context": lambda: tiny_student("tsa", decoder_context="read"),
     "student_tsa_other_contexts": lambda: tiny_student("tsa", decoder_context="none", temporal_roi=False),
+    "student_frame_no_memory": lambda: tiny_student("frame", window=0),
+    "student_frame": lambda: tiny_student("frame"),
     "student_of_a_third_attention": lambda: tiny_student(RunningMean, roi_kernel="separable"),
     "student_dsta_every_saving": lambda: tiny_student(
         "dsta",

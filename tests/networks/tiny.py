@@ -16,12 +16,13 @@ from lightning_modules.networks.students.causal_attention import AttentionFactor
 from lightning_modules.networks.students.context_memory import MemorySize
 from lightning_modules.networks.students.decomposed_attention import DecomposedAttention
 from lightning_modules.networks.students.detector import StreamingDetector
+from lightning_modules.networks.students.frame_attention import FrameAttention
 from lightning_modules.networks.students.temporal_shift import TemporalShiftAttention
 from lightning_modules.networks.students.timing import Timing
 from lightning_modules.networks.students.trunk import StreamingTrunk
 from results.benchmarks.random_weights import randomise
 
-ATTENTIONS: dict[str, type] = {"tsa": TemporalShiftAttention, "dsta": DecomposedAttention}
+ATTENTIONS: dict[str, type] = {"tsa": TemporalShiftAttention, "dsta": DecomposedAttention, "frame": FrameAttention}
 PLACES = {
     "head_dim": ("localizer", "dim"),
     "num_proposals": ("localizer", "num_proposals"),

@@ -62,12 +62,22 @@ class StreamingDetector(StreamingModule[DetectorState]):
             )
         self.trunk = trunk
         self.head = head(trunk.layout, num_classes)
-        self.timing, self.num_actors = timing, num_actors
+        self.num_actors = num_actors
         if num_actors is not None and not 1 <= num_actors <= self.num_proposals:
             raise ValueError(f"num_actors={num_actors} must be 1 to num_proposals={self.num_proposals}")
         self.memory = ContextMemory(memory, self.head.decoder.dim, timing.keyframe_age)
+        self.set_timing(timing)
+
+    def set_timing(self, timing: Timing) -> None:
+        """Predict from now on with this delay, which the weights should have been trained for.
+
+        A state that was made for another delay fits no longer.
+        """
+        self.timing = timing
+        self.memory.keyframe_age = timing.keyframe_age
         self.actors = ActorQueue(timing.frames_waiting, len(self.head.localizer.stages), self.num_proposals)
-        field, read = trunk.receptive_field, memory.frames if self.head.decoder.reads_other_slots else 0
+        read = self.memory.size.frames if self.head.decoder.reads_other_slots else 0
+        field = self.trunk.receptive_field
         self.receptive_field = None if field is None else field + max(read, timing.frames_waiting)
 
     @property

@@ -13,7 +13,7 @@ from ..layers.trunk_size import NORM_EPS, TUBELET, TokenLayout, TrunkSize
 from ..streaming import StreamingModule
 
 # Configs name attentions by their class alone, which is looked up among what is imported.
-from . import decomposed_attention, temporal_shift  # noqa: F401
+from . import decomposed_attention, frame_attention, temporal_shift  # noqa: F401
 from .block import StreamingBlock
 from .causal_attention import AttentionFactory
 from .frame_embedding import EmbeddingState, FramePairEmbedding
@@ -48,7 +48,8 @@ class StreamingTrunk(StreamingModule[TrunkState]):
 
     Args:
         size: see ``TrunkSize``.
-        attention: makes the attention of a block, ``TemporalShiftAttention`` or ``DecomposedAttention``.
+        attention: makes the attention of a block: ``TemporalShiftAttention``, ``DecomposedAttention``, or
+            ``FrameAttention``, which looks at no other frame.
     """
 
     def __init__(self, size: TrunkSize, attention: AttentionFactory) -> None:

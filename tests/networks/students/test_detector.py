@@ -128,10 +128,11 @@ def test_every_weight_of_the_teacher_arrives_in_one_place_and_nothing_else_chang
 @pytest.mark.parametrize(
     ("changes", "listed"),
     [
-        ({"dim": 12}, "trunk.blocks.0.attention.attn.qkv.weight"),
+        ({"dim": 48}, "trunk.blocks.0.attention.attn.qkv.weight"),
+        ({"num_classes": 3}, r"head.decoder.blocks.0.action_logits.bias: \(4,\) in the file, \(3,\) in the network"),
+        ({"dim": 12, "localizer_roi_size": 2}, "localizer.stages.0.inst_interact.out_layer.weight"),
         ({"num_classes": 5}, r"head.decoder.blocks.0.action_logits.bias: \(4,\) in the file, \(5,\) in the network"),
         ({"depth": 6}, "missing .*blocks.5.mlp.fc1.bias"),
-        ({"depth": 4, "pyramid_layers": (0, 1, 2, 3)}, "left over .*blocks.4.mlp.fc1.bias"),
         ({"num_proposals": 7}, "head.localizer.proposal_boxes"),
         ({"num_stages": 4}, "missing .*localizer.stages.3"),
         ({"decoder_depth": 3}, "missing .*decoder.blocks.2"),
@@ -195,6 +196,62 @@ def test_a_student_with_less_of_a_head_takes_the_first_stages_and_blocks_and_eve
     assert {key for key in teacher if "localizer" in key or "decoder" in key} - own.keys() == {
         key for key in teacher if "localizer.stages.2" in key or "decoder.blocks.1" in key
     }
+
+
+def test_a_shallower_student_takes_blocks_evenly_spaced_with_the_first_and_the_last_one():
+    teacher = tiny_teacher(keep_rates={}).state_dict()
+    for depth, taken in ((4, (0, 1, 3, 4)), (3, (0, 2, 4)), (2, (0, 4)), (1, (4,))):
+        student = student_of("tsa", SHARED | {"depth": depth, "pyramid_layers": (0, 0, 0, depth - 1)})
+        student_from_teacher(student, teacher)
+        for place, block in enumerate(taken):
+            for ours, theirs in (
+                ("mlp.fc1.weight", "mlp.fc1.weight"),
+                ("attention.attn.qkv.weight", "attn.qkv.weight"),
+            ):
+                own = student.state_dict()[f"trunk.blocks.{place}.{ours}"]
+                assert torch.equal(own, teacher[f"backbone.blocks.{block}.{theirs}"])
+        assert torch.equal(student.trunk.norm.weight, teacher["backbone.norm.weight"])
+
+
+NARROW = {"dim": 12, "head_dim": 8, "dynamic_dim": 3, "localizer_hidden": 10, "decoder_dim": 6, "decoder_hidden": 5}
+
+
+def test_a_narrower_student_takes_the_same_channels_wherever_layers_meet():
+    """Of weights in which every channel stands twice, side by side, one of each is left, in its place."""
+    narrow = randomise(student_of("dsta", SHARED | NARROW | {"window": 3})).eval()
+    wide = student_of("dsta", SHARED | {"window": 3, "dynamic_dim": 6}).eval()
+    weights = {teacher_name(key): value for key, value in doubled(narrow, wide).items()}
+    started = student_of("dsta", SHARED | NARROW | {"window": 3}).eval()
+    student_from_teacher(started, weights)
+    expected = narrow.state_dict()
+    for key, value in started.state_dict().items():
+        if key not in started.new_parameters():
+            torch.testing.assert_close(value, expected[key], rtol=0, atol=0, msg=key)
+
+
+def teacher_name(key: str) -> str:
+    """Return the name that a clip detector has for a parameter of a student."""
+    return key.replace("trunk.", "backbone.", 1).replace(".attention.", ".")
+
+
+def doubled(narrow: StreamingDetector, wide: StreamingDetector) -> dict[str, Tensor]:
+    """Return a narrow network's weights with every channel twice, of the shapes of a wide one."""
+    weights = {}
+    for key, value in narrow.state_dict().items():
+        shape = wide.state_dict()[key].shape
+        if key in narrow.new_parameters():
+            continue
+        if "inst_interact.dynamic_layer" in key:  # makes a matrix of channels x inner ones, then one of the reverse
+            dim, inner = NARROW["head_dim"], NARROW["dynamic_dim"]
+            halves = zip(value.chunk(2), ((dim, inner), (inner, dim)), strict=True)
+            matrices = [part.unflatten(0, sizes).repeat_interleave(2, 0) for part, sizes in halves]
+            value = torch.cat([matrix.repeat_interleave(2, 1).flatten(0, 1) for matrix in matrices])
+        for dim in range(value.dim()):
+            if shape[dim] == 2 * value.shape[dim]:
+                value = value.repeat_interleave(2, dim)
+        assert value.shape == shape
+        weights[key] = value
+    return weights
 
 
 def test_few_actors_are_the_most_person_like_proposals_and_training_sees_all():
@@ -301,6 +358,21 @@ def test_people_can_be_found_in_the_frame_after_the_one_that_is_answered_for(tem
         found, _ = late.outputs(frames, late.initial_state(2))
     boxes, found = (outputs.boxes.unflatten(1, (2, 6)) for outputs in (plain, found))
     torch.testing.assert_close(found[:, :, 1:], boxes[:, :, :-1], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("delay", [0, 1, 3])
+def test_a_delay_that_is_set_later_is_that_of_a_network_built_with_it(delay):
+    shape = {"window": 4, "memory_stride": 2, "keyframe_code": "answered", "memory_keep_rate": 1.0}
+    student = randomise(tiny_student("dsta", look_ahead=2, **shape))
+    built = tiny_student("dsta", look_ahead=delay, **shape)
+    built.load_state_dict(student.state_dict())
+    student.set_timing(built.timing)
+    assert (student.look_ahead, student.receptive_field) == (delay, built.receptive_field)
+    frames = torch.randn(2, 6, 3, 64, 64)
+    ours, state = student(frames, student.initial_state(2))
+    theirs, expected = built(frames, built.initial_state(2))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert state_bytes(state) == state_bytes(expected)
 
 
 def test_the_next_frame_is_not_there_for_those_that_answer_at_once():

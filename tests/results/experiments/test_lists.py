@@ -138,3 +138,39 @@ def test_every_setting_of_our_lists_is_one_of_its_config(monkeypatch, capsys):
 def test_a_list_of_ours_is_read(file, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert read_list(file).rows
+
+
+def write_lists(**lists) -> None:
+    """Write lists of rows beside each other, each by its name."""
+    for name, rows in lists.items():
+        content = {"title": name, "metrics": [{"key": "test/map"}], "rows": rows}
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(content))
+
+
+def needing(row: str) -> dict:
+    return {"name": "student", "seeds": [0, 1], "fit": FIT | {"needs": {"weights": row}}}
+
+
+def test_a_row_may_need_the_checkpoint_of_another_lists_row(read):
+    write_lists(teachers=[{"name": "teacher", "fit": FIT, "seeds": [0]}], students=[needing("teachers/teacher")])
+    first, second = runs_of(read_list(Path("students.yaml")), "students")
+    for run in (first, second):  # the one seed that there is stands in
+        assert run.needs["fit"]["weights"].key == "teachers/teacher-seed0"
+        assert Path("runs/experiments/teachers/teacher-seed0/fit.json") in run.inputs("fit")
+        assert "--weights=runs/experiments/teachers/teacher-seed0/fit/latest/checkpoints/last.ckpt" in run.command(
+            "fit"
+        )
+
+
+@pytest.mark.parametrize(
+    ("lists", "problem"),
+    [
+        ({"students": [needing("teachers/teacher")]}, "needs a row of teachers, but there is no such list"),
+        ({"teachers": [{"name": "other", "fit": FIT}], "students": [needing("teachers/teacher")]}, "a row above"),
+        ({"teachers": [needing("students/student")], "students": [needing("teachers/student")]}, "which needs it"),
+    ],
+)
+def test_a_row_of_another_list_that_cannot_be_is_refused(read, lists, problem):
+    write_lists(**lists)
+    with pytest.raises(UserError, match=problem):
+        read_list(Path("students.yaml"))
