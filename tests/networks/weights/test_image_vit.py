@@ -40,13 +40,11 @@ def picture_model(seed: int = 0, **settings: object) -> VisionTransformer:
     )
 
 
-def without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a ViT without class token and registers: their positions are the first rows."""
-    prefix = sum(tensors[name].shape[1] for name in ("cls_token", "reg_token") if name in tensors)
-    positions = tensors["pos_embed"]
-    patches = positions[:, prefix:] if positions.shape[1] % 2 else positions
+def without_prefix(model: VisionTransformer) -> dict[str, Tensor]:
+    """Weights of a ViT without class token and registers; positions of patches are the last rows."""
+    tensors = model.state_dict()
     return {
-        name: patches if name == "pos_embed" else value
+        name: value[:, -model.patch_embed.num_patches :] if name == "pos_embed" else value
         for name, value in tensors.items()
         if not name.startswith(("cls_token", "reg_token", "head."))
     }
@@ -77,7 +75,7 @@ def test_a_still_clip_has_the_features_of_timms_own_model(kind, num_frames, tmp_
     torch.save(model.state_dict(), tmp_path / "vit.pth")
     settings = {name: value for name, value in KINDS[kind].items() if name not in ("reg_tokens", "no_embed_class")}
     reference = picture_model(**settings, **ALIKE)
-    reference.load_state_dict(without_prefix(model.state_dict()))
+    reference.load_state_dict(without_prefix(model))
     network = VideoViT(SIZE, learned_positions=True)
     report = load_pretrained(network, tmp_path / "vit.pth")
     tokens = keyframe_tokens(network, pixels(), num_frames)
@@ -93,7 +91,7 @@ def test_a_still_clip_has_the_features_of_timms_own_model(kind, num_frames, tmp_
 def test_other_patches_and_grids_become_what_timm_makes_of_them(patch_size, img_size):
     model = picture_model(patch_size=patch_size, img_size=img_size, init_values=0.2)
     reference = picture_model(init_values=0.2, **ALIKE)
-    bare = without_prefix(model.state_dict())
+    bare = without_prefix(model)
     reference.load_state_dict(checkpoint_filter_fn(bare, reference, interpolation="bicubic", antialias=True))
     network = VideoViT(SIZE, learned_positions=True)
     report = load_pretrained(network, model.state_dict())
@@ -108,7 +106,7 @@ def test_other_patches_and_grids_become_what_timm_makes_of_them(patch_size, img_
 def test_a_stream_that_stands_still_has_them_too(attention):
     model = picture_model(init_values=0.2)
     reference = picture_model(init_values=0.2, **ALIKE)
-    reference.load_state_dict(without_prefix(model.state_dict()))
+    reference.load_state_dict(without_prefix(model))
     trunk = StreamingTrunk(SIZE, attention, learned_positions=True).eval()
     report = load_pretrained(trunk, model.state_dict())
     assert set(report.missing) == trunk.new_parameters()
