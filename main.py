@@ -1,8 +1,8 @@
 """Onlooker's command line: ``python main.py COMMAND --config configs/<experiment>.yaml``.
 
 ``fit``, ``validate``, ``test`` and ``predict`` are Lightning's; ``check`` looks through data, ``score`` scores saved
-detections without a model, ``analyse`` explains their errors, ``export`` writes a network for other runtimes, ``serve``
-predicts and shows it in the browser.
+detections without a model, ``analyse`` explains their errors, ``export`` writes a network for other runtimes, ``maps``
+computes what a frozen stem makes of frames, ``serve`` predicts and shows it in the browser.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class OnlookerCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        ours = {command: {"model", "datamodule"} for command in ("check", "score", "analyse", "export", "serve")}
+        names = ("check", "score", "analyse", "export", "maps", "serve")
+        ours = {command: {"model", "datamodule"} for command in names}
         return LightningCLI.subcommands() | ours
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:

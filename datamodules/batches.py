@@ -1,8 +1,9 @@
 """The agreement between datamodules and lightning_modules: what a batch holds, field by field.
 
-Pixels travel as uint8 RGB and are normalised on the device. Boxes are xyxy in pixels of the unpadded network input,
-corners without +1. Labels are multi-hot over ``num_classes``; a box without any action (somebody standing idle) has a
-row of zeros.
+Pixels travel as uint8 RGB and are normalised on the device; in their place may be float16 maps that a network's frozen
+stem has made of them (``MapFacts``), (B, T, C, H / stride, W / stride). Boxes are xyxy in pixels of the unpadded
+network input, corners without +1. Labels are multi-hot over ``num_classes``; a box without any action (somebody
+standing idle) has a row of zeros.
 """
 
 from __future__ import annotations
@@ -11,6 +12,18 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
+
+
+class MapFacts(NamedTuple):
+    """What maps in the place of pixels are made by."""
+
+    stem: str
+    """Fingerprint of its weights."""
+    name: str
+    """For messages."""
+    channels: int
+    stride: int
+    """Pixels of a frame from one cell of its map to the next."""
 
 
 class ClipBatch(NamedTuple):

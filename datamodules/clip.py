@@ -52,7 +52,7 @@ class ClipDataModule(DetectionDataModule):
         loader: KeyframeLoaderSettings = KeyframeLoaderSettings(),
         predict_videos: list[str | Path] | None = None,
     ) -> None:
-        super().__init__(source, frames, loader, predict_videos)
+        super().__init__(source, frames, loader, predict_videos, augmentation)
         require_at_least(0, frame_stride=frame_stride)
         require_at_least(1, num_frames=num_frames, keyframe_grid=keyframe_grid)
         past = num_frames // 2 + 1 if past_frames is None else past_frames
@@ -61,7 +61,6 @@ class ClipDataModule(DetectionDataModule):
         self.window = Window(past, num_frames - past, frame_stride)
         self.num_frames = num_frames
         self.frame_stride = frame_stride
-        self.augmentation = augmentation
         self.keyframe_grid = keyframe_grid or frame_stride or 1
 
     @property

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
-from datamodules.batches import TrueKeyframe, TrueTubes
+from datamodules.batches import MapFacts, TrueKeyframe, TrueTubes
 from datamodules.errors import UserError
+from datamodules.frames.maps import FeatureMaps
 from datamodules.frames.store import DecodedFrames, FrameStore
 from datamodules.sampling.indexing import num_slots
 from datamodules.sampling.since_start import seconds_since_start, seconds_until_end, speeds
+from datamodules.sampling.transforms import ClipTransform
 from datamodules.sampling.windows import TimedVideo, time_video, true_keyframes, true_tubes
 from datamodules.settings import FrameSettings, KeyframeLoaderSettings
 from datamodules.source_data import SourceDataModule
@@ -29,6 +31,7 @@ class DetectionDataModule(SourceDataModule[TimedVideo]):
 
     Args:
         source, frames, predict_videos: see ``SourceDataModule``.
+        augmentation: random changes of training clips; maps in place of pixels can only be mirrored.
         loader: its ``on_error`` is what to do with a video that cannot be read. ``raise`` stops there. ``skip`` leaves
             it out: ``broken`` has it, and the end of the epoch reports it. Of a video that turns out damaged only when
             it is decoded, what can be read is used; in training another sample takes the place of one that cannot, in
@@ -43,8 +46,16 @@ class DetectionDataModule(SourceDataModule[TimedVideo]):
         frames: FrameSettings,
         loader: KeyframeLoaderSettings,
         predict_videos: Sequence[str | Path] | None,
+        augmentation: ClipTransform,
     ) -> None:
         super().__init__(source, frames, loader, predict_videos)
+        if frames.maps is not None and not augmentation.mirrors_alone:
+            raise UserError(
+                "scales or recolours frames, but data.frames.maps holds those of frames and their mirror images alone",
+                where="data.augmentation",
+                remedy="leave scale_range, brightness, contrast and saturation out, or read pixels (maps: null)",
+            )
+        self.augmentation = augmentation
         self.skips_broken = loader.on_error == "skip"
         self._broken = BrokenVideos() if self.skips_broken else None
 
@@ -62,6 +73,11 @@ class DetectionDataModule(SourceDataModule[TimedVideo]):
         if self._broken is not None:
             self._report_broken(self._broken)
         super().setup(stage)
+
+    @property
+    def maps(self) -> MapFacts | None:
+        """The stem whose maps stand in the place of pixels; None where there are pixels."""
+        return self.store.about if isinstance(self.store, FeatureMaps) else None
 
     @property
     def evaluation_grid(self) -> int:

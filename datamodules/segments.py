@@ -119,6 +119,8 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
                 "data.augmentation.scale_range",
                 "leave it out",
             )
+        if frames.maps is not None:
+            raise UserError("temporal detectors read no maps", "data.frames.maps", "leave it out, or read features")
         super().__init__(source, frames, loader, predict_videos)
         self.windows = windows
         self.resize_steps = resize_steps

@@ -7,6 +7,7 @@ from typing import get_args
 
 from datamodules.errors import UserError
 from datamodules.frames.cache import FrameCache
+from datamodules.frames.maps import FeatureMaps
 from datamodules.frames.store import DecodedFrames, FrameScale, FrameStore, Interpolation
 from datamodules.video.broken import OnError
 
@@ -21,6 +22,8 @@ class FrameSettings:
         interpolation: ``area`` averages areas when frames shrink, ``bilinear`` does not (EVAD).
         cache: folder of decoded frames; None decodes every clip anew.
         cache_max_gib: largest size of the cache.
+        maps: folder of the maps of a frozen stem (``python main.py maps``), which are read in place of frames of this
+            size; of augmentation flips and the choice of clips remain. For detectors of people.
     """
 
     short_side: int | None = None
@@ -28,6 +31,7 @@ class FrameSettings:
     interpolation: Interpolation = "area"
     cache: str | None = "data/cache"
     cache_max_gib: float = 64.0
+    maps: str | None = None
 
     def __post_init__(self) -> None:
         require_at_least(1, short_side=self.short_side, max_long_side=self.max_long_side)
@@ -40,6 +44,8 @@ class FrameSettings:
 
     def store(self) -> FrameStore:
         """Make the store of the frames; nothing is read or written yet."""
+        if self.maps is not None:
+            return FeatureMaps(self.maps, self.scale)
         if self.cache is None:
             return DecodedFrames(self.scale)
         return FrameCache(self.cache, self.scale, self.cache_max_gib)

@@ -16,8 +16,9 @@ from datamodules.annotations.source import DetectionSource, Split
 from datamodules.batches import StreamBatch
 from datamodules.detection import DetectionDataModule
 from datamodules.errors import UserError
+from datamodules.frames.maps import FeatureMaps
 from datamodules.frames.store import FrameStore
-from datamodules.sampling.collate import padded_size, stack_frames
+from datamodules.sampling.collate import padded_size, stack_clips
 from datamodules.sampling.indexing import NOTHING, StreamChunk, keyframes_on_grid, num_slots, stream_chunks
 from datamodules.sampling.samplers import InOrder, MixedBatches
 from datamodules.sampling.transforms import ClipTransform
@@ -75,7 +76,9 @@ class ChunkDataset(Dataset):
         size = self.sizes[step]
         chunks, pixels = zip(*(self._read(chunk, size) for chunk in self.steps[step]), strict=True)
         lanes, length = len(chunks), self.chunk_frames
-        frames, image_sizes = stack_frames(pixels, size)
+        are_maps = isinstance(self.store, FeatureMaps)
+        shown = [self.videos[chunk.video].facts.size if chunk.valid else size for chunk in chunks]
+        frames, image_sizes = stack_clips(pixels, shown if are_maps else [None] * lanes, size)
         originals = [self.videos[chunk.video].facts.original_size if chunk.valid else size for chunk in chunks]
         annotated = torch.zeros(lanes, length, dtype=torch.bool)
         timestamps = torch.zeros(lanes, length, dtype=torch.float64)
@@ -122,9 +125,10 @@ class ChunkDataset(Dataset):
         return self.frame_stride * np.arange(chunk.start, chunk.start + chunk.valid)
 
     def _read(self, chunk: StreamChunk, empty_size: tuple[int, int]) -> tuple[StreamChunk, np.ndarray]:
-        """A chunk and its frames (T, h, w, 3) uint8, black after the end of the video; nothing if it cannot be read.
+        """A chunk and its frames (T, h, w, 3) uint8, or maps of them; nothing if it cannot be read.
 
-        An empty lane shows black frames of ``empty_size``, so that nothing divides by zero.
+        They are black after the end of the video. An empty lane shows black frames of ``empty_size``, so that nothing
+        divides by zero.
         """
         if chunk.valid and chunk.start < self._ends.get(chunk.video, chunk.start + 1):
             video = self.videos[chunk.video]
@@ -139,7 +143,7 @@ class ChunkDataset(Dataset):
                 if chunk.valid < self.chunk_frames:
                     frames = np.pad(frames, [(0, self.chunk_frames - chunk.valid), (0, 0), (0, 0), (0, 0)])
                 return chunk, frames
-        return NOTHING, np.zeros((self.chunk_frames, *empty_size, 3), np.uint8)
+        return NOTHING, self.store.blank(empty_size, self.chunk_frames)
 
 
 class StreamDataModule(DetectionDataModule):
@@ -184,7 +188,7 @@ class StreamDataModule(DetectionDataModule):
     ) -> None:
         if unlabelled is not None and unlabelled.folder is not None:
             source = WithUnlabelled(source, unlabelled.folder)
-        super().__init__(source, frames, loader, predict_videos)
+        super().__init__(source, frames, loader, predict_videos, augmentation)
         require_at_least(0, train_future_frames=train_future_frames)
         require_at_least(1, frame_stride=frame_stride, train_past_frames=train_past_frames)
         require_at_least(1, lanes=lanes, chunk_frames=chunk_frames)
@@ -200,7 +204,6 @@ class StreamDataModule(DetectionDataModule):
         self.frame_stride = frame_stride
         self.lanes = lanes
         self.chunk_frames = chunk_frames
-        self.augmentation = augmentation
         self.unlabelled = unlabelled
 
     @property

@@ -155,7 +155,10 @@ class ClipDetectionModule(DetectionModule):
             "clip",
             lambda: self.decode(self.network(clip, sizes), sizes, sizes),
             delay=self.trainer.datamodule.window.future,
-            published_gflops=published_gflops(self.network, side, side, num_frames).total,
+            # What was published has no stem.
+            published_gflops=None
+            if self.network.backbone.stem
+            else published_gflops(self.network, side, side, num_frames).total,
         )
 
 

@@ -15,9 +15,10 @@ from datamodules.errors import UserError
 
 from .base import ExperimentModule, TrainingSettings
 from .evaluation.detection_evaluator import DetectionEvaluator, DetectionSettings
+from .evaluation.map_stem import check_stem
 from .networks.detection.outputs import Detections, ScoredBoxes
 from .networks.layers.prepared import prepare_for_inference
-from .networks.weights.videomae import load_videomae
+from .networks.weights.image_vit import load_pretrained
 
 NAMES_SHOWN = 5
 
@@ -28,7 +29,8 @@ class DetectionModule(ExperimentModule):
     Args:
         network, weights, optimizer, training: see ``ExperimentModule``.
         detection: how detections are decoded and scored.
-        pretrained: VideoMAE weights that the backbone starts from, see ``load_videomae``; excluded with ``weights``.
+        pretrained: weights that the encoder starts from: a file of VideoMAE or of an image ViT in timm's naming, or
+            ``timm:NAME`` for one of timm's hub; see ``load_pretrained``. Excluded with ``weights``.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class DetectionModule(ExperimentModule):
         super().__init__(network, weights, optimizer, training)
         self.detection = detection
         if pretrained is not None:
-            rank_zero_info(f"{pretrained}\n{load_videomae(network, pretrained)}")
+            rank_zero_info(f"{pretrained}\n{load_pretrained(network, pretrained)}")
         self.evaluator: DetectionEvaluator | None = None
 
     def setup(self, stage: str) -> None:
@@ -83,7 +85,12 @@ class DetectionModule(ExperimentModule):
         image_sizes: Tensor,
         original_sizes: Tensor,
     ) -> dict[str, Any]:
-        """Return the input of ``DetectionImages``: B frames (3, H, W), their boxes in pixels of the network input."""
+        """Return the input of ``DetectionImages``: B frames (3, H, W), their boxes in pixels of the network input.
+
+        Frames of which there are maps alone are black.
+        """
+        black = [torch.zeros(3, *size, dtype=torch.uint8) for size in image_sizes.tolist()]
+        frames = [shown if shown.dtype == torch.uint8 else none for shown, none in zip(frames, black, strict=True)]
         scale = (image_sizes / original_sizes).flip(-1).repeat(1, 2).float()
         return {
             "frames": frames,
@@ -147,7 +154,18 @@ class DetectionModule(ExperimentModule):
         linking = self.detection.video_map
         return None if linking is None else f"{linking}, stride {self.trainer.datamodule.evaluation_grid}"
 
+    # Not in setup: a checkpoint may bring the stem's weights only after it.
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        check_stem(self.network, self.trainer.datamodule)
+
+    def on_validation_start(self) -> None:
+        check_stem(self.network, self.trainer.datamodule)
+
+    on_test_start = on_validation_start
+
     def on_predict_start(self) -> None:
+        check_stem(self.network, self.trainer.datamodule)
         prepare_for_inference(self.network)
 
     def on_validation_epoch_end(self) -> None:

@@ -160,7 +160,7 @@ class StreamDetectionModule(DetectionModule):
                 f"a look_ahead of {look_ahead} reaches outside the sample of {frames.shape[1]} frames; set at least "
                 f"data.init_args.train_future_frames={look_ahead}"
             )
-        state = self.network.initial_state(len(frames), tuple(frames.shape[-2:]), device=frames.device)
+        state = self.network.initial_state(len(frames), self.network.pixel_size(frames), device=frames.device)
         encoded, _ = self.network.encode(frames[:, : last + 1 + look_ahead], state)
         return encoded, state
 

@@ -45,6 +45,10 @@ class FrameStore:
         """(T, height, width, 3) uint8 RGB, a copy that the caller may change."""
         raise NotImplementedError
 
+    def blank(self, size: tuple[int, int], length: int) -> np.ndarray:
+        """Return what stands for ``length`` frames of a height and width that cannot be read."""
+        return np.zeros((length, *size, 3), np.uint8)
+
 
 class FrameScale(NamedTuple):
     """The size at which frames are read."""

@@ -28,17 +28,19 @@ class ClipSample(NamedTuple):
     """One clip before it becomes part of a ClipBatch; L keyframes, M boxes on each."""
 
     frames: np.ndarray
-    """(T, h, w, 3) uint8."""
+    """(T, h, w, 3) uint8, or maps of them (T, C, h, w) float16."""
     annotated: np.ndarray
     """(L,) bool."""
     boxes: list[np.ndarray]
-    """L arrays (M, 4), xyxy in pixels of ``frames``."""
+    """L arrays (M, 4), xyxy in pixels of the frames."""
     labels: list[np.ndarray]
     """L arrays (M, K) multi-hot."""
     video_id: str
     timestamps: np.ndarray
     """(L,) seconds."""
     original_size: tuple[int, int]
+    size: tuple[int, int] | None = None
+    """Height and width of the frames that maps are of; None of pixels."""
 
 
 def stack_frames(clips: Sequence[np.ndarray], at_least: tuple[int, int] = (1, 1)) -> tuple[Tensor, Tensor]:
@@ -56,6 +58,25 @@ def stack_frames(clips: Sequence[np.ndarray], at_least: tuple[int, int] = (1, 1)
     return frames, sizes
 
 
+def stack_maps(maps: Sequence[np.ndarray]) -> Tensor:
+    """B clips of maps (T, C, h, w) of any sizes -> (B, T, C, H, W) float16, padded with zeros to the largest."""
+    height, width = (max(clip.shape[axis] for clip in maps) for axis in (2, 3))
+    stacked = torch.zeros(len(maps), *maps[0].shape[:2], height, width, dtype=torch.float16)
+    for into, clip in zip(stacked, maps, strict=True):
+        into[..., : clip.shape[2], : clip.shape[3]] = torch.from_numpy(clip)
+    return stacked
+
+
+def stack_clips(
+    clips: Sequence[np.ndarray], sizes: Sequence[tuple[int, int] | None], at_least: tuple[int, int] = (1, 1)
+) -> tuple[Tensor, Tensor]:
+    """``stack_frames``, or ``stack_maps`` of clips whose ``sizes`` (height and width of their frames) are given."""
+    known = [size for size in sizes if size is not None]
+    if len(known) < len(sizes):
+        return stack_frames(clips, at_least)
+    return stack_maps(clips), torch.tensor(known)
+
+
 def stack_flow(flows: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
     """B windows (T, 2, h, w) of any sizes -> (B, T, 2, H, W) float32 padded with zeros to ``size``, which is H, W."""
     stacked = torch.zeros(len(flows), len(flows[0]), 2, *size)
@@ -66,7 +87,7 @@ def stack_flow(flows: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
 
 def collate_clips(samples: Sequence[ClipSample], keyframes: tuple[int, ...]) -> ClipBatch:
     """Samples of one shape of window to a batch; ``keyframes`` are the supervised positions in it."""
-    frames, sizes = stack_frames([sample.frames for sample in samples])
+    frames, sizes = stack_clips([sample.frames for sample in samples], [sample.size for sample in samples])
     return ClipBatch(
         frames=frames,
         image_sizes=sizes,

@@ -47,6 +47,15 @@ class ClipTransform:
     def recolours(self) -> bool:
         return max(self.brightness, self.contrast, self.saturation) > 0
 
+    @property
+    def mirrors_alone(self) -> bool:
+        """Whether it does nothing but mirror: all that can be done to maps, which have the mirror image's beside."""
+        return self.scale_range == (1.0, 1.0) and not self.recolours
+
+    def mirrors(self, seed: int) -> bool:
+        """Whether a clip of maps is mirrored; drawn by itself, of pixels ``__call__`` draws all steps together."""
+        return float(np.random.default_rng(seed).random()) < self.horizontal_flip
+
     def __call__(
         self, frames: np.ndarray, boxes: Sequence[np.ndarray], labels: Sequence[np.ndarray], seed: int
     ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
@@ -84,6 +93,12 @@ class ClipTransform:
             self.saturation,
             self.min_visibility,
         )
+
+
+def mirrored_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
+    """Boxes (M, 4) xyxy as they are in the mirror image of a frame of ``width`` pixels."""
+    x1, y1, x2, y2 = boxes.T
+    return np.stack([width - x2, y1, width - x1, y2], axis=1)
 
 
 @lru_cache(maxsize=256)

@@ -11,11 +11,12 @@ from torch.utils.data import Dataset
 from datamodules.annotations.source import AnnotatedVideo
 from datamodules.batches import ClipBatch, TrueKeyframe, TrueTube, TrueTubes
 from datamodules.errors import UserError
+from datamodules.frames.maps import FeatureMaps
 from datamodules.frames.store import FrameFacts, FrameStore
 from datamodules.sampling.collate import ClipSample, collate_clips
 from datamodules.sampling.indexing import annotated_at, keyframes_on_grid, num_slots, window_indices
 from datamodules.sampling.samplers import STAND_IN, Request
-from datamodules.sampling.transforms import ClipTransform
+from datamodules.sampling.transforms import ClipTransform, mirrored_boxes
 from datamodules.video.broken import BrokenVideos
 from datamodules.video.listing import VideoError
 from datamodules.video.picture_folder import Video
@@ -162,17 +163,18 @@ class WindowDataset(Dataset):
     def _stand_in(self, index: int) -> ClipSample:
         """A black window of the size of a sample, without a name."""
         facts = self.videos[self.samples[index, 0]].facts
-        frames = np.zeros((self.window.past + self.window.future, *facts.size, 3), np.uint8)
+        frames = self.store.blank(facts.size, self.window.past + self.window.future)
         nothing = [np.empty((0, 4), np.float32)] * self.window.supervised
         no_labels = [np.empty((0, self.num_classes), np.uint8)] * self.window.supervised
         unsupervised, no_time = np.zeros(self.window.supervised, bool), np.zeros(self.window.supervised)
-        return ClipSample(frames, unsupervised, nothing, no_labels, "", no_time, facts.original_size)
+        size = facts.size if isinstance(self.store, FeatureMaps) else None
+        return ClipSample(frames, unsupervised, nothing, no_labels, "", no_time, facts.original_size, size)
 
     def _sample(self, request: Request) -> ClipSample:
         number, keyframe = self.samples[request.index].tolist()
         video = self.videos[number]
         past, future, stride, supervised = self.window
-        frames = self.store.get(video.path, window_indices(keyframe, past, future, stride, len(video.facts.times)))
+        indices = window_indices(keyframe, past, future, stride, len(video.facts.times))
         shown = keyframe + stride * np.arange(1 - supervised, 1)
         found = self._annotations(video, shown)
         boxes = [video.boxes_in_pixels(i) if i >= 0 else np.empty((0, 4), np.float32) for i in found]
@@ -180,9 +182,16 @@ class WindowDataset(Dataset):
         times = video.facts.times[np.maximum(shown, 0)]
         if len(video.timestamps):
             times = np.where(found >= 0, video.timestamps[found], times)
-        if self.transform is not None and request.seed is not None:
-            frames, boxes, labels = self.transform(frames, boxes, labels, request.seed)
-        return ClipSample(frames, found >= 0, boxes, labels, video.video_id, times, video.facts.original_size)
+        transform = None if request.seed is None else self.transform
+        if isinstance(self.store, FeatureMaps):
+            mirrored = transform is not None and transform.mirrors(request.seed)
+            frames, size = self.store.get(video.path, indices, mirrored), video.facts.size
+            boxes = [mirrored_boxes(each, size[1]) for each in boxes] if mirrored else boxes
+        else:
+            frames, size = self.store.get(video.path, indices), None
+            if transform is not None:
+                frames, boxes, labels = transform(frames, boxes, labels, request.seed)
+        return ClipSample(frames, found >= 0, boxes, labels, video.video_id, times, video.facts.original_size, size)
 
     def _annotations(self, video: TimedVideo, shown: np.ndarray) -> np.ndarray:
         """Positions of the keyframes that belong to the supervised frames, -1 where there is none."""

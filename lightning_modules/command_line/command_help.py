@@ -88,6 +88,13 @@ HELP = {
         "python main.py export --config configs/distill_dsta.yaml --ckpt_path results/weights/dsta.pt",
         ("format", "output", "image_size", "batch_size", "dynamic_batch", "video", "benchmark"),
     ),
+    "maps": CommandHelp(
+        "Compute once what a frozen stem makes of all frames and their mirror images, into data.frames.maps.\n"
+        "Training reads them in place of frames. The same command goes on where one was interrupted.",
+        "python main.py maps --config configs/jhmdb/teacher.yaml \\\n"
+        "        --model.network.backbone.stem.weights STEM.pth",
+        ("runtime", "num_threads"),
+    ),
 }
 """By command; that of ``main.py`` itself has no name."""
 

@@ -8,6 +8,7 @@ from ..command_line.switches import with_amounts
 from .analyse import analyse
 from .check import check
 from .export import export
+from .maps import maps
 from .score import score
 from .serve import serve
 
@@ -20,4 +21,5 @@ class OnlookerTrainer(Trainer):
     check = check
     score = score
     export = export
+    maps = maps
     serve = serve

@@ -88,7 +88,7 @@ class StreamPredictor:
         ends = self.look_ahead > 0 and bool(batch.is_last.any())
         if ends:
             frames = with_last_repeated(frames, batch.is_valid)
-        fresh = self.network.initial_state(len(frames), tuple(frames.shape[-2:]), device=frames.device)
+        fresh = self.network.initial_state(len(frames), self.network.pixel_size(frames), device=frames.device)
         state = self._state_before(batch, fresh)
         detections, after = self.network(frames, state, batch.image_sizes)
         if batch.lanes is None:

@@ -98,6 +98,11 @@ class ExportedDetector(ExportedNetwork):
         """Return the state in which streams begin, by name; frames have one size and state one type only."""
         return {name: value.repeat_interleave(batch_size, dim=0).to(device) for name, value in self.first.items()}
 
+    @staticmethod
+    def pixel_size(frames: Tensor) -> tuple[int, int]:
+        """Height and width of frames (B, T, 3, H, W)."""
+        return frames.shape[-2], frames.shape[-1]
+
     def forward(
         self, frames: Tensor, state: dict[str, Tensor], image_sizes: Tensor
     ) -> tuple[Detections, dict[str, Tensor]]:

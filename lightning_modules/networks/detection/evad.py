@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..layers.pixels import pad_clips
 from ..layers.positions import Keyframe
+from ..layers.stem import pixel_size
 from ..layers.trunk_size import TrunkSize
 from .head import DetectionHead, HeadFactory
 from .outputs import Detections, DetectorOutputs
@@ -80,13 +81,14 @@ class EvadTeacher(nn.Module):
 
         Args:
             clips: normalised clips (3, T, H_i, W_i) of any sizes, or a batch (B, 3, T, H, W) padded to multiples of
-                twice the patch size.
+                twice the patch size, or a stem's maps of that.
             image_sizes: (B, 2) height and width before padding, of a batch; the whole frame by default.
         """
         if not isinstance(clips, Tensor):
             clips, image_sizes = pad_clips(clips, 2 * self.patch_size)
         elif image_sizes is None:
-            image_sizes = torch.tensor(clips.shape[-2:], device=clips.device).expand(clips.shape[0], 2)
+            size = pixel_size(clips.transpose(1, 2), self.backbone.stem)
+            image_sizes = torch.tensor(size, device=clips.device).expand(clips.shape[0], 2)
         encoded = self.backbone(clips)
         actors = self.head.localize(encoded.maps, image_sizes)
         context = self.head.decoder.clip_context(encoded)

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..layers.attention import SelfAttention
 from ..layers.linear import Mlp
 from ..layers.positions import SpaceTimePositions, keyframe_slot
+from ..layers.stem import ConvolutionalStem, embedded
 from ..layers.trunk_size import NORM_EPS, TUBELET, TokenLayout, TrunkSize
 from .token_dropout import KeyframeTokenDropout, KeyOrder
 
@@ -34,7 +35,7 @@ class EncodedClip(NamedTuple):
 
 
 class TubeletEmbedding(nn.Module):
-    """Conv3d over tubelets: clips (B, in_channels, T, H, W) -> (B, T', h w, C)."""
+    """Conv3d over tubelets: clips (B, in_channels, T, H, W) or a stem's maps of them -> (B, T', h w, C)."""
 
     def __init__(self, dim: int, patch_size: int, in_channels: int = 3) -> None:
         super().__init__()
@@ -90,6 +91,7 @@ class VideoViT(nn.Module):
         learned_positions: the position codes are a parameter instead of the fixed sine table.
         drop_path_rate: of the last block; it rises from 0 at the first.
         checkpoint_blocks: recompute activations in the backward pass, for memory.
+        stem: makes maps of frames, which are embedded in place of pixels; its stride must divide the patch size.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class VideoViT(nn.Module):
         learned_positions: bool = False,
         drop_path_rate: float = 0.0,
         checkpoint_blocks: bool = False,
+        stem: ConvolutionalStem | None = None,
     ) -> None:
         super().__init__()
         keep_rates = keep_rates or {}
@@ -111,7 +114,8 @@ class VideoViT(nn.Module):
             raise ValueError(f"keep_rates {sorted(keep_rates)} must lie in 0..{size.depth - 1}")
         _check_shares(keep_rates, size.num_slots)
         self.size, self.key_order, self.checkpoint_blocks = size, key_order, checkpoint_blocks
-        self.patch_embed = TubeletEmbedding(size.dim, size.patch_size, size.in_channels)
+        self.stem = stem
+        self.patch_embed = TubeletEmbedding(size.dim, *embedded(size, stem))
         self.positions = SpaceTimePositions(size.num_slots, size.grid, size.dim, learned_positions, size.keyframe)
         rates = torch.linspace(0, drop_path_rate, size.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
@@ -132,8 +136,10 @@ class VideoViT(nn.Module):
         return self.size.layout
 
     def forward(self, clips: Tensor) -> EncodedClip:
-        """Normalised clips (B, in_channels, T, H, W), H and W multiples of the patch size."""
-        size = self.size.patch_size
+        """Normalised clips (B, in_channels, T, H, W), H and W multiples of the patch size, or a stem's maps of them."""
+        size, _ = embedded(self.size, self.stem)
+        if self.stem is not None:
+            clips = self.stem(clips.transpose(1, 2)).transpose(1, 2)
         if clips.shape[2] % TUBELET or clips.shape[3] % size or clips.shape[4] % size:
             raise ValueError(
                 f"a clip of {tuple(clips.shape[2:])} (frames, height, width) "

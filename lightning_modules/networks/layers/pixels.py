@@ -13,7 +13,12 @@ MEAN, STD = 0.45, 0.225
 
 
 def normalise_frames(frames: Tensor, image_sizes: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 (B, T, 3, H, W) -> normalised ``dtype``; pixels outside ``image_sizes`` (B, 2) are zero, as EVAD pads."""
+    """uint8 (B, T, 3, H, W) -> normalised ``dtype``; pixels outside ``image_sizes`` (B, 2) are zero, as EVAD pads.
+
+    Maps of a stem in place of pixels, which are floating-point numbers, only change their ``dtype``.
+    """
+    if frames.is_floating_point():
+        return frames.to(dtype)
     normalised = (frames.to(dtype) / 255 - MEAN) / STD
     if image_sizes is None:
         return normalised

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 from ..detection.head import DetectionHead, HeadFactory
 from ..detection.localizer import most_person_like
 from ..detection.outputs import Detections, DetectorOutputs
+from ..layers.stem import pixel_size
 from ..layers.trunk_size import TrunkSize
 from ..streaming import StreamingModule
 from .actor_queue import ActorQueue, QueueState
@@ -107,6 +108,10 @@ class StreamingDetector(StreamingModule[DetectorState]):
         """Delay of the output in frames of the stream, see ``Timing``."""
         return self.timing.look_ahead
 
+    def pixel_size(self, frames: Tensor) -> tuple[int, int]:
+        """Height and width in pixels of frames (B, T, C, h, w), or of those that a stem's maps are of."""
+        return pixel_size(frames, self.trunk.stem)
+
     def new_parameters(self) -> set[str]:
         """Return the names of parameters that a teacher has no weights for: they keep their own start."""
         return {"memory.age_code", *(f"trunk.{name}" for name in self.trunk.new_parameters())}
@@ -162,8 +167,9 @@ class StreamingDetector(StreamingModule[DetectorState]):
     def encode(self, frames: Tensor, state: DetectorState) -> tuple[EncodedFrames, TrunkState]:
         """Normalised frames (B, T, 3, H, W) -> what the trunk makes of them, and its state after the chunk."""
         side = 2 * self.patch_size
-        if frames.shape[-2] % side or frames.shape[-1] % side:
-            raise ValueError(f"frames of {tuple(frames.shape[-2:])} must be padded to multiples of {side}")
+        height, width = self.pixel_size(frames)
+        if height % side or width % side:
+            raise ValueError(f"frames of {(height, width)} must be padded to multiples of {side}")
         encoded = self.trunk(frames, state.trunk)
         self._check_memory(frames, state.memory)
         return encoded
@@ -220,12 +226,13 @@ class StreamingDetector(StreamingModule[DetectorState]):
 
     def _check_memory(self, frames: Tensor, state: MemoryState) -> None:
         """Refuse a memory of other frames, which would give wrong detections further down, not errors."""
-        rows, columns = self.trunk.grid_of(*frames.shape[-2:])
+        height, width = self.pixel_size(frames)
+        rows, columns = self.trunk.grid_of(height, width)
         size = self.memory.size
         expected = (frames.shape[0], size.frames, size.num_kept(rows * columns), self.memory.dim)
         if tuple(state.tokens.shape) != expected:
             raise ValueError(
                 f"the state's memory is {tuple(state.tokens.shape)} but {frames.shape[0]} streams of "
-                f"{tuple(frames.shape[-2:])} pixels need {expected}; "
+                f"{(height, width)} pixels need {expected}; "
                 "make one with initial_state(batch_size, frame_size)"
             )

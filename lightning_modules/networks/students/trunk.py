@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.positions import SpaceTimePositions
+from ..layers.stem import ConvolutionalStem, embedded, pixel_size
 from ..layers.trunk_size import NORM_EPS, TUBELET, TokenLayout, TrunkSize
 from ..streaming import StreamingModule
 
@@ -44,20 +45,29 @@ class StreamingTrunk(StreamingModule[TrunkState]):
     Each frame is a slot of its own: embedded with the frame before it as a tubelet of the teacher is, and with the
     position code of the teacher's keyframe slot whatever its time. Weights of a ``VideoViT`` of the same size fit.
 
-    Shapes: normalised frames (B, T, in_channels, H, W) -> ``EncodedFrames``; H and W multiples of the patch size.
+    Shapes: normalised frames (B, T, in_channels, H, W), H and W multiples of the patch size, or a stem's maps of them
+    -> ``EncodedFrames``.
 
     Args:
         size: see ``TrunkSize``.
         attention: makes the attention of a block: ``TemporalShiftAttention``, ``DecomposedAttention``, or
             ``FrameAttention``, which looks at no other frame.
+        learned_positions, stem: see ``VideoViT``.
     """
 
-    def __init__(self, size: TrunkSize, attention: AttentionFactory) -> None:
+    def __init__(
+        self,
+        size: TrunkSize,
+        attention: AttentionFactory,
+        learned_positions: bool = False,
+        stem: ConvolutionalStem | None = None,
+    ) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.stem = size, stem
         grid = size.grid
-        self.patch_embed = FramePairEmbedding(size.dim, size.patch_size, (grid, grid), size.in_channels)
-        self.positions = SpaceTimePositions(size.num_slots, grid, size.dim, keyframe=size.keyframe)
+        patch_size, channels = embedded(size, stem)
+        self.patch_embed = FramePairEmbedding(size.dim, patch_size, (grid, grid), channels)
+        self.positions = SpaceTimePositions(size.num_slots, grid, size.dim, learned_positions, size.keyframe)
         blocks = [
             StreamingBlock(size.dim, size.mlp_ratio, attention(size.dim, size.num_heads, grid**2))
             for _ in range(size.depth)
@@ -96,7 +106,9 @@ class StreamingTrunk(StreamingModule[TrunkState]):
         )
 
     def forward(self, frames: Tensor, state: TrunkState) -> tuple[EncodedFrames, TrunkState]:
-        grid = self.grid_of(*frames.shape[-2:])
+        grid = self.grid_of(*pixel_size(frames, self.stem))
+        if self.stem is not None:
+            frames = self.stem(frames)
         # Of the shape: `len` would make the number of streams a constant of an exported graph.
         needed = (frames.shape[0], *grid, self.size.dim)
         if tuple(state.embedding.past.shape) != needed:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,11 +13,14 @@ from torch import Tensor, nn
 from ..detection.context_decoder import ContextDecoder
 from ..detection.vit import VideoViT
 from ..layers.positions import SpaceTimePositions, sine_table
+from ..students.trunk import StreamingTrunk
 from .videomae_names import Stored, block_of, by_our_names, our_name, part_of, read_tensors, shown
 
 CHECKED = ("patch_embed", "blocks", "norm")
 """Parts of the encoder whose every parameter must fit."""
 ROWS_FIRST = ("patch_embed", "positions", "blocks", "norm", "decoder")
+IN_A_STREAM = re.compile(r"^(blocks\.\d+)\.attention\.(norm1|attn)\.")
+"""Where a streaming trunk has what a clip's block has itself."""
 CODES_TOLERANCE = 1e-2
 """Of position codes between -1 and 1, so that a table stored in bfloat16 is recognised."""
 
@@ -35,7 +39,8 @@ class PretrainedReport(NamedTuple):
 
     def table(self) -> str:
         """One row a part of the network or the file; under them the notes."""
-        columns = (self.used, self.left_over, tuple(name.removeprefix("head.") for name in self.missing))
+        missing = tuple(name.removeprefix("head.").removeprefix("trunk.") for name in self.missing)
+        columns = (self.used, self.left_over, missing)
         parts = [[part_of(our_name(name)) for name in names] for names in columns]
         rows = [
             (part, *counts)
@@ -52,7 +57,7 @@ class PretrainedReport(NamedTuple):
 
 
 def load_videomae(network: nn.Module, weights: str | Path | Mapping[str, object]) -> PretrainedReport:
-    """Start a ``VideoViT``, or the one that is a detector's ``backbone``, from VideoMAE or VideoMAE V2.
+    """Start a ``VideoViT`` or a ``StreamingTrunk``, or the one that is a detector's, from VideoMAE or VideoMAE V2.
 
     Tong et al., 2022, https://arxiv.org/abs/2203.12602; Wang et al., 2023, https://arxiv.org/abs/2303.16727.
     ``weights`` are a file or its content: a pre-training checkpoint, a fine-tuned classifier, or either as Hugging
@@ -74,35 +79,75 @@ def load_videomae(network: nn.Module, weights: str | Path | Mapping[str, object]
     Raises:
         ValueError: where the file holds no VideoMAE encoder, or none of the network's sizes; it lists what differs.
     """
-    encoder = getattr(network, "backbone", network)
-    if not isinstance(encoder, VideoViT):
-        raise ValueError(
-            f"{type(network).__name__} has no VideoViT that VideoMAE could fill; a streaming detector starts from its "
-            "clip detector (start_from, or teacher_weights of a distillation), which starts from VideoMAE"
-        )
-    prefix = "" if encoder is network else "backbone."
+    encoder, _ = encoder_of(network)
     tensors = read_tensors(weights)
     stored = by_our_names(tensors)
-    own = network.state_dict()
-    check_encoder(stored, {name.removeprefix(prefix): value for name, value in own.items() if name.startswith(prefix)})
-
-    placed = {prefix + name: entry for name, entry in stored.items() if part_of(name) in CHECKED}
-    recomputed: tuple[str, ...] = ()
     notes: list[str] = []
+    recomputed: tuple[str, ...] = ()
     if table := stored.get("positions.table"):
         if problem := positions_problem(table, encoder.positions):
             notes.append(problem)
-        elif isinstance(encoder.positions.table, nn.Parameter):
-            placed[f"{prefix}positions.table"] = table._replace(value=table.value.view_as(encoder.positions.table))
-        else:
+            del stored["positions.table"]
+        elif not isinstance(encoder.positions.table, nn.Parameter):
             recomputed = table.keys
-    if "norm.weight" not in stored and "fc_norm.weight" in stored:
-        notes.append("norm starts fresh: the file is of a classifier, whose fc_norm is of tokens' means")
     if lost_biases(stored):
         notes.append(
             "all query and value biases are zero, which is what early versions of transformers 5 made of the published "
             "ones (huggingface/transformers#48675); take the published file"
         )
+    return place(network, stored, tensors, notes, recomputed)
+
+
+def encoder_of(network: nn.Module) -> tuple[VideoViT | StreamingTrunk, str]:
+    """Return the encoder that pre-trained weights are for, and the prefix of its parameters' names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for name in ("backbone", "trunk"):
+        if isinstance(encoder := getattr(network, name, None), VideoViT | StreamingTrunk):
+            return encoder, f"{name}."
+    if isinstance(network, VideoViT | StreamingTrunk):
+        return network, ""
+    raise ValueError(
+        f"{type(network).__name__} has no VideoViT and no StreamingTrunk that pre-trained weights could fill"
+    )
+
+
+def place(
+    network: nn.Module,
+    stored: Mapping[str, Stored],
+    tensors: Mapping[str, Tensor],
+    notes: Sequence[str],
+    recomputed: tuple[str, ...] = (),
+) -> PretrainedReport:
+    """Fill a network's encoder, and its context decoder where there is something for it; report on it.
+
+    Args:
+        stored: the weights under our names, of a ``VideoViT``; a table of positions only where it fits.
+        tensors: all there is in the file.
+        notes: of what was done to them before.
+        recomputed: names in the file of what the network makes itself.
+
+    Raises:
+        ValueError: the encoder is of other sizes than the network's; it lists what differs.
+    """
+    encoder, prefix = encoder_of(network)
+    own = network.state_dict()
+    new = encoder.new_parameters() if isinstance(encoder, StreamingTrunk) else set()
+    places = {
+        re.sub(IN_A_STREAM, r"\1.\2.", name.removeprefix(prefix)): name
+        for name in own
+        if name.startswith(prefix) and name.removeprefix(prefix) not in new
+    }
+    check_encoder(stored, {name: own[place] for name, place in places.items()})
+    placed = {places[name]: entry for name, entry in stored.items() if part_of(name) in CHECKED}
+    notes = list(notes)
+    table = stored.get("positions.table")
+    if table is not None and isinstance(encoder.positions.table, nn.Parameter):
+        placed[f"{prefix}positions.table"] = table._replace(value=table.value.view_as(encoder.positions.table))
+    if "norm.weight" not in stored and "fc_norm.weight" in stored:
+        notes.append("norm starts fresh: the file is of a classifier, whose fc_norm is of tokens' means")
     if isinstance(decoder := getattr(getattr(network, "head", None), "decoder", None), ContextDecoder):
         fitting, note = decoder_weights(stored, decoder)
         placed |= {f"head.{name}": entry for name, entry in fitting.items()}

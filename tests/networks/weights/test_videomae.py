@@ -17,7 +17,7 @@ from lightning_modules.networks.layers.positions import sine_table
 from lightning_modules.networks.layers.trunk_size import TrunkSize
 from lightning_modules.networks.weights.loading import save_weights
 from lightning_modules.networks.weights.videomae import PretrainedReport, load_videomae
-from tests.networks.tiny import tiny_student, tiny_teacher
+from tests.networks.tiny import CONFIG, student_of, tiny_teacher
 
 # Sizes of the tiny teacher: 4 slots of 4 x 4 patches, five blocks of width 24, two decoder blocks of width 12.
 DIM, DEPTH, HEADS, PATCH, ROWS = 24, 5, 3, 16, 64
@@ -520,9 +520,20 @@ def test_two_weights_for_one_parameter_are_an_error():
         load_videomae(tiny_teacher(), weights)
 
 
-def test_a_streaming_detector_is_sent_to_its_teacher():
-    with pytest.raises(ValueError, match=r"StreamingDetector has no VideoViT.*start_from"):
-        load_videomae(tiny_student("tsa"), pretraining())
+@pytest.mark.parametrize("temporal", ["tsa", "dsta"])
+def test_a_streaming_detector_takes_what_a_clip_detector_of_its_sizes_takes(temporal):
+    clip, student = tiny_teacher(), student_of(temporal, CONFIG)
+    of_clip, of_student = load_videomae(clip, pretraining()), load_videomae(student, pretraining())
+    assert of_student.used == of_clip.used and of_student.notes == of_clip.notes
+    same(student.trunk.patch_embed.proj.weight, clip.backbone.patch_embed.proj.weight)
+    same(student.trunk.blocks[2].attention.attn.qkv.weight, clip.backbone.blocks[2].attn.qkv.weight)
+    same(student.trunk.blocks[2].mlp.fc1.weight, clip.backbone.blocks[2].mlp.fc1.weight)
+    assert {f"trunk.{name}" for name in student.trunk.new_parameters()} <= set(of_student.missing)
+
+
+def test_a_network_without_encoder_is_refused():
+    with pytest.raises(ValueError, match="Linear has no VideoViT and no StreamingTrunk"):
+        load_videomae(torch.nn.Linear(2, 2), pretraining())
 
 
 @pytest.mark.parametrize("name", ["pos_embed", "encoder.pos_embed", "videomae.embeddings.position_embeddings"])
