@@ -21,6 +21,7 @@ Writes ``results/pages/trackers.md``, whose section "What follows" it leaves as 
 from __future__ import annotations
 
 import itertools
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -288,6 +289,8 @@ def main(args: Sequence[str] | None = None) -> None:
         for name in ("weights", "size", "videos", "training")
         if getattr(given, name) != parser.get_default(name)
     )
+    if given.trackers != parser.get_default("trackers"):
+        options += f" --trackers {shlex.join(given.trackers)}"
     text = page(rows, given.weights, given.size, options)
     old = given.out.read_text(encoding="utf-8") if given.out.is_file() else ""
     kept = "".join(old.partition(FOLLOWS)[1:])

@@ -22,8 +22,9 @@ from callbacks.benchmark.provenance import commit, now
 from datamodules.errors import UserError, shown_in_one_line
 from datamodules.files import require_writable, write_whole
 from datamodules.program_help import ProgramParser
-from results.benchmarks.gpu.parts import MEASURES, deadlines, rows_until
-from results.benchmarks.gpu.steps import COMPARED_CLIPS, COMPARED_FRAMES, Settings
+from results.benchmarks.gpu.parts import MEASURES, deadlines
+from results.benchmarks.gpu.processes import Settings, rows_until
+from results.benchmarks.gpu.steps import COMPARED_CLIPS, COMPARED_FRAMES
 from results.benchmarks.gpu.text import render
 from results.benchmarks.page import Row
 
@@ -85,11 +86,11 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("results/pages/gpu.md"), help="the page; .jsonl beside it")
     given = parser.parse_args(args)
     words = sys.argv[1:] if args is None else args
-    # A child that measures must not outlive its parent: SIGTERM ends the program as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with shown_in_one_line():
         settings = Settings(chosen_device(given.device), given.size, given.rounds)
         require_writable(given.out)
+        # A child that measures must not outlive its parent: SIGTERM ends the program as Ctrl-C does.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         command = " ".join(["python -m results.benchmarks.gpu", *words])
         rows = measure_all(given.parts, settings, given.minutes, given.out, command)
     print(f"{sum('form' in row for row in rows)} rows, written to {given.out}")

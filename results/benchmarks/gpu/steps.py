@@ -20,6 +20,7 @@ from lightning_modules.networks.streaming import state_bytes
 from lightning_modules.networks.weights.configured import load_network
 from results.benchmarks import student_networks
 from results.benchmarks.gpu.forms import COMPILED_FORMS, FORMS, LANE_FORMS, REFERENCE, Form, Runner
+from results.benchmarks.gpu.processes import Settings
 from results.benchmarks.page import Row, memory_mib, row_ratio
 from results.benchmarks.random_weights import randomise
 from results.benchmarks.student_forms import largest_errors
@@ -33,16 +34,6 @@ GROUP_SECONDS = 4.0
 LANES = {"cuda": (1, 2, 4, 8, 16, 32, 64), "cpu": (1, 2)}
 COMPILED_ORDER = ("bf16", "TF32", "float32")
 """The most useful first: a compilation takes a minute or two, and the time may not suffice for all."""
-
-
-class Settings(NamedTuple):
-    """What is measured, and where."""
-
-    device: str
-    size: str
-    """``vit_b``, or ``tiny`` for the shipped networks of the demo alone."""
-    rounds: int
-    """Timed calls of a step, at most."""
 
 
 class Candidate(NamedTuple):

@@ -22,7 +22,8 @@ from lightning_modules.command_line.precision import computes_bfloat16
 from lightning_modules.networks.weights.loading import save_weights
 from lightning_modules.stream_distillation import DistillationModule
 from results.benchmarks.gpu.forms import set_tf32
-from results.benchmarks.gpu.steps import SIDE, Settings, failure, free
+from results.benchmarks.gpu.processes import Settings
+from results.benchmarks.gpu.steps import SIDE, failure, free
 from results.benchmarks.page import Row, memory_mib
 from results.benchmarks.student_networks import configured
 

@@ -81,6 +81,7 @@ def test_a_new_page_keeps_what_follows_from_the_old_one(tmp_path, monkeypatch, c
     trackers.main(["--videos", "2", "--training", "1", "--trackers", name, "--out", str(page)])
     text = page.read_text()
     assert "old figures" not in text and text.endswith("\n## What follows\n\n- the linker stays\n")
-    assert "`python -m results.benchmarks.accuracy.trackers --videos 2 --training 1`" in " ".join(text.split())
+    command = f"python -m results.benchmarks.accuracy.trackers --videos 2 --training 1 --trackers '{name}'"
+    assert f"`{command}`" in " ".join(text.split())
     row = rf"\| {name} +(\| +100\.0 ){{5}}\| +0 \|.* iou_threshold 0\.1 \| +1 \|"
     assert len(re.findall(row, text)) == 2 and "20 frames." in text and "6 frames." in text

@@ -6,8 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 
-from results.benchmarks.gpu.steps import Settings
-from results.benchmarks.page import Row
+from results.benchmarks.gpu.processes import Row, Settings
 
 
 def short(settings: Settings) -> Iterator[Row]:
