@@ -10,7 +10,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-motion check test bench bench-motion bench-evad lint clean
+.PHONY: help venv demo demo-motion check test bench bench-motion bench-evad bench-gpu lint clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -78,6 +78,9 @@ bench-motion: venv ## Time an RGB detector, the distilled one and the two-stream
 
 bench-evad: venv ## Time EVAD at its published size against the published arithmetic (half an hour on two cores)
 	$(PY) -m results.benchmarks.evad_speed $(ARGS)
+
+bench-gpu: venv ## Time steps, many streams, training and compilation on one GPU (eight minutes at most)
+	$(PY) -m results.benchmarks.gpu $(ARGS)
 
 lint: venv ## Check style and format
 	$(PY) -m ruff check .

@@ -2,8 +2,8 @@
 
     python -m tests.four_cameras --seconds 300
 
-prints the memory at start and end, and for each camera its frames, losses and delay; results/pages/cameras.md keeps
-them.
+writes results/pages/cameras.md: memory in the course of time, and for each camera its frames, losses and delay. To try
+it: --seconds 20 --out /tmp/cameras.md.
 """
 
 from __future__ import annotations
@@ -24,9 +24,14 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
+from callbacks.benchmark.provenance import commit, device_name, now
+from datamodules.files import UNFINISHED, require_writable, write_whole
 from datamodules.puppets import Puppets
 from datamodules.video.readers import list_video, open_video
+from results.tables.markdown import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 FPS = 16
@@ -173,31 +178,85 @@ def film(folder: Path) -> list[bytes]:
     return jpegs(min(folder.rglob("val_*.mp4")))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+HEADER = """# Four cameras in one process
+
+Written by `python -m tests.four_cameras --seconds {seconds:g} --threads {threads}`, which serves four cameras over HTTP
+(MJPEG, {fps} frames a second, Puppets of size `tiny`) and runs `python main.py predict` on them with
+`results/weights/dsta.pt`, jsonl and mp4 written. One is well. One shows frames for {shows:g} s and then holds the
+connection open without any. One sends noise, as pictures or without end. One is there for {shows:g} s and away for
+{away:g} s. A frame every 125 ms is due (stride 2); predictions come three frames later. Delay is from a frame's arrival
+to its detections. The run is ended by SIGTERM.
+"""
+KINDS = {"steady": "well", "stalling": "stalls", "leaving": "leaves and comes back", "garbage": "sends garbage"}
+
+
+def broken_files(results: Path) -> list[str]:
+    """Return the names of files that are not whole: a line without JSON, a video without frames, a part of a file."""
+    broken = []
+    for path in sorted(results.rglob("*")):
+        if path.suffix == ".jsonl":
+            try:
+                [json.loads(line) for line in path.read_text().splitlines()]
+            except json.JSONDecodeError:
+                broken.append(path.name)
+        elif path.suffix == ".mp4":
+            if not len(list_video(path).times):
+                broken.append(path.name)
+        elif UNFINISHED in path.name:
+            broken.append(path.name)
+    return broken
+
+
+def page(status: int, results: Path, memory: list[tuple[float, float]], seconds: float, threads: int) -> str:
+    """Return what was measured, and where; ``memory`` are seconds and MiB."""
+    text = HEADER.format(seconds=seconds, threads=threads, fps=FPS, shows=SHOWS_SECONDS, away=AWAY_SECONDS)
+    figures = ("frames", "dropped", "reconnections", "delay_p50_ms", "delay_p95_ms")
+    lines, cells = health(results), []
+    for name, kind in KINDS.items():
+        last = lines[name][-1] if lines[name] else dict.fromkeys(figures)
+        cells.append([kind, *("-" if last[figure] is None else f"{last[figure]:.0f}" for figure in figures)])
+    head = ["camera", "frames", "due and dropped", "reconnections", "delay p50, ms", "delay p95, ms"]
+    moments = sorted({min(moment, seconds) for moment in (10.0, 30.0, 60.0, seconds / 2, seconds)})
+    near = [min(memory, key=lambda each, moment=moment: abs(each[0] - moment)) for moment in moments]
+    held = ", ".join(f"{mib:.0f} MiB after {after:.0f} s" for after, mib in near)
+    broken = broken_files(results)
+    files = f"not whole: {', '.join(broken)}" if broken else "all files whole"
+    machine = f"{device_name(torch.device('cpu'))}, {os.cpu_count()} cores, {threads} threads, float32"
+    made = f"PyTorch {torch.__version__}, commit {commit(ROOT)}, {now()[:10]}; nothing is drawn at random"
+    return (
+        f"{text}\n{markdown_table(head, cells)}\n\nMemory of the process from the first prediction on: {held}. "
+        f"Exit status {status}; {files}.\n\n{machine}, {made}. The load of the machine was {os.getloadavg()[0]:.1f}.\n"
+    )
+
+
+def main(args: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=300.0, help="how long to predict, from the first frame on")
     parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "pages" / "cameras.md")
+    options = parser.parse_args(args)
+    require_writable(options.out)
     memory: list[tuple[float, float]] = []
     began: list[float] = []
+    bar = tqdm(total=options.seconds, unit="s", desc="starting", bar_format="{desc}: {bar}| {n:.0f}/{total:.0f} s")
 
     def is_enough(process: subprocess.Popen, results: Path) -> bool:
         if not began and (results / "steady.jsonl").is_file():
             began.append(time.monotonic())
+            bar.set_description("predicting")
         if began:
             memory.append((time.monotonic() - began[0], resident_mib(process)))
+            bar.n = min(memory[-1][0], options.seconds)
+            bar.refresh()
         return bool(began) and memory[-1][0] > options.seconds
 
-    with tempfile.TemporaryDirectory() as name:
+    with bar, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         status, *_ = predict_until(is_enough, folder, film(folder / "puppets"), options.seconds + 120, options.threads)
-        lines = health(folder / "runs" / "predictions")
-    print(f"exit status {status}")
-    for moment in (10.0, 30.0, 60.0, options.seconds / 2, options.seconds):
-        near = min(memory, key=lambda each: abs(each[0] - moment))
-        print(f"memory after {near[0]:.0f} s: {near[1]:.0f} MiB")
-    for name, of_camera in lines.items():
-        print(name, json.dumps(of_camera[-1]), "states:", sorted({line["state"] for line in of_camera}))
+        results = folder / "runs" / "predictions"
+        text = page(status, results, memory, options.seconds, options.threads)
+    write_whole(options.out, text)
+    print(f"{text}\nwritten to {options.out}")
 
 
 if __name__ == "__main__":

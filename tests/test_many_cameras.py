@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from main import main
+from tests import four_cameras
 from tests.datamodules.miniature import numbered_frames
 from tests.datamodules.written_videos import write_video
 from tests.four_cameras import film, health, predict_until
@@ -101,3 +103,20 @@ def test_four_cameras_of_which_three_are_ill_leave_whole_files_at_sigterm(tmp_pa
     states = {name: {line["state"] for line in of_camera} for name, of_camera in found.items()}
     assert "running" in states["steady"] and "running" not in states["garbage"]
     assert last["steady"]["frames"] > last["leaving"]["frames"] > 0
+
+
+def test_the_page_of_four_cameras_has_each_of_them_and_names_files_that_are_not_whole(tmp_path):
+    figures = {"frames": 260, "dropped": 673, "reconnections": 1, "delay_p50_ms": 402.2, "delay_p95_ms": None}
+    results = tmp_path / "predictions"
+    results.mkdir()
+    (results / "health.jsonl").write_text(
+        "".join(json.dumps({"camera": name, **figures}) + "\n" for name in four_cameras.CAMERAS[:3])
+    )
+    memory = [(number / 10, 1000 + number / 10) for number in range(1201)]
+    text = four_cameras.page(143, results, memory, 120, 2)
+    assert re.search(r"\| stalls +\| +260 \| +673 \| +1 \| +402 \| +- \|", text)
+    assert re.search(r"\| leaves and comes back +\|( +- \|){5}", text)
+    assert "1010 MiB after 10 s, 1030 MiB after 30 s, 1060 MiB after 60 s, 1120 MiB after 120 s" in text
+    assert "Exit status 143; all files whole." in text and "2 threads, float32" in text
+    (results / "steady.jsonl").write_text('{"frame": 1}\n{"fra')
+    assert "Exit status 143; not whole: steady.jsonl." in four_cameras.page(143, results, memory, 120, 2)

@@ -83,11 +83,12 @@ def interleave(
     warmup: int,
     synchronize: Callable[[], None],
     clock: Clock = time.perf_counter,
+    tick: Callable[[], object] = lambda: None,
 ) -> Interleaved:
     """Time several steps in turn, one call of each a round.
 
     Whatever slows the machine down for a while (a neighbour, heat, frequency scaling) then meets all of them alike, so
-    that the ratios hold even where the absolute figures do not.
+    that the ratios hold even where the absolute figures do not. ``tick`` is called after each call, outside its time.
     """
     if not steps:
         raise ValueError("there is no step to measure")
@@ -105,6 +106,7 @@ def interleave(
             end = clock()
             if number >= 0:
                 durations[name].append(end - begin)
+            tick()
     latencies = {name: Latency.from_seconds(seconds) for name, seconds in durations.items()}
     first = next(iter(latencies.values()))
     ratios = {

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from callbacks.measures.latency import interleave, synchronizer
+from callbacks.measures.latency import synchronizer
 from lightning_modules.command_line.precision import computes_bfloat16
 from lightning_modules.losses.detection import DetectionLoss
 from lightning_modules.networks.detection.evad import EvadTeacher
@@ -32,7 +32,7 @@ from lightning_modules.networks.detection.vit import VideoViT
 from lightning_modules.networks.layers.linear import linear
 from results.benchmarks.evad_speed_page import HEADER, PARTS
 from results.benchmarks.naive_evad import NaiveOutputs, naive_evad
-from results.benchmarks.page import main, memory_mib, row_ratio
+from results.benchmarks.page import main, memory_mib, row_ratio, timed_in_turn
 from results.benchmarks.random_weights import randomise
 
 FRAMES, SIDE = 16, 288
@@ -111,7 +111,7 @@ def measure_forward(setting: Setting, device: torch.device, side: int, rounds: i
     has_bf16 = computes_bfloat16(device)
     if has_bf16:
         steps |= {"ours bf16": in_bf16, "product bf16": matrix_product(device, torch.bfloat16)[0]}
-    timed = interleave(steps, rounds=rounds, warmup=1, synchronize=synchronizer(device))
+    timed = timed_in_turn(steps, rounds=rounds, warmup=1, synchronize=synchronizer(device))
     seconds = dict.fromkeys(("ours bf16", "product bf16"), math.nan)
     seconds |= {name: latency.p50_ms / 1e3 for name, latency in timed.latencies.items()}
     expected = naive_evad(teacher, clip, sizes)
@@ -171,7 +171,7 @@ def measure_training(device: torch.device, side: int, rounds: int) -> list[dict[
             teacher = setting.teacher(device, checkpoint_blocks=recompute, drop_path_rate=0.1).train()
             steps[setting.name, recompute] = training_step(teacher, clip, sizes)
     named = {str(key): step for key, step in steps.items()}
-    timed = interleave(named, rounds=rounds, warmup=1, synchronize=synchronizer(device))
+    timed = timed_in_turn(named, rounds=rounds, warmup=1, synchronize=synchronizer(device))
     return [
         {
             "setting": name,
@@ -251,7 +251,7 @@ def measure_modes(part: str, setting: Setting, device: torch.device, side: int, 
             }
         )
     timed = {
-        kind: interleave(steps, rounds=rounds, warmup=0, synchronize=synchronizer(device))
+        kind: timed_in_turn(steps, rounds=rounds, warmup=0, synchronize=synchronizer(device))
         for kind, steps in (("forward", forward), ("training", backward))
     }
     for row in rows:

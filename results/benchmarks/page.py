@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tqdm import tqdm
 
-from callbacks.benchmark.provenance import commit, device_name
-from callbacks.measures.latency import Interleaved
+from callbacks.benchmark.provenance import commit, device_name, now
+from callbacks.measures.latency import Interleaved, Step, interleave
 from datamodules.files import write_whole
 from datamodules.program_help import ProgramParser
 from results.tables.markdown import markdown_table
@@ -41,6 +43,15 @@ def row_ratio(timed: Interleaved, name: str, reference: str) -> float:
     return statistics.median(own / other for own, other in pairs)
 
 
+def timed_in_turn(
+    steps: Mapping[str, Step], *, rounds: int, warmup: int, synchronize: Callable[[], None]
+) -> Interleaved:
+    """Time steps as ``interleave`` does, behind a bar."""
+    calls = (rounds + warmup) * len(steps)
+    with tqdm(total=calls, desc="timing", unit="call", leave=False, mininterval=1.0) as bar:
+        return interleave(steps, rounds=rounds, warmup=warmup, synchronize=synchronize, tick=bar.update)
+
+
 def memory_mib(device: torch.device, *, peak: bool = False) -> float:
     """Return the memory in use, or its peak, of the process or of a GPU's allocator."""
     if device.type == "cuda":
@@ -62,6 +73,53 @@ def render(header: str, parts: Mapping[str, Part], results: Mapping[str, Any]) -
     return text
 
 
+def page_parser(
+    description: str, parts: Mapping[str, Part], *, side: int, rounds: int, out: str, prog: str | None = None
+) -> ProgramParser:
+    """Arguments of a page: which parts to measure anew, where, how often.
+
+    Args:
+        side, rounds, out: defaults.
+        prog: how the program is called.
+    """
+    parser = ProgramParser(description, prog)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--side", type=int, default=side, help="pixels of the frames' sides")
+    parser.add_argument("--rounds", type=int, default=rounds, help="timed calls of each step")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), help="what to measure anew")
+    parser.add_argument("--out", type=Path, default=Path(out), help="the page; .json beside it")
+    return parser
+
+
+def write_page(
+    given: Namespace, header: str, parts: Mapping[str, Part], measure: Callable[[str, torch.device], list[Row]]
+) -> None:
+    """Measure the parts that are asked for, one after the other, and keep page and figures after each.
+
+    Args:
+        given: see ``page_parser``.
+        header: the page's beginning; ``{side}`` is the size of the frames.
+        measure: part and device -> the rows of its table.
+    """
+    device, record = torch.device(given.device), given.out.with_suffix(".json")
+    results = json.loads(record.read_text()) if record.is_file() else {}
+    if results.get("side") != given.side:
+        results = {"side": given.side}  # figures of another size do not belong on the same page
+    machine = f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    with tqdm(given.parts, unit="part") as bar:
+        for part in bar:
+            bar.set_description(part)
+            begin = time.monotonic()
+            torch.manual_seed(0)
+            rows = measure(part, device)
+            minutes = (time.monotonic() - begin) / 60
+            made = f"{machine}, seed 0, commit {commit(Path(__file__).parent)}, {now()[:10]}"
+            results[part] = {"machine": made, "rounds": given.rounds, "minutes": minutes, "rows": rows}
+            write_whole(record, json.dumps(results, indent=1) + "\n")
+            write_whole(given.out, render(header, parts, results))
+    print(f"\n{render(header, parts, results)}\nwritten to {given.out}")
+
+
 def main(
     description: str,
     header: str,
@@ -72,32 +130,6 @@ def main(
     rounds: int,
     out: str,
 ) -> None:
-    """Command line of a page: which parts to measure anew, where, how often.
-
-    Args:
-        header: the page's beginning; ``{side}`` is the size of the frames.
-        measure: part, device, side in pixels and rounds -> the rows of its table.
-        side, rounds, out: defaults.
-    """
-    parser = ProgramParser(description)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--side", type=int, default=side, help="pixels of the frames' sides")
-    parser.add_argument("--rounds", type=int, default=rounds, help="timed calls of each step")
-    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), help="what to measure anew")
-    parser.add_argument("--out", type=Path, default=Path(out), help="the page; .json beside it")
-    arguments = parser.parse_args()
-    device, record = torch.device(arguments.device), arguments.out.with_suffix(".json")
-    results = json.loads(record.read_text()) if record.is_file() else {}
-    if results.get("side") != arguments.side:
-        results = {"side": arguments.side}  # figures of another size do not belong on the same page
-    machine = f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    for part in arguments.parts:
-        print(f"{part} ...", flush=True)
-        begin = time.monotonic()
-        rows = measure(part, device, arguments.side, arguments.rounds)
-        minutes = (time.monotonic() - begin) / 60
-        made = f"{machine}, commit {commit(Path(__file__).parent)}"
-        results[part] = {"machine": made, "rounds": arguments.rounds, "minutes": minutes, "rows": rows}
-        write_whole(record, json.dumps(results, indent=1) + "\n")
-        write_whole(arguments.out, render(header, parts, results))
-    print(f"\n{render(header, parts, results)}\nwritten to {arguments.out}")
+    """Run a page whose parts take nothing but a device, a side in pixels and rounds, see ``page_parser``."""
+    given = page_parser(description, parts, side=side, rounds=rounds, out=out).parse_args()
+    write_page(given, header, parts, lambda part, device: measure(part, device, given.side, given.rounds))

@@ -1,4 +1,4 @@
-"""Other forms of the students' steps, compiled and in bf16, and what becomes of a step after thousands of frames."""
+"""Other forms of the students' steps: compiled, and in bf16."""
 
 from __future__ import annotations
 
@@ -8,18 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from callbacks.measures.latency import interleave, synchronizer
+from callbacks.measures.latency import synchronizer
 from lightning_modules.command_line.precision import computes_bfloat16
 from lightning_modules.networks.detection.outputs import Detections, decode_detections
-from lightning_modules.networks.layers.prepared import prepare_for_inference
-from lightning_modules.networks.streaming import state_bytes
 from lightning_modules.networks.students.detector import StreamingDetector
-from lightning_modules.networks.weights.loading import load_exactly, read_state_dict
 from results.benchmarks import student_networks
-from results.benchmarks.page import Row, memory_mib, row_ratio
-
-YOUNG, OLD, COMPARED = 100, 9_000, 1_000
-"""Ages in frames of the two streams whose latency is compared, over how many frames."""
+from results.benchmarks.page import Row, row_ratio, timed_in_turn
 
 
 @torch.no_grad()
@@ -51,7 +45,7 @@ def measure_compiled(device: torch.device, side: int, rounds: int) -> list[Row]:
             expected = expected or found
             errors[name] = (*largest_errors(found, expected), counters["stats"]["unique_graphs"] - graphs, first)
             steps[name] = autocast_step(network, plain, half, frames[:, :1], sizes)
-        timed = interleave(steps, rounds=rounds, warmup=2, synchronize=synchronizer(device))
+        timed = timed_in_turn(steps, rounds=rounds, warmup=2, synchronize=synchronizer(device))
         for name, (boxes, scores, recompiled, first) in errors.items():
             rows.append(
                 {
@@ -93,55 +87,3 @@ def largest_errors(found: list[Detections], expected: list[Detections]) -> tuple
             float((ours.action_logits.sigmoid() - theirs.action_logits.sigmoid()).abs().max()),
         )
     return boxes, scores
-
-
-@torch.inference_mode()
-def measure_steadiness(device: torch.device, side: int, rounds: int) -> list[Row]:
-    """Latency and memory of the demo's students after 10,000 frames, against those of a young stream."""
-    rows = []
-    for temporal in ("tsa", "dsta"):
-        network = student_networks.configured(f"{temporal}_tiny", {}).eval().to(device)
-        load_exactly(network, read_state_dict(student_networks.ROOT / "results" / "weights" / f"{temporal}.pt"))
-        prepare_for_inference(network)
-        young, old = Stream(network, device), Stream(network, device)
-        for _ in range(YOUNG):
-            old.step()
-        first_state, first_memory = state_bytes(old.state), memory_mib(device)
-        for _ in range(OLD - YOUNG):
-            old.step()
-        for _ in range(YOUNG):
-            young.step()
-        steps = {"young": young.step, "old": old.step}
-        timed = interleave(steps, rounds=COMPARED, warmup=0, synchronize=synchronizer(device))
-        rows.append(
-            {
-                "student": temporal,
-                "young_ms": timed.latencies["young"].p50_ms,
-                "old_ms": timed.latencies["old"].p50_ms,
-                "ratio": timed.latencies["old"].p50_ms / timed.latencies["young"].p50_ms,
-                "state_bytes": (first_state, state_bytes(old.state)),
-                "memory_mib": (first_memory, memory_mib(device)),
-                "young": YOUNG,
-                "young_to": YOUNG + COMPARED,
-                "old": OLD,
-                "old_to": OLD + COMPARED,
-            }
-        )
-    return rows
-
-
-class Stream:
-    """A stream of noise, 64 frames over and over."""
-
-    def __init__(self, network: StreamingDetector, device: torch.device) -> None:
-        self.network, self.number = network, 0
-        self.frames = student_networks.normalised_frames(64, network.frame_size, device)
-        self.sizes = torch.tensor([[network.frame_size] * 2], device=device)
-        self.state = network.initial_state(1, device=device)
-
-    def step(self) -> None:
-        """The next frame to decoded detections."""
-        frame = self.frames[:, self.number % 64][:, None]
-        detections, self.state = self.network(frame, self.state, self.sizes)
-        decode_detections(Detections(*(part[:, 0] for part in detections)), self.sizes, self.sizes)
-        self.number += 1

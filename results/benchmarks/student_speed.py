@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,15 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from callbacks.measures.flops import count_gflops
-from callbacks.measures.latency import Latency, interleave, synchronizer
+from callbacks.measures.latency import Latency, synchronizer
 from lightning_modules.networks.detection.evad import EvadTeacher
 from lightning_modules.networks.detection.outputs import Detections
 from lightning_modules.networks.streaming import state_bytes
 from lightning_modules.networks.students.detector import StreamingDetector
-from results.benchmarks.exported.student_sizes import measure_sizes
-from results.benchmarks.page import Row, main, row_ratio
-from results.benchmarks.student_forms import measure_compiled, measure_steadiness
-from results.benchmarks.student_networks import FRAMES, clip_step, frame_step, normalised_frames, student, teacher
+from results.benchmarks.exported.steadiness import FRAMES, measure_steadiness
+from results.benchmarks.exported.student_sizes import STUDENTS, measure_sizes
+from results.benchmarks.page import Row, page_parser, row_ratio, timed_in_turn, write_page
+from results.benchmarks.student_forms import measure_compiled
+from results.benchmarks.student_networks import FRAMES as CLIP_FRAMES
+from results.benchmarks.student_networks import clip_step, frame_step, normalised_frames, student, teacher
 from results.benchmarks.student_speed_page import HEADER, PARTS
 
 SIDE = 256
@@ -74,7 +77,7 @@ def measure_speed(device: torch.device, side: int, rounds: int) -> list[Row]:
         for name, network in networks.items()
     }
     # A student's memory is full, and a step costs what it always will, after as many steps as it remembers frames.
-    timed = interleave(steps, rounds=rounds, warmup=3, synchronize=synchronizer(device))
+    timed = timed_in_turn(steps, rounds=rounds, warmup=3, synchronize=synchronizer(device))
     dense, dropping = TEACHERS
     return [
         {
@@ -96,7 +99,7 @@ def gflops(network: nn.Module, side: int, device: torch.device) -> tuple[float, 
     """GFLOPs of a clip or a frame, and those of every sub-module."""
     sizes = torch.tensor([[side, side]], device=device)
     if isinstance(network, EvadTeacher):
-        inputs: tuple = (normalised_frames(FRAMES, side, device).transpose(1, 2), sizes)
+        inputs: tuple = (normalised_frames(CLIP_FRAMES, side, device).transpose(1, 2), sizes)
     else:
         state = network.initial_state(1, (side, side), device=device)
         inputs = (normalised_frames(1, side, device), state, sizes)
@@ -219,7 +222,7 @@ def measure_lanes(device: torch.device, side: int, rounds: int) -> list[Row]:
 
         counts = (1, 2, 4, 8) if device.type == "cpu" else (1, 4, 16, 64)
         steps = {str(lanes): lanes_step(lanes) for lanes in counts}
-        timed = interleave(steps, rounds=rounds, warmup=2, synchronize=synchronizer(device))
+        timed = timed_in_turn(steps, rounds=rounds, warmup=2, synchronize=synchronizer(device))
         rows += [
             {
                 "student": temporal,
@@ -233,20 +236,25 @@ def measure_lanes(device: torch.device, side: int, rounds: int) -> list[Row]:
     return rows
 
 
-MEASURES = {
-    "speed": measure_speed,
-    "sizes": measure_sizes,
-    "parts": measure_parts,
-    "lanes": measure_lanes,
-    "compiled": measure_compiled,
-    "steady": measure_steadiness,
-}
+def measure(part: str, device: torch.device, given: Namespace) -> list[Row]:
+    """The rows of one part; ``given`` are the arguments of the command line."""
+    common = (device, given.side, given.rounds)
+    if part == "sizes":
+        return measure_sizes(*common, given.students)
+    if part == "steady":
+        return measure_steadiness(*common, given.frames)
+    measures = {"speed": measure_speed, "parts": measure_parts, "lanes": measure_lanes, "compiled": measure_compiled}
+    return measures[part](*common)
 
 
-def measure(part: str, device: torch.device, side: int, rounds: int) -> list[Row]:
-    """The rows of one part."""
-    return MEASURES[part](device, side, rounds)
+def main(args: list[str] | None = None) -> None:
+    name, out = "python -m results.benchmarks.student_speed", "results/pages/student_speed.md"
+    parser = page_parser(__doc__, PARTS, side=SIDE, rounds=5, out=out, prog=name)
+    parser.add_argument("--students", nargs="+", choices=STUDENTS, default=STUDENTS, help="of the part sizes")
+    parser.add_argument("--frames", type=int, default=FRAMES, help="of a stream in the part steady (%(default)s)")
+    given = parser.parse_args(args)
+    write_page(given, HEADER, PARTS, lambda part, device: measure(part, device, given))
 
 
 if __name__ == "__main__":
-    main(__doc__, HEADER, PARTS, measure, side=SIDE, rounds=5, out="results/pages/student_speed.md")
+    main()

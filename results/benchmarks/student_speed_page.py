@@ -19,8 +19,9 @@ come seven sampled frames late. What each costs in mAP: `results/pages/student_h
 """
 SIZES_NOTE = """
 The networks of `configs/networks/` with their own heads, against the dense ViT-B teacher's clip in PyTorch, in one run,
-in turn. `int8` is what `export --quantize int8` writes. In the other runtimes a step begins at pixels; in PyTorch it
-begins at normalised frames. What int8 costs in mAP: `results/pages/int8.md`.
+in turn. Random weights, stride 4 and seven frames late as their configs say. `int8` is what `export --quantize int8`
+writes. In the other runtimes a step begins at pixels; in PyTorch it begins at normalised frames. What int8 costs in
+mAP: `results/pages/int8.md`.
 """
 PARTS_NOTE = """
 The students as configured; a part's time is what its modules took, the rest (position codes, residuals, the memory) is
@@ -37,9 +38,9 @@ proposals are read (`num_actors` none): random weights score them so nearly alik
 chosen. Recompilations are those after the second step.
 """
 STEADY_NOTE = """
-The shipped students of the demo on noise: median latency of frames {young} to {young_to} of one stream and of frames
-{old} to {old_to} of another, frame by frame in turn; state and memory of the process after {young} frames of the latter
-and at the end.
+The shipped students of the demo on noise (stride 2, three frames late), one stream of 128 x 128: median latency of
+frames {young} to {young_to} of one stream and of frames {old} to {old_to} of another, frame by frame in turn; state and
+memory of the process after {young} frames of the latter and at the end.
 """
 PARTS = {
     "speed": Part(
@@ -104,9 +105,11 @@ PARTS = {
         STEADY_NOTE,
         {
             "student": lambda row: row["student"],
+            "form": lambda row: row.get("form", "PyTorch, float32"),
             "young, ms": lambda row: f"{row['young_ms']:.2f}",
             "old, ms": lambda row: f"{row['old_ms']:.2f}",
             "old / young": lambda row: f"{row['ratio']:.3f}",
+            "old, p95": lambda row: f"{row['old_p95_ms']:.2f}" if "old_p95_ms" in row else "-",
             "state, bytes": lambda row: " -> ".join(f"{count:,}" for count in row["state_bytes"]),
             "memory, MiB": lambda row: " -> ".join(f"{mib:.0f}" for mib in row["memory_mib"]),
         },

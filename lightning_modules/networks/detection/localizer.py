@@ -31,7 +31,8 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 def apply_deltas(boxes: Tensor, deltas: Tensor) -> Tensor:
     """Move and scale xyxy boxes by (dx, dy, dw, dh) (R-CNN parametrisation, weights 2, 2, 1, 1); width is x2 - x1."""
-    shift_x, shift_y, log_width, log_height = (deltas / deltas.new_tensor(DELTA_WEIGHTS)).unbind(-1)
+    parts = zip(deltas.unbind(-1), DELTA_WEIGHTS, strict=True)
+    shift_x, shift_y, log_width, log_height = (part / weight for part, weight in parts)
     centre_x, centre_y, width, height = box_convert(boxes, "xyxy", "cxcywh").unbind(-1)
     moved = torch.stack(
         [

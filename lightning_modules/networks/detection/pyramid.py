@@ -14,7 +14,8 @@ Groups = tuple[tuple[int, ...], ...]
 
 # A 3x3 convolution over a nearest-upsampled map sees, at the first row of a cell, the cell above and (twice) the cell
 # itself; at the last row the cell itself (twice) and the one below; between them the cell alone. So its kernel folds
-# into one of these few smaller ones: (offset of the first cell read, which kernel rows add up for each cell).
+# into one of these few smaller ones: (offset of the first cell read, which kernel rows, one after the other, add up for
+# each cell).
 _FIRST: tuple[int, Groups] = (-1, ((0,), (1, 2)))
 _MIDDLE: tuple[int, Groups] = (0, ((0, 1, 2),))
 _LAST: tuple[int, Groups] = (0, ((0, 1), (2,)))
@@ -22,8 +23,9 @@ _LAST: tuple[int, Groups] = (0, ((0, 1), (2,)))
 
 def _folded(weight: Tensor, rows: Groups, columns: Groups) -> Tensor:
     """(O, I, 3, 3) -> (O, I, len(rows), len(columns)): kernel rows and columns added up as the phase reads them."""
-    weight = torch.stack([weight[:, :, list(group)].sum(2) for group in rows], dim=2)
-    return torch.stack([weight[..., list(group)].sum(-1) for group in columns], dim=-1)
+    # By slices: a list of places would be copied to a GPU anew each time.
+    weight = torch.stack([weight[:, :, group[0] : group[-1] + 1].sum(2) for group in rows], dim=2)
+    return torch.stack([weight[..., group[0] : group[-1] + 1].sum(-1) for group in columns], dim=-1)
 
 
 def phase_kernels(weight: Tensor, factor: int) -> list[Tensor]:
@@ -62,7 +64,8 @@ def conv_after_upsampling(
             phases.append(F.conv2d(cells, next(next_kernels), bias))
     stacked = torch.stack(phases, dim=2).unflatten(2, (len(kinds), len(kinds)))  # (B, O, kinds, kinds, h, w)
     if factor > len(kinds):
-        pixels = torch.tensor([0] + [1] * (factor - 2) + [2], device=maps.device)
+        steps = torch.arange(factor, device=maps.device)
+        pixels = steps.clamp(max=1) + (steps == factor - 1)  # 0, 1 ... 1, 2
         stacked = stacked.index_select(2, pixels).index_select(3, pixels)
     return stacked.permute(0, 1, 4, 2, 5, 3).reshape(maps.shape[0], -1, factor * height, factor * width)
 

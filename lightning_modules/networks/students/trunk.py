@@ -118,7 +118,7 @@ class StreamingTrunk(StreamingModule[TrunkState]):
                 "with initial_state(batch_size, frame_size)"
             )
         tokens, embedding = self.patch_embed(frames, state.embedding)  # (B, T, N, C)
-        keyframe_slot = torch.tensor([self.positions.keyframe_slot], device=frames.device)
+        keyframe_slot = torch.full((1,), self.positions.keyframe_slot, device=frames.device)
         tokens = tokens + self.positions.slots(keyframe_slot, *grid).to(tokens.dtype)
         maps: dict[int, Tensor] = {}
         states, before = [], tokens

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from callbacks.measures.latency import interleave
 from lightning_modules.commands.export_graph import export_graph
 from lightning_modules.commands.export_parity import load, moving_blobs
 from lightning_modules.commands.quantization import Quantizer
@@ -19,7 +19,7 @@ from lightning_modules.networks.layers.prepared import prepare_for_inference
 from lightning_modules.networks.students.detector import StreamingDetector
 from lightning_modules.runtimes.sessions import Run, installed, open_session
 from results.benchmarks import student_networks
-from results.benchmarks.page import Row, row_ratio
+from results.benchmarks.page import Row, row_ratio, timed_in_turn
 
 TEACHER = "evad_vit_b, dense"
 STUDENTS = ("dsta_vit_b", "tsa_vit_b", "dsta_vit_s", "tsa_vit_s", "dsta_vit_ti")
@@ -28,13 +28,13 @@ NAMES = {"onnx": "onnxruntime", "openvino": "OpenVINO"}
 
 
 @torch.inference_mode()
-def measure_sizes(device: torch.device, side: int, rounds: int) -> list[Row]:
+def measure_sizes(device: torch.device, side: int, rounds: int, students: Sequence[str] = STUDENTS) -> list[Row]:
     """The teacher's clip and a step of each student in every form, all in turn, on the CPU."""
     cpu = torch.device("cpu")
     steps = {(TEACHER, "PyTorch, float32"): student_networks.clip_step(student_networks.teacher(1.0, cpu), side, cpu)}
     sizes: dict[tuple[str, str], float] = {}
     with TemporaryDirectory() as folder:
-        for name in STUDENTS:
+        for name in tqdm(students, desc="exporting", unit="student", leave=False):
             network = student_networks.configured(name, {}).eval()
             files = exported(network, Path(folder) / name, side)
             prepare_for_inference(network)
@@ -44,10 +44,10 @@ def measure_sizes(device: torch.device, side: int, rounds: int) -> list[Row]:
             for precision, path in files.items():
                 for runtime in installed():
                     form = name, f"{NAMES[runtime]}, {precision}"
-                    steps[form] = run_step(open_session(path, runtime), graph, side)
+                    steps[form] = ExportedStream(open_session(path, runtime), graph, side).step
                     sizes[form] = path.stat().st_size / 1e6
         named = {", ".join(form): step for form, step in steps.items()}
-        timed = interleave(named, rounds=rounds, warmup=2, synchronize=lambda: None)
+        timed = timed_in_turn(named, rounds=rounds, warmup=2, synchronize=lambda: None)
     teacher, *_ = named
     return [
         {
@@ -75,15 +75,17 @@ def exported(network: StreamingDetector, path: Path, side: int) -> dict[str, Pat
     return {"float32": made.path, "int8": int8}
 
 
-def run_step(run: Run, graph: StepGraph, side: int) -> Callable[[], object]:
-    """The next frame of a stream from pixels to decoded detections, from the state that the one before it left."""
-    frames = np.random.default_rng(1).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
-    state = {name: value.numpy() for name, value in graph.initial_state(1).items()}
+class ExportedStream:
+    """A stream of noise through an exported graph, 64 frames over and over."""
 
-    def step() -> dict[str, np.ndarray]:
-        nonlocal state
-        outputs = run({FRAMES: frames, **state})
-        state = {name: outputs[NEXT + name] for name in state}
+    def __init__(self, run: Run, graph: StepGraph, side: int) -> None:
+        self.run, self.number = run, 0
+        self.frames = np.random.default_rng(1).integers(0, 256, (64, 1, side, side, 3), dtype=np.uint8)
+        self.state = {name: value.numpy() for name, value in graph.initial_state(1).items()}
+
+    def step(self) -> dict[str, np.ndarray]:
+        """The next frame from pixels to decoded detections, from the state that the one before it left."""
+        outputs = self.run({FRAMES: self.frames[self.number % 64], **self.state})
+        self.state = {name: outputs[NEXT + name] for name in self.state}
+        self.number += 1
         return outputs
-
-    return step

@@ -9,7 +9,7 @@ import torch
 from lightning_modules.networks.weights.configured import network_of
 from lightning_modules.runtimes.sessions import installed
 from results.benchmarks import student_forms, student_networks, student_speed
-from results.benchmarks.exported import student_sizes
+from results.benchmarks.exported import steadiness, student_sizes
 from results.benchmarks.page import render
 from tests.networks.tiny import CONFIG, PLACES, STUDENT, student_of, teacher_of
 
@@ -29,6 +29,7 @@ def tiny(monkeypatch):
         return student_of(name.split("_")[0], STUDENT | changes)
 
     monkeypatch.setattr(student_networks, "configured", configured)
+    monkeypatch.setattr(steadiness, "shipped", lambda temporal: student_of(temporal, STUDENT))
     monkeypatch.setattr(student_networks, "KEEP_LAYERS", (1, 3))
     monkeypatch.setattr(
         student_speed,
@@ -68,9 +69,8 @@ def test_teachers_and_students_are_compared_with_the_dense_teacher():
 @pytest.mark.slow
 @pytest.mark.skipif("onnx" not in installed() or not find_spec("onnxscript"), reason="pip install '.[export]'")
 def test_every_student_is_timed_in_every_form_beside_the_teacher(monkeypatch):
-    monkeypatch.setattr(student_sizes, "STUDENTS", ("tsa_vit_b",))
     monkeypatch.setattr(student_sizes, "installed", lambda: ("onnx",))
-    rows = student_sizes.measure_sizes(CPU, 64, 2)
+    rows = student_sizes.measure_sizes(CPU, 64, 2, ("tsa_vit_b",))
     assert [(row["name"], row["form"]) for row in rows] == [
         ("evad_vit_b, dense", "PyTorch, float32"),
         ("tsa_vit_b", "PyTorch, float32"),
@@ -134,12 +134,24 @@ def test_errors_are_relative_to_boxes_and_absolute_in_probabilities():
 
 
 def test_an_old_stream_is_compared_with_a_young_one(monkeypatch):
-    for name, value in (("YOUNG", 2), ("OLD", 12), ("COMPARED", 4)):
-        monkeypatch.setattr(student_forms, name, value)
-    monkeypatch.setattr(student_forms, "load_exactly", lambda network, weights: None)
-    monkeypatch.setattr(student_forms, "read_state_dict", lambda path: {})
-    rows = student_forms.measure_steadiness(CPU, 64, 1)
-    assert [row["student"] for row in rows] == ["tsa", "dsta"]
+    monkeypatch.setattr(steadiness, "installed", lambda: ())
+    rows = steadiness.measure_steadiness(CPU, 64, 1, frames=20)
+    assert [(row["student"], row["form"]) for row in rows] == [
+        ("tsa", "PyTorch, float32"),
+        ("dsta", "PyTorch, float32"),
+    ]
     assert all(row["state_bytes"][0] == row["state_bytes"][1] > 0 for row in rows)
     assert all(row["ratio"] == row["old_ms"] / row["young_ms"] for row in rows)
-    assert "of frames 2 to 6 of one stream" in page("steady", rows)
+    assert "of frames 1 to 3 of one stream" in " ".join(page("steady", rows).split())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("onnx" not in installed() or not find_spec("onnxscript"), reason="pip install '.[export]'")
+def test_exported_streams_grow_old_beside_it():
+    rows = steadiness.measure_steadiness(CPU, 64, 1, frames=20)
+    forms = ["PyTorch, float32", "onnxruntime, float32", "onnxruntime, int8"]
+    assert [(row["student"], row["form"]) for row in rows] == [
+        (name, form) for name in ("tsa", "dsta") for form in forms
+    ]
+    assert all(row["state_bytes"][0] == row["state_bytes"][1] > 0 for row in rows)
+    assert "| onnxruntime, int8 |" in page("steady", rows)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from lightning_modules.networks.detection.outputs import ScoredBoxes
+from results.benchmarks.accuracy import trackers
 from results.benchmarks.accuracy.trackers import Frame, Seen, grid, online, scores
 
 LENGTH = 10
@@ -65,3 +68,20 @@ def test_two_people_who_swap_their_numbers_are_two_switches():
 
 def test_a_grid_has_every_combination_once():
     assert grid(a=(1, 2), b=(3,)) == [{"a": 1, "b": 3}, {"a": 2, "b": 3}]
+
+
+def test_a_new_page_keeps_what_follows_from_the_old_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        trackers, "frames_of", lambda weights, source, split, count: [two_walkers() for _ in range(count)]
+    )
+    monkeypatch.setattr(trackers.Puppets, "prepare", lambda self: None)
+    page = tmp_path / "trackers.md"
+    page.write_text("# Old\n\nold figures\n\n## What follows\n\n- the linker stays\n")
+    name = "OnlineLinker, iou_threshold 0.1"
+    trackers.main(["--videos", "2", "--training", "1", "--trackers", name, "--out", str(page)])
+    text = page.read_text()
+    assert "old figures" not in text and text.endswith("\n## What follows\n\n- the linker stays\n")
+    command = f"python -m results.benchmarks.accuracy.trackers --videos 2 --training 1 --trackers '{name}'"
+    assert f"`{command}`" in " ".join(text.split())
+    row = rf"\| {name} +(\| +100\.0 ){{5}}\| +0 \|.* iou_threshold 0\.1 \| +1 \|"
+    assert len(re.findall(row, text)) == 2 and "20 frames." in text and "6 frames." in text
