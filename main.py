@@ -1,8 +1,8 @@
 """Onlooker's command line: ``python main.py COMMAND --config configs/<experiment>.yaml``.
 
-``fit``, ``validate``, ``test`` and ``predict`` are Lightning's; ``check`` looks through data, ``score`` scores saved
-detections without a model, ``analyse`` explains their errors, ``export`` writes a network for other runtimes, ``serve``
-predicts and shows it in the browser.
+``fit``, ``validate``, ``test`` and ``predict`` are Lightning's. ``check`` looks through data, ``score`` scores saved
+detections without a model, and ``analyse`` explains their errors. ``export`` writes a network for other runtimes;
+``serve`` predicts and shows it in the browser.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ class Machine(NamedTuple):
 class StreamingAccuracy(Callback):
     """Log ``test/streaming_map``: at each frame's time the newest prediction that is finished by then is scored.
 
-    A clip detector takes the newest frame whenever it is idle, a stream takes every frame; what they await after their
-    frame, the end of the clip or the network's look-ahead, delays their predictions too. See
+    A clip detector takes the newest frame whenever it is idle, a stream takes every frame. The frames that they await,
+    the end of the clip or the network's look-ahead, delay their predictions too. See
     ``lightning_modules.metrics.streaming_map``. There must be a prediction for every sampled frame, so that data whose
     annotation is sparser, such as AVA's, are not scored.
 

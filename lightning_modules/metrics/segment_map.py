@@ -12,8 +12,8 @@ The rules are those of ActionFormer and OpenTAD, which are the same:
   class with ground truth and no detection has 0. The mean is over classes, then over thresholds.
 
 Where scores are tied the references leave the order to an unstable sort. Here equal scores of a video come in order of
-time, and those of several videos take turns, misses before hits (``settle_ties``): one of the orders that references
-allow, and the same however videos and rows are ordered.
+time, and those of several videos take turns, misses before hits (``settle_ties``). The references allow this order, and
+it does not depend on the order of videos and rows.
 """
 
 from __future__ import annotations

@@ -70,9 +70,9 @@ def conv_after_upsampling(
 class KeyframePyramid(Preparable):
     """FPN at strides 4, 8, 16 and 32 over four maps of stride 16; biases, no norm, no activation.
 
-    The maps are resampled by nearest neighbour, which a 1x1 convolution does not notice: laterals and the top-down sums
-    are computed on the token grid and only the output convolutions know the finer strides. The values are those of
-    upsampling first. Prepared for inference, the output convolutions keep their folded kernels.
+    The maps are resampled by nearest neighbour, which changes nothing for a 1x1 convolution. So laterals and top-down
+    sums are computed on the token grid, and only the output convolutions know the finer strides. The values are those
+    of upsampling first. Prepared for inference, the output convolutions keep their folded kernels.
 
     Shapes: maps (finest level first) of (B, C, h, w), h and w even; returns (B, D, 4h, 4w), (B, D, 2h, 2w),
     (B, D, h, w), (B, D, h/2, w/2).
