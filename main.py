@@ -83,8 +83,8 @@ class OnlookerCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        if self.subcommand in WITHOUT_MODEL:
-            config.trainer.precision = None  # there is no model
+        if self.subcommand in {*WITHOUT_MODEL, "export"}:
+            config.trainer.precision = None  # nothing is computed in it
         with built_from(config, self.settings):
             resumed = recorded_precision(config.ckpt_path) if self.subcommand == "fit" else None
             config.trainer.precision = useful_precision(config.trainer.precision, config.trainer.accelerator, resumed)

@@ -42,9 +42,9 @@ def conv_after_upsampling(
     """3x3 convolution (padding 1) of the ``factor`` times nearest-upsampled maps, without upsampling them.
 
     Equal to ``conv2d(interpolate(maps, scale_factor=factor, mode="nearest"), weight, bias, padding=1)``; within a cell
-    of factor x factor pixels only the first, the last and the pixels between differ, so 4 (factor 2) or 9 (factor 4)
-    small convolutions of the cells give all values: 25 instead of 144 multiply-adds a cell and channel pair for factor
-    4.
+    of factor x factor pixels only the first, the last and the pixels between differ. So 4 (factor 2) or 9 (factor 4)
+    small convolutions of the cells give all values. Factor 4 takes 25 instead of 144 multiply-adds per cell and channel
+    pair.
 
     Shapes: maps (B, I, h, w), weight (O, I, 3, 3); returns (B, O, factor h, factor w). ``kernels`` are the weight's
     ``phase_kernels`` where they are known already.
