@@ -1,8 +1,8 @@
 """Onlooker's command line: ``python main.py COMMAND --config configs/<experiment>.yaml``.
 
-``fit``, ``validate``, ``test`` and ``predict`` are Lightning's; ``check`` looks through data, ``score`` scores saved
-detections without a model, ``analyse`` explains their errors, ``export`` writes a network for other runtimes, ``maps``
-computes what a frozen stem makes of frames, ``serve`` predicts and shows it in the browser.
+``fit``, ``validate``, ``test`` and ``predict`` are Lightning's. ``check`` looks through data, ``score`` scores saved
+detections without a model, and ``analyse`` explains their errors. ``export`` writes a network for other runtimes,
+``maps`` computes what a frozen stem makes of frames, and ``serve`` predicts and shows it in the browser.
 """
 
 from __future__ import annotations
@@ -84,6 +84,8 @@ class OnlookerCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        if self.subcommand in {*WITHOUT_MODEL, "export"}:
+            config.trainer.precision = None  # nothing is computed in it
         with built_from(config, self.settings):
             resumed = recorded_precision(config.ckpt_path) if self.subcommand == "fit" else None
             config.trainer.precision = useful_precision(config.trainer.precision, config.trainer.accelerator, resumed)

@@ -74,8 +74,8 @@ class SourceHealth(NamedTuple):
     name: str
     """As in ``video_ids``; ids of a folder's videos begin with it."""
     state: SourceState
-    """Nothing has come yet (connecting), frames come (running), none came for long although it is connected (stalled),
-    it is looked for again (lost), it is not looked for any more (given up), it is at its end (ended)."""
+    """Connecting: no frame yet. Running: frames come. Stalled: connected, but no frame for long. Lost: reconnection is
+    tried. Given up: it is tried no more. Ended: the source is at its end."""
     received: int
     """Frames that came in so far, due or not."""
     dropped: int
@@ -170,9 +170,9 @@ class SegmentBatch(NamedTuple):
     """(B, T, 3, H, W) uint8, zeros where ``mask`` is False, padded with zeros at the right and at the bottom to
     multiples of 32; None where there are features."""
     flow: Tensor | None
-    """(B, T, 2, H, W) float32, how far what the frame before showed has moved to be where this one shows it: pixels of
-    these frames, x (to the right) then y (down). Zero at the first step of a video, where ``mask`` is False and in the
-    padding; cut and mirrored as the frames are. None where it was not asked for."""
+    """(B, T, 2, H, W) float32, motion since the frame before: pixels of these frames, x (to the right) then y (down).
+    Zero at the first step of a video, where ``mask`` is False and in the padding; cut and mirrored as the frames are.
+    None where it was not asked for."""
     mask: Tensor
     """(B, T) bool: False after the end of the video."""
     is_new: Tensor

@@ -22,8 +22,8 @@ class ClipDataModule(DetectionDataModule):
     """ClipBatches with one keyframe each (L = 1).
 
     Training takes all annotated keyframes that hold a box, anew in random order each epoch. Evaluation takes the
-    keyframes that a stream with stride ``keyframe_grid`` is scored on, each once over all ranks, so that teacher and
-    student answer the same questions; clips that are padded to different sizes share no batch, since detectors see the
+    keyframes that a stream with stride ``keyframe_grid`` is scored on, each once over all ranks, so teacher and student
+    are scored on the same frames. Clips that are padded to different sizes share no batch, since detectors see the
     padding. Prediction takes a clip for every frame of such a stream.
 
     Args:

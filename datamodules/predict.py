@@ -29,9 +29,9 @@ class PredictDataModule(LightningDataModule):
     """StreamBatches from a video file, a folder of videos or pictures, a camera, a network stream, or many of them.
 
     Frames are sampled by their time stamps, one every ``frame_stride / frame_rate`` seconds, so that a network sees the
-    pace it was trained on whatever the frame rate of the source. A file is read to its end, ``chunk_frames`` at a time;
-    of a live source each frame is a batch, the newest there is, and frames that the model is too slow for are dropped
-    and counted. Ctrl-C ends the stream as if it had come to its end, so that everything found is written.
+    pace it was trained on whatever the frame rate of the source. A file is read to its end, ``chunk_frames`` at a time.
+    Of a live source each batch is the newest frame; frames that the model is too slow for are dropped and counted.
+    Ctrl-C ends the stream as if it had come to its end, so that everything found is written.
 
     A live stream starts anew, as another video would, after ``max_gap_seconds`` without a frame and when its frames
     change their size.

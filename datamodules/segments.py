@@ -35,8 +35,8 @@ from datamodules.source_data import SourceDataModule
 from datamodules.video.picture_folder import Video
 
 PLAUSIBLE_COVERAGE = (0.8, 1.25)
-"""Between these lies the time that a video's features stand for over its annotated duration, in half the videos at
-least; otherwise stride or frame rate are wrong, and so is every segment."""
+"""The time that a video's features cover, over its annotated duration, lies between these in half the videos at least.
+Otherwise stride or frame rate are wrong, and so is every segment."""
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from datamodules.batches import ClipBatch
 from datamodules.errors import UserError
 
+from .evaluation.benchmark import Benchmark
+from .networks.detection.export_graphs import FRAMES, NEXT
 from .runtimes.opening import ExportedStudent
 from .stream_detection import StreamDetectionModule, StreamSettings
 
@@ -42,6 +45,20 @@ class ExportedDetectionModule(StreamDetectionModule):
             )
         super().setup(stage)
         rank_zero_info(self.network.choice)
+
+    def benchmark(self) -> Benchmark:
+        """Measure one call of the file, from pixels to decoded predictions; its operations cannot be counted."""
+        network: ExportedStudent = self.network
+        lanes, first = network.batch_size or 1, network.initial_state(network.batch_size or 1)
+        frames = np.random.default_rng(0).integers(0, 256, (lanes, *network.image_size, 3), dtype=np.uint8)
+        state = {name: value.numpy() for name, value in first.items()}
+
+        def step() -> None:
+            nonlocal state
+            outputs = network.run({FRAMES: frames, **state})
+            state = {name: outputs[NEXT + name] for name in state}
+
+        return Benchmark(network, (frames,), "frame", step, delay=network.look_ahead, state=first)
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         raise NotImplementedError("an exported file has no parameters")

@@ -14,9 +14,9 @@ from .networks.layers.pixels import normalise_frames
 from .networks.temporal.heads.segment_head import ScoredSegments
 
 Modality = Literal["rgb", "flow", "rgb_and_flow", "temporal_gradient", "features", "rgb_features", "flow_features"]
-"""Input of a detector: frames, the motion between them, both (the channels of a step side by side), stored
-features, or one half of the channels of features that were stored side by side, RGB first
-(``FeatureFolder.second_folder``)."""
+"""Input of a detector: frames, the motion between them, both (the channels of a step side by side), or stored features.
+Of features that were stored side by side, RGB first (``FeatureFolder.second_folder``), it may be one half of the
+channels."""
 FLOW_UNIT = 4.0
 """Pixels from one step to the next that a network sees as 1."""
 

@@ -143,9 +143,10 @@ class StreamSession:
     ) -> Iterator[TrackedFrame]:
         """Yield the sampled frames of a source in order, each with the people in it.
 
-        Frames are sampled by time at the pace that the network was trained on. A prediction comes ``look_ahead`` frames
-        late and is placed at the frame that it is about; at the end of a video the last frame is repeated, so every
-        sampled frame has one. A camera goes on until the loop is left. What ``step`` remembers is left alone.
+        Frames are sampled by time at the pace that the network was trained on. A prediction has a delay of
+        ``look_ahead`` frames and is placed at the frame that it is about. At the end of a video the last frame is
+        repeated, so every sampled frame has one. A camera goes on until the loop is left. What ``step`` remembers is
+        left alone.
 
         Args:
             source: see ``Source``.

@@ -38,8 +38,8 @@ class WeightingSettings:
     Args:
         kind: ``uncertainty`` learns the weights of the terms, ``fixed`` leaves them, see ``TaskWeighting``.
         truth: how much the ground truth counts, for good; 0 leaves it out.
-        lr_multiplier: learning rate of learned weights over that of the student: a log-variance has to cover a range
-            of several units in as many steps as a weight needs to move by a tenth.
+        lr_multiplier: learning rate of learned weights over that of the student. A log-variance has to cover several
+            units in as many steps as a weight needs to move by a tenth.
     """
 
     kind: Literal["uncertainty", "fixed"] = "uncertainty"
@@ -60,11 +60,11 @@ class DistillationModule(StreamDetectionModule):
         weights, optimizer, training, detection, loss: see ``StreamDetectionModule``.
         terms: what is learned from the teacher; ``FeatureTerm``, ``ActionTerm`` and ``BoxTerm`` by default.
         weighting: of ground truth and terms.
-        start_from: whose weights the student starts from: the ``teacher``'s, those of a file of another clip detector
-            of the same sizes (a causal twin), or nobody's (None).
-        proposal_matching: which of the teacher's proposals each of the student's imitates: the one of the same
-            ``index``, since a student starts from its teacher's proposals, or the one of an ``assignment``, see
-            ``ProposalMatcher``; by default the latter where a student has fewer of them.
+        start_from: whose weights the student starts from: the ``teacher``'s, those in the file of another clip detector
+            of the same sizes (a causal twin), or none (None).
+        proposal_matching: which of the teacher's proposals each of the student's imitates. ``index`` is the one of the
+            same number, since a student starts from its teacher's proposals; ``assignment`` asks a ``ProposalMatcher``.
+            The default is the latter where a student has fewer proposals.
     """
 
     def __init__(

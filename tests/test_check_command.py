@@ -68,14 +68,15 @@ def test_good_data_are_counted_and_drawn_and_the_command_succeeds(config, own, c
         assert page.format == "PNG" and page.size[0] > 1000
 
 
-def test_a_mistake_is_told_and_the_command_fails(own, capsys):
+def test_a_mistake_is_reported_and_the_command_fails(own, capsys, caplog):
     with (own / "boxes.csv").open("a") as file:
         file.write("\nvideo_1,1,0.1,0.2,0.5,0.9,0,0\nvideo_1,30,0.1,0.2,0.5,0.9,1,0\n")
     with pytest.raises(SystemExit) as end:
-        main([*arguments("check", "evad_own_videos", own), "--page=page.png"])
+        main([*arguments("check", "evad_own_videos", own), "--trainer.precision=bf16-mixed", "--page=page.png"])
     assert end.value.code == 1
     said = capsys.readouterr().out
-    assert "1 action ids that are 0" in said and "1 videos with time stamps outside them" in said
+    assert "action ids that are 0: 1\n" in said and "videos with time stamps outside them: 1\n" in said
+    assert "precision" not in caplog.text  # of a network that there is none of
     assert Path("page.png").is_file()
 
 

@@ -22,6 +22,8 @@ COMMANDS += [ROOT / "results" / "pages" / "findings.md", ROOT / ".github" / "CON
 """Pages whose commands must run today; tables of `results/pages` name those of their commits."""
 LINES, WORDS, WORDS_PER_SENTENCE = 220, 1700, 17
 """At most, of the README."""
+WORDS_PER_DOCSTRING_SENTENCE = 40
+"""At most; most have half of it."""
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -87,6 +89,38 @@ def test_no_docstring_begins_with_what():
         if re.match(r"What\b", text.strip())
     ]
     assert len(SOURCES) > 300 and found == []
+
+
+def docstring_sentences(text: str) -> Iterator[str]:
+    """Yield the sentences of a docstring; a literal is one word, lines of tables and of code are none."""
+    prose = [line for line in text.splitlines() if not re.match(r"\s*(\||>>>)|.*\S {2,}\S", line)]
+    entry = r"\n(?=\s*(?:- |\* |[\w*]+(?:, [\w*]+)*: ))"  # of a list, of the arguments
+    for paragraph in re.split(rf"\n\s*\n|{entry}", re.sub(r"``.*?``", "literal", "\n".join(prose), flags=re.DOTALL)):
+        yield from (each for each in re.split(r"(?<=[.!?])\s+", " ".join(paragraph.split())) if each)
+
+
+def test_sentences_of_a_docstring_are_told_apart():
+    text = "One is ``a b. c`` long.\n    Two goes\n    on.\n\n    | a. | b |\n"
+    text += "    Args:\n        x, y: three. Four\n        z: five"
+    assert list(docstring_sentences(text)) == [
+        "One is literal long.",
+        "Two goes on.",
+        "Args:",
+        "x, y: three.",
+        "Four",
+        "z: five",
+    ]
+
+
+def test_no_sentence_of_a_docstring_is_hard_to_read():
+    long = [
+        f"{file.relative_to(ROOT)}:{line}: {sentence}"
+        for file in SOURCES
+        for line, text in docstrings(file)
+        for sentence in docstring_sentences(text)
+        if len(sentence.split()) > WORDS_PER_DOCSTRING_SENTENCE
+    ]
+    assert long == []
 
 
 def test_pages_that_docstrings_and_comments_name_are_there_with_the_section_that_they_name():

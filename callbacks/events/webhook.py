@@ -24,9 +24,9 @@ TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
 class WebhookSink(EventSink):
     """Post every event as JSON to an address; any answer of 2xx takes it.
 
-    What cannot be delivered now (no connection, 408, 425, 429, 5xx) is sent again after growing pauses; every other
-    answer refuses the event, redirections too, for they would turn the post into a get. An event may arrive twice where
-    an answer was lost: ``event`` in it says which it is.
+    What cannot be delivered now (no connection, 408, 425, 429, 5xx) is sent again after growing pauses. Every other
+    response refuses the event; so do redirections, which would turn the post into a get. An event may arrive twice
+    where an answer was lost: ``event`` in it says which it is.
 
     Args:
         address: ``http://`` or ``https://``; keys in its query are not repeated in messages.

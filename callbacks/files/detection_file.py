@@ -25,8 +25,8 @@ class DetectionFile(Callback):
     A row is ``video,seconds,x1,y1,x2,y2,action_id,score``, without header: the form of AVA's challenge, which
     PySlowFast's and the ActivityNet evaluators read. Seconds are those of the annotation, corners fractions of the
     frame, ids count from 1. Numbers have nine digits, enough to get every float32 back: ``python main.py score`` finds
-    what ``test`` found. Rows are all actions of all boxes that the detector's thresholds leave, of the classes that are
-    scored; a keyframe without any has no row, which loses nothing, since the ground truth says which keyframes count.
+    what ``test`` found. Rows are all actions of all boxes that the detector's thresholds leave, of the scored classes.
+    A keyframe without any has no row, which loses nothing: the ground truth decides which keyframes count.
 
     Every process writes a file of its own beside the path, so they must share a file system; the first one joins them.
 

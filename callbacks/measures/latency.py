@@ -1,8 +1,8 @@
 """Measure how long a step takes, as a person waiting for it would: every call by itself, device included.
 
 A step is whatever takes one new frame to its detections. Warm-up is excluded (allocation, kernel selection,
-compilation); the device is waited for before the clock starts and before it stops; the median and the tail are
-reported, since a live stream is late as often as its 95th percentile says, whatever the mean is.
+compilation). The device is waited for before the clock starts and before it stops. Median and tail are reported, since
+a live stream is late as often as its 95th percentile says, whatever the mean is.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.measures.cost import OWN, REFERENCE, as_measured, durations, operations
 from lightning_modules.evaluation.benchmark import Benchmark
+from lightning_modules.networks.streaming import state_bytes
 
 
 class CostMonitor(Callback):
@@ -71,7 +72,9 @@ class LatencyMonitor(CostMonitor):
     """Time single steps at batch 1: ``cost/latency_p50_ms``, ``_p95_ms``, ``_p99_ms``, ``cost/frames_per_second``.
 
     With a reference, such as a student's teacher, the two are timed in turn, and ``cost/speedup`` is the ratio of their
-    medians. In ``fit`` the machine also loads the next batches meanwhile: quote figures of ``test``.
+    medians. Beside the times stand ``cost/state_mib``, which is 0 for what keeps no state, and, where frames are
+    predicted one by one, ``cost/delay_frames``, the sampled frames that a prediction waits for. In ``fit`` the machine
+    also loads the next batches meanwhile: quote figures of ``test``.
 
     Args:
         warmup: untimed calls before the timed ones.
@@ -89,6 +92,9 @@ class LatencyMonitor(CostMonitor):
         latency = timed.latencies[OWN]
         figures = {f"cost/latency_{name}_ms": getattr(latency, f"{name}_ms") for name in ("p50", "p95", "p99")}
         figures["cost/frames_per_second"] = benchmark.new_frames * latency.frames_per_second
+        figures["cost/state_mib"] = state_bytes(benchmark.state) / 2**20
+        if benchmark.delay is not None:
+            figures["cost/delay_frames"] = float(benchmark.delay)
         return figures | ({"cost/speedup": timed.ratios[OWN]} if REFERENCE in timed.latencies else {})
 
     def summary(self, benchmark: Benchmark) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from callbacks.measures.cost import OWN, as_measured, durations
+from datamodules.batches import TrueKeyframe
 from lightning_modules.metrics.streaming_map import Schedule, StreamingMeanAveragePrecision
 
 EXPECTED = {"scored", "video_ids", "timestamps"}
@@ -31,8 +32,8 @@ class Machine(NamedTuple):
 class StreamingAccuracy(Callback):
     """Log ``test/streaming_map``: at each frame's time the newest prediction that is finished by then is scored.
 
-    A clip detector takes the newest frame whenever it is idle, a stream takes every frame; what they await after their
-    frame, the end of the clip or the network's look-ahead, delays their predictions too. See
+    A clip detector takes the newest frame whenever it is idle, a stream takes every frame. The frames that they await,
+    the end of the clip or the network's look-ahead, delay their predictions too. See
     ``lightning_modules.metrics.streaming_map``. There must be a prediction for every sampled frame, so that data whose
     annotation is sparser, such as AVA's, are not scored.
 
@@ -74,12 +75,16 @@ class StreamingAccuracy(Callback):
         if not found:
             return
         data = trainer.datamodule
-        videos: dict[str, list[Any]] = {}
+        videos: dict[str, list[TrueKeyframe]] = {}
         for keyframe in data.true_keyframes("test"):
             videos.setdefault(keyframe.video_id, []).append(keyframe)
         sampled = data.sampled_frames("test")
         if any(len(keyframes) < sampled[video] for video, keyframes in videos.items()):
             rank_zero_info("no streaming mAP: not every sampled frame is annotated, so not every one has a prediction")
+            return
+        whole = {video: keyframes for video, keyframes in videos.items() if _predictions(found, keyframes)}
+        if not whole:
+            rank_zero_info("no streaming mAP: limit_test_batches ended before any video did")
             return
         machine = self._machine(trainer, pl_module)
         metric = StreamingMeanAveragePrecision(
@@ -91,11 +96,9 @@ class StreamingAccuracy(Callback):
             sync_on_compute=False,  # every process has all videos
             **asdict(pl_module.detection.metric),
         )
-        for video, keyframes in videos.items():
+        for keyframes in whole.values():
             keyframes = sorted(keyframes, key=lambda keyframe: keyframe.timestamp)
-            predictions = [found.get((video, _rounded(keyframe.timestamp))) for keyframe in keyframes]
-            if None in predictions:
-                continue  # limit_test_batches ended before it
+            predictions = _predictions(found, keyframes)
             truth = [_true_rows(keyframe) for keyframe in keyframes]
             metric.update_video([keyframe.timestamp for keyframe in keyframes], predictions, truth)
         result = metric.compute()
@@ -118,7 +121,13 @@ class StreamingAccuracy(Callback):
         return Machine(latency, "every" if is_stream else "newest", benchmark.delay or 0)
 
 
-def _true_rows(keyframe: Any) -> dict[str, Tensor]:
+def _predictions(found: Moments, keyframes: Sequence[TrueKeyframe]) -> list[dict[str, Tensor]]:
+    """Return what was predicted on the frames of a video, nothing where limit_test_batches ended before it did."""
+    moments = [(keyframe.video_id, _rounded(keyframe.timestamp)) for keyframe in keyframes]
+    return [found[moment] for moment in moments] if found.keys() >= set(moments) else []
+
+
+def _true_rows(keyframe: TrueKeyframe) -> dict[str, Tensor]:
     """The boxes of a ``TrueKeyframe``, one row an action."""
     row, label = torch.from_numpy(keyframe.labels).nonzero(as_tuple=True)
     return {"boxes": torch.from_numpy(keyframe.boxes)[row], "labels": label}

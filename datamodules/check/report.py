@@ -93,7 +93,7 @@ def _grouped(mistakes: Sequence[Mistake], names_shown: int) -> Iterator[str]:
         kinds.setdefault((mistake.kind, mistake.way_out), []).append(mistake)
     for (kind, way_out), found in kinds.items():
         shown = found if kind == UNREADABLE else found[:names_shown]
-        yield f"  {len(found)} {kind}"
+        yield f"  {kind}: {len(found)}"
         yield from (f"    {mistake.line}" for mistake in shown)
         if len(shown) < len(found):
             yield f"    and {len(found) - len(shown)} more"

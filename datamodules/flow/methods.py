@@ -1,7 +1,7 @@
 """Methods of optical flow: how far each pixel moves from one sampled frame to the next.
 
-A vector lies on the pixel of the earlier frame that it moves away from: ``flow[:, y, x]`` is (dx, dy) where what is at
-(x, y) of the earlier frame is at (x + dx, y + dy) of the later one. No method looks further ahead than the later frame,
+A vector lies on the pixel of the earlier frame that it moves away from. With ``flow[:, y, x]`` = (dx, dy), the point
+(x, y) of the earlier frame is at (x + dx, y + dy) in the later one. No method looks further ahead than the later frame,
 so flow can be computed as frames arrive.
 """
 

@@ -28,12 +28,12 @@ JOIN_SECONDS = 1.0
 class CameraFeed:
     """StreamBatches of one frame from each source that has one.
 
-    Row i of a batch is the lane ``lanes[i]``, which is the number of the source; frames of a batch have one padded
-    size, so that no camera's predictions depend on those of another. Where sizes differ, that source goes first
-    which has waited for longest, with those of its size.
+    Row i of a batch is the lane ``lanes[i]``, which is the number of the source. Frames of a batch have one padded
+    size, so no camera's predictions depend on those of another. Where sizes differ, that source goes first which has
+    waited for longest, with those of its size.
 
-    A camera that is lost, that was never there or that sends garbage is looked for, with growing pauses, while the
-    others go on; each starts anew as a single one does, see ``PredictDataModule``. Files are read to their ends, frame
+    Reconnection to a camera that is lost, was never there or sends garbage is tried with growing pauses, while the
+    others go on. Each starts anew as a single one does, see ``PredictDataModule``. Files are read to their ends, frame
     by frame, as fast as the network takes them. The feed ends when all sources have ended or were given up.
 
     Args:

@@ -51,8 +51,8 @@ class LiveFrame(NamedTuple):
 class StreamClock:
     """One time for the frames of a source, however often it is lost, starts to count anew or jumps.
 
-    The step from one frame to the next is that of their time stamps, since frames arrive in bursts; where there are
-    none, or they go back or run ahead by more than LARGEST_JUMP_SECONDS, it is the time that has really passed.
+    The step from one frame to the next is that of their time stamps, since frames arrive in bursts. Without time
+    stamps, or where they go back or run ahead by more than LARGEST_JUMP_SECONDS, it is the time that has really passed.
     """
 
     def __init__(self) -> None:

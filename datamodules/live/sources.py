@@ -62,7 +62,11 @@ class Camera:
     def __iter__(self) -> Generator[Arrival, None, None]:
         import cv2
 
-        camera = cv2.VideoCapture(self.device)
+        said = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a missing camera is an error of ours
+        try:
+            camera = cv2.VideoCapture(self.device)
+        finally:
+            cv2.utils.logging.setLogLevel(said)
         try:
             if not camera.isOpened():
                 raise ConnectionError("there is no such camera, or another program uses it")

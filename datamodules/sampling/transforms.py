@@ -18,9 +18,9 @@ from datamodules.errors import UserError
 class ClipTransform:
     """Augmentation of the frames and boxes of a clip. Frames keep their size.
 
-    The clip is scaled, padded with black where it has become smaller than its frame and cropped where larger, at a
-    random place that keeps at least one whole person in sight; then flipped and recoloured. A box of which less than
-    ``min_visibility`` is left by the crop goes.
+    The clip is scaled, then padded with black where it is smaller than its frame and cropped where it is larger. The
+    crop is a random one that keeps at least one whole person in sight. Flip and change of colours follow. A box of
+    which less than ``min_visibility`` is left by the crop goes.
 
     Args:
         horizontal_flip: probability of mirroring left and right.

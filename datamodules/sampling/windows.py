@@ -97,9 +97,9 @@ def time_video(video: AnnotatedVideo, store: FrameStore) -> TimedVideo:
 class WindowDataset(Dataset):
     """Windows of frames around chosen raw frames; an item is a whole batch of them.
 
-    Where a window cannot be read, a request with a seed (training) gets another one instead, drawn by that seed; what
-    a batch holds thus depends neither on the workers nor on what else has been read. One without (evaluation) gets a
-    black window that does not count. A window that could not be read is not tried again by the same process.
+    Where a window cannot be read, a request with a seed (training) gets another one, drawn by that seed. So the content
+    of a batch depends neither on the workers nor on earlier reads. One without (evaluation) gets a black window that
+    does not count. A window that could not be read is not tried again by the same process.
 
     Args:
         videos: what to cut from.

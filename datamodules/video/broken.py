@@ -23,8 +23,8 @@ NAMES_SHOWN = 20
 class BrokenVideos:
     """The broken videos that a process and the workers of its loaders came upon, each once.
 
-    A worker writes a line to a file that all of them know: unlike a queue it needs no thread, outlives the worker, and
-    is there for workers that are forked, spawned or kept alike. Send one to a worker only after ``prepare``.
+    A worker writes a line to a file that all of them know. Unlike a queue it needs no thread, outlives the worker, and
+    serves workers that are forked, spawned or kept alike. Send one to a worker only after ``prepare``.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
 """How much mAP errors cost: what is gained where one kind, or one error alone, is repaired.
 
-A wrong or misplaced row becomes a hit of the true row that it is about, if nobody found it and no better row could be
-repaired into it; otherwise it goes, as do duplicates, background and both. What was missed need no longer be found.
-So the costs of the kinds do not add up to what is missing to 100 %: several errors may stand in the way of one hit.
+A wrong or misplaced row becomes a hit of its true row, if that one was missed and no better row could be repaired into
+it. Otherwise it is removed, as are duplicates, background and both. What was missed need no longer be found. So the
+costs of the kinds do not add up to what is missing to 100 %: several errors may stand in the way of one hit.
 """
 
 from __future__ import annotations

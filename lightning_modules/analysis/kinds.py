@@ -16,7 +16,7 @@ does overlap the object enough, otherwise ``missed person``.
 
 Where every object does one thing, these are TIDE's kinds, which asks for the overlap with *true rows* of other classes.
 A person who walks and talks would make every second detection of the walk a wrong action, since the row of the talk is
-there; so here the objects are asked, not their rows.
+there. So objects are compared here, not their rows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """AP by what the ground truth is like: small or large, alone or in a crowd, at its start or near its end.
 
-Each property sorts the true rows into bins, and each bin has an AP of its own, with precision normalised by how many
-true rows it holds (Hoiem et al., 2012); ``metrics.time_since_start`` has the rules.
+Each property sorts the true rows into bins, and each bin has an AP of its own. Precision is normalised by the number of
+true rows in the bin (Hoiem et al., 2012); ``metrics.time_since_start`` has the rules.
 """
 
 from __future__ import annotations

@@ -108,6 +108,9 @@ class Complaint:
             return self._unrecognised(unknown[1])
         if "is not accepted before subcommand" in text:
             return UsageError("settings stand before the command", remedy="write main.py COMMAND --config FILE ...")
+        if text.startswith('expected "subcommand" to be one of') and "not provided" in text:
+            commands = ", ".join(self.parser.commands)
+            return UsageError(f"no command is given, one of {commands}", remedy="main.py --help explains them")
         if isinstance(self.last, KeyError) and (unknown := UNKNOWN_KEY.match(text)):
             full = ".".join(filter(None, (unknown["group"], unknown["key"])))
             return self._unknown_key((*self.key, *full.split(".")))

@@ -75,7 +75,7 @@ def useful_precision(
     Args:
         precision: the Trainer's.
         accelerator: the Trainer's; bfloat16 is left to everything that is not the CPU.
-        resumed: the precision of the run that is gone on with, which decides instead of a measurement: two of them may
+        resumed: the precision of the resumed run, which decides instead of a measurement: two of them may
             differ where both products take about as long.
         measure: times the products; only asked where the CPU is to compute in bfloat16.
 
@@ -106,7 +106,7 @@ def _chosen(precision: str, resumed: str | None, measure: Callable[[], ProductTi
         )
         return FLOAT32
     if resumed in (precision, FLOAT32):
-        rank_zero_info(f"precision {resumed}: that of the run that is gone on with")
+        rank_zero_info(f"precision {resumed}: that of the resumed run")
         return resumed
     times = measure()
     is_faster = times.bfloat16_ms < times.float32_ms

@@ -53,8 +53,8 @@ def export(
     Args:
         format: ``onnx`` for onnxruntime and others, ``torch_export`` for PyTorch alone.
         output: the file, ``runs/export/<name>`` by default; its ending says the format whatever is given here.
-        image_size: height and width of the frames in pixels, padded inside; the size of the video's frames as the
-            data reads them, or without a video the square that the network was made for.
+        image_size: height and width of the frames in pixels, padded inside. By default the size of the video's frames
+            as the data reads them, or without a video the square that the network was made for.
         batch_size: streams (clips) a call. dynamic_batch: any number of them instead.
         video: a film like those to come; what was exported is compared with PyTorch on its frames, or on moving
             blobs where there is none.

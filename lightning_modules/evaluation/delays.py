@@ -1,4 +1,4 @@
-"""Frame mAP of a streaming detector whose answers are read late: how much of its error is future it has not seen."""
+"""Frame mAP of predictions that are read late: how much of a detector's error is future that it has not seen."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def check_delays(delays: Sequence[int]) -> None:
 class DelayedEvaluation(nn.Module):
     """Scores the ground truth of sampled frame t against what was said at frame t + k, for several delays k.
 
-    Two scores a delay: ``map_delay_<k>`` takes boxes and actions of t + k, so that boxes lag behind who moves;
-    ``map_delay_<k>_actions`` keeps the boxes of t and takes the actions that the same people have at t + k.
+    There are two scores per delay. ``map_delay_<k>`` takes boxes and actions of t + k, so boxes lag behind moving
+    people. ``map_delay_<k>_actions`` keeps the boxes of t and takes the actions of the same people at t + k.
 
-    Every delay scores all keyframes. Where a video is over before t + k its last frame answers, just as the clip of a
-    teacher repeats the last frame there; so delay 0 is the plain mAP, and all may be compared with the teacher's.
+    Every delay scores all keyframes. Where a video ends before t + k its last prediction is taken, just as the clip of
+    a teacher repeats the last frame there. So delay 0 is the plain mAP, and all may be compared with the teacher's.
 
     Args:
         delays: k, in sampled frames of the stream; none scores nothing.
@@ -169,10 +169,10 @@ class _Lane:
 
 
 def same_people(earlier: ScoredBoxes, later: ScoredBoxes) -> Tensor:
-    """For each of N detections its place among the M of the next frame, (N,) int64; -1 where there is none.
+    """Return for each of N detections its place among the M of the next frame, (N,) int64; -1 where there is none.
 
-    The pairs whose IoU times both person scores are the most in total (Hungarian): a detector puts several proposals
-    around a person, and the one that it takes for the person shall be followed to the one that it does next.
+    Pairs have the largest total of IoU times both person scores (Hungarian). A detector puts several proposals around a
+    person; the scores lead from the one that it takes for the person to the one that it takes next.
     """
     iou = box_iou(earlier.boxes, later.boxes)
     worth = iou * earlier.person_scores[:, None] * later.person_scores

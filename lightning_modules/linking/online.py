@@ -125,8 +125,8 @@ class OnlineLinker:
 class OnlineTubes:
     """The tubes of one video, made of what ``OnlineLinker`` links.
 
-    A track makes a tube of a class for every run of its frames in which the smoothed score of the class is at least
-    ``score_threshold``; frames in which the track is unseen neither start nor end a run. A tube's score is the mean of
+    A track makes a tube of a class for every run of its frames whose smoothed score of the class is at least
+    ``score_threshold``. Frames in which the track is unseen neither start nor end a run. A tube's score is the mean of
     the smoothed scores of its seen frames. Ids and scores come from the past alone.
 
     Args:

@@ -52,12 +52,12 @@ class BoxMatcher(nn.Module):
 
 
 class ProposalMatcher(nn.Module):
-    """Gives each proposal of a student one of its teacher's to imitate, the same to no two; no gradient.
+    """One-to-one assignment of teacher proposals to student proposals, without gradient.
 
     Where a student carries proposals over from the frame before, or has fewer than its teacher, their order says
-    nothing. What counts is that each proposal that the teacher takes for a person goes to the nearest student's: the
-    cost of a pair is the teacher's person probability x (l1_cost * L1 + giou_cost * (1 - GIoU) - reward), L1 over xyxy
-    divided by the frame's size. The reward makes it worth while to serve persons, however far away.
+    nothing. Each proposal that the teacher takes for a person goes to the nearest of the student. The cost of a pair is
+    the teacher's person probability x (l1_cost * L1 + giou_cost * (1 - GIoU) - reward), with L1 over xyxy divided by
+    the frame's size. The reward makes persons worth assigning, however far away.
     """
 
     reward = 100.0

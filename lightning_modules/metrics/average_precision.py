@@ -31,7 +31,7 @@ def taken_targets(
     """Return which target each detection takes in ``match``, -1 for none: (num_preds,) int64.
 
     Of equal overlaps the target of the lower number is better. Rather than one detection after the other, a round
-    settles every detection that nobody before it can still interfere with; the first of each frame always is one, and
+    settles every detection that no earlier one can still interfere with. The first of each frame is always settled, and
     few rounds remain after the first.
     """
     order = np.lexsort((target, -overlap, pred))

@@ -6,14 +6,14 @@
 | ``pascal`` | continuous | false positive | area under the precision envelope | UCF101-24, JHMDB (HIT) |
 | ``act`` | +1 pixel on width and height | try the next-best free box | trapezoids, no envelope | the same (ACT, MOC) |
 
-All of them take the detections of a class by descending score, let each look at the ground truth of its own frame and
-class, and count a hit from ``IoU >= iou_threshold`` on. A class without ground truth is left out of the mean; a class
+All of them take the detections of a class by descending score. Each is compared with the ground truth of its own frame
+and class, and is a hit from ``IoU >= iou_threshold`` on. A class without ground truth is left out of the mean; a class
 with ground truth and no detection has AP 0. On equal detections the protocols differ by up to some points, so a number
 without its protocol says little.
 
 Where scores are tied the references leave the order to an unstable sort. Here tied detections of a frame come in the
-order of their corners, and those of several frames take turns, misses before hits (``settle_ties``): one of the orders
-that the references allow, and the same however frames and rows are ordered and videos are named.
+order of their corners, and those of several frames take turns, misses before hits (``settle_ties``). The references
+allow this order, and it does not depend on the order of frames and rows or on names of videos.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class FrameMeanAveragePrecision(RowMetric):
         class_ids: the ids to score, for lists with holes (60 of AVA's 80); rows of other ids are dropped on both
             sides, and results are keyed by id.
 
-    Frames are told apart by position, so every frame is passed exactly once: leave out what a distributed sampler
+    Frames are identified by position, so every frame is passed exactly once. Leave out what a distributed sampler
     repeats to even out its ranks, and the frames that the data set excludes. The order of frames, and of the boxes of a
     frame, changes nothing.
 
@@ -87,8 +87,9 @@ class FrameMeanAveragePrecision(RowMetric):
         """Add frames; entry i of both sequences belongs to the same frame.
 
         Args:
-            preds: one dict a frame: ``boxes`` (N, 4) xyxy with either ``scores`` (N, K) of all classes, column k being
-                label k, or ``scores`` (N,) with ``labels`` (N,) int, a detection with several actions being repeated.
+            preds: one dict per frame: ``boxes`` (N, 4) xyxy with ``scores`` (N, K) of all classes, column k being label
+                k. Instead ``scores`` (N,) may come with ``labels`` (N,) int; a detection with several actions is
+                repeated.
             targets: one dict a frame: ``boxes`` (M, 4) xyxy, ``labels`` (M,) int. A box with several actions is
                 repeated, one row an action.
         """

@@ -3,17 +3,17 @@
 The rules are those of ActionFormer and OpenTAD, which are the same:
 
 - Ground truth: of segments of one video and class that start and end within a millisecond of each other the first
-  counts, shorter ones than a millisecond do not count at all.
+  counts. Segments shorter than a millisecond do not count.
 - The detections of a class, those of all videos together, come by descending score. Each walks through the segments of
-  its video and class in order of descending overlap: one that overlaps by less than the threshold makes it a false
-  positive, one that is taken lets it try the next, a free one makes it a hit. Overlap is intersection over union of
-  continuous times; exactly the threshold is a hit.
+  its video and class in order of descending overlap. A segment below the threshold makes it a false positive, a taken
+  one lets it try the next, a free one makes it a hit. Overlap is intersection over union of continuous times; exactly
+  the threshold is a hit.
 - Average precision is the area under the precision envelope at every point. A class without ground truth is left out, a
   class with ground truth and no detection has 0. The mean is over classes, then over thresholds.
 
 Where scores are tied the references leave the order to an unstable sort. Here equal scores of a video come in order of
-time, and those of several videos take turns, misses before hits (``settle_ties``): one of the orders that references
-allow, and the same however videos and rows are ordered.
+time, and those of several videos take turns, misses before hits (``settle_ties``). The references allow this order, and
+it does not depend on the order of videos and rows.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ At the moment of a frame its ground truth is scored against the newest predictio
 (https://arxiv.org/abs/2005.10420). That one is about an earlier frame unless the detector needs no time at all. At the
 beginning of a video nothing is finished, so nothing is found.
 
-A prediction about frame i can be begun once frame ``i + frames_awaited`` is there: a clip around its keyframe waits for
-the frames after it, a student with a look-ahead for those. Then it takes a latency, and the schedule says which frames
-get one:
+A prediction about frame i can be begun once frame ``i + frames_awaited`` is there. A clip around its keyframe awaits
+the frames after it, a student those of its look-ahead. Then it takes a latency, and the schedule says which frames get
+one:
 
 | schedule | the machine | used for |
 |---|---|---|
@@ -14,8 +14,8 @@ get one:
 | ``every`` | takes one frame after the other, however late it gets | a stream whose state needs every frame |
 | ``parallel`` | is never busy: every prediction comes its latency after its frame | a constant delay |
 
-Frames 0.1 s apart and a latency of 0.25 s: ``newest`` takes frames 0, 2, 5, 7 and finishes at 0.25, 0.5, 0.75 and 1.0,
-so the frame at 0.5 s is scored against the prediction about frame 2.
+An example with frames 0.1 s apart and a latency of 0.25 s: ``newest`` takes frames 0, 2, 5, 7 and finishes at 0.25,
+0.5, 0.75 and 1.0. So the frame at 0.5 s is scored against the prediction about frame 2.
 """
 
 from __future__ import annotations

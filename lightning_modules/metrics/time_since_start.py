@@ -1,13 +1,13 @@
-"""Frame AP by how long an action has been going on: what a detector that answers at once can know, and what it cannot.
+"""Frame AP by how long an action has been going on: what a detector without delay can know, and what it cannot.
 
-At the first frame of sitting down nobody without the future can tell it from standing. So the true rows are sorted into
-bins by the time since their action's start, and each bin gets an AP of its own:
+The first frame of sitting down cannot be told from standing without the future. So the true rows are sorted into bins
+by the time since their action's start, and each bin gets an AP of its own:
 
 - Only the true rows of the bin count. A detection that is matched to a true row of another bin is ignored.
 - A detection that is matched to nothing is a false positive in every bin, since it has no age.
-- Bins hold unequally many rows beside the same false positives, so a hit of a bin with ``n`` of a class's ``N`` rows
-  counts ``N / n``: its precision is the one that all rows would give if they were found as those of the bin are (Hoiem
-  et al., 2012, normalised precision, https://doi.org/10.1007/978-3-642-33712-3_25). With one bin it is the frame AP.
+- Bins hold unequally many rows beside the same false positives. So a hit of a bin with ``n`` of a class's ``N`` rows
+  counts ``N / n``: the precision is that of all rows, were they found as those of the bin are. This is normalised
+  precision (Hoiem et al., 2012, https://doi.org/10.1007/978-3-642-33712-3_25). With one bin it is the frame AP.
 
 Two rows of a class, one a bin, are detected with scores 0.9 and 0.7, and 0.8 is a false positive. The first bin has AP
 1. In the second a hit counts twice, so its precision is 2 / (2 + 1), and so is its AP.

@@ -5,18 +5,18 @@
 | ``act`` | counts frames and pixels (+1) | tube NMS 0.3 | try the next-best | trapezoids | UCF101-24, JHMDB (ACT) |
 | ``multisports`` | continuous | nothing | false positive | envelope | MultiSports, HIT |
 
-The overlap of two tubes is temporal IoU times the mean IoU of their boxes over the frames they share. For frames
-[a, b] in common, temporal IoU is (b - a + 1) / (frames from the first start to the last end) in ``act``;
-``multisports`` leaves out both +1, so that tubes with one frame in common have overlap 0 (and two tubes of one frame,
-0 / 0 in its code, have 0 here).
+The overlap of two tubes is temporal IoU times the mean IoU of their boxes over the frames they share. For frames [a, b]
+in common, temporal IoU is (b - a + 1) / (frames from the first start to the last end) in ``act``. ``multisports``
+leaves out both +1, so tubes with one frame in common have overlap 0. Two tubes of one frame, 0 / 0 in its code, have 0
+here.
 
 The tubes of a class, those of all videos together, are matched by descending score; an overlap of exactly the
 threshold is a hit. A class without ground truth is left out of the mean, a class with ground truth and no detection
 has AP 0.
 
 Where scores are tied the references leave the order to an unstable sort. Here tied tubes of a video come in the order
-of their frames and corners, and those of several videos take turns, misses before hits (``settle_ties``): one of the
-orders that the references allow, and the same however videos and tubes are ordered.
+of their frames and corners, and those of several videos take turns, misses before hits (``settle_ties``). The
+references allow this order, and it does not depend on the order of videos and tubes.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     outputs, state = network(frames, state)          # frames (B, T, ...), outputs (B, T, ...), any T >= 1
     state = network.initial_state(batch_size)        # nested tuples of tensors, batch first, constant shapes
 
-Any split of a clip into chunks gives the same outputs and the same last state; outputs do not depend on later frames;
-the lanes of a batch do not see each other; the state handed in is left as it was.
+Any split of a clip into chunks gives the same outputs and the same last state. Outputs do not depend on later frames.
+The lanes of a batch do not see each other. The state passed in is left as it was.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m results.benchmarks.evad_speed
 
-Same weights (random ones: no value changes the work), same clip, same outputs. Each figure of a table comes from runs
-in turn in one process, so that whatever else the machine does meets all of them; memory is taken in a process of its
-own for each.
+Same weights (random ones: no value changes the work), same clip, same outputs. The figures of a table come from runs in
+turn in one process, so other load on the machine meets all of them. Memory is measured in a process of its own for
+each.
 """
 
 from __future__ import annotations

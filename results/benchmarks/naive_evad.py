@@ -1,9 +1,9 @@
 """EVAD with the published arithmetic, in plain torch: every attention map whole, every head, nothing left out.
 
-The speed that ours is compared with (``evad_speed.py``) and, at sizes for which the tests' ``slow_evad`` is too slow,
-the values. It does what `EVAD.md`, sections 2 to 6 say in the order in which they say it: attention maps are
-materialised, maps are upsampled before the pyramid's convolutions, the decoder refines all tokens in every block and
-classifies after each, RoIs are pooled by torchvision's operator slot by slot.
+It is the reference for speed (``evad_speed.py``) and, at sizes for which the tests' ``slow_evad`` is too slow, for
+values. It follows `EVAD.md`, sections 2 to 6 step by step: attention maps are materialised, and maps are upsampled
+before the pyramid's convolutions. The decoder refines all tokens in every block and classifies after each; RoIs are
+pooled by torchvision's operator slot by slot.
 
 Parameters are those of an ``EvadTeacher``, which is the only thing shared with it.
 """

@@ -26,8 +26,8 @@
         fit: {config: configs/motion_teacher.yaml, overrides: {model.init_args.slices: 3}}
 
 Overrides are arguments of the command line without their dashes. A row is tested with what its ``fit`` says and on top
-what its ``test`` says, unless that names a config of its own, which then stands alone; the checkpoint is that of its
-``fit``. What a row needs comes from the run of the same seed, or of the needed row's first seed where that has no such.
+what its ``test`` says. A ``test`` that names a config of its own stands alone. The checkpoint is that of its ``fit``.
+What a row needs comes from the run of the same seed, or of the needed row's first seed where that has no such.
 """
 
 from __future__ import annotations

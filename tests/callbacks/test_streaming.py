@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,17 @@ def test_sparser_annotation_has_no_streaming_map(source, tmp_path):
     assert "test/map" in scores and "test/streaming_map" not in scores
     assert list(data.sampled_frames("test").values()) == [33, 26, 14]
     assert np.isfinite(scores["test/map"])
+
+
+def test_a_test_that_ends_before_any_video_does_has_no_streaming_map(source, tmp_path, caplog):
+    """No number and no warning: nothing was measured."""
+    module, data = placed(tiny.student()), tiny.streams(source, tmp_path / "cache", frame_stride=3)
+    trainer = tiny.trainer(tmp_path, callbacks=[StreamingAccuracy()], limit_test_batches=1)
+    with warnings.catch_warnings(), caplog.at_level("INFO"):
+        warnings.filterwarnings("error", message=".*was called before the ``update`` method")
+        (scores,) = trainer.test(StreamDetectionModule(module), datamodule=data, verbose=False)
+    assert "test/map" in scores and "test/streaming_map" not in scores
+    assert "no streaming mAP: limit_test_batches ended before any video did" in caplog.text
 
 
 @pytest.mark.parametrize("wrong", [{"latency_ms": -1.0}, {"repeats": 0}, {"warmup": -1}])

@@ -3,13 +3,13 @@
     python -m datamodules.annotations.cvat task.xml --video kitchen_07 --video-file videos/kitchen_07.mp4 \\
         --output boxes.csv --classes classes.txt
 
-It reads a task exported as "CVAT for video 1.1" (the xml, or the zip that CVAT wraps it in) and adds its boxes to
-``boxes.csv`` and its actions to ``classes.txt``, one video per call. Boxes that are there already are replaced, so a
-corrected task can be read again; action ids that were given once stay. Jobs exported one by one are joined: each
-replaces its own frames. People have other numbers in each job, so the export of a whole task is the better one.
+It reads a task exported as "CVAT for video 1.1" (the xml, or the zip around it). Its boxes are added to ``boxes.csv``
+and its actions to ``classes.txt``, one video per call. Boxes that are there already are replaced, so a corrected task
+can be read again; action ids that were given once stay. Jobs exported one by one are joined: each replaces its own
+frames. People have other numbers in each job, so the export of a whole task is the better one.
 
 The action of a box is its label. Where the label is something else ("person"), ``--attribute NAME`` names the attribute
-that holds the action, or several with commas between them; a check box stands for an action of its own name. ``none``,
+that holds the action. Several are separated by commas; a check box stands for an action of its own name. ``none``,
 ``__undefined__`` and nothing at all make a box of somebody without action. ``--attribute`` may be given more than once,
 and so may ``--leave-out LABEL``, for labels that are no action ("ball"). ``--check-boxes`` takes every check box for an
 action, as tracks made of predictions have them (``--from-predictions --help``).

@@ -43,9 +43,9 @@ def read_cvat(
         check_boxes: whether every check box stands for an action of its name.
 
     Raises:
-        UserError: the file is another form of export, holds several tasks, is damaged or too large, lacks a size, a
-            label or an attribute, names an action in several lines, or declares a document type, with which entities
-            can be made that fill the memory.
+        UserError: the file is another form of export, holds several tasks, or is damaged or too large. So are files
+            that lack a size, a label or an attribute, or name an action in several lines. A document type is refused,
+            since its entities could fill the memory.
     """
     path = Path(path)
     export = Export(path, attributes, leave_out, check_boxes)

@@ -44,9 +44,9 @@ def conv_after_upsampling(
     """3x3 convolution (padding 1) of the ``factor`` times nearest-upsampled maps, without upsampling them.
 
     Equal to ``conv2d(interpolate(maps, scale_factor=factor, mode="nearest"), weight, bias, padding=1)``; within a cell
-    of factor x factor pixels only the first, the last and the pixels between differ, so 4 (factor 2) or 9 (factor 4)
-    small convolutions of the cells give all values: 25 instead of 144 multiply-adds a cell and channel pair for factor
-    4.
+    of factor x factor pixels only the first, the last and the pixels between differ. So 4 (factor 2) or 9 (factor 4)
+    small convolutions of the cells give all values. Factor 4 takes 25 instead of 144 multiply-adds per cell and channel
+    pair.
 
     Shapes: maps (B, I, h, w), weight (O, I, 3, 3); returns (B, O, factor h, factor w). ``kernels`` are the weight's
     ``phase_kernels`` where they are known already.
@@ -73,9 +73,9 @@ def conv_after_upsampling(
 class KeyframePyramid(Preparable):
     """FPN at strides 4, 8, 16 and 32 over four maps of stride 16; biases, no norm, no activation.
 
-    The maps are resampled by nearest neighbour, which a 1x1 convolution does not notice: laterals and the top-down sums
-    are computed on the token grid and only the output convolutions know the finer strides. The values are those of
-    upsampling first. Prepared for inference, the output convolutions keep their folded kernels.
+    The maps are resampled by nearest neighbour, which changes nothing for a 1x1 convolution. So laterals and top-down
+    sums are computed on the token grid, and only the output convolutions know the finer strides. The values are those
+    of upsampling first. Prepared for inference, the output convolutions keep their folded kernels.
 
     Shapes: maps (finest level first) of (B, C, h, w), h and w even; returns (B, D, 4h, 4w), (B, D, 2h, 2w),
     (B, D, h, w), (B, D, h/2, w/2).

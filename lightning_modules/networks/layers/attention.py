@@ -33,9 +33,9 @@ def attention_and_received(
 
     The map is made in pieces, some rows of some heads at a time, so memory stays linear in the number of tokens.
 
-    Shapes: query, key, value (B, H, N, D); row_weights (N,), one weight a query, or None where nobody asks what was
-    received; returns the output (B, H, N, D) and received (B, N): the sum over queries of weight x attention, mean over
-    heads, divided by N. ``received`` carries no gradient.
+    Shapes: query, key, value (B, H, N, D); row_weights (N,), one weight per query, or None where ``received`` is not
+    needed. The output is (B, H, N, D). ``received`` is (B, N): the sum over queries of weight x attention, mean over
+    heads, divided by N; it carries no gradient.
     """
     batch, heads, rows, _ = query.shape
     rows_at_once = min(rows, ROWS_AT_ONCE)

@@ -1,9 +1,9 @@
-"""RoIAlign as two small matrix products a box.
+"""RoIAlign as two small matrix products per box.
 
 Bilinear sampling on a grid of points is separable: one matrix gathers rows, one gathers columns. The values are those
-of torchvision's compiled operator with ``aligned=True`` and no gradient to the boxes (samples more than one cell
-outside the map count as zero); unlike it the products have a fast backward pass, share their weights over all slots of
-a clip, and export as plain matrix products.
+of torchvision's compiled operator with ``aligned=True`` and no gradient to the boxes; samples more than one cell
+outside the map count as zero. Unlike it the products have a fast backward pass, share their weights over all slots of a
+clip, and export as plain matrix products.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def pyramid_roi_align(
 ) -> Tensor:
     """RoIAlign of every box in the pyramid level that fits its size.
 
-    ``separable`` reads every level and keeps one, which is fastest for small maps and in training; ``torchvision``
-    reads one level a box with the compiled operator, which is fastest for large maps in eval. Both give the same
+    ``separable`` reads every level and keeps one, which is fastest for small maps and in training. ``torchvision``
+    reads one level per box with the compiled operator, which is fastest for large maps in eval. Both give the same
     values, and where the compiled operator is not to be had ``separable`` takes its place.
 
     Shapes: pyramid of (B, C, h_i, w_i), boxes (B, P, 4) xyxy in pixels; returns (B, P, C, r, r).

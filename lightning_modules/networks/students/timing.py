@@ -23,9 +23,9 @@ class Timing:
 
     Args:
         look_ahead: delay of the output in frames of the stream. A network is trained for its delay.
-        boxes_from: the frame whose tokens boxes are found in. ``answered`` is the frame that the output is about;
-            ``next`` the one after it, whose tokens are of both, as those of the teacher's keyframe are; ``newest`` the
-            last one seen, whose tokens then have to tell where people were.
+        boxes_from: the frame whose tokens boxes are found in. ``answered`` is the frame that the output is about.
+            ``next`` is the one after it, whose tokens are of both, as those of the teacher's keyframe are. ``newest``
+            is the last one seen, whose tokens then have to show where people were.
         keyframe_code: which frame stands in the context decoder where the teacher's keyframe does: the ``newest`` or
             the ``answered`` one, so that newer frames stand in its future.
     """

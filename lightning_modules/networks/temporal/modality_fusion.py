@@ -26,8 +26,8 @@ class ModalityFusion(nn.Module, ABC):
 class ModalityGate(nn.Module):
     """Gates of one modality, a channel and time step each, from the other (equations 12 to 14).
 
-    The target's mean over time, where ``mask`` is True, is the query; the reference at t is the key; the sigmoid of
-    their product, channel by channel, is what is left of the target at t. No value moves in time.
+    The query is the target's mean over time, where ``mask`` is True; the key is the reference at t. The sigmoid of
+    their product, channel by channel, gates the target at t. No value moves in time.
 
     Shapes: target and reference (B, D, T'), mask (B, T') -> (B, D, T').
     """

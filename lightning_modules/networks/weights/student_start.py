@@ -22,9 +22,9 @@ def student_from_teacher(student: StreamingDetector, teacher: Mapping[str, Tenso
     """Start a student from its teacher's ``state_dict``: copy every weight that has a place in it.
 
     The embedding reads the newest two frames with the teacher's tubelet kernel. A student with fewer refinement stages
-    or decoder blocks takes the first ones, each of which has been trained to give boxes or actions by itself; one with
-    fewer proposals takes every so many. A shallower trunk takes the teacher's first block, its last one, and others
-    evenly spaced between them. A narrower student takes every so many channels, see ``narrowed``. Parts that the
+    or decoder blocks takes the first ones, since each was trained to give boxes or actions by itself. One with fewer
+    proposals takes them at equal distances. A shallower trunk takes the teacher's first block, its last one, and others
+    evenly spaced between them. A narrower student takes channels at equal distances, see ``narrowed``. Parts that the
     teacher lacks (LSTM, gates, codes of age and of the previous frame) keep their own start.
 
     Raises:

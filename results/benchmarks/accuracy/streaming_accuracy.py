@@ -1,35 +1,38 @@
-"""Streaming mAP of saved predictions against the speed of the machine: a page and its picture.
+"""Streaming mAP of detectors against the speed of the machine: a page and its picture.
 
     python -m results.benchmarks.accuracy.streaming_accuracy results/benchmarks/accuracy/streaming_accuracy.yaml
 
-The list names detectors: the config whose data they were tested on, the csv that ``DetectionFile`` saved, how long a
-prediction takes here, how many sampled frames it awaits after its own, and which frames get one (see
-``lightning_modules.metrics.streaming_map``). A machine of speed 2 takes half as long. Results are added to
-``<list>.jsonl`` beside the page, a line a detector, so that the page can be drawn again without the predictions.
+A machine of speed 2 takes half as long. The list names detectors: a config with arguments, which `validate` runs to
+get predictions, their time and their delay, or a csv that was saved before, with a latency. Results are kept in
+``<page>.jsonl``, a line per detector. What is there already and stands in the list as it did is not measured again;
+``--rows NAME ...`` measures those alone, ``--again`` all.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 
+import datamodules
 from callbacks.benchmark.provenance import commit
 from datamodules.batches import TrueKeyframe
-from datamodules.errors import UserError
+from datamodules.errors import UserError, shown_in_one_line
 from datamodules.files import write_whole
 from datamodules.program_help import ProgramParser
 from lightning_modules.analysis.figures import as_png, new_figure
 from lightning_modules.analysis.pages import Page, Picture, Section, Table, as_markdown
 from lightning_modules.commands.score_boxes import rows_of_file
 from lightning_modules.metrics.frame_ap import FrameMapSettings, FrameRows, frame_mean_average_precision
-from lightning_modules.metrics.streaming_map import Schedule, arrivals, finish_times, newest_finished, rows_at
+from lightning_modules.metrics.streaming_map import arrivals, finish_times, newest_finished, rows_at
+from results.benchmarks.accuracy.detector_runs import Detector, check, completed
 
 SPEEDS = (0.25, 0.5, 1, 2, 4, 8, 16)
 TEXT = """\
@@ -38,23 +41,10 @@ by then (Li et al., 2020). At speed 1 a prediction takes as long as it was measu
 The last column is the mAP of the same predictions as if they took no time and awaited nothing: what tables report."""
 
 
-@dataclass(frozen=True)
-class Detector:
-    """One line of the picture."""
-
-    name: str
-    config: str
-    """Whose ``data`` say what is true."""
-    predictions: str
-    latency_ms: float
-    frames_awaited: int = 0
-    schedule: Schedule = "newest"
-    note: str = ""
-    """Where the latency comes from."""
-
-
 def datamodule_of(config: str) -> LightningDataModule:
     """Build what a config has under ``data``; relative files in it are found as the command line finds them."""
+    for name in datamodules.__all__:
+        getattr(datamodules, name)  # loads it: class names are looked up among what is imported
     parser = LightningArgumentParser(parser_mode="yaml")
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
     path = Path(config)
@@ -62,7 +52,7 @@ def datamodule_of(config: str) -> LightningDataModule:
     source = data.get("init_args", {}).get("source")
     if isinstance(source, str):
         data["init_args"]["source"] = yaml.safe_load((path.parent / source).read_text())
-    return parser.instantiate_classes(parser.parse_object({"data": data})).data
+    return parser.instantiate(parser.parse_object({"data": data})).data
 
 
 def streaming_maps(
@@ -95,17 +85,25 @@ def streaming_maps(
     return result
 
 
-def measure(detector: Detector, settings: FrameMapSettings) -> dict[str, object]:
+def measure(detector: Detector, listing: dict[str, Any], settings: FrameMapSettings) -> dict[str, object]:
     """Return the line of one detector."""
-    data = datamodule_of(detector.config)
-    keyframes, num_classes = data.true_keyframes("test"), len(data.class_names)
-    sampled = data.sampled_frames("test")
+    complete = completed(detector, listing.get("arguments", ""))
+    data = datamodule_of(listing["data"])
+    keyframes, num_classes = data.true_keyframes("val"), len(data.class_names)
+    sampled = data.sampled_frames("val")
     if len(keyframes) != sum(sampled[video] for video in {keyframe.video_id for keyframe in keyframes}):
-        raise UserError("does not annotate every sampled frame, so not every one has a prediction", detector.config)
+        raise UserError("does not annotate every sampled frame, so not every one has a prediction", listing["data"])
     ids = np.arange(num_classes)
-    preds, targets, _ = rows_of_file(detector.predictions, keyframes, num_classes, ids, 0.01)
-    maps = streaming_maps(preds, targets, keyframes, num_classes, detector, settings)
-    return vars(detector) | {"maps": maps, "protocol": str(settings), "commit": commit(Path(__file__).parent)}
+    preds, targets, _ = rows_of_file(complete.predictions, keyframes, num_classes, ids, 0.01)
+    maps = streaming_maps(preds, targets, keyframes, num_classes, complete, settings)
+    found = {"given": given(detector, listing), "maps": maps, "protocol": str(settings)}
+    return asdict(complete) | found | {"commit": commit(Path(__file__).parent)}
+
+
+def given(detector: Detector, listing: dict[str, Any]) -> dict[str, Any]:
+    """Return everything that the list says about a line; one that was measured with another is measured again."""
+    common = {key: listing[key] for key in ("data", "arguments", "metric") if key in listing}
+    return detector.as_given() | {"list": common}
 
 
 def draw(lines: Sequence[dict]) -> bytes:
@@ -143,22 +141,44 @@ def page(lines: Sequence[dict], command: str) -> Page:
     return Page("Streaming accuracy", [], [section], command)
 
 
+def measured_lines(record: Path) -> dict[str, dict[str, Any]]:
+    """Return the lines that are kept, by the names of their detectors."""
+    if not record.is_file():
+        return {}
+    return {line["name"]: line for line in map(json.loads, record.read_text().splitlines())}
+
+
 def main(args: Sequence[str] | None = None) -> None:
     parser = ProgramParser(__doc__, "python -m results.benchmarks.accuracy.streaming_accuracy")
     parser.add_argument("list", type=Path, help="results/benchmarks/accuracy/streaming_accuracy.yaml")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="measure these alone, measured before or not")
+    parser.add_argument("--again", action="store_true", help="measure all again")
+    parser.add_argument("--draw_only", action="store_true", help="measure nothing, make the page of what is kept")
     parser.add_argument("--out", type=Path, default=Path("results/pages/streaming_accuracy.md"))
-    parser.add_argument("--draw_only", action="store_true", help="make the page of what was measured before")
     arguments = parser.parse_args(args)
     listing, record = yaml.safe_load(arguments.list.read_text()), arguments.out.with_suffix(".jsonl")
-    settings = FrameMapSettings(**listing.get("metric", {}))
-    if arguments.draw_only:
-        lines = [json.loads(line) for line in record.read_text().splitlines()]
-    else:
-        lines = [measure(Detector(**detector), settings) for detector in listing["detectors"]]
-        write_whole(record, "".join(json.dumps(line) + "\n" for line in lines))
+    detectors = {line["name"]: Detector(**line) for line in listing["detectors"]}
+    for name in arguments.rows or ():
+        if name not in detectors:
+            raise UserError(f"has no detector {name!r}", arguments.list, f"name one of {', '.join(detectors)}")
+    settings, kept = FrameMapSettings(**listing.get("metric", {})), measured_lines(record)
+    wanted = [] if arguments.draw_only else arguments.rows or list(detectors)
+    for detector in (detectors[name] for name in wanted):
+        check(detector)
+        is_kept = kept.get(detector.name, {}).get("given") == given(detector, listing)
+        if arguments.rows or arguments.again or not is_kept:
+            kept[detector.name] = measure(detector, listing, settings)
+            # After each, so that an interruption costs one.
+            lines = [kept[name] for name in detectors if name in kept]
+            write_whole(record, "".join(json.dumps(line) + "\n" for line in lines))
+    shown = [kept[name] for name, each in detectors.items() if kept.get(name, {}).get("given") == given(each, listing)]
+    for name in (name for name in detectors if name not in {line["name"] for line in shown}):
+        print(f"{name}: not measured as it stands in the list, so not on the page; --rows {name!r} measures it")
+    if not shown:
+        raise UserError("no detector of it has been measured", arguments.list, "leave --draw_only out")
     command = f"python -m results.benchmarks.accuracy.streaming_accuracy {arguments.list}"
-    made = page(lines, command)
-    picture = Picture(arguments.out.stem, draw(lines), "streaming mAP against the speed of the machine")
+    made = page(shown, command)
+    picture = Picture(arguments.out.stem, draw(shown), "streaming mAP against the speed of the machine")
     made = Page(made.title, made.lead, [*made.sections, Section("Picture", pictures=[picture])], made.command)
     write_whole(arguments.out.with_suffix(".png"), picture.content)
     write_whole(arguments.out, as_markdown(made))
@@ -166,4 +186,5 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with shown_in_one_line():
+        main()

@@ -10,9 +10,9 @@ needs two libraries:
 Neither library is in an extra: both ask for opencv-python, which shares its folder with the opencv-python-headless that
 albumentations brings; without their own dependencies they take the one that is there.
 
-The arguments of every tracker are chosen on training videos, by HOTA, and scored on validation videos once; at the
-pace of the student and at a quarter of it, where people have moved further. All get the same detections; duplicates
-are removed as ``OnlineLinker`` does. A person without a number counts as not found.
+The arguments of every tracker are chosen on training videos, by HOTA, and scored on validation videos once. Both are
+done at the pace of the student and at a quarter of it, where people have moved further. All get the same detections;
+duplicates are removed as ``OnlineLinker`` does. A person without a number counts as not found.
 
 Writes ``results/pages/trackers.md``, whose section "What follows" it leaves as it is. To try it:
 ``--size tiny --videos 1 --training 1 --trackers "OnlineLinker, iou_threshold 0.1" --out /tmp/trackers.md``.

@@ -106,7 +106,7 @@ def test_a_row_with_a_mistake_is_named_and_the_rest_is_read(videos, tmp_path, ro
     assert re.search(seen, line)
     assert report.counts["val"]["boxes"] == 3
     text = report.text()
-    assert f"  1 {kind}" in text and line in text and "Nothing is wrong" not in text
+    assert f"  {kind}: 1" in text and line in text and "Nothing is wrong" not in text
 
 
 def test_a_box_half_a_pixel_outside_its_frame_is_no_mistake(videos, tmp_path):

@@ -174,9 +174,10 @@ def test_attempts_are_counted_anew_after_every_frame():
 
 
 @pytest.mark.parametrize("source", [ScriptedSource(), Camera(97)], ids=["network", "camera"])
-def test_a_source_that_was_never_there_is_an_error_at_once(source):
+def test_a_source_that_was_never_there_is_an_error_at_once(source, capfd):
     with capture(source) as frames, pytest.raises(VideoError, match=f"{source.name}: cannot be opened"):
         list(frames)
+    assert capfd.readouterr().err == ""  # libraries add nothing to the error
 
 
 def test_what_is_wrong_inside_the_thread_is_raised_outside():

@@ -31,6 +31,8 @@ def shown(caplog):
 
 FIT_LOOP = "lightning.pytorch.loops.fit_loop"
 EVAL_MODE = "Found 218 module(s) in eval mode at the start of training. This may lead to unexpected behavior"
+PRINTS = "torchmetrics.utilities.prints"
+EMPTY = "The ``compute`` method of metric VideoMeanAveragePrecision was called before the ``update`` method which may"
 JIT = "`torch.jit.script` is deprecated. Please switch to `torch.compile` or `torch.export`."
 
 
@@ -42,6 +44,7 @@ def test_tips_and_what_is_not_so_are_gone(shown):
     assert not shown("TPU available: False, using: 0 TPU cores")
     assert not shown("\nDetected KeyboardInterrupt, attempting graceful shutdown ...")
     assert not shown(EVAL_MODE, module=FIT_LOOP)
+    assert not shown(EMPTY, module=PRINTS)
     assert not shown(JIT, module="torch.jit._script", category=FutureWarning)
 
 
@@ -50,6 +53,7 @@ def test_what_a_user_needs_to_know_is_shown(shown):
     assert shown("💡 Tip: set --trainer.max_epochs")
     assert shown("TPU available: True, using: 8 TPU cores")
     assert shown("val/map is 0: no overlap >= 0.5", module="lightning_modules.base")
+    assert shown("Metric `AUROC` will save all targets in a buffer", module=PRINTS)
     assert shown("The number of training batches (2) is smaller than the logging interval", module=FIT_LOOP)
 
 

@@ -60,9 +60,9 @@ class CellMap:
 def sampling_kernel(max_duration: int, num_samples: int, context: float) -> tuple[Tensor, int]:
     """Weights with which the samples of a cell read features around its start: (D, N, W), and the place of the start.
 
-    A cell of duration d, and ``context`` x d on both sides of it, is divided into N bins; a sample is the mean over a
-    bin of the linearly interpolated features (BMN's sampling). Which features lie in a bin does not depend on where
-    a cell starts, so sampling is a convolution and needs no matrix of the size of a window.
+    A cell of duration d, and ``context`` x d on both sides of it, is divided into N bins. A sample is the mean over a
+    bin of the linearly interpolated features (BMN's sampling). Which features lie in a bin does not depend on where a
+    cell starts, so sampling is a convolution and needs no matrix of the size of a window.
     """
     durations = torch.arange(1, max_duration + 1, dtype=torch.float64)[:, None]
     spread = 1 + 2 * context
