@@ -112,11 +112,17 @@ def test_the_page_of_four_cameras_has_each_of_them_and_names_files_that_are_not_
     (results / "health.jsonl").write_text(
         "".join(json.dumps({"camera": name, **figures}) + "\n" for name in four_cameras.CAMERAS[:3])
     )
+    (tmp_path / "events").mkdir()
+    event = {"source": "steady", "rule": "walk", "track": 1, "start": 2.5}
+    told = [event, event | {"start": 9.0}, event | {"source": "leaving"}, event]
+    (tmp_path / "events" / "events.jsonl").write_text("".join(json.dumps(each) + "\n" for each in told))
     memory = [(number / 10, 1000 + number / 10) for number in range(1201)]
     text = four_cameras.page(143, results, memory, 120, 2)
     assert re.search(r"\| stalls +\| +260 \| +673 \| +1 \| +402 \| +- \|", text)
     assert re.search(r"\| leaves and comes back +\|( +- \|){5}", text)
     assert "1010 MiB after 10 s, 1030 MiB after 30 s, 1060 MiB after 60 s, 1120 MiB after 120 s" in text
+    assert "Events: 3 of the camera that is well, 0 of the one that stalls, 1 of the one that leaves" in text
+    assert "1 were reported twice." in text
     assert "Exit status 143; all files whole." in text and "2 threads, float32" in text
     (results / "steady.jsonl").write_text('{"frame": 1}\n{"fra')
     assert "Exit status 143; not whole: steady.jsonl." in four_cameras.page(143, results, memory, 120, 2)
