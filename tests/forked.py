@@ -80,7 +80,7 @@ class Forked:
 
     @property
     def out(self) -> str:
-        """What it has written to stdout, and to stderr unless that is apart."""
+        """Text that it has written to stdout, and to stderr unless that is apart."""
         return str(self._out)
 
     @property
@@ -94,7 +94,7 @@ class Forked:
 
     @property
     def status(self) -> int | None:
-        """As a shell sees it, but negative after the signal that killed it; None while it runs."""
+        """Status as a shell sees it, but negative after the signal that killed it; None while it runs."""
         return self._process.exitcode
 
     def send(self, number: signal.Signals) -> None:
