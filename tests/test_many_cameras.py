@@ -82,7 +82,7 @@ def test_four_cameras_of_which_three_are_ill_leave_whole_files_at_sigterm(puppet
         was_lost = newest["leaving"]["reconnections"] >= 1 and newest["stalling"]["reconnections"] >= 1
         return was_lost and newest["steady"]["frames"] >= 20 and longest_absence(results) > 1
 
-    status, said, errors = predict_until(is_enough, tmp_path, jpegs(puppets_film), seconds=240, threads=1)
+    status, said, errors = predict_until(is_enough, tmp_path, jpegs(puppets_film), seconds=480, threads=1)
     assert status == 143, errors[-2000:]
     assert errors.splitlines()[-1] == "stopped by SIGTERM" and "Traceback" not in errors
     results = tmp_path / "runs" / "predictions"

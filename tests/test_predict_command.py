@@ -128,7 +128,7 @@ def test_signals_on_a_camera_leave_whole_files_and_no_error(number, status, tmp_
     with network_camera(Connection(tmp_path / "film.mp4")) as address:
         process = Forked([*ARGUMENTS, f"--data.source={address}"], apart=True)
         written = Path("runs/predictions/127.0.0.1_live.jsonl")
-        until = time.monotonic() + 240
+        until = time.monotonic() + 480
         while process.status is None and time.monotonic() < until:
             if written.is_file() and len(written.read_text().splitlines()) >= 3:
                 process.send(number)

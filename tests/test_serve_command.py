@@ -59,7 +59,7 @@ def shown(puppets_film, tmp_path_factory) -> Iterator[Shown]:
         with chdir(folder):
             process = Forked(["serve", *WEIGHTS, *arguments])
         try:
-            wait_for(lambda: page_of(process), 240)
+            wait_for(lambda: page_of(process), 480)
             address = page_of(process)
             wait_for(lambda: state(address)["sources"], 60)
             yield Shown(process, address, folder, puppets_film)
