@@ -10,7 +10,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-motion check test bench bench-motion bench-evad bench-gpu lint clean
+.PHONY: help venv demo demo-motion check types quick test bench bench-motion bench-evad bench-gpu lint clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -58,12 +58,17 @@ demo-motion: venv ## Train motion teacher and RGB baseline, distil the one into 
 
 # One thread per process: the tests are small, and more threads only fight over the cores. One process more than cores,
 # five at most: some tests wait for other programs. A process has the tests of a file, since they share what takes long
-# to make.
+# to make; the longest files begin, see tests/long_tests.py.
 PROCESSES := $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4) + 1)' 2>/dev/null || echo 2)
-PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(PROCESSES) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 check: lint ## Check style, types and the quick tests (under three minutes on two cores)
+	@$(MAKE) --no-print-directory --jobs=2 types quick
+
+types: venv
 	$(PY) -m mypy
+
+quick: venv
 	$(PYTEST) -m "not slow"
 
 test: venv ## Run all tests, up to five at a time: neither GPU nor data set needed

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # Before anything imports them: the first looks up its newest version on the network, the second warns about Lightning.
@@ -56,11 +57,27 @@ WITHOUT_MODEL = frozenset({"check", "score", "analyse"})
 class OnlookerCLI(LightningCLI):
     """LightningCLI whose runs are named after their config and kept together in ``runs/<name>``."""
 
+    def __init__(self, *classes: type, args: list[str] | None = None, **settings) -> None:
+        self._called = self.called(sys.argv[1:] if args is None else args)
+        super().__init__(*classes, args=args, **settings)
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         names = ("check", "score", "analyse", "export", "maps", "serve")
         ours = {command: {"model", "datamodule"} for command in names}
         return LightningCLI.subcommands() | ours
+
+    @classmethod
+    def called(cls, arguments: Sequence[str]) -> set[str]:
+        """Return the commands among some arguments, all where there is none."""
+        return set(arguments) & set(cls.subcommands()) or set(cls.subcommands())
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **settings) -> LightningArgumentParser:
+        """Make the arguments of what is called alone: those of all commands take half a second."""
+        if subcommand in self._called:
+            return super()._prepare_subcommand_parser(klass, subcommand, **settings)
+        self._subcommand_method_arguments[subcommand] = []
+        return self.init_parser()
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
         arguments = with_card(sys.argv[1:] if args is None else args)

@@ -16,7 +16,7 @@ from datamodules.frames.store import FrameScale, Interpolation
 from datamodules.live.cameras import CameraFeed
 from datamodules.live.capture import LiveSettings
 from datamodules.live.source_list import listed_sources
-from datamodules.live.stopping import SIGNALS, stopped_by_signals
+from datamodules.live.stopping import stopped_by_signals
 from datamodules.settings import require_positive
 from datamodules.text_files import check_names, read_class_list
 from datamodules.video.source_files import SOURCES
@@ -31,13 +31,13 @@ class PredictDataModule(LightningDataModule):
     Frames are sampled by their time stamps, one every ``frame_stride / frame_rate`` seconds, so that a network sees the
     pace it was trained on whatever the frame rate of the source. A file is read to its end, ``chunk_frames`` at a time.
     Of a live source each batch is the newest frame; frames that the model is too slow for are dropped and counted.
-    Ctrl-C ends the stream as if it had come to its end, so that everything found is written.
+    Ctrl-C ends the stream as if it had come to its end, so that everything found is written. SIGTERM does so too, but
+    keeps its exit status.
 
     A live stream starts anew, as another video would, after ``max_gap_seconds`` without a frame and when its frames
     change their size.
 
     Many sources are read at once, each in a lane of its own, and share the steps of the network, see ``CameraFeed``.
-    They end by SIGTERM, with the exit status of it, or by Ctrl-C.
 
     Args:
         source: a video file; a folder of videos, sub-folders included, or of numbered pictures; the number of a camera
@@ -135,7 +135,7 @@ class PredictDataModule(LightningDataModule):
 
 
 class _Batches:
-    """The batches that Lightning iterates over; the first Ctrl-C stops them."""
+    """The batches that Lightning iterates over; the first Ctrl-C or SIGTERM stops them."""
 
     def __init__(self, stream: FrameStream | CameraFeed) -> None:
         self.stream = stream
@@ -146,10 +146,8 @@ class _Batches:
 
     @property
     def _ends(self) -> Collection[int]:
-        """Signals that are the end of an endless stream; of many cameras, SIGTERM has its status all the same."""
-        if not self.stream.is_endless:
-            return ()
-        return (signal.SIGINT,) if isinstance(self.stream, CameraFeed) else SIGNALS
+        """Signals that are the end of an endless stream; SIGTERM, which is seldom the user's, keeps its status."""
+        return (signal.SIGINT,) if self.stream.is_endless else ()
 
     def __len__(self) -> int:
         count = self.stream.num_batches()

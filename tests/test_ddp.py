@@ -17,13 +17,12 @@ import yaml
 from lightning_modules.networks.weights.loading import save_weights
 from main import main
 from tests.flat_data import grouped
+from tests.forked import SECONDS, Forked
 from tests.lightning_modules import tiny
 from tests.networks.tiny import student_config, teacher_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # where pytest has arguments itself
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS = 600
-"""After which processes that wait for each other are ended."""
 FRESH_RUN = ("--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.callbacks=[]")
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu")
 
@@ -124,27 +123,17 @@ def on_two_processes(folder: Path, jobs: list[list[str]]) -> list[dict[str, floa
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    arguments = [sys.executable, str(ROOT / "tests" / "ddp_worker.py"), "jobs.json", "results.json"]
-    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
     # Lightning takes processes with these variables for those of torchrun, and starts none itself.
     shared |= {"TORCHELASTIC_RUN_ID": "test", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
-    processes = [
-        subprocess.Popen(
-            arguments,
-            cwd=folder,
-            env=shared | {"RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
+    worker, files = ROOT / "tests" / "ddp_worker.py", ("jobs.json", "results.json")
+    processes = [Forked(files, worker, shared | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
     try:
-        said = [process.communicate(timeout=SECONDS)[0] for process in processes]
+        found = [process.wait() for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(text[-4000:] for text in said)
+    assert found == [0, 0], "\n".join(process.out[-4000:] for process in processes)
     return json.loads((folder / "results.json").read_text())
 
 
@@ -169,13 +158,14 @@ def test_two_processes_train_and_find_what_one_finds(folder, monkeypatch):
     fits = [
         command("fit", folder, "clip", "--trainer.max_steps=3", "--model.init_args.one_slot_until=0.5", *two),
         command("fit", folder, "distil", "--trainer.max_steps=3", *two),
+        command("fit", folder, "stream", "--trainer.max_steps=1", *two),
     ]
     fits = [[*fit, "--trainer.limit_val_batches=0"] for fit in fits]
     found = on_two_processes(folder, [*fits, *([*evaluation(folder, name), *two] for name in names)])
-    assert [result["world_size"] for result in found] == [2] * 4
-    for trained in found[:2]:
+    assert [result["world_size"] for result in found] == [2] * 5
+    for trained in found[:3]:
         assert torch.tensor(trained["train/loss"]).isfinite()
-    for name, tested, (numbers, num_frames) in zip(names, found[2:], alone, strict=True):
+    for name, tested, (numbers, num_frames) in zip(names, found[3:], alone, strict=True):
         assert tested["num_frames"] == num_frames, name
         assert {key: tested[key] for key in numbers} == pytest.approx(numbers, abs=1e-6), name
 
@@ -205,27 +195,6 @@ def test_two_processes_distil_motion_and_find_the_segments_that_one_finds(tempor
     one, both = (json.loads((temporal / f"{name}.json").read_text())["results"] for name in ("one", "two"))
     assert {video: len(found) for video, found in both.items()} == {video: len(found) for video, found in one.items()}
     assert len(one) == 2 and all(one.values())
-
-
-@pytest.mark.slow
-def test_the_command_line_starts_its_processes_itself(folder):
-    arguments = command("fit", folder, "stream", "--trainer.devices=2", "--trainer.strategy=ddp")
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "main.py"), *arguments, "--trainer.max_steps=1", "--trainer.limit_val_batches=0"],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # so that its children can be ended with it
-    )
-    try:
-        said, _ = process.communicate(timeout=SECONDS)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, 9)
-    assert process.returncode == 0, said[-4000:]
-    assert "`max_steps=1` reached" in said
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import pytest
 
 from datamodules.errors import UsageError, UserError
 from main import main
+from tests.lightning_modules.command_line.command_line import CommandLine
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = ("main.py", "lightning_modules", "datamodules", "callbacks", "results", "examples", "tests")
@@ -178,33 +179,42 @@ def of_main(words: list[str]) -> list[str] | None:
     return words[words.index("main.py") + 1 :]
 
 
-RUN_BY_MAIN = [
-    pytest.param(arguments, id=f"{page.relative_to(ROOT)}: {' '.join(arguments)[:80]}")
-    for page in COMMANDS
-    for words in commands(page)
-    if (arguments := of_main(words)) is not None
-]
+RUN_BY_MAIN: dict[tuple[str, ...], Path] = {}
+"""Arguments of every command, with the last page that it is on."""
+for each in COMMANDS:
+    RUN_BY_MAIN |= {tuple(found): each for words in commands(each) if (found := of_main(words)) is not None}
 
 
 def test_every_kind_of_command_is_found_on_the_pages():
-    found = {arguments.values[0][0] for arguments in RUN_BY_MAIN}
+    found = {command for command, *_ in RUN_BY_MAIN}
     assert found == {"fit", "validate", "test", "predict", "serve", "check", "score", "analyse", "export"}
     assert len(RUN_BY_MAIN) > 35
 
 
+@pytest.fixture(scope="module")
+def command_line() -> CommandLine:
+    return CommandLine()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # where pytest has arguments itself
-@pytest.mark.parametrize("arguments", RUN_BY_MAIN)
-def test_a_command_of_a_page_parses(arguments, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(arguments, id=f"{page.relative_to(ROOT)}: {' '.join(arguments)[:80]}")
+        for arguments, page in RUN_BY_MAIN.items()
+    ],
+)
+def test_a_command_of_a_page_parses(command_line, arguments, monkeypatch, capsys):
     """Files that it names need not be there."""
     monkeypatch.chdir(ROOT)
     if arguments[0] == "predict" and any(argument.endswith(".onnx") for argument in arguments):
         # An earlier command of the page writes the file, whose card is read first.
         with pytest.raises(UserError, match=r"\.onnx: no such file"):
-            main([*arguments, "--print_config"])
+            command_line.read(*arguments, "--print_config")
         return
     with pytest.raises(SystemExit) as end:
-        main([*arguments, "--print_config"])
+        command_line.read(*arguments, "--print_config")
     assert end.value.code == 0 and "trainer:" in capsys.readouterr().out
 
 

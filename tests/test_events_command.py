@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -14,22 +11,15 @@ import pytest
 import torch
 
 from datamodules.errors import UserError
-from datamodules.puppets import Puppets
 from main import main
 from tests.callbacks.events.test_sinks import web_server
+from tests.forked import Forked
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = ("predict", "--weights=results/weights/dsta.pt", "--trainer.accelerator=cpu")
 RULES = {"rules": [{"name": "waving", "action": "fast_wave", "start_score": 0.5, "end_score": 0.3}]}
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")]
-
-
-@pytest.fixture(scope="module")
-def film(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("puppets")
-    Puppets(root=folder, size="tiny").prepare()
-    return min(folder.rglob("val_*.mp4"))
 
 
 @pytest.fixture(autouse=True)
@@ -62,17 +52,17 @@ def waves(film: Path) -> list[tuple[int, float, float, float]]:
     return sorted(found + [(track, *event) for track, event in going.items()])
 
 
-def test_a_film_becomes_events_clips_and_posts_to_a_webhook(film, capsys):
+def test_a_film_becomes_events_clips_and_posts_to_a_webhook(puppets_film, capsys):
     with web_server(200) as (address, posted):
         sinks = json.dumps([{"class_path": "WebhookSink", "init_args": {"address": address}}])
         reporter = ["--trainer.callbacks+=EventReporter", "--trainer.callbacks.rules=rules.yaml"]
-        main([*COMMAND, f"--source={film}", *reporter, f"--trainer.callbacks.sinks={sinks}"])
+        main([*COMMAND, f"--source={puppets_film}", *reporter, f"--trainer.callbacks.sinks={sinks}"])
     events = lines("runs/events/events.jsonl")
     told = sorted((event["track"], event["start"], event["end"], event["score"]) for event in events)
-    assert told == waves(film) and len(told) > 0
+    assert told == waves(puppets_film) and len(told) > 0
     assert [body for *_, body in posted] == events
     for event in events:
-        assert (event["rule"], event["action"], event["source"]) == ("waving", "fast_wave", film.stem)
+        assert (event["rule"], event["action"], event["source"]) == ("waving", "fast_wave", puppets_film.stem)
         with av.open(event["clip"]) as container:
             assert len(list(container.decode(video=0))) == 24  # the film is shorter than the seconds before and after
     said = capsys.readouterr().out
@@ -88,26 +78,26 @@ def test_a_film_becomes_events_clips_and_posts_to_a_webhook(film, capsys):
         ("--trainer.callbacks.clip=null", "did you mean"),
     ],
 )
-def test_what_is_misspelt_is_refused_with_the_nearest(setting, message, film):
+def test_what_is_misspelt_is_refused_with_the_nearest(setting, message, puppets_film):
     reporter = ["--trainer.callbacks+=EventReporter", "--trainer.callbacks.rules=rules.yaml"]
     with pytest.raises(UserError) as refused:
-        main([*COMMAND, f"--source={film}", *reporter, setting])
+        main([*COMMAND, f"--source={puppets_film}", *reporter, setting])
     assert message in str(refused.value)
 
 
-def test_a_kill_leaves_whole_lines_and_clips_that_can_be_played(film):
+def test_a_kill_leaves_whole_lines_and_clips_that_can_be_played(puppets_film):
     sending = {"name": "SIGKILL", "hook": "on_predict_batch_end", "count": 20}
     kill = json.dumps({"class_path": "tests.signals.SendSignal", "init_args": sending})
     reporter = ["--trainer.callbacks+=EventReporter", "--trainer.callbacks.rules=rules.yaml"]
-    arguments = [*COMMAND, f"--source={film}", "--data.chunk_frames=1", *reporter, f"--trainer.callbacks+={kill}"]
-    ended = subprocess.run(
-        [sys.executable, str(ROOT / "main.py"), *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    arguments = [
+        *COMMAND,
+        f"--source={puppets_film}",
+        "--data.chunk_frames=1",
+        *reporter,
+        f"--trainer.callbacks+={kill}",
+    ]
+    process = Forked(arguments)
+    assert process.wait() == -signal.SIGKILL, process.out
     clips = list(Path("runs/events").glob("*.waving.*.mp4"))
     assert clips
     for clip in clips:

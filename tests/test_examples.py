@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.puppets import Puppets
 from lightning_modules.commands.export_parity import moving_blobs
 from lightning_modules.evaluation.tracked import TrackedFrame
 from lightning_modules.networks.weights.configured import build_network
@@ -31,7 +30,7 @@ def run(program: str, *arguments: object) -> str:
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
@@ -85,10 +84,9 @@ def test_frames_given_one_by_one_have_the_predictions_of_the_file(film, session)
     ]
 
 
-def test_saved_predictions_are_scored_on_all_annotated_frames_of_ones_own_videos(tmp_path):
+def test_saved_predictions_are_scored_on_all_annotated_frames_of_ones_own_videos(tiny_puppets, tmp_path):
     """Truth as predictions scores 100 %; truth of one of K annotated classes a K-th of that."""
-    Puppets(root=tmp_path, size="tiny").prepare()
-    data = tmp_path / "tiny"
+    data = tiny_puppets / "tiny"
     labelled = [row for row in csv.reader((data / "val.csv").open()) if row[6]]
     classes = {row[6] for row in labelled}
     for count, kept in ((len(classes), classes), (1, {labelled[0][6]})):

@@ -1,9 +1,10 @@
-"""Tests that take long are named, those that are marked slow are not."""
+"""Tests that take long are named, those that are marked slow are not; the longest files begin."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,6 +28,16 @@ def test_prepared(prepared): pass
 @pytest.mark.slow
 def test_marked(): burn()
 """
+
+
+def test_the_longest_files_are_there():
+    assert [name for name in long_tests.LONGEST if not (Path(long_tests.__file__).parent / name).is_file()] == []
+
+
+def test_the_longest_files_begin():
+    items = [SimpleNamespace(path=long_tests.FOLDER / name, name=name) for name in ("a.py", *long_tests.LONGEST[1::-1])]
+    long_tests.pytest_collection_modifyitems(items)
+    assert [item.name for item in items] == [*long_tests.LONGEST[:2], "a.py"]
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from main import main
 from tests import four_cameras
 from tests.datamodules.miniature import numbered_frames
 from tests.datamodules.written_videos import write_video
-from tests.four_cameras import film, health, predict_until
+from tests.four_cameras import health, jpegs, predict_until
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -76,7 +76,7 @@ def test_each_source_of_a_list_gets_the_predictions_that_it_gets_alone():
 
 
 @pytest.mark.slow
-def test_four_cameras_of_which_three_are_ill_leave_whole_files_at_sigterm(tmp_path):
+def test_four_cameras_of_which_three_are_ill_leave_whole_files_at_sigterm(puppets_film, tmp_path):
     def is_enough(process: object, results: Path) -> bool:
         newest = {name: of_camera[-1] for name, of_camera in health(results).items() if of_camera}
         if len(newest) < 4:
@@ -84,7 +84,7 @@ def test_four_cameras_of_which_three_are_ill_leave_whole_files_at_sigterm(tmp_pa
         was_lost = newest["leaving"]["reconnections"] >= 1 and newest["stalling"]["reconnections"] >= 1
         return was_lost and newest["steady"]["frames"] >= 20 and longest_absence(results) > 1
 
-    status, said, errors = predict_until(is_enough, tmp_path, film(tmp_path / "puppets"), seconds=240, threads=1)
+    status, said, errors = predict_until(is_enough, tmp_path, jpegs(puppets_film), seconds=480, threads=1)
     assert status == 143, errors[-2000:]
     assert errors.splitlines()[-1] == "stopped by SIGTERM" and "Traceback" not in errors
     results = tmp_path / "runs" / "predictions"

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,12 +12,12 @@ import av
 import pytest
 import torch
 
-from datamodules.puppets import Puppets
 from lightning_modules.session import StreamSession
 from main import main
 from tests.datamodules.live.network_camera import Connection, network_camera
 from tests.datamodules.miniature import numbered_frames
 from tests.datamodules.written_videos import write_video
+from tests.forked import Forked
 
 ROOT = Path(__file__).resolve().parent.parent
 ARGUMENTS = ("predict", f"--config={ROOT / 'configs' / 'predict.yaml'}", "--trainer.accelerator=cpu")
@@ -58,20 +55,12 @@ def test_a_file_becomes_json_lines_and_a_video_without_another_argument(capsys):
     assert "10 frames in" in capsys.readouterr().out
 
 
-@pytest.fixture(scope="module")
-def film(tmp_path_factory) -> Path:
-    """A film of Puppets, 16 frames a second."""
-    folder = tmp_path_factory.mktemp("puppets")
-    Puppets(root=folder, size="tiny").prepare()
-    return min(folder.rglob("val_*.mp4"))
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 @pytest.mark.parametrize("name", ["dsta", "tsa"])
-def test_plain_python_finds_what_the_command_writes(film, name):
+def test_plain_python_finds_what_the_command_writes(puppets_film, name):
     """Ids, boxes and scores, equal as they are written; a weights file alone decides network, classes and frames."""
-    main([argument.format(name) for argument in WEIGHTS] + ["--source", str(film)])
+    main([argument.format(name) for argument in WEIGHTS] + ["--source", str(puppets_film)])
     session = StreamSession.from_pretrained(f"results/weights/{name}.pt")
     found = [
         {
@@ -89,9 +78,9 @@ def test_plain_python_finds_what_the_command_writes(film, name):
                 if person.person_score >= 0.5
             ],
         }
-        for frame in session.predict(film)
+        for frame in session.predict(puppets_film)
     ]
-    written = lines(film.stem)
+    written = lines(puppets_film.stem)
     assert found == written and [line["frame"] for line in written] == list(range(0, 48, 2))
     assert sum(len(line["detections"]) for line in written) > 10
     assert {action for line in written for person in line["detections"] for action in person["actions"]} <= {
@@ -101,9 +90,9 @@ def test_plain_python_finds_what_the_command_writes(film, name):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
-def test_options_count_before_the_card(film):
-    main([argument.format("dsta") for argument in WEIGHTS] + [f"--source={film}", "--data.frame_stride=4"])
-    numbers = [line["frame"] for line in lines(film.stem)]
+def test_options_count_before_the_card(puppets_film):
+    main([argument.format("dsta") for argument in WEIGHTS] + [f"--source={puppets_film}", "--data.frame_stride=4"])
+    numbers = [line["frame"] for line in lines(puppets_film.stem)]
     assert numbers == list(range(0, 4 * len(numbers), 4)) and len(numbers) >= 10
 
 
@@ -132,30 +121,29 @@ def test_videos_of_a_folder_keep_apart_with_results_beside_them_and_a_second_run
 
 
 @pytest.mark.slow
-def test_ctrl_c_on_a_camera_leaves_whole_files_and_no_error(tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_signals_on_a_camera_leave_whole_files_and_no_error(number, status, tmp_path):
+    """Ctrl-C is the end of a camera; SIGTERM keeps its status, as on many cameras."""
     write_video("film.mp4", numbered_frames(400, 128, 160), 16)
     with network_camera(Connection(tmp_path / "film.mp4")) as address:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "main.py"), *ARGUMENTS, f"--data.source={address}"],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = Forked([*ARGUMENTS, f"--data.source={address}"], apart=True)
         written = Path("runs/predictions/127.0.0.1_live.jsonl")
-        until = time.monotonic() + 240
-        while process.poll() is None and time.monotonic() < until:
+        until = time.monotonic() + 480
+        while process.status is None and time.monotonic() < until:
             if written.is_file() and len(written.read_text().splitlines()) >= 3:
-                process.send_signal(signal.SIGINT)
+                process.send(number)
                 break
-            time.sleep(0.1)
-        out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+            time.sleep(0.05)
+        assert process.wait() == status, process.err
     found = lines("127.0.0.1_live")
     assert len(found) >= 3
     assert len(mp4_times("127.0.0.1_live")) == len(found)
-    assert "frames dropped, 0 reconnections" in out
-    assert f"wrote {written}" in out
+    assert "Traceback" not in process.err
+    if number == signal.SIGTERM:
+        assert process.err.splitlines()[-1] == "stopped by SIGTERM"
+    else:
+        assert "frames dropped, 0 reconnections" in process.out
+        assert f"wrote {written}" in process.out
 
 
 @pytest.mark.slow
@@ -164,14 +152,8 @@ def test_ctrl_c_in_a_file_leaves_whole_files_and_its_status():
     sending = {"name": "SIGINT", "hook": "on_predict_batch_start", "count": 3}
     callback = json.dumps({"class_path": "tests.signals.SendSignal", "init_args": sending})
     arguments = [*ARGUMENTS, "--data.source=film.mp4", "--data.chunk_frames=2", f"--trainer.callbacks+={callback}"]
-    ended = subprocess.run(
-        [sys.executable, str(ROOT / "main.py"), *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert ended.returncode == 130, ended.stderr
-    assert ended.stderr.splitlines()[-1] == "stopped by Ctrl-C; what it has written is not complete, predict again"
+    process = Forked(arguments, apart=True)
+    assert process.wait() == 130, process.err
+    assert process.err.splitlines()[-1] == "stopped by Ctrl-C; what it has written is not complete, predict again"
     found = lines("film")
     assert 0 < len(found) < 20 and len(mp4_times("film")) == len(found)

@@ -8,7 +8,9 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,23 +19,19 @@ import yaml
 
 from main import main
 from tests.flat_data import grouped
+from tests.forked import SECONDS, Forked
 from tests.lightning_modules.runs.test_resuming import assert_alike
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # where pytest has arguments itself
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS = 600
-"""After which a process that hangs is ended."""
 BATCHES = 6
 """In an epoch; a run has two."""
 NETWORKS = "lightning_modules.networks.temporal"
 TWO_PROCESSES = ("--trainer.devices=2", "--trainer.strategy=ddp")
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch) -> Path:
-    """An empty folder to run in, with a tiny experiment: stored features, and a detector that drops paths."""
-    monkeypatch.chdir(tmp_path)
-    precision = torch.get_float32_matmul_precision()
+def write_experiment(folder: Path) -> None:
+    """Write ``tiny.yaml``: stored features, and a detector that drops paths."""
     head = {"pyramid": {"dim": 8, "num_levels": 2, "num_heads": 2, "attention_window": 3, "drop_path_rate": 0.3}}
     network = {
         "backbone": {
@@ -44,7 +42,7 @@ def place(tmp_path, monkeypatch) -> Path:
         "dim": 8,
     }
     network = {"class_path": f"{NETWORKS}.temporal_detector.TemporalDetector", "init_args": network}
-    source = {"class_path": "tests.lightning_modules.temporal.MarkedFeatures", "init_args": {"folder": str(tmp_path)}}
+    source = {"class_path": "tests.lightning_modules.temporal.MarkedFeatures", "init_args": {"folder": str(folder)}}
     data = {"source": source, "window_steps": 16, "batch_size": 2, "num_workers": 1}
     data |= {"train_windows": "random", "windows_per_epoch": 2 * BATCHES}
     config = {
@@ -59,9 +57,41 @@ def place(tmp_path, monkeypatch) -> Path:
         "data": {"class_path": "datamodules.segments.SegmentDataModule", "init_args": grouped(data)},
         "trainer": {"max_epochs": 2, "accelerator": "cpu", "log_every_n_steps": 2, "callbacks": []},
     }
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Iterator[Path]:
+    """An empty folder to run in, with a tiny experiment."""
+    monkeypatch.chdir(tmp_path)
+    write_experiment(tmp_path)
+    precision = torch.get_float32_matmul_precision()
     yield tmp_path
     torch.set_float32_matmul_precision(precision)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Callable[..., Path]:
+    """Gives the last checkpoint of a training with these arguments that nothing disturbs; it runs once for all tests.
+
+    ``on_two`` trains on two processes.
+    """
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_experiment(folder)
+
+    @cache
+    def trained(*more: str, on_two: bool = False) -> Path:
+        name = f"run_{len(list(folder.glob('runs/*')))}"
+        precision = torch.get_float32_matmul_precision()
+        with chdir(folder):
+            if on_two:
+                shell(fit(name, *more), 0)
+            else:
+                main(fit(name, *more))
+        torch.set_float32_matmul_precision(precision)
+        return folder / checkpoint(name)
+
+    return trained
 
 
 def fit(name: str, *more: str, every_minutes: float = 0, signalled: dict | None = None) -> list[str]:
@@ -74,21 +104,9 @@ def fit(name: str, *more: str, every_minutes: float = 0, signalled: dict | None 
 
 def shell(arguments: Sequence[str], status: int) -> str:
     """Run a command line in a process of its own and give what is on the screen then."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "main.py"), *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        said, _ = process.communicate(timeout=SECONDS)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == status, said[-4000:]
-    return said.replace("\r", "\n")
+    process = Forked(arguments)
+    assert process.wait() == status, process.out[-4000:]
+    return process.out.replace("\r", "\n")
 
 
 def checkpoint(name: str) -> Path:
@@ -103,12 +121,11 @@ def assert_trained_alike(found: Path, wanted: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_that_is_killed_within_an_epoch_goes_on_as_if_nothing_had_happened(place):
-    main(fit("whole"))
+def test_a_training_that_is_killed_within_an_epoch_goes_on_as_if_nothing_had_happened(place, undisturbed):
     shell(fit("killed", signalled={"name": "SIGKILL", "hook": "on_train_batch_start", "count": 5}), -signal.SIGKILL)
     assert torch.load(checkpoint("killed"), weights_only=True)["global_step"] == 4
     main([*fit("killed"), f"--ckpt_path={checkpoint('killed')}"])
-    assert_trained_alike(checkpoint("killed"), checkpoint("whole"))
+    assert_trained_alike(checkpoint("killed"), undisturbed("--data.loader.num_workers=1"))
 
 
 @pytest.mark.slow
@@ -122,29 +139,39 @@ def test_a_training_that_is_killed_within_an_epoch_goes_on_as_if_nothing_had_hap
         ("on_train_epoch_start", 2, 0),  # after it
     ],
 )
-def test_wherever_a_training_is_killed_it_goes_on_alike(place, hook, count, minutes, workers):
+def test_wherever_a_training_is_killed_it_goes_on_alike(place, undisturbed, hook, count, minutes, workers):
     more = [f"--data.loader.num_workers={workers}"]
-    main(fit("whole", *more))
     killed = fit("killed", *more, every_minutes=minutes, signalled={"name": "SIGKILL", "hook": hook, "count": count})
     shell(killed, -signal.SIGKILL)
     main([*fit("killed", *more), f"--ckpt_path={checkpoint('killed')}"])
-    assert_trained_alike(checkpoint("killed"), checkpoint("whole"))
+    assert_trained_alike(checkpoint("killed"), undisturbed(*more))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("hook", "count"), [("on_train_batch_start", 5), ("on_train_epoch_start", 2)])
-def test_two_processes_that_are_killed_go_on_alike(place, hook, count):
+def test_two_processes_that_are_killed_go_on_alike(place, undisturbed, hook, count):
+    """The command line starts them itself; each has half of the batches."""
     more = [*TWO_PROCESSES, f"--data.loader.samples_per_epoch={4 * BATCHES}"]
-    shell(fit("whole", *more), 0)
     signalled = {"name": "SIGKILL", "hook": hook, "count": count}
     shell(fit("killed", *more, signalled=signalled), -signal.SIGKILL)
     shell([*fit("killed", *more), f"--ckpt_path={checkpoint('killed')}"], 0)
-    assert_trained_alike(checkpoint("killed"), checkpoint("whole"))
+    assert_trained_alike(checkpoint("killed"), undisturbed(*more, on_two=True))
 
 
 @pytest.mark.slow
 def test_a_training_that_is_stopped_says_how_to_go_on_and_does_so(place):
-    said = shell(fit("stopped", signalled={"name": "SIGTERM", "hook": "on_train_batch_start", "count": 4}), 143)
+    arguments = fit("stopped", signalled={"name": "SIGTERM", "hook": "on_train_batch_start", "count": 4})
+    # Not forked, since imports may write to the screen, too.
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+    )
+    said = ended.stdout.replace("\r", "\n")
+    assert ended.returncode == 143, said[-4000:]
     last = said.splitlines()[-1]
     assert last.startswith("stopped by SIGTERM; go on with: python ")
     command = shlex.split(last.partition("python ")[2])
@@ -201,11 +228,8 @@ def test_latest_stays_with_a_trained_run_whatever_comes_after_it(place):
 
 @pytest.mark.slow
 def test_two_trainings_that_start_together_have_a_folder_each(place):
-    command = [sys.executable, str(ROOT / "main.py"), *fit("both", "--trainer.max_epochs=1")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    processes = [subprocess.Popen(command, env=environment, **quiet) for _ in range(2)]
-    assert [process.wait(SECONDS) for process in processes] == [0, 0]
+    processes = [Forked(fit("both", "--trainer.max_epochs=1")) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
     for number in range(2):
         folder = Path("runs/both") / f"version_{number}"
         assert (folder / "checkpoints" / "last.ckpt").is_file()

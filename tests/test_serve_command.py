@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import queue
+import re
 import shutil
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
@@ -25,10 +22,10 @@ import torch
 
 from callbacks.files.annotated_video import COLOURS
 from datamodules.errors import UserError
-from datamodules.puppets import Puppets
 from datamodules.video.readers import open_video
 from main import main
 from tests.datamodules.live.network_camera import Connection, network_camera
+from tests.forked import Forked
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -45,48 +42,35 @@ pytestmark = pytest.mark.slow
 class Shown(NamedTuple):
     """A prediction that is being served."""
 
-    process: subprocess.Popen
+    process: Forked
     address: str
     folder: Path
     film: Path
-    said: list[str]
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory) -> Iterator[Shown]:
+def shown(puppets_film, tmp_path_factory) -> Iterator[Shown]:
     """The page of a camera that shows the same film of Puppets again and again."""
     folder = tmp_path_factory.mktemp("serve")
     (folder / "results").symlink_to(ROOT / "results")
     (folder / "rules.yaml").write_text(json.dumps(RULES))
-    Puppets(root=folder, size="tiny").prepare()
-    film = min(folder.rglob("val_*.mp4"))
-    with network_camera(Connection(film), refuse_afterwards=False) as camera:
+    with network_camera(Connection(puppets_film), refuse_afterwards=False) as camera:
         arguments = [f"--source={camera}", "--rules=rules.yaml", "--port=0", f"--token={TOKEN}"]
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "main.py"), "serve", *WEIGHTS, *arguments],
-            cwd=folder,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        said: list[str] = []
-        addresses: queue.Queue[str] = queue.Queue()
-
-        def listen() -> None:
-            for line in process.stdout:
-                said.append(line)
-                if line.startswith("page: "):
-                    addresses.put(line.split()[1].partition("?")[0])
-
-        threading.Thread(target=listen, daemon=True).start()
+        with chdir(folder):
+            process = Forked(["serve", *WEIGHTS, *arguments])
         try:
-            address = addresses.get(timeout=240)
+            wait_for(lambda: page_of(process), 480)
+            address = page_of(process)
             wait_for(lambda: state(address)["sources"], 60)
-            yield Shown(process, address, folder, film, said)
+            yield Shown(process, address, folder, puppets_film)
         finally:
             process.kill()
-            process.wait(30)
+
+
+def page_of(process: Forked) -> str:
+    """Return the address of the page, once it is on the screen."""
+    said = re.search(r"^page: (\S+?)(?:\?\S*)?\s", process.out, flags=re.MULTILINE)
+    return said[1] if said else ""
 
 
 def wait_for(condition, seconds: float) -> None:
@@ -164,16 +148,16 @@ def test_a_browser_shows_moving_pictures_with_boxes_and_events(shown):
         assert "127.0.0.1_live" in caption and "frames/s" in caption and "delay" in caption
         assert page.inner_text("#status").startswith("ok") and faults == []
 
-        shown.process.send_signal(signal.SIGINT)
+        shown.process.send(signal.SIGINT)
         page.locator("#status", has_text="has ended").wait_for(timeout=60_000)
         browser.close()
-    assert shown.process.wait(60) == 0, shown.said
+    assert shown.process.wait() == 0, shown.process.out
     lines = [json.loads(line) for line in (shown.folder / "runs/events/events.jsonl").read_text().splitlines()]
     assert lines and all(line["rule"] == "waving" for line in lines)
     for line in lines:
         with av.open(str(shown.folder / line["clip"])) as container:
             assert len(list(container.decode(video=0))) > 1
-    assert TOKEN not in "".join(shown.said)
+    assert TOKEN not in shown.process.out
 
 
 def decoded(png: bytes) -> np.ndarray:

@@ -12,7 +12,6 @@ import torch
 from callbacks.benchmark.callback import BenchmarkTable
 from callbacks.benchmark.rows import BenchmarkRow, read_rows
 from datamodules.flow.methods import DisFlow
-from datamodules.puppets import Puppets
 from main import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,10 +23,10 @@ HEADS = ("anchor_free_tiny", "boundary_matching_tiny")
 
 
 @pytest.fixture(scope="module")
-def puppets(tmp_path_factory) -> Path:
+def puppets(tiny_puppets, tmp_path_factory) -> Path:
     """The tiny Puppets, and where their frames and flow are kept."""
     folder = tmp_path_factory.mktemp("puppets")
-    Puppets(root=folder, size="tiny").prepare()
+    (folder / "tiny").symlink_to(tiny_puppets / "tiny")
     return folder
 
 

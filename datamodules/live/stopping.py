@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def stopped_by_signals(stop: threading.Event, ends: Collection[int] = SIGNALS) -> Iterator[None]:
+def stopped_by_signals(stop: threading.Event, ends: Collection[int] = (signal.SIGINT,)) -> Iterator[None]:
     """Let the first Ctrl-C, or SIGTERM, set ``stop``; the second is as usual.
 
     Args:

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -232,10 +233,11 @@ def test_a_camera_is_read_by_one_process():
 
 @pytest.fixture
 def interruptible():
-    """Ctrl-C is heard, as on a terminal: what a shell starts in the background has it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Ctrl-C is heard, as on a terminal: what a shell starts in the background has it ignored. So is SIGTERM."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_ctrl_c_in_a_file_stops_behind_what_has_been_read_and_is_raised_then(folder, interruptible):
@@ -262,6 +264,22 @@ def live(*connections, **settings) -> list:
     data = opened("0", frame_stride=1, frame_rate=1e6, queue_frames=99, **settings)
     data.stream.live = ScriptedSource(*connections)
     return list(data.predict_dataloader())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("source", ["0", ["0", "1"]], ids=["one", "many"])
+def test_ctrl_c_is_the_end_of_live_streams_and_sigterm_is_raised_at_it(source, number, interruptible):
+    data = predict_data(source, classes=["walk"], frame_stride=1, frame_rate=1e6)
+    data.setup("predict")
+    for stream in getattr(data.stream, "streams", [data.stream]):
+        stream.live = ScriptedSource([(0.01, None, np.zeros((32, 32, 3), np.uint8))] * 1000)
+    seen = 0
+    with nullcontext() if number == signal.SIGINT else pytest.raises(KeyboardInterrupt):
+        for _ in data.predict_dataloader():
+            seen += 1
+            if seen == 3:
+                os.kill(os.getpid(), number)
+    assert 3 <= seen < 100
 
 
 def test_a_live_frame_is_a_batch_that_says_how_it_came():

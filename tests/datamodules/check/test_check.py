@@ -348,8 +348,8 @@ def test_segments_outside_their_video_or_without_length_are_found(videos, tmp_pa
 
 
 @pytest.mark.slow
-def test_nothing_is_wrong_with_the_puppets(tmp_path):
-    report = check_data(clip_data(Puppets(tmp_path, "tiny"), num_frames=8, frame_stride=2, cache=None))
+def test_nothing_is_wrong_with_the_puppets(tiny_puppets):
+    report = check_data(clip_data(Puppets(tiny_puppets, "tiny"), num_frames=8, frame_stride=2, cache=None))
     assert report.mistakes == []
     assert [report.counts[split]["videos"] for split in ("train", "val")] == [4, 2]
 

@@ -97,9 +97,8 @@ def test_annotations_that_cannot_make_tubes_say_so(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stride", [2, 4])
-def test_puppets_agree_with_their_file_of_tubes(tmp_path_factory, stride):
-    root = tmp_path_factory.getbasetemp() / "puppets"
-    puppets = Puppets(root, "tiny")
+def test_puppets_agree_with_their_file_of_tubes(tiny_puppets, stride):
+    puppets = Puppets(tiny_puppets, "tiny")
     data = stream_data(puppets, frame_stride=stride, cache=None)
     data.prepare_data()
     data.setup("validate")
@@ -107,7 +106,7 @@ def test_puppets_agree_with_their_file_of_tubes(tmp_path_factory, stride):
     clips = clip_data(puppets, frame_stride=4, keyframe_grid=stride, cache=None)
     clips.prepare_data()
     clips.setup("validate")
-    expected = json.loads((root / "tiny" / "val_tubes.json").read_text())
+    expected = json.loads((tiny_puppets / "tiny" / "val_tubes.json").read_text())
     assert found.keys() == expected.keys() == clips.true_tubes("val").keys()
     for name, video in expected.items():
         spans = []

@@ -28,6 +28,7 @@ class CommandLine:
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
             patch.setattr(OnlookerCLI, "before_instantiate_classes", stop)
+            patch.setattr(OnlookerCLI, "called", staticmethod(lambda arguments: set(OnlookerCLI.subcommands())))
             main(["fit", EVAD])
         (self.cli,) = made
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from datamodules.errors import UserError
-from datamodules.puppets import Puppets
 from main import main
 from tests.lightning_modules.command_line.command_line import EVAD
 
@@ -16,9 +15,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 
 
 @pytest.fixture(scope="module")
-def puppets(tmp_path_factory) -> Path:
+def puppets(tiny_puppets, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("puppets")
-    Puppets(root=folder, size="tiny").prepare()
+    (folder / "tiny").symlink_to(tiny_puppets / "tiny")
     return folder
 
 

@@ -12,14 +12,15 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from torch.export import ExportedProgram
 
 from datamodules.errors import UserError
-from datamodules.puppets import Puppets
 from lightning_modules.clip_detection import ClipDetectionModule
 from lightning_modules.commands import export_graph as export
 from lightning_modules.commands import onnx_file
 from lightning_modules.commands.export_graph import Exported, export_graph, graph_of
 from lightning_modules.commands.export_parity import Run, measure_parity, moving_blobs, require_parity, run_torch
+from lightning_modules.networks.detection.export_graphs import ExportGraph
 from lightning_modules.networks.detection.outputs import Detections, decode_detections
 from lightning_modules.networks.students.detector import StreamingDetector
 from lightning_modules.stream_detection import StreamDetectionModule
@@ -351,6 +352,26 @@ def test_a_teachers_pt2_computes_its_clip(tmp_path):
 SMALLEST = {"depth": 1, "pyramid_layers": [0, 0, 0, 0], "window": 0}
 
 
+@pytest.fixture(scope="module")
+def captured() -> tuple[ExportGraph, ExportedProgram]:
+    """The smallest student's step and what is captured of it: that takes long and is the same for all formats."""
+    graph = graph_of(student("tsa", **SMALLEST), SIZE, num_frames=None)
+    return graph, export._capture(graph, 1, dynamic=False)
+
+
+@pytest.fixture
+def smallest(captured, monkeypatch) -> ExportGraph:
+    """The smallest student's step, which is exported without being captured anew."""
+    graph, program = captured
+
+    def capture(of: ExportGraph, lanes: int, dynamic: bool) -> ExportedProgram:
+        assert of is graph and lanes == 1 and not dynamic
+        return program
+
+    monkeypatch.setattr(export, "_capture", capture)
+    return graph
+
+
 def off_by(errors: dict[str, np.ndarray], run: Run) -> Run:
     """Add these to the outputs of a graph."""
     return lambda inputs: {
@@ -359,11 +380,11 @@ def off_by(errors: dict[str, np.ndarray], run: Run) -> Run:
 
 
 @pytest.mark.slow
-def test_a_graph_that_detects_something_else_is_not_written(monkeypatch, tmp_path):
+def test_a_graph_that_detects_something_else_is_not_written(smallest, monkeypatch, tmp_path):
     load = export.load
     monkeypatch.setattr(export, "load", lambda *args: off_by({"action_scores": np.float32(0.01)}, load(*args)))
     with pytest.raises(UserError, match=r"by up to .* in boxes .*1.0e-02 in action scores .*; nothing was written"):
-        exported(student("tsa", **SMALLEST), tmp_path, "torch_export", batch_size=1)
+        export_graph(smallest, tmp_path / "model", moving_blobs(12, SIZE), NAMES, "torch_export", steps=4)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -428,9 +449,8 @@ def test_an_opset_that_cannot_be_written_is_refused_before_the_work(opset, monke
 @pytest.mark.slow
 @needs_onnx
 @pytest.mark.parametrize("opset", [21, max(onnx_file.OPSETS)])
-def test_the_file_has_the_opset_asked_for_and_says_so(opset, tmp_path, caplog):
-    graph = graph_of(student("tsa", **SMALLEST), SIZE, num_frames=None)
-    model = export_graph(graph, tmp_path / "model", moving_blobs(2, SIZE), NAMES, "onnx", steps=2, opset=opset)
+def test_the_file_has_the_opset_asked_for_and_says_so(opset, smallest, tmp_path, caplog):
+    model = export_graph(smallest, tmp_path / "model", moving_blobs(2, SIZE), NAMES, "onnx", steps=2, opset=opset)
     about = session(model.path).get_modelmeta().custom_metadata_map
     assert onnx_file.opset_of(model.path) == opset == int(about["opset"])
     assert not [record for record in caplog.records if record.name.startswith("onnx")]  # of no use to anybody
@@ -438,13 +458,12 @@ def test_the_file_has_the_opset_asked_for_and_says_so(opset, tmp_path, caplog):
 
 @pytest.mark.slow
 @needs_onnx
-def test_a_conversion_that_keeps_another_opset_is_an_error(monkeypatch, tmp_path):
+def test_a_conversion_that_keeps_another_opset_is_an_error(smallest, monkeypatch, tmp_path):
     """As PyTorch's exporter does where it cannot convert: it warns in its log and goes on."""
     translate = torch.onnx.export
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **named: translate(*args, **named | {"opset_version": 18}))
-    graph = graph_of(student("tsa", **SMALLEST), SIZE, num_frames=None)
     with pytest.raises(UserError, match="this network was translated to opset 18, not to 20; choose opset 18"):
-        export_graph(graph, tmp_path / "model", moving_blobs(2, SIZE), NAMES, "onnx", steps=2, opset=20)
+        export_graph(smallest, tmp_path / "model", moving_blobs(2, SIZE), NAMES, "onnx", steps=2, opset=20)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -460,11 +479,11 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(place, monkey
 
 
 @pytest.mark.slow
-def test_at_a_full_disk_the_earlier_files_stay(small_disk):
+def test_at_a_full_disk_the_earlier_files_stay(smallest, small_disk):
     for name in ("model.pt2", "model.json", "model.npz"):
         (small_disk / name).write_text("old")
     with pytest.raises(UserError, match=r"model\.pt2: cannot be written: No space left on device"):
-        exported(student("tsa", **SMALLEST), small_disk, "torch_export", batch_size=1)
+        export_graph(smallest, small_disk / "model", moving_blobs(12, SIZE), NAMES, "torch_export", steps=4)
     assert {path.name: path.read_text() for path in small_disk.iterdir()} == dict.fromkeys(
         ("model.pt2", "model.json", "model.npz"), "old"
     )
@@ -506,12 +525,16 @@ def test_what_has_no_detector_is_refused():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 @pytest.mark.parametrize(("config", "weights"), [("distill_tsa", "tsa"), ("distill_dsta", "dsta"), ("evad", "evad")])
-def test_shipped_weights_agree_over_200_frames_and_enter_the_table(config, weights, tmp_path, monkeypatch):
+def test_shipped_weights_agree_over_200_frames_and_enter_the_table(
+    config, weights, puppets_film, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    Puppets(root=tmp_path / "puppets", size="tiny").prepare()
-    video = next((tmp_path / "puppets").rglob("val_*.mp4"))
     folder = ROOT / "results" / "weights"
-    arguments = [f"--config={ROOT / 'configs' / config}.yaml", f"--ckpt_path={folder / weights}.pt", f"--video={video}"]
+    arguments = [
+        f"--config={ROOT / 'configs' / config}.yaml",
+        f"--ckpt_path={folder / weights}.pt",
+        f"--video={puppets_film}",
+    ]
     if "distill" in config:
         arguments.append(f"--model.init_args.teacher_weights={folder / 'evad.pt'}")
     main(["export", *arguments, "--benchmark=true"])

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from datamodules.errors import UserError
-from main import main
 from results.experiments.lists import ExperimentList, Stage, read_list
 from results.experiments.runs import runs_of
+from tests.lightning_modules.command_line.command_line import CommandLine
 
 ROOT = Path(__file__).resolve().parents[3]
 LISTS = sorted((ROOT / "results" / "lists").glob("*.yaml"))
@@ -122,7 +122,7 @@ def test_every_setting_of_our_lists_is_one_of_its_config(monkeypatch, capsys):
     """As few commands as name every setting: the command line refuses what it does not know."""
     monkeypatch.chdir(ROOT)
     runs = [run for file in LISTS for run in runs_of(read_list(file), file.stem) if run.row.tag is None]
-    named: set[tuple[str | None, str]] = set()
+    command_line, named = CommandLine(), set[tuple[str | None, str]]()
     for run in sorted(runs, key=lambda run: -len(run.row.test.overrides)):
         stage = run.row.test
         settings = {(stage.config, key) for key in (*stage.overrides, *stage.needs)}
@@ -130,7 +130,7 @@ def test_every_setting_of_our_lists_is_one_of_its_config(monkeypatch, capsys):
             continue
         named |= settings
         with pytest.raises(SystemExit) as ended:
-            main([*run.command("test"), "--print_config"])
+            command_line.read(*run.command("test"), "--print_config")
         assert ended.value.code == 0, f"{run.key}: {capsys.readouterr().err}"
 
 
