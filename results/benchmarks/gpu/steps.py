@@ -230,7 +230,7 @@ def measure_compiled(settings: Settings) -> Iterator[Row]:
         for candidate in some:
             torch._dynamo.reset()
             network, side = on_device(candidate, device)
-            compiled = torch.compile(network, fullgraph=True, dynamic=False)
+            compiled = torch.compile(network, dynamic=False)
             forms = (REFERENCE, *COMPILED_FORMS[arithmetic])
             facts = {"part": "compiled", "network": candidate.name, "side": side}
             yield from measure_forms(facts, network, forms, side, 1, settings.rounds, compiled)
