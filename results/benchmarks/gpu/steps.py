@@ -30,7 +30,7 @@ SIDE = 256
 COMPARED_FRAMES, COMPARED_CLIPS, COMPARED_IN_LANES = 16, 3, 4
 """Over so many of them errors are the largest."""
 GROUP_SECONDS = 4.0
-"""What timing the forms of one network may take."""
+"""Most time for the timed calls of one network in all its forms."""
 LANES = {"cuda": (1, 2, 4, 8, 16, 32, 64), "cpu": (1, 2)}
 COMPILED_ORDER = ("bf16", "TF32", "float32")
 """The most useful first: a compilation takes a minute or two, and the time may not suffice for all."""
@@ -96,7 +96,7 @@ def material(network: Any, side: int, lanes: int) -> Tensor:
 
 
 def failure(error: RuntimeError) -> str:
-    """What the device or the compiler refused, in a line."""
+    """Return in a line why the device or the compiler refused."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:200]
 
 
