@@ -146,7 +146,7 @@ def measure(part: str, side: int, rounds: int, extent: Extent) -> list[Row]:
 
 
 def together(rows: list[Row]) -> Row:
-    """What the draws of calibration videos give on average, and their spread."""
+    """Return the mean loss of the draws of calibration videos, and its spread."""
     draws = [row for row in rows if row["form"].startswith("static-int8, draw")]
     lost = [row["loses"] for row in draws]
     mean_map = statistics.fmean(row["map"] for row in draws)

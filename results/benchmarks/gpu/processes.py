@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 
 class Settings(NamedTuple):
-    """What is measured, and where."""
+    """Device, size and extent of a measurement."""
 
     device: str
     size: str

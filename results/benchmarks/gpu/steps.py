@@ -30,7 +30,7 @@ SIDE = 256
 COMPARED_FRAMES, COMPARED_CLIPS, COMPARED_IN_LANES = 16, 3, 4
 """Over so many of them errors are the largest."""
 GROUP_SECONDS = 4.0
-"""What timing the forms of one network may take."""
+"""Most time for the timed calls of one network in all its forms."""
 LANES = {"cuda": (1, 2, 4, 8, 16, 32, 64), "cpu": (1, 2)}
 COMPILED_ORDER = ("bf16", "TF32", "float32")
 """The most useful first: a compilation takes a minute or two, and the time may not suffice for all."""
@@ -96,7 +96,7 @@ def material(network: Any, side: int, lanes: int) -> Tensor:
 
 
 def failure(error: RuntimeError) -> str:
-    """What the device or the compiler refused, in a line."""
+    """Return in a line why the device or the compiler refused."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:200]
 
 
@@ -230,7 +230,7 @@ def measure_compiled(settings: Settings) -> Iterator[Row]:
         for candidate in some:
             torch._dynamo.reset()
             network, side = on_device(candidate, device)
-            compiled = torch.compile(network, fullgraph=True, dynamic=False)
+            compiled = torch.compile(network, dynamic=False)
             forms = (REFERENCE, *COMPILED_FORMS[arithmetic])
             facts = {"part": "compiled", "network": candidate.name, "side": side}
             yield from measure_forms(facts, network, forms, side, 1, settings.rounds, compiled)

@@ -94,6 +94,21 @@ def test_interleaved_steps_take_turns_and_are_compared_with_the_first(device):
     assert result.ratios == pytest.approx({"teacher": 1, "student": 4})
 
 
+def test_what_shows_progress_is_called_after_each_call_and_not_timed(device):
+    ticks = []
+
+    def tick() -> None:
+        ticks.append(list(device.calls))
+        device.step(9.0, name="tick")()
+
+    step = device.step(0.001, 0.002, name="step")
+    result = interleave(
+        {"step": step}, rounds=1, warmup=1, synchronize=device.synchronize, clock=device.clock, tick=tick
+    )
+    assert ticks == [["step"], ["step", "tick", "step"]]
+    assert result.latencies["step"].samples == pytest.approx((2,))
+
+
 def test_wrong_arguments_are_refused(device):
     for steps, rounds, warmup in (({}, 1, 0), ({"a": device.step()}, 0, 0), ({"a": device.step()}, 1, -1)):
         with pytest.raises(ValueError):
