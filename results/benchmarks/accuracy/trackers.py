@@ -17,6 +17,7 @@ duplicates are removed as ``OnlineLinker`` does. A person without a number count
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import time
@@ -27,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from datamodules.errors import UserError, shown_in_one_line
 from datamodules.program_help import ProgramParser
 from datamodules.puppets.source import Puppets
 from lightning_modules.evaluation.predictions import Answer
@@ -37,6 +39,7 @@ from lightning_modules.networks.detection.outputs import ScoredBoxes
 from lightning_modules.session import StreamSession
 
 Settings = dict[str, float]
+PACKAGES = ("trackeval", "trackers", "supervision")
 NMS_THRESHOLD = 0.6
 """That of ``OnlineLinker``."""
 
@@ -213,6 +216,18 @@ def measure(weights: Path, size: str, num_videos: int, num_training: int) -> lis
     return rows
 
 
+def require_packages() -> None:
+    """Refuse to begin where the trackers or their metrics are not installed.
+
+    Raises:
+        UserError: with the head of this file, which has the commands that bring them.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        remedy = "python -m results.benchmarks.accuracy.trackers --help has the commands that bring them"
+        raise UserError(f"{', '.join(missing)} not installed", remedy=remedy)
+
+
 def main() -> None:
     parser = ProgramParser(__doc__, "python -m results.benchmarks.accuracy.trackers")
     parser.add_argument("--weights", type=Path, default=Path("results/weights/dsta.pt"))
@@ -220,8 +235,10 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=24, help="to score on, at most")
     parser.add_argument("--training", type=int, default=12, help="videos to choose arguments on, at most")
     given = parser.parse_args()
+    require_packages()
     measure(given.weights, given.size, given.videos, given.training)
 
 
 if __name__ == "__main__":
-    main()
+    with shown_in_one_line():
+        main()
