@@ -83,7 +83,10 @@ def export(
                 where="batch_size",
                 remedy="leave it, or quantization.map_videos",
             )
-    frames = None if video is None else video_frames(video, datamodule, parity_frames, image_size)
+    frames = None
+    if video is not None:
+        short_side = card_of(model, datamodule, ckpt_path or model.weights, frame_rate).short_side
+        frames = video_frames(video, datamodule, parity_frames, image_size, short_side)
     size = image_size if frames is None else frames.shape[1:3]
     graph = graph_of(model, size, getattr(datamodule, "num_frames", None))
     if ckpt_path is not None:
@@ -126,15 +129,24 @@ def export(
 
 
 def video_frames(
-    video: Path, datamodule: LightningDataModule, count: int, image_size: tuple[int, int] | None
+    video: Path,
+    datamodule: LightningDataModule,
+    count: int,
+    image_size: tuple[int, int] | None,
+    short_side: int | None,
 ) -> np.ndarray:
-    """Return the first frames of a file at the stride and scale of the data, uint8 (N, H, W, 3)."""
-    store = DecodedFrames(datamodule.store.scale)
+    """Return the first frames of a file as ``predict`` reads them, uint8 (N, H, W, 3).
+
+    Args:
+        datamodule: its stride and scale.
+        short_side: of the card, in place of that of the scale.
+    """
+    store = DecodedFrames(datamodule.store.scale._replace(short_side=short_side))
     facts = store.facts(video)
     if image_size not in (None, facts.size):
         raise UserError(
-            f"{video} is read in {facts.size[0]}x{facts.size[1]} pixels, but image_size={list(image_size)}",
-            remedy="leave image_size out, or set the scale of the data (data.frames.short_side)",
+            f"{video} is read in {facts.size[1]}x{facts.size[0]} pixels, but image_size={list(image_size)}",
+            remedy="leave image_size out, or set data.frames.short_side",
         )
     return store.get(video, range(0, len(facts.times), datamodule.frame_stride)[:count])
 

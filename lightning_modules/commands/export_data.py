@@ -155,21 +155,23 @@ def _open_validation(datamodule: DetectionDataModule, num_videos: int) -> None:
 def card_of(
     model: LightningModule, datamodule: LightningDataModule, weights: str | None, frame_rate: float | None
 ) -> Card:
-    """Return the card of an exported network: that of its weights, with the data's classes and stride.
+    """Return the card of an exported network: that of its weights, with the data's classes, stride and size of frames.
 
     Of weights without one it says what is known; the network lies in the graph and is only named.
     """
     known = None if weights is None else read_weights(weights)[1]
+    short_side = datamodule.store.scale.short_side if isinstance(datamodule, DetectionDataModule) else None
     source = getattr(datamodule, "source", None)
     card = known or Card(
         network={"class_path": type(model.network).__name__},
         classes=tuple(datamodule.class_names),
         frame_stride=datamodule.frame_stride,
         frame_rate=None,
-        short_side=datamodule.store.scale.short_side if isinstance(datamodule, DetectionDataModule) else None,
+        short_side=short_side,
         trained_on=type(source or datamodule).__name__,
         commit=commit(ROOT),
         look_ahead=getattr(model.network, "look_ahead", 0),
     )
     changes = {"classes": tuple(datamodule.class_names), "frame_stride": max(datamodule.frame_stride, 1)}
+    changes["short_side"] = short_side or card.short_side
     return replace(card, **changes, frame_rate=frame_rate or card.frame_rate)

@@ -20,6 +20,7 @@ from datamodules.clip import ClipDataModule
 from datamodules.files import write_whole
 from datamodules.program_help import ProgramParser
 from datamodules.puppets import Puppets
+from datamodules.settings import KeyframeLoaderSettings
 from lightning_modules.networks.detection.evad import EvadTeacher
 from lightning_modules.networks.layers.pixels import normalise_frames
 from lightning_modules.networks.weights.configured import network_of
@@ -80,6 +81,11 @@ def shares(teacher: EvadTeacher, data: ClipDataModule, clips: int) -> tuple[Tens
     return counts / totals, float(totals[0] / totals.sum())
 
 
+def validation_clips(num_frames: int) -> ClipDataModule:
+    """Return the clips that are looked at."""
+    return ClipDataModule(Puppets(size="full"), num_frames, 2, loader=KeyframeLoaderSettings(num_workers=0))
+
+
 def main(args: Sequence[str] | None = None) -> None:
     parser = ProgramParser(__doc__, "python -m results.benchmarks.accuracy.kept_tokens")
     parser.add_argument("--clips", type=int, default=192, help="how many are looked at (%(default)s)")
@@ -88,7 +94,7 @@ def main(args: Sequence[str] | None = None) -> None:
     file = Path("configs/networks/evad_tiny.yaml")
     num_frames = network_of(file, num_classes=1).num_frames
     weights = read_state_dict("results/weights/evad.pt")
-    data = ClipDataModule(Puppets(size="full"), num_frames=num_frames, frame_stride=2, num_workers=0)
+    data = validation_clips(num_frames)
     data.prepare_data()
     data.setup("validate")
     rows: list[list[str]] = []

@@ -20,6 +20,7 @@ Writes ``results/pages/trackers.md``, whose section "What follows" it leaves as 
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import shlex
 import time
@@ -32,6 +33,7 @@ import torch
 from tqdm import tqdm
 
 from callbacks.benchmark.provenance import commit, device_name, now
+from datamodules.errors import UserError, shown_in_one_line
 from datamodules.files import require_writable, write_whole
 from datamodules.program_help import ProgramParser
 from datamodules.puppets.source import Puppets
@@ -44,6 +46,7 @@ from lightning_modules.session import StreamSession
 from results.tables.markdown import markdown_table
 
 Settings = dict[str, float]
+PACKAGES = ("trackeval", "trackers", "supervision")
 NMS_THRESHOLD = 0.6
 """That of ``OnlineLinker``."""
 
@@ -273,6 +276,18 @@ def page(rows: Sequence[Row], weights: Path, size: str, arguments: str) -> str:
     return text
 
 
+def require_packages() -> None:
+    """Refuse to begin where the trackers or their metrics are not installed.
+
+    Raises:
+        UserError: with the head of this file, which has the commands that bring them.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        remedy = "python -m results.benchmarks.accuracy.trackers --help has the commands that bring them"
+        raise UserError(f"{', '.join(missing)} not installed", remedy=remedy)
+
+
 def main(args: Sequence[str] | None = None) -> None:
     parser = ProgramParser(__doc__, "python -m results.benchmarks.accuracy.trackers")
     parser.add_argument("--weights", type=Path, default=Path("results/weights/dsta.pt"))
@@ -282,6 +297,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--trackers", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="TRACKER")
     parser.add_argument("--out", type=Path, default=Path("results/pages/trackers.md"))
     given = parser.parse_args(args)
+    require_packages()
     require_writable(given.out)
     rows = measure(given.weights, given.size, given.videos, given.training, given.trackers)
     options = "".join(
@@ -299,4 +315,5 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with shown_in_one_line():
+        main()

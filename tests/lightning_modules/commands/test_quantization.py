@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from datamodules.errors import UserError
+from datamodules.frames.store import DecodedFrames, FrameScale
 from datamodules.predict import PredictDataModule
 from lightning_modules.clip_detection import ClipDetectionModule
+from lightning_modules.commands.export import video_frames
 from lightning_modules.commands.export_data import card_of, clips_of, measure_map, quantizer_of, require_split
 from lightning_modules.commands.export_graph import export_graph, graph_of
 from lightning_modules.commands.export_parity import load, moving_blobs, run_torch
@@ -26,6 +28,7 @@ from lightning_modules.commands.quantization import (
 from lightning_modules.networks.weights.loading import save_weights
 from lightning_modules.stream_detection import StreamDetectionModule
 from tests.datamodules.miniature import NumberedVideos
+from tests.datamodules.written_videos import write_video
 from tests.lightning_modules import tiny
 from tests.networks.tiny import randomise
 from tests.networks.weights.small import small_card, small_config
@@ -221,10 +224,30 @@ def test_the_card_of_an_export_is_that_of_its_weights_or_of_the_data(source, tmp
     card = card_of(module, data, str(tmp_path / "with.pt"), None)
     assert (card.frame_rate, card.trained_on, card.classes) == (16.0, "miniature", tuple(data.class_names))
     assert card_of(module, data, str(tmp_path / "with.pt"), 25.0).frame_rate == 25.0
+    data.store = DecodedFrames(FrameScale(48))  # data.frames.short_side
+    assert card_of(module, data, str(tmp_path / "with.pt"), None).short_side == 48
+    data.store = DecodedFrames(FrameScale(None))
+    assert card_of(module, data, str(tmp_path / "with.pt"), None).short_side == small_card(config).short_side == 64
+    data = tiny.streams(source, tmp_path)
     for weights in (None, str(tmp_path / "without.pt")):
         card = card_of(module, data, weights, None)
         assert (card.network, card.frame_stride, card.short_side) == ({"class_path": "StreamingDetector"}, 2, 64)
         assert (card.look_ahead, card.frame_rate, card.trained_on) == (1, None, "NumberedVideos")
+
+
+def test_a_film_is_read_as_predict_reads_it(source, tmp_path):
+    """At the short side of the card, where the data keep the size of their own videos."""
+    write_video(tmp_path / "film.mp4", moving_blobs(9, (96, 128)), 16)
+    data = tiny.streams(source, tmp_path / "cache")
+    data.store = DecodedFrames(FrameScale(None))
+    frames = video_frames(tmp_path / "film.mp4", data, 3, None, short_side=64)
+    assert frames.shape == (3, 64, 85, 3)
+    read = PredictDataModule(str(tmp_path / "film.mp4"), ["walk"], frame_stride=2, frame_rate=16.0, short_side=64)
+    read.setup("predict")
+    (batch, *_) = read.predict_dataloader()
+    assert batch.image_sizes.tolist() == [[64, 85]]
+    with pytest.raises(UserError, match=r"film.mp4 is read in 85x64 pixels, but image_size=\[96, 128\]; leave"):
+        video_frames(tmp_path / "film.mp4", data, 3, (96, 128), short_side=64)
 
 
 @pytest.mark.parametrize("setting", [{"videos": 0}, {"frames": 0}, {"seed": -1}, {"map_videos": -1}])

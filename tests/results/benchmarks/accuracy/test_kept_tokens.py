@@ -2,7 +2,7 @@
 
 import torch
 
-from results.benchmarks.accuracy.kept_tokens import kept_of, people_tokens
+from results.benchmarks.accuracy.kept_tokens import kept_of, people_tokens, validation_clips
 
 
 def test_a_token_is_a_persons_if_the_box_overlaps_it():
@@ -11,6 +11,11 @@ def test_a_token_is_a_persons_if_the_box_overlaps_it():
     assert inside[0] == [[0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert inside[1] == [[0, 0, 0, 0]] * 3
     assert inside[2] == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
+
+
+def test_the_clips_are_those_of_the_teacher():
+    data = validation_clips(8)
+    assert (data.num_frames, data.frame_stride, data.loader.num_workers, data.source.size) == (8, 2, 0, "full")
 
 
 def test_kept_tokens_are_counted_by_what_is_there():
