@@ -149,7 +149,8 @@ def _scaled(tensors: Mapping[str, Tensor], notes: list[str]) -> dict[str, Stored
 
 def _with_separate_biases(stored: Mapping[str, Stored], notes: list[str]) -> dict[str, Stored]:
     """The biases of queries and values by themselves, as ``SelfAttention`` has them."""
-    result, ending = {}, "attn.qkv.bias"
+    result: dict[str, Stored] = {}
+    ending = "attn.qkv.bias"
     for name, entry in stored.items():
         if name.endswith(ending):
             query, _, value = entry.value.chunk(3)
