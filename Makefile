@@ -36,8 +36,7 @@ SMALL := --data.source configs/data/puppets_small.yaml
 demo: venv ## Make the Puppets videos, distil the DSTA student, measure it beside its teacher and the TSA student
 	$(PY) -m datamodules.puppets --size small
 	$(PY) main.py fit --config configs/distill_dsta.yaml --trainer.max_epochs 1 --data.loader.samples_per_epoch 450
-	$(TEST) --config configs/evad.yaml --name evad_dense --model.network configs/networks/evad_dense_tiny.yaml \
-	  --model.weights results/weights/evad_dense.pt $(MEASURED) $(SMALL)
+	$(TEST) --config configs/evad_16f.yaml --model.weights results/weights/evad_16f.pt $(MEASURED) $(SMALL)
 	$(TEST) --config configs/distill_tsa.yaml $(MEASURED) --model.weights results/weights/tsa.pt
 	$(TEST) --config configs/distill_dsta.yaml $(MEASURED) --ckpt_path runs/distill_dsta/latest/checkpoints/last.ckpt
 	@echo "pictures: runs/distill_dsta/latest/detections.png; the table with all columns: results/benchmark.md"
