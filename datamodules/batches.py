@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class MapFacts(NamedTuple):
-    """What maps in the place of pixels are made by."""
+    """Origin of maps that stand in the place of pixels."""
 
     stem: str
     """Fingerprint of its weights."""

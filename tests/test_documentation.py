@@ -187,7 +187,7 @@ for each in COMMANDS:
 
 def test_every_kind_of_command_is_found_on_the_pages():
     found = {command for command, *_ in RUN_BY_MAIN}
-    assert found == {"fit", "validate", "test", "predict", "serve", "check", "score", "analyse", "export"}
+    assert found == {"fit", "validate", "test", "predict", "serve", "check", "score", "analyse", "export", "maps"}
     assert len(RUN_BY_MAIN) > 35
 
 

@@ -59,7 +59,7 @@ STATIC = "static-int8, its draws"
 HEADER = f"""# What int8 costs
 
 Written by `python -m results.benchmarks.exported.int8_cost`: the shipped weights on Puppets `{SIZE}`, frames of
-{{side}} x {{side}} at stride 2, in onnxruntime on the CPU; the students predict three frames late. `int8` finds ranges
+{{side}} x {{side}} at stride 2, in onnxruntime on the CPU; the students have no delay. `int8` finds ranges
 in every call (`export --quantize int8`); `static-int8` has them from training videos, drawn three times. mAP is frame
 mAP at IoU 0.5 on the validation videos' keyframes; "loses" is against float32, of the draws their mean, smallest and
 largest. Differences are those of people (score 0.5 or more in float32), mean and largest. Times are medians of calls in

@@ -105,14 +105,14 @@ def test_a_class_that_is_not_there_is_named_with_the_nearest(command_line, argum
     [
         (
             ["fitt", EVAD],
-            "command: 'fitt' is none of fit, validate, test, predict, check, score, analyse, export, serve; did you",
+            "command: 'fitt' is none of fit, validate, test, predict, check, score, analyse, export, maps, serve; did you",
         ),
         (["fit"], "there are no model and no data; give --config with one of the files in configs"),
         (["fit", EVAD, "extra"], "extra stands alone; write settings as --key value"),
         (["fit", EVAD, "--data.init_args.num_workers"], "--data.init_args.num_workers: has no value; write --key"),
         (
             [],
-            "no command is given, one of fit, validate, test, predict, check, score, analyse, export, serve; "
+            "no command is given, one of fit, validate, test, predict, check, score, analyse, export, maps, serve; "
             "main.py --help explains them",
         ),
         ([EVAD, "fit"], "settings stand before the command; write main.py COMMAND --config FILE ..."),

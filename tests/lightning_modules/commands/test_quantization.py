@@ -259,6 +259,4 @@ def test_impossible_settings_are_refused(setting):
 def test_files_of_the_benchmark_are_found():
     from results.benchmarks.exported import int8_cost
 
-    assert set(int8_cost.PARTS) == {path.stem for path in Path(int8_cost.ROOT / "results/weights").glob("*.pt")} - {
-        "evad"
-    }
+    assert set(int8_cost.PARTS) <= {path.stem for path in Path(int8_cost.ROOT / "results/weights").glob("*.pt")}

@@ -13,7 +13,7 @@ SMALL = ["num_classes=3", "trunk.size={dim: 8, depth: 2, num_heads: 2, num_frame
 SMALL += ["trunk.size.pyramid_layers=[0, 0, 1, 1]", "head.localizer.hidden_dim=8", "head.decoder.hidden_dim=8"]
 
 
-def small_config(name: str = "dsta_tiny") -> dict[str, Any]:
+def small_config(name: str = "dsta_late_tiny") -> dict[str, Any]:
     """The config of a student."""
     return network_config(NETWORKS / f"{name}.yaml", 10, SMALL)
 

@@ -44,7 +44,7 @@ def test_a_network_is_rebuilt_from_its_file_alone(tmp_path, config, card):
 
 
 def test_a_config_written_out_builds_what_the_file_describes(config):
-    described = network_of(NETWORKS / "dsta_tiny.yaml", 10, SMALL)
+    described = network_of(NETWORKS / "dsta_late_tiny.yaml", 10, SMALL)
     again = build_network(yaml.safe_load(yaml.safe_dump(config)))
     shapes, others = ({key: value.shape for key, value in net.state_dict().items()} for net in (described, again))
     assert shapes == others and again.size == described.size and again.memory.size == described.memory.size
