@@ -1,5 +1,6 @@
 """Costs of a network, measured in any run."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -90,7 +91,19 @@ def test_latency_is_measured_once_in_turn_with_the_reference_after_warmup(tmp_pa
         "cost/frames_per_second",
         "cost/state_mib",
         "cost/speedup",
+        "cost/state_mib",
     }
+    assert monitor.figures["cost/state_mib"] == 0  # it keeps none, and predicts nothing frame by frame
+
+
+def test_delay_and_state_of_a_stream_stand_beside_its_latency(tmp_path):
+    class Stream(Regression):
+        def benchmark(self):
+            return replace(super().benchmark(), delay=3, state=(torch.zeros(1, 2**18), [torch.zeros(1, 2**18)]))
+
+    monitor = LatencyMonitor(warmup=0, repeats=1)
+    run("test", Stream(), tmp_path, monitor)
+    assert (monitor.figures["cost/delay_frames"], monitor.figures["cost/state_mib"]) == (3, 2)
 
 
 def test_a_module_that_offers_nothing_to_measure_is_named(tmp_path):

@@ -18,6 +18,7 @@ from lightning_modules.evaluation.tracked import TrackedFrame
 from lightning_modules.exported_detection import ExportedDetectionModule
 from lightning_modules.networks.detection.export_graphs import StepGraph
 from lightning_modules.networks.layers.pixels import normalise_frames
+from lightning_modules.networks.streaming import state_bytes
 from lightning_modules.networks.weights.configured import build_network
 from lightning_modules.networks.weights.loading import save_weights
 from lightning_modules.networks.weights.safetensors_file import CARD
@@ -306,6 +307,11 @@ def test_an_exported_student_is_validated_as_its_network_is_and_never_trained(tm
         tiny.trainer(tmp_path).validate(module, data, verbose=False)
     data = tiny.streams(source, tmp_path / "cache", lanes=1)
     assert tiny.trainer(tmp_path).validate(module, data, verbose=False) == [pytest.approx(expected[0], abs=1e-6)]
+    measured = module.benchmark()
+    for _ in range(2):  # the state goes on
+        measured.step()
+    assert (measured.unit, measured.delay) == ("frame", 1)
+    assert state_bytes(measured.state) == state_bytes(graph.initial_state(1)) > 0
     for call in ("fit", "test"):
         with pytest.raises(UserError, match=f"an exported file can predict and validate, not {call}"):
             getattr(tiny.trainer(tmp_path), call)(module, data)
