@@ -234,9 +234,9 @@ def measure(weights: Path, size: str, num_videos: int, num_training: int, names:
 HEADER = """# Trackers: which one gives people their numbers
 
 Written by `python -m results.benchmarks.accuracy.trackers{arguments}`, up to "What follows": `OnlineLinker` against
-ByteTrack and OC-SORT of the library `trackers` (2.6.1, Apache 2.0), on the same detections of `{weights}` (stride 2) on {videos} validation videos of Puppets `{size}`. HOTA and IDF1 by `trackeval` (1.3.0) over all
-videos together. Arguments are those that did best by HOTA on {training} training videos, of so many combinations.
-Nothing is drawn at random.
+ByteTrack and OC-SORT of the library `trackers` (2.6.1, Apache 2.0), on the same detections of `{weights}` (stride 2) on
+{videos} validation videos of Puppets `{size}`. HOTA and IDF1 by `trackeval` (1.3.0) over all videos together. Arguments
+are those that did best by HOTA on {training} training videos, of so many combinations. Nothing is drawn at random.
 
 {machine}, {threads} threads, float32, PyTorch {torch}, commit {commit}, {time}.
 """

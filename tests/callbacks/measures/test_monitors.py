@@ -89,7 +89,6 @@ def test_latency_is_measured_once_in_turn_with_the_reference_after_warmup(tmp_pa
         "cost/latency_p95_ms",
         "cost/latency_p99_ms",
         "cost/frames_per_second",
-        "cost/state_mib",
         "cost/speedup",
         "cost/state_mib",
     }

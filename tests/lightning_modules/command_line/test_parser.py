@@ -105,7 +105,7 @@ def test_a_class_that_is_not_there_is_named_with_the_nearest(command_line, argum
     [
         (
             ["fitt", EVAD],
-            "command: 'fitt' is none of fit, validate, test, predict, check, score, analyse, export, maps, serve; did you",
+            "command: 'fitt' is none of fit, validate, test, predict, check, score, analyse, export, maps, serve; did",
         ),
         (["fit"], "there are no model and no data; give --config with one of the files in configs"),
         (["fit", EVAD, "extra"], "extra stands alone; write settings as --key value"),
