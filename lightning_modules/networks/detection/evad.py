@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..layers.constants import constant
 from ..layers.pixels import pad_clips
 from ..layers.positions import Keyframe
 from ..layers.trunk_size import TrunkSize
@@ -86,7 +87,7 @@ class EvadTeacher(nn.Module):
         if not isinstance(clips, Tensor):
             clips, image_sizes = pad_clips(clips, 2 * self.patch_size)
         elif image_sizes is None:
-            image_sizes = torch.tensor(clips.shape[-2:], device=clips.device).expand(clips.shape[0], 2)
+            image_sizes = constant(tuple(clips.shape[-2:]), clips, torch.long).expand(clips.shape[0], 2)
         encoded = self.backbone(clips)
         actors = self.head.localize(encoded.maps, image_sizes)
         context = self.head.decoder.clip_context(encoded)
