@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lightning_modules.networks.layers import constants
 from lightning_modules.networks.streaming import select_lanes
 from tests.networks.tiny import tiny_student, tiny_teacher
 
@@ -23,6 +25,16 @@ GPU = torch.device("cuda")
 LANES = 2
 WAITING = ("nonzero", "_local_scalar_dense", "masked_select", "_unique2", "unique_dim", "repeat_interleave")
 """Operators whose result depends on values on the GPU: the CPU waits for them."""
+
+
+@pytest.fixture(autouse=True)
+def _constants_that_are_there(monkeypatch):
+    """Constants go to the GPU in the first step, before capture; fake tensors would make them in every one."""
+
+    def there(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(np.shape(values), dtype=dtype, device=device)
+
+    monkeypatch.setattr(constants, "_new", there)
 
 
 class Waits(TorchDispatchMode):

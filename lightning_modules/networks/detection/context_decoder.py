@@ -10,9 +10,12 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..layers.attention import SelfAttention
+from ..layers.constants import constant
 from ..layers.linear import Linear, Mlp
 from ..layers.positions import SpaceTimePositions, keyframe_slot
+from ..layers.prepared import Preparable, in_float32_on_cpu
 from ..layers.roi_align import separable_roi_align
+from ..layers.roi_gather import bin_cells, weighted_sums
 from ..layers.trunk_size import NORM_EPS, TokenLayout
 from .localizer import at_least_float32
 from .vit import EncodedClip
@@ -38,20 +41,10 @@ class SceneContext(NamedTuple):
 
 def extend_boxes(boxes: Tensor, extension: tuple[float, float], image_sizes: Tensor) -> Tensor:
     """Widen xyxy boxes (B, P, 4) by fractions of their width and height, then keep them inside the unpadded frame."""
-    left, top, right, bottom = boxes.unbind(-1)
-    grow_x = extension[0] * (right - left + 1) / 2
-    grow_y = extension[1] * (bottom - top + 1) / 2
-    height, width = (image_sizes.to(boxes.dtype)[:, None] - 1).unbind(-1)  # (B, 1) each
-    zero = torch.zeros_like(height)
-    return torch.stack(
-        [
-            torch.clamp(left - grow_x, zero, width),
-            torch.clamp(top - grow_y, zero, height),
-            torch.clamp(right + grow_x, zero, width),
-            torch.clamp(bottom + grow_y, zero, height),
-        ],
-        dim=-1,
-    )
+    start, end = boxes.chunk(2, dim=-1)
+    grow = constant(extension, boxes) * (end - start + 1) / 2  # (B, P, 2)
+    last = (image_sizes.flip(-1).repeat(1, 2)[:, None] - 1).to(boxes.dtype)  # (B, 1, 4): width, height, width, height
+    return torch.minimum(torch.cat([start - grow, end + grow], dim=-1).clamp(min=0), last)
 
 
 class DecoderBlock(nn.Module):
@@ -80,8 +73,10 @@ class DecoderBlock(nn.Module):
         return at_least_float32(self.action_logits(self.act_module(actors)))
 
 
-class ContextDecoder(nn.Module):
+class ContextDecoder(Preparable):
     """Pools each actor over all slots of a scene and refines it with every token, seen or remembered.
+
+    Prepared for inference on a CPU, it reads no more of the slots than actors ask for.
 
     Shapes: B scenes, P actors, C decoder width, K classes.
 
@@ -184,13 +179,29 @@ class ContextDecoder(nn.Module):
         returns (B, P, C).
         """
         boxes = extend_boxes(boxes.detach(), self.roi_extension, image_sizes)
-        num_slots = canvas.shape[1]
-        maps = canvas.permute(0, 1, 3, 2).flatten(1, 2).unflatten(2, grid)  # (B, T' C, h, w)
-        crops = separable_roi_align(maps, boxes, self.roi_size, 1 / self.patch_size)
-        pooled = crops.flatten(3).max(dim=3).values.unflatten(2, (num_slots, self.dim))  # (B, P, T', C)
+        if self.kept is not None and in_float32_on_cpu(canvas):
+            pooled = self._pool_gathered(canvas, boxes, grid)
+        else:
+            maps = canvas.permute(0, 1, 3, 2).flatten(1, 2).unflatten(2, grid)  # (B, T' C, h, w)
+            crops = separable_roi_align(maps, boxes, self.roi_size, 1 / self.patch_size)
+            pooled = crops.flatten(3).max(dim=3).values.unflatten(2, canvas.shape[1::2])  # (B, P, T', C)
         if slot_weights is None:
             return pooled.mean(dim=2)
         return torch.einsum("bptc,bt->bpc", pooled, slot_weights.to(pooled.dtype))
+
+    def _pool_gathered(self, canvas: Tensor, boxes: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The largest value of each box's bins in every slot: (B, P, T', C), boxes (B, P, 4)."""
+        batch, slots, cells = canvas.shape[:3]
+        height, width = constant(((grid[0], grid[1]),), boxes).split(1, dim=1)
+        found = bin_cells(boxes.flatten(0, 1), 1 / self.patch_size, width, height, self.roi_size)
+        first = torch.arange(0, batch * slots * cells, cells, device=boxes.device).view(batch, 1, slots, 1, 1)
+        places = found.places.view(*boxes.shape[:2], 1, *found.places.shape[1:]) + first  # (B, P, T', r r, k)
+        weights = found.weights.view(*boxes.shape[:2], 1, *found.places.shape[1:]).expand_as(places)
+        return weighted_sums(canvas.flatten(0, 2), places, weights).amax(dim=3)
+
+    def made_of_weights(self) -> bool:
+        """Return that there is something to gain, though it keeps nothing itself."""
+        return True
 
     def refine(
         self, sequence: Tensor, num_actors: int, mask: Tensor | None = None, every_block: bool = False

@@ -10,8 +10,11 @@ from timm.layers import Attention
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from ..layers.constants import constant
 from ..layers.linear import Linear
+from ..layers.prepared import Preparable, in_float32_on_cpu
 from ..layers.roi_align import RoiKernel, pyramid_roi_align
+from ..layers.roi_gather import PyramidTable
 
 MAX_LOG_SCALE = math.log(100_000 / 16)
 DELTA_WEIGHTS = (2.0, 2.0, 1.0, 1.0)
@@ -31,19 +34,12 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 def apply_deltas(boxes: Tensor, deltas: Tensor) -> Tensor:
     """Move and scale xyxy boxes by (dx, dy, dw, dh) (R-CNN parametrisation, weights 2, 2, 1, 1); width is x2 - x1."""
-    parts = zip(deltas.unbind(-1), DELTA_WEIGHTS, strict=True)
-    shift_x, shift_y, log_width, log_height = (part / weight for part, weight in parts)
-    centre_x, centre_y, width, height = box_convert(boxes, "xyxy", "cxcywh").unbind(-1)
-    moved = torch.stack(
-        [
-            centre_x + shift_x * width,
-            centre_y + shift_y * height,
-            width * log_width.clamp(max=MAX_LOG_SCALE).exp(),
-            height * log_height.clamp(max=MAX_LOG_SCALE).exp(),
-        ],
-        dim=-1,
-    )
-    return box_convert(moved, "cxcywh", "xyxy")
+    shift, log_scale = (deltas / constant(DELTA_WEIGHTS, deltas)).chunk(2, dim=-1)  # (..., 2) each, as all below
+    start, end = boxes.chunk(2, dim=-1)
+    size = end - start
+    centre = (start + end) / 2 + shift * size
+    half = size * log_scale.clamp(max=MAX_LOG_SCALE).exp() / 2
+    return torch.cat([centre - half, centre + half], dim=-1)
 
 
 def person_like(logits: Tensor) -> Tensor:
@@ -78,8 +74,8 @@ class DynamicInteraction(nn.Module):
 
     def forward(self, features: Tensor, crops: Tensor) -> Tensor:
         inner, outer = self.dynamic_layer(features).chunk(2, dim=-1)
-        inner = inner.unflatten(-1, (-1, self.dynamic_dim))  # (B, P, D, E)
-        outer = outer.unflatten(-1, (self.dynamic_dim, -1))  # (B, P, E, D)
+        inner = inner.view(*features.shape, self.dynamic_dim)  # (B, P, D, E)
+        outer = outer.view(*features.shape[:-1], self.dynamic_dim, features.shape[-1])  # (B, P, E, D)
         points = crops.flatten(3).transpose(2, 3)  # (B, P, r r, D)
         points = self.norm1(points @ inner).relu()
         points = self.norm2(points @ outer).relu()
@@ -116,8 +112,10 @@ class RefinementStage(nn.Module):
         return features, at_least_float32(person_logits), apply_deltas(boxes, at_least_float32(deltas))
 
 
-class Localizer(nn.Module):
+class Localizer(Preparable):
     """Learned proposals refined over ``num_stages`` stages; boxes are detached between stages, features are not.
+
+    Prepared for inference on a CPU, it pools boxes by ``PyramidTable`` whatever ``roi_kernel`` says.
 
     Args:
         proposal_boxes: where proposals start: the whole ``image`` (as published), or a ``grid`` of person-sized boxes,
@@ -179,7 +177,8 @@ class Localizer(nn.Module):
     def proposals(self, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
         """The learned proposals: features (B, P, D), and boxes (B, P, 4) xyxy in pixels of frames of these sizes."""
         scale = at_least_float32(image_sizes.flip(-1).repeat(1, 2)[:, None].to(self.proposal_boxes))  # (B, 1, 4)
-        boxes = box_convert(self.proposal_boxes, "cxcywh", "xyxy") * scale
+        start = self.kept
+        boxes = (self.made_of_weights() if start is None else start) * scale
         return self.proposal_features.expand(boxes.shape[0], -1, -1), boxes
 
     def forward(
@@ -191,10 +190,19 @@ class Localizer(nn.Module):
         """Refine proposals on pyramid maps (B, D, h_i, w_i), with unpadded sizes (B, 2) (height, width) in pixels."""
         features, boxes = self.proposals(image_sizes)
         logits, stages = [], []
+        gathers = self.kept is not None and in_float32_on_cpu(pyramid[0])
+        table = PyramidTable(pyramid, strides) if gathers else None
         for stage in self.stages:
-            crops = pyramid_roi_align(pyramid, strides, boxes, self.roi_size, self.roi_kernel)
+            if table is None:
+                crops = pyramid_roi_align(pyramid, strides, boxes, self.roi_size, self.roi_kernel)
+            else:
+                crops = table.pooled(boxes, self.roi_size)
             features, person_logits, boxes = stage(features, crops, boxes)
             logits.append(person_logits)
             stages.append(boxes)
             boxes = boxes.detach()
         return LocalizedActors(torch.stack(logits), torch.stack(stages))
+
+    def made_of_weights(self) -> Tensor:
+        """Return the boxes that proposals start from, (P, 4) xyxy as fractions of the frame."""
+        return box_convert(self.proposal_boxes, "cxcywh", "xyxy")

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers.constants import constant
 from ..layers.prepared import Preparable
 
 Groups = tuple[tuple[int, ...], ...]
@@ -64,8 +65,7 @@ def conv_after_upsampling(
             phases.append(F.conv2d(cells, next(next_kernels), bias))
     stacked = torch.stack(phases, dim=2).unflatten(2, (len(kinds), len(kinds)))  # (B, O, kinds, kinds, h, w)
     if factor > len(kinds):
-        steps = torch.arange(factor, device=maps.device)
-        pixels = steps.clamp(max=1) + (steps == factor - 1)  # 0, 1 ... 1, 2
+        pixels = constant((0, *[1] * (factor - 2), 2), maps, torch.long)
         stacked = stacked.index_select(2, pixels).index_select(3, pixels)
     return stacked.permute(0, 1, 4, 2, 5, 3).reshape(maps.shape[0], -1, factor * height, factor * width)
 

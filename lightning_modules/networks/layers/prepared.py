@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def prepare_for_inference(network: nn.Module) -> None:
@@ -18,6 +18,11 @@ def prepare_for_inference(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, Preparable):
             module.prepare()
+
+
+def in_float32_on_cpu(values: Tensor) -> bool:
+    """Whether a module computes these values in float32 on a CPU: what most that is kept is made for."""
+    return values.dtype == torch.float32 and values.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
 class Preparable(nn.Module):
@@ -39,9 +44,10 @@ class Preparable(nn.Module):
 
         Gradients go to weights, and what is compiled, exported or traced to count its operations stays plain.
         """
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.jit.is_tracing():
+        kept = self._kept
+        if kept is None or torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.jit.is_tracing():
             return None
-        return self._kept
+        return kept
 
     def train(self, mode: bool = True) -> Preparable:
         if mode:

@@ -62,7 +62,7 @@ def pyramid_levels(boxes: Tensor, num_levels: int, finest: int = 2, canonical_si
 
     floor(4 + log2(sqrt(area) / canonical_size)), kept within the levels there are.
     """
-    sizes = ((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])).clamp(min=0).sqrt()
+    sizes = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1).clamp(min=0).sqrt()
     levels = torch.floor(4 + torch.log2(sizes / canonical_size + 1e-8))
     return levels.clamp(finest, finest + num_levels - 1).long() - finest
 

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 from ..detection.head import DetectionHead, HeadFactory
 from ..detection.localizer import most_person_like
 from ..detection.outputs import Detections, DetectorOutputs
+from ..layers.constants import constant
 from ..layers.stem import pixel_size
 from ..layers.trunk_size import TrunkSize
 from ..streaming import StreamingModule
@@ -195,8 +196,8 @@ class StreamingDetector(StreamingModule[DetectorState]):
         if not 1 <= last <= num_frames:
             raise ValueError(f"last={last} frames asked for of a chunk of {num_frames}")
         if image_sizes is None:
-            height, width = (side * self.patch_size for side in grid)
-            image_sizes = torch.tensor([height, width], device=encoded.tokens.device).expand(batch, 2)
+            size = (rows * self.patch_size, columns * self.patch_size)
+            image_sizes = constant(size, encoded.tokens, torch.long).expand(batch, 2)
 
         begin = self.actors.needed(num_frames, last)
         end = max(begin + 1, num_frames - self.actors.length) if ends_here else num_frames

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..layers.constants import constant
 from ..layers.positions import SpaceTimePositions
 from ..layers.stem import ConvolutionalStem, embedded, pixel_size
 from ..layers.trunk_size import NORM_EPS, TUBELET, TokenLayout, TrunkSize
@@ -118,7 +119,7 @@ class StreamingTrunk(StreamingModule[TrunkState]):
                 "with initial_state(batch_size, frame_size)"
             )
         tokens, embedding = self.patch_embed(frames, state.embedding)  # (B, T, N, C)
-        keyframe_slot = torch.full((1,), self.positions.keyframe_slot, device=frames.device)
+        keyframe_slot = constant((self.positions.keyframe_slot,), frames, torch.long)
         tokens = tokens + self.positions.slots(keyframe_slot, *grid).to(tokens.dtype)
         maps: dict[int, Tensor] = {}
         states, before = [], tokens

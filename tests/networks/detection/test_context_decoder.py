@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_modules.networks.detection.context_decoder import ContextDecoder, extend_boxes
 from lightning_modules.networks.detection.vit import EncodedClip
+from lightning_modules.networks.layers.prepared import prepare_for_inference
 from lightning_modules.networks.layers.trunk_size import TokenLayout
 from tests.networks.detection import slow_evad
 from tests.networks.tiny import randomise
@@ -125,6 +126,17 @@ def test_actors_are_pooled_by_maximum_over_bins_and_weighted_mean_over_slots():
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+@torch.no_grad()
+def test_prepared_for_inference_it_pools_the_same_of_several_scenes():
+    decoder = tiny_decoder().float()
+    canvas, weights = torch.randn(2, 3, 6, 8), torch.tensor([[0.5, 0.25, 0.25], [0.0, 0.0, 1.0]])
+    plain = decoder.pool_actors(canvas, BOXES, SIZES, GRID[1:], weights)
+    prepare_for_inference(decoder)
+    prepared = decoder.pool_actors(canvas, BOXES, SIZES, GRID[1:], weights)
+    assert not torch.equal(prepared, plain)  # another way round, to rounding
+    torch.testing.assert_close(prepared, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_no_gradient_reaches_the_boxes():
