@@ -27,7 +27,7 @@ class Calls(TorchDispatchMode):
 
 @torch.no_grad()
 def test_a_prepared_step_calls_few_operators_and_makes_no_constant_anew():
-    student = network_of(NETWORKS / "dsta_at_once_tiny.yaml", 10, []).eval()
+    student = network_of(NETWORKS / "dsta_tiny.yaml", 10, []).eval()
     prepare_for_inference(student)
     frames, state = normalised_frames(1, student.frame_size, torch.device("cpu")), student.initial_state(1)
     _, state = student(frames, state)
