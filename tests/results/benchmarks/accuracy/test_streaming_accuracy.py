@@ -157,8 +157,8 @@ def test_a_teacher_and_an_int8_student_are_measured_by_one_command(tmp_path, mon
             },
             {
                 "name": "DSTA, int8",
-                "config": str(ROOT / "configs" / "distill_dsta.yaml"),
-                "arguments": f"--model.weights {weights / 'dsta.pt'}",
+                "config": str(ROOT / "configs" / "late" / "distill_dsta_late.yaml"),
+                "arguments": f"--model.weights {weights / 'dsta_late.pt'}",
                 "export": "--quantize int8 --parity_frames 3",
             },
         ],
