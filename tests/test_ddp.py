@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,8 @@ def on_two_processes(folder: Path, jobs: list[list[str]]) -> list[dict[str, floa
     # Lightning takes processes with these variables for those of torchrun, and starts none itself.
     shared |= {"TORCHELASTIC_RUN_ID": "test", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
     worker, files = ROOT / "tests" / "ddp_worker.py", ("jobs.json", "results.json")
-    processes = [Forked(files, worker, shared | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+    with chdir(folder):
+        processes = [Forked(files, worker, shared | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
     try:
         found = [process.wait() for process in processes]
     finally:
