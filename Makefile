@@ -73,7 +73,7 @@ quick: venv
 test: venv ## Run all tests, up to five at a time: neither GPU nor data set needed
 	$(PYTEST) $(ARGS)
 
-bench: venv ## Time students of every size, in float32 and int8, against the ViT-B teacher (45 minutes on two cores)
+bench: venv ## Time students of every size, in float32 and int8, against the ViT-B teacher (most of an hour on two cores)
 	$(PY) -m results.benchmarks.student_speed $(ARGS)
 	$(PY) -m results.benchmarks.latency_map
 

@@ -133,7 +133,7 @@ class StreamDetectionModule(DetectionModule):
             late = self.detect_supervised(batch, encoded, state)
             self.network.set_timing(replace(own, look_ahead=shorter))
             seen = encoded.tokens.shape[1] - longest + shorter
-            state = self.network.initial_state(len(frames), tuple(frames.shape[-2:]), device=frames.device)
+            state = self.network.initial_state(len(frames), self.network.pixel_size(frames), device=frames.device)
             early = self.detect_supervised(batch, tree_map(lambda part: part[:, :seen], encoded), state)
         finally:
             self.network.set_timing(own)

@@ -61,7 +61,7 @@ class DistillationModule(StreamDetectionModule):
         terms: what is learned from the teacher; ``FeatureTerm``, ``ActionTerm`` and ``BoxTerm`` by default.
         weighting: of ground truth and terms.
         start_from: whose weights the student starts from: the ``teacher``'s, those in the file of another clip detector
-            of the same sizes (a causal twin), or none (None).
+            (a causal twin), see ``student_from_teacher``, or none (None).
         proposal_matching: which of the teacher's proposals each of the student's imitates. ``index`` is the one of the
             same number, since a student starts from its teacher's proposals; ``assignment`` asks a ``ProposalMatcher``.
             The default is the latter where a student has fewer proposals.

@@ -176,6 +176,7 @@ class FeatureMaps(FrameStore):
                 "__metadata__": {"facts": json.dumps(facts)},
                 "maps": {"dtype": "F16", "shape": shape, "data_offsets": ends},
             }
+            # By hand: the library writes tensors that are in memory, a long video's maps need not be.
             text = json.dumps(header).encode()
             text += b" " * (-len(text) % 8)
             file.write(len(text).to_bytes(8, "little") + text)

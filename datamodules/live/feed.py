@@ -59,7 +59,7 @@ class BoundedFeed:
             piece, self._rest = self._rest[:size], self._rest[size:]
             self._taken += len(piece)
             if self._taken > LARGEST_PART:
-                raise StreamTooLarge(f"{in_bytes(self._taken)} came without a complete picture")
+                raise StreamTooLarge(f"more than {in_bytes(LARGEST_PART)} came without a complete picture")
             if time.monotonic() > self._deadline:
                 raise TimeoutError
         except BaseException:

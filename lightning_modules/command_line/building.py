@@ -107,7 +107,7 @@ def was_raised(error: Exception) -> bool:
 
 
 def _key_of(error: Exception, config: Namespace) -> Key | None:
-    """The key of the object whose constructor raised, and of its argument if the message begins with one."""
+    """The key of the object whose constructor raised, and of its argument if the message names one or its file."""
     frame = _constructor(error)
     if frame is None:
         return None
@@ -122,7 +122,9 @@ def _key_of(error: Exception, config: Namespace) -> Key | None:
         return None
     # Of several objects of one class, the one whose arguments the constructor has.
     key, init_args = max(objects, key=lambda each: _alike(each[1], frame.f_locals))
-    named = next((word for word in re.findall(r"[a-z]\w*", str(error)) if word in init_args), None)
+    files = [name for name, value in vars(init_args).items() if isinstance(value, str) and "/" in value]
+    words = [name for name in files if getattr(init_args, name) in str(error)] + re.findall(r"[a-z]\w*", str(error))
+    named = next((word for word in words if word in init_args), None)
     return key if named is None else (*key, OBJECT_KEYS[1], named)
 
 

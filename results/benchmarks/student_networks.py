@@ -14,7 +14,7 @@ from lightning_modules.networks.detection.evad import EvadTeacher
 from lightning_modules.networks.detection.outputs import Detections, decode_detections
 from lightning_modules.networks.layers.prepared import prepare_for_inference
 from lightning_modules.networks.students.detector import StreamingDetector
-from lightning_modules.networks.weights.configured import network_of
+from lightning_modules.networks.weights.configured import load_network, network_of
 
 FRAMES = 16
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,13 @@ def normalised_frames(count: int, side: int, device: torch.device, lanes: int = 
 def configured(name: str, changes: Mapping[str, Any]) -> nn.Module:
     """The network of a file in ``configs/networks`` with changes: place -> value."""
     arguments = [f"{place}={json.dumps(value)}" for place, value in changes.items()]
-    return network_of(NETWORKS / f"{name}.yaml", NUM_CLASSES[name.partition("_")[2]], arguments)
+    num_classes = next(classes for size, classes in NUM_CLASSES.items() if name.endswith(f"_{size}"))
+    return network_of(NETWORKS / f"{name}.yaml", num_classes, arguments)
+
+
+def shipped(name: str) -> nn.Module:
+    """One of the demo's trained networks."""
+    return load_network(ROOT / "results" / "weights" / f"{name}.pt")[0]
 
 
 def teacher(keep_rate: float, device: torch.device) -> EvadTeacher:

@@ -89,7 +89,7 @@ class EvadTeacher(nn.Module):
             clips, image_sizes = pad_clips(clips, 2 * self.patch_size)
         elif image_sizes is None:
             size = pixel_size(clips.transpose(1, 2), self.backbone.stem)
-            image_sizes = constant(tuple(size), clips, torch.long).expand(clips.shape[0], 2)
+            image_sizes = constant(size, clips, torch.long).expand(clips.shape[0], 2)
         encoded = self.backbone(clips)
         actors = self.head.localize(encoded.maps, image_sizes)
         context = self.head.decoder.clip_context(encoded)

@@ -22,7 +22,7 @@ class Timing:
     Boxes that are found early wait in the state (``ActorQueue``) while the context memory goes on to newer frames.
 
     Args:
-        look_ahead: delay of the output in frames of the stream. A network is trained for its delay.
+        look_ahead: delay of the output in frames of the stream. A network is trained for its delay or for several.
         boxes_from: the frame whose tokens boxes are found in. ``answered`` is the frame that the output is about.
             ``next`` is the one after it, whose tokens are of both, as those of the teacher's keyframe are. ``newest``
             is the last one seen, whose tokens then have to show where people were.

@@ -14,6 +14,8 @@ from torch import Tensor
 from datamodules.errors import UserError
 from datamodules.tensor_file import read_tensor_file
 
+from .safetensors_file import SUFFIX, read_safetensors
+
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where in a checkpoint the weights are, if they are not the whole of it; averaged ones first, as timm does."""
 HUB = "timm"
@@ -43,14 +45,8 @@ def read_image_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     content: Any
-    if path.suffix == ".safetensors" and path.is_file():
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            content = load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"is no safetensors file: {error}", where=path) from error
+    if path.suffix == SUFFIX and path.is_file():
+        content = read_safetensors(path)[0]
     else:
         content = read_tensor_file(path, "weights of an image model", classes=[argparse.Namespace])
     while isinstance(content, Mapping) and (name := next((name for name in CONTAINERS if name in content), None)):

@@ -17,7 +17,6 @@ from lightning_modules.networks.detection.outputs import Detections, decode_dete
 from lightning_modules.networks.layers.prepared import prepare_for_inference
 from lightning_modules.networks.streaming import state_bytes
 from lightning_modules.networks.students.detector import StreamingDetector
-from lightning_modules.networks.weights.configured import load_network
 from lightning_modules.runtimes.sessions import installed, open_session
 from results.benchmarks import student_networks
 from results.benchmarks.exported.student_sizes import ExportedStream, exported
@@ -54,12 +53,6 @@ class TorchStream:
         return decode_detections(Detections(*(part[:, 0] for part in detections)), self.sizes, self.sizes)
 
 
-def shipped(temporal: str) -> StreamingDetector:
-    """The demo's student."""
-    network: Any = load_network(student_networks.ROOT / "results" / "weights" / f"{temporal}.pt")[0]
-    return network
-
-
 def bytes_of(state: Any) -> int:
     """Bytes of a state, of tensors or of arrays by name."""
     return sum(part.nbytes for part in state.values()) if isinstance(state, dict) else state_bytes(state)
@@ -67,7 +60,7 @@ def bytes_of(state: Any) -> int:
 
 def streams(temporal: str, device: torch.device, folder: Path) -> Iterator[tuple[str, Callable[[], Stream]]]:
     """Yield the forms of a student and what makes a stream of each; runtimes are a CPU's."""
-    network = shipped(temporal).eval()
+    network: Any = student_networks.shipped(temporal)
     if device.type == "cpu" and "onnx" in installed() and find_spec("onnxscript"):
         side = network.frame_size
         graph = StepGraph(network, (side, side), "person_x_action")

@@ -50,7 +50,8 @@ class Form(NamedTuple):
 
 def set_tf32(allowed: bool) -> None:
     """Allow TF32 in products and convolutions, or forbid it; torch allows it in convolutions by itself."""
-    torch.backends.cuda.matmul.allow_tf32 = allowed
+    # For all backends at once, as the command line does: torch refuses to tell the precision where they differ.
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
 
 

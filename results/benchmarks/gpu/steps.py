@@ -17,7 +17,6 @@ from lightning_modules.networks.detection.outputs import decode_detections
 from lightning_modules.networks.layers.pixels import normalise_frames
 from lightning_modules.networks.layers.prepared import prepare_for_inference
 from lightning_modules.networks.streaming import state_bytes
-from lightning_modules.networks.weights.configured import load_network
 from results.benchmarks import student_networks
 from results.benchmarks.gpu.forms import COMPILED_FORMS, FORMS, LANE_FORMS, REFERENCE, Form, Runner
 from results.benchmarks.gpu.processes import Settings
@@ -56,11 +55,6 @@ def vit_b(name: str, **changes: Any) -> nn.Module:
     return randomise(network)
 
 
-def shipped(name: str) -> nn.Module:
-    """One of the demo's trained networks."""
-    return load_network(student_networks.ROOT / "results" / "weights" / f"{name}.pt")[0]
-
-
 DENSE = {"backbone.keep_rates": dict.fromkeys(student_networks.KEEP_LAYERS, 1.0)}
 VIT_B = (
     Candidate("DSTA, ViT-B", lambda: vit_b("dsta"), SIDE),
@@ -68,7 +62,10 @@ VIT_B = (
     Candidate("EVAD, ViT-B, dense", lambda: vit_b("evad", **DENSE), SIDE),
     Candidate("EVAD, ViT-B, keep rate 0.7", lambda: vit_b("evad"), SIDE),
 )
-TINY = tuple(Candidate(f"{name}.pt", lambda name=name: shipped(name), None) for name in ("dsta", "tsa", "evad_dense"))
+TINY = tuple(
+    Candidate(f"{name}.pt", lambda name=name: student_networks.shipped(name), None)
+    for name in ("dsta", "tsa", "evad_16f")
+)
 
 
 def candidates(size: str) -> tuple[Candidate, ...]:

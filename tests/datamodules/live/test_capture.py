@@ -279,7 +279,7 @@ def test_a_part_without_an_end_is_left_before_it_fills_the_memory(monkeypatch, l
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with sender(send) as address:
         count, words = frames_until_the_end(address)
-    assert count == good and re.fullmatch(r"8(\.0\d)? MiB came without a complete picture", words)
+    assert count == good and words == "more than 8 MiB came without a complete picture"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
 
 
@@ -289,7 +289,7 @@ def test_an_endless_part_ends_in_one_sentence(monkeypatch):
         frames = capture(NetworkStream(address, stall_seconds=1))
         with (
             frames,
-            pytest.raises(VideoError, match=r"127.0.0.1_live: cannot be opened \(1 MiB came without a complete"),
+            pytest.raises(VideoError, match=r"127.0.0.1_live: cannot be opened \(more than 1 MiB came without"),
         ):
             list(frames)
 

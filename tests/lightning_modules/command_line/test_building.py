@@ -59,6 +59,18 @@ def test_what_is_refused_stands_with_its_key(command_line, argument, line):
     assert str(error.value).startswith(f"--{argument.partition('=')[0]}: {line}")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("argument", ["start_from", "teacher_weights"])
+def test_a_file_that_is_not_there_stands_with_the_key_that_names_it(command_line, argument, tmp_path):
+    missing = str(tmp_path / "absent.pt")
+    names = {"start_from": "teacher", "teacher_weights": str(ROOT / "results" / "weights" / "evad_16f.pt")}
+    given = [f"--model.{name}={value}" for name, value in (names | {argument: missing}).items()]
+    config = f"--config={ROOT / 'configs' / 'distill_dsta.yaml'}"
+    with pytest.raises(UserError) as refused:
+        command_line.build("fit", config, "--trainer.accelerator=cpu", *given)
+    assert str(refused.value).startswith(f"--model.{argument}: no weights at {missing}")
+
+
 @pytest.mark.parametrize("prefix", ["data", "data.init_args"])
 @pytest.mark.parametrize("value", [" null", "=null"])
 def test_null_is_nothing_within_an_objects_settings_too(command_line, prefix, value):

@@ -536,7 +536,8 @@ def test_shipped_weights_agree_over_200_frames_and_enter_the_table(
         f"--video={puppets_film}",
     ]
     if "distill" in config:
-        arguments.append(f"--model.init_args.teacher_weights={folder / 'evad.pt'}")
+        arguments.append(f"--model.init_args.teacher_weights={folder / 'evad_16f.pt'}")
+        arguments.append(f"--model.init_args.start_from={folder / 'evad_causal.pt'}")
     main(["export", *arguments, "--benchmark=true"])
     about = session(Path(f"runs/export/{config}.onnx")).get_modelmeta().custom_metadata_map
     assert about["weights"] == str(folder / f"{weights}.pt")

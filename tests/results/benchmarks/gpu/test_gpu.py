@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_modules.command_line.precision import cpu_computes_bfloat16
 from results.benchmarks.gpu import parts, processes, steps, text, training
 from results.benchmarks.gpu.__main__ import main
-from results.benchmarks.gpu.forms import FORMS, LANE_FORMS, REFERENCE, Form, Runner
+from results.benchmarks.gpu.forms import FORMS, LANE_FORMS, REFERENCE, Form, Runner, set_tf32
 from results.benchmarks.gpu.processes import Settings
 from results.benchmarks.gpu.steps import Candidate
 from tests.networks.tiny import CONFIG, randomise, student_of, teacher_of, tiny_student, tiny_teacher
@@ -202,6 +202,20 @@ def test_a_machine_without_a_gpu_is_refused_in_one_sentence(arguments, reason, c
         main([*arguments, "--out", str(tmp_path / "gpu.md")])
     assert end.value.code == 1 and capsys.readouterr().err == reason
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_torch_can_tell_its_precision_after_tf32_was_chosen(allowed):
+    """Lightning asks for it on many GPUs; torch refuses where one backend was set apart from the others."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("high")  # as main.py does
+        set_tf32(allowed)
+        assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 @pytest.mark.gpu
