@@ -29,7 +29,7 @@ def tiny(monkeypatch):
         return student_of(name.split("_")[0], STUDENT | changes)
 
     monkeypatch.setattr(student_networks, "configured", configured)
-    monkeypatch.setattr(steadiness, "shipped", lambda temporal: student_of(temporal, STUDENT))
+    monkeypatch.setattr(student_networks, "shipped", lambda name: student_of(name, STUDENT).eval())
     monkeypatch.setattr(student_networks, "KEEP_LAYERS", (1, 3))
     monkeypatch.setattr(
         student_speed,
