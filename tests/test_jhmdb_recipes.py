@@ -20,12 +20,12 @@ HEAD = {"localizer.dim": 32, "localizer.num_heads": 4, "localizer.dynamic_dim": 
 HEAD |= {"decoder.dim": 32, "decoder.num_heads": 4, "decoder.hidden_dim": 32}
 SIZE = {"dim": 48, "num_heads": 4, "pretrain_size": 64}
 SAVE_LAST = '{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": true}}'
-LATE = ["look_ahead=7", "boxes_from=next", "keyframe_code=answered"]
+LATE = ["look_ahead=3", "boxes_from=next", "keyframe_code=answered"]
 STUDENTS = {
     "student": [],
     "student_truth": [],
     "student at once, TSA": [f"--model.network={CONFIGS}/networks/tsa_stem.yaml"],
-    "student late": [*(f"--model.network.timing.{change}" for change in LATE), "--model.network.memory.frames=14"],
+    "student late": [*(f"--model.network.timing.{change}" for change in LATE), "--model.network.memory.frames=6"],
     "student few labels": [f"--data.source={CONFIGS}/data/jhmdb_few_labels.yaml", "--data.unlabelled.share=0.5"],
 }
 
