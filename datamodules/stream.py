@@ -42,6 +42,7 @@ class ChunkDataset(Dataset):
         num_classes: K.
         store: where frames come from.
         broken: remembers videos that cannot be read; None lets them raise ``VideoError``.
+        grid: raw frames from one that may be scored to the next; ``frame_stride`` by default.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class ChunkDataset(Dataset):
         num_classes: int,
         store: FrameStore,
         broken: BrokenVideos | None = None,
+        grid: int | None = None,
     ) -> None:
+        grid = grid or frame_stride
         self.videos = videos
         self.steps = steps
         self.sizes = sizes
@@ -63,11 +66,11 @@ class ChunkDataset(Dataset):
         self.num_classes = num_classes
         self.store = store
         self.broken = broken
-        self._ends: dict[int, int] = {}
-        """For each video that cannot be read to its end, the first slot of the chunk that cannot."""
-        grids = [keyframes_on_grid(video.frames, frame_stride, len(video.facts.times)) for video in videos]
-        self.keyframes = [dict(grid.tolist()) for grid in grids]
-        """For each video, slot -> position of the keyframe that is scored there."""
+        self._ends: dict[tuple[int, int], int] = {}
+        """For each stream (video, phase) that cannot be read to its end, the first slot of the chunk that cannot."""
+        on_grid = [keyframes_on_grid(video.frames, grid, len(video.facts.times)) for video in videos]
+        self.keyframes = [{grid * place: keyframe for place, keyframe in rows.tolist()} for rows in on_grid]
+        """For each video, raw frame -> position of the keyframe that is scored there."""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -92,8 +95,8 @@ class ChunkDataset(Dataset):
             raw_frames = self._raw_frames(chunk)
             frame_indices[lane, : chunk.valid] = torch.from_numpy(raw_frames)
             timestamps[lane, : chunk.valid] = torch.from_numpy(video.facts.times[raw_frames])
-            for at in range(chunk.valid):
-                keyframe = self.keyframes[chunk.video].get(chunk.start + at)
+            for at, raw_frame in enumerate(raw_frames.tolist()):
+                keyframe = self.keyframes[chunk.video].get(raw_frame)
                 if keyframe is not None:
                     annotated[lane, at] = True
                     timestamps[lane, at] = video.timestamps[keyframe]
@@ -119,10 +122,10 @@ class ChunkDataset(Dataset):
         if not chunk.valid:
             return False
         length = len(self.videos[chunk.video].facts.times)
-        return chunk.start + chunk.valid == num_slots(length, self.frame_stride)
+        return chunk.start + chunk.valid == num_slots(length - chunk.phase, self.frame_stride)
 
     def _raw_frames(self, chunk: StreamChunk) -> np.ndarray:
-        return self.frame_stride * np.arange(chunk.start, chunk.start + chunk.valid)
+        return chunk.phase + self.frame_stride * np.arange(chunk.start, chunk.start + chunk.valid)
 
     def _read(self, chunk: StreamChunk, empty_size: tuple[int, int]) -> tuple[StreamChunk, np.ndarray]:
         """A chunk and its frames (T, h, w, 3) uint8, or maps of them; nothing if it cannot be read.
@@ -130,7 +133,8 @@ class ChunkDataset(Dataset):
         They are black after the end of the video. An empty lane shows black frames of ``empty_size``, so that nothing
         divides by zero.
         """
-        if chunk.valid and chunk.start < self._ends.get(chunk.video, chunk.start + 1):
+        stream = chunk.video, chunk.phase
+        if chunk.valid and chunk.start < self._ends.get(stream, chunk.start + 1):
             video = self.videos[chunk.video]
             try:
                 frames = self.store.get(video.path, self._raw_frames(chunk))
@@ -138,7 +142,7 @@ class ChunkDataset(Dataset):
                 if self.broken is None:
                     raise
                 self.broken.add(video.path, error)
-                self._ends[chunk.video] = chunk.start
+                self._ends[stream] = chunk.start
             else:
                 if chunk.valid < self.chunk_frames:
                     frames = np.pad(frames, [(0, self.chunk_frames - chunk.valid), (0, 0), (0, 0), (0, 0)])
@@ -164,6 +168,8 @@ class StreamDataModule(DetectionDataModule):
         loss_frames: L, how many of the last past frames are keyframes; those without annotation say so.
         lanes: B, parallel streams in evaluation; fewer where there are fewer videos of one size.
         chunk_frames: T, frames a stream and step in evaluation.
+        every_frame: evaluate all raw frames, as published protocols do, and not only those of one stream: a video is s
+            streams then, which begin at its frames 0 to s - 1 and follow each other. Prediction has one.
         unlabelled: windows of videos without labels, from which a teacher alone can teach; None draws none.
         frames: size and cache of the frames.
         augmentation: random changes of training windows.
@@ -180,6 +186,7 @@ class StreamDataModule(DetectionDataModule):
         loss_frames: int = 1,
         lanes: int = 8,
         chunk_frames: int = 8,
+        every_frame: bool = False,
         unlabelled: UnlabelledSettings | None = None,
         frames: FrameSettings = FrameSettings(),
         augmentation: ClipTransform = ClipTransform(),
@@ -204,11 +211,12 @@ class StreamDataModule(DetectionDataModule):
         self.frame_stride = frame_stride
         self.lanes = lanes
         self.chunk_frames = chunk_frames
+        self.every_frame = every_frame
         self.unlabelled = unlabelled
 
     @property
     def evaluation_grid(self) -> int:
-        return self.frame_stride
+        return 1 if self.every_frame else self.frame_stride
 
     def train_dataloader(self) -> DataLoader:
         videos = self.videos("train")
@@ -260,7 +268,8 @@ class StreamDataModule(DetectionDataModule):
         videos = self.videos(split)
         if not videos:
             raise UserError(f"the {split} split of {type(self.source).__name__} has no videos")
-        steps, sizes = self._steps(videos)
+        phases = self.frame_stride if self.every_frame and split != "predict" else 1
+        steps, sizes = self._steps(videos, phases)
         dataset = ChunkDataset(
             videos,
             steps,
@@ -270,17 +279,24 @@ class StreamDataModule(DetectionDataModule):
             self.num_classes,
             self.frames_of(split),
             self._broken,
+            self.frame_stride // phases,
         )
         return self._loader(dataset, InOrder(len(dataset)), min(self.loader.num_workers, 1))
 
-    def _steps(self, videos: Sequence[TimedVideo]) -> tuple[list[tuple[StreamChunk, ...]], list[tuple[int, int]]]:
+    def _steps(
+        self, videos: Sequence[TimedVideo], phases: int
+    ) -> tuple[list[tuple[StreamChunk, ...]], list[tuple[int, int]]]:
         """Return the content of each lane, and the size of the batch, for each step of this rank."""
         of_size: dict[tuple[int, int], list[int]] = {}
         for number, video in enumerate(videos):
             of_size.setdefault(padded_size(*video.facts.size), []).append(number)
         steps, sizes = [], []
         for size, numbers in of_size.items():
-            slots = [num_slots(len(videos[number].facts.times), self.frame_stride) for number in numbers]
+            lengths = [len(videos[number].facts.times) for number in numbers]
+            slots = [
+                [num_slots(length - phase, self.frame_stride) for phase in range(min(phases, length))]
+                for length in lengths
+            ]
             lanes = min(self.lanes, math.ceil(len(numbers) / self.world_size))
             for step in stream_chunks(slots, lanes, self.chunk_frames, self.rank, self.world_size):
                 steps.append(tuple(c._replace(video=numbers[c.video]) if c.valid else NOTHING for c in step))

@@ -93,34 +93,43 @@ class StreamChunk(NamedTuple):
     """First slot of the piece."""
     valid: int
     """How many slots of the piece exist; the rest of the chunk is padding."""
+    phase: int = 0
+    """First raw frame of the stream that the piece belongs to."""
 
 
 NOTHING = StreamChunk(video=-1, start=0, valid=0)
 
 
 def stream_chunks(
-    slots_per_video: Sequence[int], lanes: int, chunk: int, rank: int = 0, world_size: int = 1
+    slots_per_video: Sequence[Sequence[int]], lanes: int, chunk: int, rank: int = 0, world_size: int = 1
 ) -> list[tuple[StreamChunk, ...]]:
     """The steps in which one rank streams its share of the videos: one ``StreamChunk`` a lane and step.
 
-    Whole videos go to the lanes of all ranks, longest first, each to the lane with the least to do. Every slot of
-    every video occurs exactly once over all ranks; all ranks take equally many steps, the last ones with empty lanes.
+    A video is one stream, or one for each phase, which follow each other. Whole videos go to the lanes of all ranks,
+    longest first, each to the lane with the least to do. Every slot of every stream occurs exactly once over all
+    ranks; all ranks take equally many steps, the last ones with empty lanes.
 
-    >>> for step in stream_chunks([5, 2, 3], lanes=2, chunk=2):
+    Args:
+        slots_per_video: for each video the number of slots of each of its streams, which begin at raw frames 0, 1, ...
+        lanes, chunk: streams at a time, and slots of each.
+        rank, world_size: of the process.
+
+    >>> for step in stream_chunks([[5], [2, 1], [3]], lanes=2, chunk=2):
     ...     print([tuple(chunk) for chunk in step])
-    [(0, 0, 2), (2, 0, 2)]
-    [(0, 2, 2), (2, 2, 1)]
-    [(0, 4, 1), (1, 0, 2)]
+    [(0, 0, 2, 0), (1, 0, 2, 0)]
+    [(0, 2, 2, 0), (1, 0, 1, 1)]
+    [(0, 4, 1, 0), (2, 0, 2, 0)]
+    [(-1, 0, 0, 0), (2, 2, 1, 0)]
     """
     if lanes < 1 or chunk < 1:
         raise ValueError(f"lanes and chunk must be at least 1, got {lanes} and {chunk}")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is not one of {world_size}")
     table: list[list[StreamChunk]] = [[] for _ in range(lanes * world_size)]
-    for video in sorted(range(len(slots_per_video)), key=lambda v: (-slots_per_video[v], v)):
-        slots = slots_per_video[video]
+    for video in sorted(range(len(slots_per_video)), key=lambda v: (-sum(slots_per_video[v]), v)):
         lane = min(table, key=len)
-        lane.extend(StreamChunk(video, start, min(chunk, slots - start)) for start in range(0, slots, chunk))
+        for phase, slots in enumerate(slots_per_video[video]):
+            lane.extend(StreamChunk(video, start, min(chunk, slots - start), phase) for start in range(0, slots, chunk))
     steps = max((len(lane) for lane in table), default=0)
     # A lane of its own for every rank in turn, so that the longest lanes do not all fall to the first rank.
     mine = table[rank::world_size]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -87,11 +87,21 @@ class VideoMapSettings:
         )
 
 
-class VideoEvaluation:
-    """Takes the detections of every sampled frame, of several videos in turn, each video in order of time.
+@dataclass
+class _OpenVideo:
+    tubes: OnlineTubes | ActTubes
+    linked: int = 0
+    """How many frames have been linked."""
+    waiting: dict[int, ScoredBoxes] = field(default_factory=dict)
+    """Those that came before their turn, by number."""
 
-    What is kept of a video are its linked detections, and those until its last frame: then its tubes go to the metric.
-    A video that loses a frame or does not come to its end is not scored; ``cut`` names it.
+
+class VideoEvaluation:
+    """Takes the detections of every sampled frame of several videos, and links those of each in order of time.
+
+    What comes before its turn waits for it. What is kept of a video are its linked detections, and those until its last
+    frame: then its tubes go to the metric. A video that loses a frame or does not come to its end is not scored;
+    ``cut`` names it.
 
     Args:
         settings: linker and protocol.
@@ -108,8 +118,7 @@ class VideoEvaluation:
         stride: int,
     ) -> None:
         self.settings, self.metric, self.truth, self.stride = settings, metric, truth, stride
-        self._open: dict[str, tuple[OnlineTubes | ActTubes, int]] = {}
-        self._cut: set[str] = set()
+        self._open: dict[str, _OpenVideo] = {}
         self.on_finished: Callable[[str, list[Tube]], None] | None = None
         """Gets the tubes of every video that is scored, with its name."""
 
@@ -124,33 +133,29 @@ class VideoEvaluation:
             self._add(video, slot, ScoredBoxes(*found))
 
     def _add(self, video: str, slot: int, found: ScoredBoxes) -> None:
-        if slot == 0:
-            self._cut.discard(video)
-            self._open[video] = self.settings.tubes(self.metric.num_classes, self.stride), 0
-        tubes, expected = self._open.get(video, (None, -1))
-        if tubes is None or slot != expected:
-            self._open.pop(video, None)
-            self._cut.add(video)
-            return
-        tubes.add(*found)
-        self._open[video] = tubes, slot + 1
-        if slot + 1 == self.truth[video].num_slots:
+        if video not in self._open or slot == 0:
+            self._open[video] = _OpenVideo(self.settings.tubes(self.metric.num_classes, self.stride))
+        opened = self._open[video]
+        opened.waiting[slot] = found
+        while (due := opened.waiting.pop(opened.linked, None)) is not None:
+            opened.tubes.add(*due)
+            opened.linked += 1
+        if opened.linked == self.truth[video].num_slots:
             del self._open[video]
             truth = [tube._asdict() for tube in self.truth[video].tubes]
-            found = tubes.tubes()
-            self.metric.update([{"tubes": found}], [{"tubes": truth}])
+            tubes = opened.tubes.tubes()
+            self.metric.update([{"tubes": tubes}], [{"tubes": truth}])
             if self.on_finished is not None:
-                self.on_finished(video, found)
+                self.on_finished(video, tubes)
 
     @property
     def cut(self) -> list[str]:
         """Videos of this process that have not been seen from their first frame to their last."""
-        return sorted(self._cut | self._open.keys())
+        return sorted(self._open)
 
     def finish(self) -> dict[str, Any]:
         """The result over all processes; everything starts over."""
         self._open.clear()
-        self._cut.clear()
         result = self.metric.compute()
         self.metric.reset()
         return result

@@ -118,6 +118,39 @@ def test_annotations_arrive_with_the_last_frame_at_or_before_them(source, cache)
     assert {shown: frame for (video, shown), frame in found.items() if video == "video_4"} == {0: 1, 4: 4}
 
 
+@pytest.mark.parametrize(("lanes", "chunk"), [(1, 3), (2, 4)])
+def test_where_every_frame_is_evaluated_a_video_is_a_stream_of_each_phase(source, cache, lanes, chunk):
+    data = opened(source, "validate", frame_stride=4, lanes=lanes, chunk_frames=chunk, every_frame=True, cache=cache)
+    streams: dict[str, list[list[int]]] = {}
+    scored: dict[str, list[int]] = {}
+    for batch in data.val_dataloader():
+        for lane, video in enumerate(batch.video_ids):
+            if not video:
+                continue
+            if batch.is_first[lane]:
+                streams.setdefault(video, []).append([])
+            shown = numbers_of(batch.frames[lane][batch.is_valid[lane]])
+            assert batch.frame_indices[lane][batch.is_valid[lane]].tolist() == shown
+            streams[video][-1] += shown
+            assert batch.is_last[lane] == (shown[-1] + 4 >= source.lengths[int(video[-1])])
+            at = batch.annotated[lane].nonzero().flatten()
+            times = [round(time * FPS) for time in batch.timestamps[lane][at].tolist()]
+            assert times == [shown[place] for place in at.tolist()]
+            scored.setdefault(video, []).extend(times)
+    lengths = {f"video_{n}": source.lengths[n] for n in (2, 3, 4)}
+    assert streams == {video: [list(range(phase, n, 4)) for phase in range(4)] for video, n in lengths.items()}
+    keyframes = {video.video_id: video.keyframes for video in source.videos("val")}
+    every = {video: [round(frame.timestamp * FPS) for frame in frames] for video, frames in keyframes.items()}
+    assert {video: sorted(frames) for video, frames in scored.items()} == every
+    assert data.sampled_frames("val") == lengths
+
+
+def test_prediction_has_one_stream_of_a_video_where_every_frame_is_evaluated(source, cache):
+    data = opened(source, "predict", frame_stride=4, every_frame=True, cache=cache)
+    shown = [batch.frame_indices[batch.is_valid] for batch in data.predict_dataloader()]
+    assert not torch.cat(shown).remainder(4).any()
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_videos_that_are_padded_to_one_size_are_streamed_together(tmp_path, monkeypatch, world_size):
     sizes = ((64, 64), (64, 96), (96, 64), (64, 96), (62, 90), (64, 64))

@@ -71,7 +71,7 @@ def test_windows_of_any_phase_find_the_annotations_that_a_grid_of_that_phase_wou
 @pytest.mark.parametrize("seed", range(12))
 def test_every_slot_is_streamed_once_and_all_ranks_take_equally_many_steps(seed):
     rng = np.random.default_rng(seed)
-    slots = rng.integers(1, 40, int(rng.integers(0, 15))).tolist()
+    slots = [rng.integers(1, 40, int(rng.integers(1, 4))).tolist() for _ in range(int(rng.integers(0, 15)))]
     lanes, chunk, world_size = (int(n) for n in rng.integers(1, 6, 3))
     ranks = [stream_chunks(slots, lanes, chunk, rank, world_size) for rank in range(world_size)]
     assert len({len(steps) for steps in ranks}) == 1
@@ -84,14 +84,17 @@ def test_every_slot_is_streamed_once_and_all_ranks_take_equally_many_steps(seed)
             assert ended == sorted(ended)  # a lane that has run out stays empty
             for before, after in pairwise(pieces):
                 if after.valid and after.start:  # a video goes on without gaps on the lane it started on
-                    assert (after.video, after.start) == (before.video, before.start + before.valid)
-                    assert before.valid == chunk
-            seen += [(p.video, p.start + i) for p in pieces for i in range(p.valid)]
-    assert sorted(seen) == [(video, slot) for video, length in enumerate(slots) for slot in range(length)]
+                    assert (after.video, after.phase) == (before.video, before.phase)
+                    assert after.start == before.start + before.valid and before.valid == chunk
+                elif after.valid and after.phase:  # the streams of a video follow each other
+                    assert (after.video, after.phase) == (before.video, before.phase + 1)
+            seen += [(p.video, p.phase, p.start + i) for p in pieces for i in range(p.valid)]
+    streams = [(video, phase, length) for video, of_video in enumerate(slots) for phase, length in enumerate(of_video)]
+    assert sorted(seen) == [(video, phase, slot) for video, phase, length in streams for slot in range(length)]
 
 
 def test_lanes_are_balanced():
-    steps = stream_chunks([8] * 12, lanes=3, chunk=4, rank=1, world_size=2)
+    steps = stream_chunks([[8]] * 12, lanes=3, chunk=4, rank=1, world_size=2)
     assert len(steps) == 4  # 12 videos of 2 chunks on 6 lanes
     assert all(piece.valid == 4 for step in steps for piece in step)
 
@@ -99,7 +102,7 @@ def test_lanes_are_balanced():
 def test_impossible_streams_are_refused():
     for arguments in ({"lanes": 0, "chunk": 1}, {"lanes": 1, "chunk": 0}, {"lanes": 1, "chunk": 1, "rank": 1}):
         with pytest.raises(ValueError, match=r"at least 1|is not one of"):
-            stream_chunks([3], **arguments)
+            stream_chunks([[3]], **arguments)
 
 
 def test_slots_cover_the_last_sampled_frame():

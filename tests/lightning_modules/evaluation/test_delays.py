@@ -58,7 +58,7 @@ class Stream:
 
     def batches(self, lanes: int, chunk_frames: int):
         """Chunks, whose network input is half as large as the video, with their detections."""
-        for step in stream_chunks(LENGTHS, lanes, chunk_frames, 0, 1):
+        for step in stream_chunks([[length] for length in LENGTHS], lanes, chunk_frames, 0, 1):
             places = [(c, c.start + at) if at < c.valid else None for c in step for at in range(chunk_frames)]
             shape = len(step), chunk_frames
             empty = torch.empty(0, 4), torch.empty(0, CLASSES)

@@ -17,7 +17,7 @@ def chunks(lanes: int, chunk_frames: int, further: int | None = None):
 
     ``further`` is how many answers are given after a video's last chunk; None where nobody knows that it is the last.
     """
-    for step in stream_chunks(LENGTHS, lanes, chunk_frames, 0, 1):
+    for step in stream_chunks([[length] for length in LENGTHS], lanes, chunk_frames, 0, 1):
         shape = len(step), chunk_frames
         valid = torch.tensor([chunk.valid for chunk in step])
         starts = torch.tensor([chunk.start if chunk.valid else 0 for chunk in step])

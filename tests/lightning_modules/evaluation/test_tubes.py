@@ -200,7 +200,7 @@ def test_a_finished_video_is_kept_no_longer_and_a_broken_one_does_not_count():
     videos = evaluation()
     for slot in range(4):
         videos.add([("a", slot), ("b", slot if slot < 2 else slot + 1)], [people(0.5), people(0.5)])
-    assert not videos._open and videos.cut == ["b"]
+    assert "a" not in videos._open and videos.cut == ["b"]
     result = videos.finish()
     assert result["num_videos"] == 1 and result["map_75"] == 1
     assert videos.cut == [] and videos.finish()["num_videos"] == 0
@@ -223,3 +223,15 @@ def test_wrong_settings_are_refused():
     for wrong in ({"linker": "viterbi"}, {"protocol": "yowo"}, {"smoothing": 1.5}, {"min_frames": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             VideoMapSettings(**wrong)
+
+
+def test_frames_that_come_before_their_turn_wait_for_it():
+    moving = [people(0.5)._replace(boxes=torch.tensor([[5.0 * slot, 0, 5 * slot + 50, 50]])) for slot in range(8)]
+    tubes = []
+    for order in (range(8), (0, 4, 1, 5, 2, 6, 3, 7), (0, 7, 6, 5, 4, 3, 2, 1)):
+        videos = evaluation(num_slots=8)
+        videos.on_finished = lambda video, found: tubes.append(found)
+        videos.add([("a", slot) for slot in order], [moving[slot] for slot in order])
+        assert not videos._open
+    for found in tubes[1:]:
+        torch.testing.assert_close(found, tubes[0])
