@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import Any, Generic, Literal, TypeVar
 
 from lightning.pytorch import LightningDataModule
@@ -20,6 +23,8 @@ from datamodules.video.picture_folder import Video
 
 BatchT = TypeVar("BatchT")
 Opened = TypeVar("Opened")
+WATCH_SECONDS = 1.0
+"""How often a worker looks whether its process is still there."""
 STAGE_SPLITS: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
@@ -155,7 +160,7 @@ class SourceDataModule(LightningDataModule, Generic[Opened]):
             # Left to itself, a loader that does not collate turns the tuples of a batch into lists.
             collate_fn=_as_it_is,
             persistent_workers=num_workers > 0,
-            worker_init_fn=_use_one_thread,
+            worker_init_fn=_start_worker,
         )
 
 
@@ -181,11 +186,21 @@ def _as_it_is(batch: BatchT) -> BatchT:
     return batch
 
 
-def _use_one_thread(worker: int) -> None:
-    """OpenCV starts a thread a core in every worker; the cores are taken."""
+def _start_worker(worker: int) -> None:
+    """Keep a worker to one thread (OpenCV starts one a core, and the cores are taken) and end it with its process.
+
+    PyTorch's own watch over the process does not see that it was killed while a large batch waits to be fetched.
+    """
     import cv2
 
     cv2.setNumThreads(0)
+    Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_after(process: int) -> None:
+    while os.getppid() == process:
+        time.sleep(WATCH_SECONDS)
+    os._exit(1)
 
 
 def _named(files: Sequence[str | Path]) -> list[tuple[str, Path]]:

@@ -1,11 +1,18 @@
 """Behaviour that the DataModules of all sources share."""
 
+import os
+import signal
+import time
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.data import Dataset, SequentialSampler
 
 from datamodules.errors import UserError
-from datamodules.source_data import _named
+from datamodules.source_data import SourceDataModule, _named
 
 
 def test_files_to_predict_on_have_short_names_that_tell_them_apart():
@@ -18,3 +25,46 @@ def test_files_to_predict_on_have_short_names_that_tell_them_apart():
 def test_a_file_to_predict_on_that_is_named_twice_is_refused(again):
     with pytest.raises(UserError, match=r"predict_videos: the file 'a/1\.mp4' is there 2 times \(number 1, 3\)"):
         _named(["a/1.mp4", "b/1.mp4", again])
+
+
+class LargeBatches(Dataset):
+    """Batches of 900 tensors, of which no pipe holds two; the first says which process has made it."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, ...]:
+        return torch.tensor(os.getpid()), *torch.zeros(900, 1)
+
+
+def read_two_and_wait(workers: Connection) -> None:
+    data = LargeBatches()
+    batches = iter(SourceDataModule._loader(None, data, SequentialSampler(data), num_workers=2))  # type: ignore[arg-type]
+    workers.send([int(next(batches)[0]) for _ in range(2)])
+    time.sleep(600)
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's list of processes")
+def test_workers_end_with_their_process_however_it_ends_and_whatever_waits_to_be_fetched():
+    here, there = get_context("fork").Pipe(duplex=False)
+    process = get_context("fork").Process(target=read_two_and_wait, args=(there,))
+    process.start()
+    workers = here.recv()
+    time.sleep(1)  # until the next batches wait
+    assert all(map(is_alive, workers))
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    until = time.monotonic() + 30
+    while any(map(is_alive, workers)) and time.monotonic() < until:
+        time.sleep(0.1)
+    left = [worker for worker in workers if is_alive(worker)]
+    for worker in left:
+        os.kill(worker, signal.SIGKILL)
+    assert not left
