@@ -1,4 +1,4 @@
-"""How prediction gets on: a bar for files, frames a second and delay for live sources, and a summary at the end."""
+"""Progress of prediction: a bar for files, frames per second and delay for live sources, a summary at the end."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from datamodules.errors import UserError
 WAITING_FRAMES = 8
 """Frames that may wait for the thread; they are whole pictures."""
 MOST_CLIPS = 16
-"""That are written at once; each has an encoder."""
+"""Clips written at once, at most; each has an encoder."""
 LONGEST_CLOSE_SECONDS = 120.0
 """After the end of prediction the thread may take so long to write what waits."""
 
@@ -55,10 +55,10 @@ class Begin(NamedTuple):
     """A clip begins."""
 
     number: int
-    """Of its event."""
+    """Number of its event."""
     path: Path
     start: float
-    """Of the event, as is ``end`` below."""
+    """Start of the event, as ``end`` below is its end."""
 
 
 class End(NamedTuple):
@@ -69,7 +69,7 @@ class End(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One message to the thread: a frame of a source, if any, and what changes with it."""
+    """One message to the thread: a frame of a source, if any, and the events that begin or end with it."""
 
     source: str
     picture: np.ndarray | None
@@ -77,7 +77,7 @@ class Step(NamedTuple):
     detections: Sequence[dict[str, Any]]
     changes: Sequence[Begin | End]
     is_end: bool = False
-    """Whether the source has ended: its clips do, and its past is forgotten."""
+    """True once the source has ended: its clips end, and its earlier frames are forgotten."""
 
 
 @dataclass

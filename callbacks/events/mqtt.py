@@ -12,7 +12,7 @@ from callbacks.secret import secret
 from datamodules.errors import UserError
 
 PLACES = ("source", "rule", "action", "state")
-"""Of an event, which a topic may hold in braces."""
+"""Fields of an event that a topic may hold in braces."""
 RECONNECT_SECONDS = 30
 """The longest pause between two attempts to connect."""
 

@@ -16,14 +16,14 @@ from datamodules.errors import UserError
 from datamodules.text_files import open_text
 
 PARTS = ("zones", "rules")
-"""Of a file of rules."""
+"""Keys of a file of rules."""
 GivenRules = str | dict[str, Any] | list[dict[str, Any]]
 """A file, the content of one, or its rules alone."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """When one person's action is an event.
+    """Condition under which one person's action is an event.
 
     It begins with a frame in which the action scores at least ``start_score``, and goes on while it scores at least
     ``end_score``, in the zone. It is an event from when it has lasted ``shortest_seconds``, and ends with the last
@@ -56,7 +56,7 @@ class Rule:
     sources: tuple[str, ...] | None = None
 
     def holds_for(self, source: str) -> bool:
-        """Whether the rule is about a source."""
+        """Return whether the rule applies to a source."""
         return self.sources is None or any(fnmatchcase(source, pattern) for pattern in self.sources)
 
 

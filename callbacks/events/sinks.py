@@ -1,4 +1,4 @@
-"""Where events are sent: queues of bounded length, emptied by threads, which a stream never waits for."""
+"""Sinks of events: queues of bounded length, emptied by threads, for which a stream never waits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Delivery:
-    """How events are sent on.
+    """Settings for sending events: moments, queue, repeated attempts.
 
     Args:
         moments: whether an event is reported when it has ended (once, with everything), when it has begun (as soon as

@@ -1,4 +1,4 @@
-"""How each of many cameras is, every few seconds: on the screen, and as lines of a file."""
+"""State of each of many cameras, every few seconds: on the screen, and as lines of a file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REMEMBERED_FRAMES = 10_000
 
 
 class Delay(NamedTuple):
-    """Of some frames, in milliseconds; None where there was none."""
+    """Delay of some frames in milliseconds; None where there was no frame."""
 
     p50: float | None
     p95: float | None

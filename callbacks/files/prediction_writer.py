@@ -22,7 +22,7 @@ from lightning_modules.evaluation.tracked import TrackedFrame
 
 Format = Literal["jsonl", "csv", "mp4"]
 Frame = tuple[TrackedFrame, list[dict[str, Any]]]
-"""One frame as ``predict_step`` returns it, and its detections as they are written."""
+"""One frame as ``predict_step`` returns it, with its detections as they are written."""
 
 
 class PredictionWriter(Callback):

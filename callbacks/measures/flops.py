@@ -151,7 +151,7 @@ def _recurrence(inputs: Values, outputs: Values) -> int:
 
 
 def _matrix_product(first: int) -> Callable[[Values, Values], int]:
-    """Every output element sums over the last dimension of the operand at position ``first``, broadcast or not."""
+    """Count a matrix product: each output element sums over the last dimension of the operand at position ``first``."""
 
     def count(inputs: Values, outputs: Values) -> int:
         return math.prod(_shape(outputs[0])) * _shape(inputs[first])[-1]
@@ -215,7 +215,7 @@ def einsum_multiply_adds(equation: str, shapes: Sequence[Shape], path: Sequence[
 
 
 def _subscripts(term: str, num_dims: int) -> list[str | int]:
-    """One label a dimension; an ellipsis becomes the numbers -n to -1, so that they align from the right."""
+    """Return one label per dimension; an ellipsis becomes the numbers -n to -1, so that they align from the right."""
     before, ellipsis, after = term.partition("...")
     hidden = num_dims - len(before) - len(after) if ellipsis else 0
     return [*before, *range(-hidden, 0), *after]
@@ -286,7 +286,7 @@ _ELEMENTWISE = frozenset(
 
 
 def _is_elementwise(operator: str) -> bool:
-    """Whether the field counts ``namespace::name`` as 0; other libraries may give these names to other work."""
+    """Return whether the field counts ``namespace::name`` as 0; other libraries may give these names to other work."""
     namespace, _, name = operator.partition("::")
     bare = name.partition(".")[0]
     known = bare in _ELEMENTWISE or (bare.endswith("_") and bare.rstrip("_") in _ELEMENTWISE)

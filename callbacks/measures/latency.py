@@ -27,7 +27,7 @@ class Latency(NamedTuple):
     frames_per_second: float
     """Steps a second back to back, one frame a step: the inverse of the mean, not of the median."""
     samples: tuple[float, ...]
-    """Every duration in ms, in the order measured."""
+    """All durations in ms, in the order measured."""
 
     @classmethod
     def from_seconds(cls, durations: Sequence[float]) -> Latency:

@@ -22,7 +22,7 @@ Moments = dict[tuple[str, float], dict[str, Tensor]]
 
 
 class Machine(NamedTuple):
-    """How long predictions take here."""
+    """Speed of predictions on this machine."""
 
     latency_seconds: float
     schedule: Schedule

@@ -24,7 +24,7 @@ EVENTS_SHOWN = 50
 STALLED_SECONDS = 10.0
 """A source without a frame for longer counts as stalled."""
 QUALITY = 80
-"""Of JPEG, 0 to 100."""
+"""JPEG quality, 0 to 100."""
 ZONE_COLOUR = (250, 220, 60)
 
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 SHORTEST_TOKEN = 8
 LOOK_SECONDS = 0.02
-"""How often a stream looks whether there is a new picture."""
+"""Pause between two checks of a stream for a new picture."""
 MOST_CONNECTIONS = 64
-"""At once; further ones get 503."""
+"""Connections at once, at most; further ones get 503."""
 START_SECONDS = 10.0
 HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
 """Nothing is stored; addresses, which may hold the token, are passed on to nobody."""
@@ -75,7 +75,7 @@ class PageServer:
 
     @property
     def address(self) -> str:
-        """Of the page, without the token."""
+        """Return the address of the page, without the token."""
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}/"
 
     def start(self) -> None:
