@@ -20,7 +20,7 @@ class MapFacts(NamedTuple):
     stem: str
     """Fingerprint of its weights."""
     name: str
-    """For messages."""
+    """Name of the stem in messages."""
     channels: int
     stride: int
     """Pixels of a frame from one cell of its map to the next."""
@@ -55,34 +55,34 @@ class ClipBatch(NamedTuple):
 
 
 class Capture(NamedTuple):
-    """How the frames of a live source came in."""
+    """Arrival of a live source's frames."""
 
     received: Tensor
     """(B, T) float64, when each frame was there, in seconds of ``time.monotonic``."""
     dropped: int
     """Frames due so far that were left out, since the model was busy with others; of all sources together."""
     reconnections: int
-    """How often the source was lost and found again; of all sources together."""
+    """Times that the source was lost and found again; of all sources together."""
 
 
 SourceState = Literal["connecting", "running", "stalled", "lost", "given up", "ended"]
 
 
 class SourceHealth(NamedTuple):
-    """How one of several sources of frames is at a moment."""
+    """State of one of several sources of frames."""
 
     name: str
-    """As in ``video_ids``; ids of a folder's videos begin with it."""
+    """Name as in ``video_ids``; ids of a folder's videos begin with it."""
     state: SourceState
     """Connecting: no frame yet. Running: frames come. Stalled: connected, but no frame for long. Lost: reconnection is
     tried. Given up: it is tried no more. Ended: the source is at its end."""
     received: int
     """Frames that came in so far, due or not."""
     dropped: int
-    """As in ``Capture``, as is ``reconnections``, of this source."""
+    """Frames left out, as in ``Capture``; this and ``reconnections`` are of this source alone."""
     reconnections: int
     problem: str | None
-    """Why it is lost or was given up; None while all is well."""
+    """Reason why it is lost or was given up; None while all is well."""
 
 
 class StreamBatch(NamedTuple):
@@ -115,7 +115,7 @@ class StreamBatch(NamedTuple):
     pictures: tuple[np.ndarray, ...] = ()
     """B * T frames as they were read, lane-major: (h, w, 3) uint8 of the original size. Empty unless predicting."""
     capture: Capture | None = None
-    """Of a live source, or of several sources at once, alone."""
+    """Arrival of the frames, of a live source or of several sources at once; None otherwise."""
     lanes: tuple[int, ...] | None = None
     """Number of the lane that each of the B rows is, where only some of the lanes have a frame; every row is valid
     then. None where row i is lane i."""
@@ -136,7 +136,7 @@ class TrueKeyframe(NamedTuple):
 
 
 class TrueTube(NamedTuple):
-    """One person doing one thing without a break, in the sampled frames of a video."""
+    """One person doing one action without a break, in the sampled frames of a video."""
 
     label: int
     frames: np.ndarray
@@ -151,7 +151,7 @@ class TrueTubes(NamedTuple):
     """The ground truth of one video that tubes are scored on."""
 
     num_slots: int
-    """How many frames a stream takes of the video."""
+    """Number of frames that a stream takes of the video."""
     annotated: dict[float, int]
     """Time stamps, as batches have them, of the annotated ones among the sampled frames, and the number of each."""
     tubes: tuple[TrueTube, ...]

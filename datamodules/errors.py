@@ -45,7 +45,7 @@ class UsageError(UserError):
 
 
 IN_A_WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
-"""How PyTorch begins what it raises again in the main process: a traceback, the error's own text at its end."""
+"""Beginning of an error that PyTorch raises again in the main process: a traceback, the error's text at its end."""
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from .errors import UserError
 UNFINISHED = ".partial"
 """Ending of what is being written; ``sweep`` removes what a killed program left."""
 OLDER_NAME = re.compile(r"\..+\.([0-9]+)\.partial|.+\.([0-9]+)\.part", re.DOTALL)
-"""How earlier versions called it."""
+"""Names of earlier versions."""
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
@@ -122,7 +122,7 @@ def _remove_leftover(path: Path, process: str) -> None:
 
 
 def _runs(process: int) -> bool:
-    """Whether a process of that number runs on this machine."""
+    """Return whether a process of that number runs on this machine."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

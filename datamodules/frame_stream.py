@@ -81,7 +81,7 @@ class FrameStream:
 
     @property
     def is_endless(self) -> bool:
-        """Whether it is a live source."""
+        """Return whether it is a live source."""
         return self.live is not None
 
     def find(self, rank: int = 0, world_size: int = 1) -> None:
@@ -219,7 +219,7 @@ def stream_batch(
 
 
 def _read_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items; the next one is made while the last is used."""
+    """Yield the same items; the next one is made while the last is used."""
     with ThreadPoolExecutor(1) as pool:
         upcoming = pool.submit(next, items, None)
         while (item := upcoming.result()) is not None:

@@ -117,7 +117,7 @@ class PredictDataModule(LightningDataModule):
 
     @property
     def is_endless(self) -> bool:
-        """Whether prediction goes on until somebody stops it."""
+        """Return whether prediction goes on until it is stopped."""
         return self.stream.is_endless
 
     def source_health(self) -> tuple[SourceHealth, ...]:

@@ -41,7 +41,7 @@ Otherwise stride or frame rate are wrong, and so is every segment."""
 
 @dataclass(frozen=True)
 class SegmentWindowSettings:
-    """How untrimmed videos are cut into windows.
+    """Settings by which untrimmed videos are cut into windows.
 
     Args:
         steps: T, length of a window.
@@ -187,7 +187,7 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
         return self._loader(dataset, sampler, self.loader.num_workers)
 
     def _flow_of(self, split: Split | Literal["predict"]) -> FlowStore | None:
-        """Where the flow of these videos comes from; None where they go without."""
+        """Return the store of these videos' flow; None where flow is not used."""
         if self.flow_in_training_alone and split != "train":
             return None
         return self.predict_flow if split == "predict" else self.flow

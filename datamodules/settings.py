@@ -14,7 +14,7 @@ from datamodules.video.broken import OnError
 
 @dataclass(frozen=True)
 class FrameSettings:
-    """At which size frames are read, and where decoded frames are kept.
+    """Settings of frames: the size at which they are read, and the cache of decoded ones.
 
     Args:
         short_side: length of the frames' short side in pixels; None keeps the video's size.

@@ -15,7 +15,7 @@ from .errors import UserError
 
 BYTES_LOOKED_AT = 512
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
-"""How PyTorch's files begin: since 1.6, and before."""
+"""First bytes of PyTorch's files: since 1.6, and before."""
 DAMAGE = (
     RuntimeError,
     EOFError,

@@ -164,7 +164,7 @@ class Ava(DetectionSource):
         return tuple(videos)
 
     def _times_of_frames(self, video: Video) -> np.ndarray:
-        """When frames are shown, those missing from a folder of pictures left out."""
+        """Return the times of frames, those missing from a folder of pictures left out."""
         listing = list_video(video)
         if self.start_seconds > 0 and listing.times[-1] > LAST_SECOND:
             raise UserError(

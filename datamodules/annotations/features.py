@@ -37,7 +37,7 @@ class FeatureArray(NamedTuple):
     first_seconds: float
     """Time that feature 0 stands for."""
     step_seconds: float
-    """From one feature to the next."""
+    """Seconds from one feature to the next."""
     channels_first: bool = False
     """Whether arrays are (C, N) rather than (N, C)."""
 

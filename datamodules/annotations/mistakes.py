@@ -8,7 +8,7 @@ UNREADABLE = "videos that cannot be read"
 
 
 class Mistake(UserError):
-    """One thing that is wrong with somebody's data.
+    """One mistake in a user's data.
 
     Args:
         kind: what all mistakes of this sort are called, in the plural.

@@ -1,4 +1,4 @@
-"""Where the videos of a data set lie."""
+"""Folders and files of the videos of a data set."""
 
 from __future__ import annotations
 

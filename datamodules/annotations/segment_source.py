@@ -20,7 +20,7 @@ NO_SPANS = np.empty((0, 2), np.float64)
 
 
 class AnnotatedSegments(NamedTuple):
-    """One untrimmed video and its n segments in order of time; none where nothing happens or nobody has looked."""
+    """One untrimmed video and its n segments in order of time; none where nothing happens or is annotated."""
 
     video_id: str
     media: Video | FeatureArray | None
@@ -39,7 +39,7 @@ class SegmentSource:
     """A data set for temporal detection. Constructors touch no disk; ``prepare`` and ``videos`` do."""
 
     mistakes: list[Mistake] | None = None
-    """Where to put down what is left out instead of telling it."""
+    """List that collects what is left out; None warns instead."""
 
     def prepare(self) -> None:
         """Make or check what ``videos`` will read; called once, on one process. Idempotent."""
@@ -140,7 +140,7 @@ def find_media(
     raw: Mapping[str, RawSegments],
     picture_rate: float | None,
 ) -> dict[str, Video | FeatureArray] | None:
-    """Where each video is, by name; None where neither videos nor features are asked for.
+    """Return the file of each video by name; None where neither videos nor features are asked for.
 
     Args:
         videos: folder searched with its sub-folders, see ``find_videos``.

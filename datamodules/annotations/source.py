@@ -43,7 +43,7 @@ class DetectionSource:
     start_seconds: float = 0.0
     """Time that files of annotations and of detections give to the beginning of the videos."""
     mistakes: list[Mistake] | None = None
-    """Where mistakes in the data are put down, to read on without what is wrong; None raises the first."""
+    """List that collects mistakes in the data, which are skipped; None raises the first."""
 
     def prepare(self) -> None:
         """Make, convert or check what ``videos`` will read; called once, on one process. Idempotent."""

@@ -48,7 +48,7 @@ CLASS_NAMES = (
     "VolleyballSpiking",
 )
 TRAIN, TEST = "video_validation_", "video_test_"
-"""How the names of videos begin. The field trains on the validation videos; what a file calls their subset differs."""
+"""Prefixes of video names. The field trains on the validation videos; files differ in how they call that subset."""
 
 TestList = Literal[213, 212, 211, 210]
 NOT_TESTED: dict[int, tuple[str, ...]] = {
@@ -152,7 +152,7 @@ class Thumos14(SegmentSource):
         return self._raw
 
     def _with_diving(self, raw: Mapping[str, RawSegments]) -> dict[str, RawSegments]:
-        """All ``CliffDiving`` is ``Diving`` too."""
+        """Label every ``CliffDiving`` as ``Diving`` too."""
         completed, added = {}, []
         for name, entry in raw.items():
             there = set(entry.annotations)

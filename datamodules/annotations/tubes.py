@@ -37,11 +37,11 @@ class TubeBoxes(NamedTuple):
     tracks: np.ndarray | None
     """(n,) int64, which tube a box belongs to; None where the annotation does not say."""
     num_frames: int | None
-    """How many frames of the video were looked at; None means all."""
+    """Number of annotated frames of the video; None means all."""
 
     @classmethod
     def from_tubes(cls, tubes: list[tuple[int, np.ndarray, np.ndarray]], num_frames: int) -> TubeBoxes:
-        """Of (class id, (n,) frames, (n, 4) boxes) for each tube."""
+        """Build from (class id, (n,) frames, (n, 4) boxes) of each tube."""
         counts = [len(frames) for _, frames, _ in tubes]
         frames = np.concatenate([np.empty(0, np.int64), *(frames.astype(np.int64) for _, frames, _ in tubes)])
         boxes = np.concatenate([np.empty((0, 4), np.float32), *(boxes.astype(np.float32) for _, _, boxes in tubes)])
@@ -57,7 +57,7 @@ class TubeBoxes(NamedTuple):
 
 
 class TubeFile:
-    """One form in which tubes are kept. Videos are named ``<class>/<video>``."""
+    """One file format of tubes. Videos are named ``<class>/<video>``."""
 
     path: Path
     class_names: tuple[str, ...]
@@ -128,7 +128,7 @@ def _is_list_of_names(value: object) -> bool:
 
 
 def is_count(value: object) -> bool:
-    """Whether something that a file holds is a whole number such as a class id or a number of frames."""
+    """Return whether a value of a file is a whole number such as a class id or a number of frames."""
     return isinstance(value, int | float | np.integer | np.floating) and 0 <= value < LAST_FRAME and value % 1 == 0
 
 

@@ -188,7 +188,7 @@ class FlowCache(FlowStore):
         return None
 
     def _holds(self, entry: Path, video: Video) -> bool:
-        """Whether there is an entry that can be used, as far as opening it tells; a damaged one is cleared away."""
+        """Return whether there is a usable entry, as far as opening it shows; a damaged one is removed."""
         try:
             archive = self._open(entry, video)
         except DamagedEntry as found:
@@ -225,7 +225,7 @@ class FlowCache(FlowStore):
 
 
 _cache: FlowCache
-"""Of a process that computes: sent to it once, since the frame store may know the times of many long videos."""
+"""Cache of a computing process, sent to it once: the frame store may know the times of many long videos."""
 
 
 def _begin_process(cache: FlowCache) -> None:

@@ -19,7 +19,7 @@ from datamodules.video.picture_folder import Video
 
 @dataclass(frozen=True)
 class FlowSettings:
-    """Which optical flow goes with the frames, and where it is kept.
+    """Settings of optical flow: its kind, and where it is kept.
 
     Args:
         method: what computes it: a name, or the class of a method with its settings.

@@ -48,7 +48,7 @@ from datamodules.video.picture_folder import PictureFolder, Video
 from datamodules.video.readers import list_video, open_video
 
 CHUNK_FRAMES = 64
-"""How many frames are decoded at a time, so that memory does not grow with the length of a video."""
+"""Frames decoded at a time, so that memory does not grow with the length of a video."""
 OPEN_MAPS = 128
 """Memory maps at a time: Python keeps a file open for each, and many systems allow a process 1,024."""
 PARALLEL_FROM = 16
@@ -166,7 +166,7 @@ class FrameCache(FrameStore):
         return frames
 
     def _map(self, video: Video, record: Record) -> np.memmap:
-        """All frames of an entry, read from disk as they are touched."""
+        """Return all frames of an entry, read from disk when they are accessed."""
         if video in self._maps:
             self._maps.move_to_end(video)
             return self._maps[video]
@@ -284,7 +284,7 @@ class FrameCache(FrameStore):
 
 
 def _say_no_missing_pictures() -> None:
-    """They have been named where the videos were listed first."""
+    """Silence warnings about missing pictures: they were given where the videos were first listed."""
     warnings.filterwarnings("ignore", message=".* pictures are missing")
 
 

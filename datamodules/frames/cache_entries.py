@@ -17,7 +17,7 @@ from datamodules.errors import UserError, printable
 
 T = TypeVar("T")
 NOT_ITS_FAULT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""Of errors of the system: too many open files, no memory. They say nothing about the entry."""
+"""Errors of the system: too many open files, no memory. They say nothing about the entry."""
 
 
 CHANGED_MEANWHILE = frozenset({errno.ENOENT, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR})

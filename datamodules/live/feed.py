@@ -45,7 +45,7 @@ class BoundedFeed:
         self._taken, self._deadline = 0, time.monotonic() + seconds
 
     def read(self, size: int) -> bytes:
-        """At most ``size`` bytes; none at the end.
+        """Return at most ``size`` bytes; none at the end.
 
         Raises:
             StreamTooLarge: too many since the last packet.

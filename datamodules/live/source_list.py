@@ -12,7 +12,7 @@ from datamodules.live.sources import live_source
 from datamodules.text_files import check_one_line, read_lines, read_text
 
 LIST_ENDINGS = frozenset({".txt", ".yaml", ".yml"})
-"""Of files that list sources."""
+"""Endings of files that list sources."""
 RESERVED = frozenset({"health"})
 """Names of which files lie beside the results."""
 FORMS = (
@@ -25,7 +25,7 @@ class NamedSource(NamedTuple):
     """One of several sources."""
 
     name: str
-    """For files and messages, different from all others; holds no password."""
+    """Name in files and messages, different from all others; holds no password."""
     text: str
     """A number, an address or a path."""
 

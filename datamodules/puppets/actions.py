@@ -48,7 +48,7 @@ class Span(NamedTuple):
     cadence_hz: float = 0.0
     """Cycles a second, of a gait or a wave."""
     phase: float = 0.0
-    """Of the cycle at ``start``, in radians."""
+    """Phase of the cycle at ``start``, in radians."""
 
     @property
     def stop(self) -> int:

@@ -1,4 +1,4 @@
-"""How a video looks: colours, proportions, background, camera. None of it depends on what the puppets do.
+"""Look of a video: colours, proportions, background, camera. None of it depends on what the puppets do.
 
 Hues and skin tones lie on a scale whose even positions belong to training and whose odd ones to validation; a jitter
 smaller than half the distance between positions keeps the two apart.

@@ -1,4 +1,4 @@
-"""From samples to batches: padding to a common size, and pixels from (H, W, 3) to (3, H, W)."""
+"""Collation of samples to batches: padding to a common size, and pixels from (H, W, 3) to (3, H, W)."""
 
 from __future__ import annotations
 

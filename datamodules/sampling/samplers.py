@@ -19,7 +19,7 @@ from datamodules.errors import UserError
 STAND_IN = -1
 """Index of a sample that must not count."""
 GLOBAL_SEED = "PL_GLOBAL_SEED"
-"""Where Lightning leaves the seed of ``seed_everything``, for its subprocesses too."""
+"""Environment variable in which Lightning keeps the seed of ``seed_everything``, for its subprocesses too."""
 
 
 class Request(NamedTuple):
@@ -27,7 +27,7 @@ class Request(NamedTuple):
 
     index: int
     seed: int | None
-    """Of its augmentation; None for none. It comes with the request, so that results do not depend on workers."""
+    """Seed of its augmentation; None for none. It is part of the request, so results do not depend on workers."""
 
 
 class Position(NamedTuple):
@@ -35,7 +35,7 @@ class Position(NamedTuple):
 
     epoch: int
     batches: int
-    """Of this epoch that have been trained on."""
+    """Batches of this epoch that have been trained on."""
 
 
 class ShuffledBatches(DistributedSampler):

@@ -32,7 +32,7 @@ class SteppedVideo(NamedTuple):
     """A video whose time has been divided into N steps."""
 
     video: AnnotatedSegments
-    """Its duration is known."""
+    """The video, of known duration."""
     num_steps: int
     first_seconds: float
     """Middle of step 0."""
@@ -80,7 +80,7 @@ def step_features(video: AnnotatedSegments, resize_steps: int | None) -> Stepped
 
 
 def visible(segments: np.ndarray, begin: float | np.ndarray, end: float | np.ndarray, least: float) -> np.ndarray:
-    """Which segments (..., 2) windows from ``begin`` to ``end`` show: bool of the common shape.
+    """Return which segments (..., 2) windows from ``begin`` to ``end`` show: bool of the common shape.
 
     Shown is one of which at least the fraction ``least`` lies inside; of a segment longer than the window, so much of
     the window: otherwise the midst of a long action would pass for background.
@@ -124,7 +124,7 @@ def training_windows(
 
 
 def evaluation_windows(videos: Sequence[SteppedVideo], length: int | None, overlap: float) -> list[list[StepWindow]]:
-    """For each video the windows that cover it; without ``length`` a single one."""
+    """Return the windows that cover each video; without ``length`` a single one."""
     windows = []
     for number, video in enumerate(videos):
         size = length or video.num_steps
@@ -140,7 +140,7 @@ def evaluation_windows(videos: Sequence[SteppedVideo], length: int | None, overl
 
 
 def _random_starts(video: SteppedVideo, length: int, min_visibility: float) -> np.ndarray:
-    """All steps that a training window may begin with."""
+    """Return all steps that a training window may begin with."""
     starts = np.arange(max(video.num_steps - length, 0) + 1)
     return starts[_showing_something(video, starts, length, min_visibility)]
 

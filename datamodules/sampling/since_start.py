@@ -1,4 +1,4 @@
-"""How long every annotated action has been and will be going on, and how fast people move: for scores by those."""
+"""Age and remaining time of every annotated action, and speed of people: scores are split by them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which frames of a video a stream takes by their time stamps, whatever the frame rate of the video."""
+"""Choice of a stream's frames by their time stamps, for videos of any frame rate."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 
 EARLY = 0.09
-"""How far before its moment a frame may be shown and still be taken, in periods: cameras and time stamps jitter. Not
-one over a whole number: there rounding would decide between the frames of videos that divide a period evenly."""
+"""Periods by which a frame may precede its moment and still be taken: cameras and time stamps jitter. No fraction
+1/n: rounding would then decide between the frames of videos that divide a period evenly."""
 
 
 class TimeGrid:
@@ -29,7 +29,7 @@ class TimeGrid:
         self._due = 0
 
     def takes(self, seconds: float) -> bool:
-        """Whether the frame shown at this moment is taken; moments must not go back."""
+        """Return whether the frame shown at this moment is taken; moments must not go back."""
         if self._start is None:
             self._start = seconds
         periods = (seconds - self._start) / self.period_seconds + EARLY

@@ -23,9 +23,9 @@ from datamodules.video.picture_folder import Video
 from datamodules.video.readers import nearest_frame
 
 LATE_SECONDS = 1.0
-"""How far after its last frame a video may be annotated: containers and annotation tools round differently."""
+"""Seconds after its last frame that a video may be annotated: containers and annotation tools round differently."""
 REPLACEMENTS = 100
-"""How many other samples are tried for one that cannot be read."""
+"""Other samples tried, at most, for one that cannot be read."""
 
 
 class Window(NamedTuple):
@@ -38,7 +38,7 @@ class Window(NamedTuple):
     stride: int
     """Raw frames from one to the next; 0 repeats the keyframe."""
     supervised: int = 1
-    """How many of the last ``past`` frames carry loss."""
+    """Number of the last ``past`` frames that carry loss."""
 
     @property
     def keyframes(self) -> tuple[int, ...]:
@@ -69,7 +69,7 @@ class TimedVideo(NamedTuple):
 
 
 def off_the_video(timestamps: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Which moments a video with frames at ``times`` does not show: (n,) bool."""
+    """Return which moments a video with frames at ``times`` does not show: (n,) bool."""
     return (timestamps < 0) | (timestamps > times[-1] + LATE_SECONDS)
 
 
@@ -201,7 +201,7 @@ class WindowDataset(Dataset):
 
 
 def annotated_samples(videos: Sequence[TimedVideo], min_boxes: int) -> np.ndarray:
-    """All annotated frames with at least ``min_boxes`` boxes: (S, 2) rows (video, raw frame)."""
+    """Return all annotated frames with at least ``min_boxes`` boxes: (S, 2) rows (video, raw frame)."""
     rows = [
         (number, frame)
         for number, video in enumerate(videos)
@@ -278,7 +278,7 @@ def _to_original(video: TimedVideo) -> np.ndarray:
 
 
 def slot_samples(videos: Sequence[TimedVideo], stride: int) -> np.ndarray:
-    """Every frame that a stream takes: (S, 2) rows (video, raw frame)."""
+    """Return every frame that a stream takes: (S, 2) rows (video, raw frame)."""
     rows = [
         (number, slot * stride)
         for number, video in enumerate(videos)

@@ -8,11 +8,11 @@ from pathlib import Path
 DRAWN = "drawn by Onlooker"
 """The comment inside such a file."""
 DRAWN_NAME = re.compile(r".*\.detections(\.\d+)?\.mp4", re.IGNORECASE | re.DOTALL)
-"""Their names, those of a later part too; not every file of such a name is one."""
+"""Names of such files, later parts included; not every file of such a name is one."""
 
 
 def is_drawn(path: Path) -> bool:
-    """Whether a file is a video that prediction drew; it may still be written, or cut off, at its start too."""
+    """Return whether a file is a video that prediction drew; it may still be written, or cut off, at its start too."""
     import av
 
     if not DRAWN_NAME.fullmatch(path.name) or not path.is_file():

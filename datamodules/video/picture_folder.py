@@ -20,11 +20,11 @@ from datamodules.video.listing import VideoError, state_of
 
 NUMBERED = re.compile(r"(.*?)([0-9]+)(\.(?:jpg|jpeg|png))", re.IGNORECASE)
 PREFERRED_PREFIXES = ("{folder}_", "img_", "")
-"""Which pictures are the video's where a folder has several kinds; mmaction2 keeps optical flow beside its frames."""
+"""Prefixes of the video's pictures where a folder has several kinds; mmaction2 keeps optical flow beside frames."""
 NAMES_SHOWN = 5
 MISSING_PER_PICTURE, MISSING_AT_LEAST = 100, 100_000
-"""How many numbers may lack their picture, of which a frame is made each: numbers that leave out more are none that
-count pictures, but time stamps. A few pictures out of an hour of film that kept their numbers are fine."""
+"""Most numbers that may lack their picture; each becomes a frame. Numbers with larger gaps are time stamps and do not
+count pictures. A few pictures out of an hour of film that kept their numbers are fine."""
 
 
 class PictureFolder(NamedTuple):

@@ -34,7 +34,7 @@ _left_behind: list[Any] = []
 
 
 def _keep_decoders_of_the_parent() -> None:
-    """In a forked process: never end a decoder of its parent, for its threads are not here to be joined.
+    """Keep a forked process from ending a decoder of its parent, whose threads it does not have to join.
 
     That hangs or ends the process. Decoders in reach are held; those that the parent had dropped in a cycle, as the
     traceback of an error is, are left to no garbage collection here.
@@ -82,7 +82,7 @@ class VideoReader:
 
 
 def list_video(video: Video) -> FrameListing | PictureListing:
-    """When each frame of a video is shown, and its size, decoding next to nothing."""
+    """List the times of a video's frames, and its size, with next to no decoding."""
     return list_pictures(video) if isinstance(video, PictureFolder) else list_frames(video)
 
 

@@ -41,13 +41,13 @@ class CvatTask(NamedTuple):
     frames: tuple[int, int] | None
     """First and last frame that somebody looked at; None for the whole video."""
     num_pictures: int | None
-    """How many pictures the task is made of; None for a video."""
+    """Number of pictures of the task; None for a video."""
 
 
 class _RawBox(NamedTuple):
     frame: int
     corners: tuple[float, float, float, float]
-    """In pixels, not cut off."""
+    """Corners in pixels, not clipped to the frame."""
     actions: tuple[str, ...]
     track: int
 
@@ -60,7 +60,7 @@ class Export:
         self.check_boxes = check_boxes
         self.depth = 0
         self.builder: ElementTree.TreeBuilder | None = None
-        """Of the element that is being kept: ``meta``, or one shape of a track."""
+        """Builder of the element that is being kept: ``meta``, or one shape of a track."""
         self.meta = ElementTree.Element("meta")
         self.track: Mapping[str, str] = {}
         self.boxes: list[_RawBox] = []

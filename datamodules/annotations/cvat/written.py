@@ -39,11 +39,11 @@ class VideoFacts(NamedTuple):
 
 
 class Written(NamedTuple):
-    """How much was written."""
+    """Counts of what was written."""
 
     boxes: int
     keyframes: int
-    """Of the boxes; without those that end a track."""
+    """Boxes that are keyframes, without those that end a track."""
 
 
 def write_cvat(

@@ -20,14 +20,14 @@ from datamodules.annotations.pickles.arrays import ARRAY_CLASS, Forged, PickledA
 from datamodules.errors import UserError, printable
 
 ARRAY_MODULES = ("numpy.core.", "numpy._core.")
-"""Where numpy 1 and numpy 2 keep the functions that build an array; each can read what the other wrote."""
+"""Modules in which numpy 1 and numpy 2 keep the functions that build an array; each reads the other's files."""
 CONTAINERS = {kind.__name__: kind for kind in (dict, list, tuple, set, frozenset)}
 PLAIN_KEY = (str, bytes, int, float, type(None), np.generic)
 DEEPEST = 64
 """Containers within containers; annotations have up to five."""
 EXPANSION, SMALL = 8, 2**20
-"""How many times the length of a file its contents may have where it names things several times; 1 MiB is never too
-much."""
+"""Largest ratio of contents to length of a file, where it refers to an object several times; 1 MiB is always
+allowed."""
 LONGEST_REASON = 200
 SAVE_PLAINLY = "a pickle that names other things can run any code; write its contents as arrays, lists and dicts"
 
@@ -134,7 +134,7 @@ class _ArrayUnpickler(pickle._Unpickler):
         return bytearray(data)
 
     def _encode(self, text: str, encoding: str) -> bytes:
-        """How Python 3 writes bytes in the protocols of Python 2. Other encodings would be looked up by importing."""
+        """Replacement for the call by which Python 3 writes bytes in old protocols. Other encodings would import."""
         if encoding != "latin1":
             raise Refused(f"the encoding {encoding!r}" if isinstance(encoding, str) else "an encoding")
         self.arrays.spend(len(text))
@@ -150,7 +150,7 @@ class _ArrayUnpickler(pickle._Unpickler):
     dispatch[pickle.BUILD[0]] = load_build
 
     def load_bytearray8(self) -> None:
-        """As its original, which takes the memory before it knows whether there are so many bytes."""
+        """Read a bytearray; unlike the original, take no memory before its length is checked."""
         size = int.from_bytes(self.read(8), "little")
         if size > self.arrays.length:
             raise pickle.UnpicklingError("a bytearray longer than the file")
@@ -191,7 +191,7 @@ def _check_keys(keys: Iterable[Any]) -> None:
 
 
 def _no_bytes() -> bytes:
-    """How Python 3 writes bytes that are none in the protocols of Python 2."""
+    """Replacement for the call by which Python 3 writes empty bytes in the protocols of Python 2."""
     return b""
 
 
