@@ -96,7 +96,7 @@ class ClipDetectionModule(DetectionModule):
         return self.decode(detections, batch.image_sizes, batch.original_sizes)
 
     def make_evaluator(self, split: Literal["val", "test"]) -> DetectionEvaluator:
-        """Of a clip detector annotated frames alone are evaluated: for video mAP they must be all that there are."""
+        """Make the evaluator. Only annotated frames of clips are evaluated: video mAP needs them to be all frames."""
         evaluator = super().make_evaluator(split)
         if evaluator.videos is None:
             return evaluator

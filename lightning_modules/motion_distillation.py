@@ -110,7 +110,7 @@ class MotionDistillationModule(TemporalDetectionModule):
 
     @property
     def heads(self) -> tuple[SegmentHead, ...]:
-        """All that train."""
+        """Return all heads that train."""
         network = self.network
         return (network.branch_head, network.joint_head) if isinstance(network, DecomposedDetector) else (network.head,)
 
@@ -126,7 +126,7 @@ class MotionDistillationModule(TemporalDetectionModule):
         return losses["total"]
 
     def losses(self, batch: SegmentBatch) -> dict[str, Tensor]:
-        """Every term by name, unweighted, and their weighted sum as ``total``."""
+        """Return every term by name, unweighted, and their weighted sum as ``total``."""
         steps, truth = steps_of(batch, self.modality), self.targets(batch)
         terms: dict[str, Tensor] = {}
 
@@ -150,7 +150,7 @@ class MotionDistillationModule(TemporalDetectionModule):
         return {"total": total, **terms}
 
     def imitation(self, head: SegmentHead, student: TemporalOutputs, batch: SegmentBatch) -> dict[str, Tensor]:
-        """How far the student's features and detections are from the teacher's, which looks at motion."""
+        """Return the distances of the student's features and detections from those of the motion teacher."""
         teacher = self.teacher(steps_of(batch, self.teacher_modality), batch.mask)
         features = feature_imitation(student.features, teacher.features, student.mask)
         return {"features": features, **head.imitation(student.dense, teacher.dense)}

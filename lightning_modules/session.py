@@ -259,7 +259,7 @@ class _Steps:
 
     @property
     def next_seconds(self) -> float:
-        """When the next frame is shown if it has no time stamp."""
+        """Return the time of the next frame if it has no time stamp."""
         return self._index / self._frame_rate
 
     def batch(self, frame: np.ndarray, seconds: float | None) -> StreamBatch | None:

@@ -34,7 +34,7 @@ from .networks.weights.student_start import student_from_teacher
 
 @dataclass(frozen=True)
 class StreamSettings(DetectionSettings):
-    """How detections of a stream are decoded and scored: as ``DetectionSettings``, and later.
+    """Settings of decoding and scoring detections of a stream, those of late predictions included.
 
     Args:
         person_threshold, score, metric, video_map: see ``DetectionSettings``.
@@ -50,7 +50,7 @@ class StreamSettings(DetectionSettings):
 
 @dataclass(frozen=True)
 class DelayTraining:
-    """How one network is trained for several delays, of which any is chosen when it runs.
+    """Settings of training one network for several delays, of which any is chosen when it runs.
 
     A step predicts twice about the same frames, with the longest delay and with one of the others, drawn anew. The
     trunk runs once. Both learn from the ground truth; the late prediction, which has seen more, teaches the early one
@@ -172,7 +172,7 @@ class StreamDetectionModule(DetectionModule):
         return outputs
 
     def losses(self, batch: ClipBatch, outputs: DetectorOutputs) -> dict[str, Tensor]:
-        """Of outputs at the supervised frames against the ground truth."""
+        """Return the losses of outputs at the supervised frames against the ground truth."""
         return self.loss(
             outputs.person_logits,
             outputs.boxes,

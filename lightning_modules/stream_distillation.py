@@ -33,7 +33,7 @@ from .stream_detection import StreamDetectionModule, StreamSettings
 
 @dataclass(frozen=True)
 class WeightingSettings:
-    """How much each term counts beside the others.
+    """Settings of the weights of the loss terms.
 
     Args:
         kind: ``uncertainty`` learns the weights of the terms, ``fixed`` leaves them, see ``TaskWeighting``.

@@ -29,7 +29,7 @@ VideoDetections = dict[str, Any]
 
 @dataclass(frozen=True)
 class SegmentSettings:
-    """How segments are decoded and scored.
+    """Settings of decoding and scoring segments.
 
     Args:
         suppression: see ``SegmentSuppression``.
@@ -136,7 +136,7 @@ class TemporalDetectionModule(ExperimentModule):
 
     @property
     def protocol(self) -> str:
-        """Of ``val/map`` and ``test/map``: the evaluator's, the videos, the steps."""
+        """Describe the protocol of ``val/map`` and ``test/map``: the evaluator's, the videos, the steps."""
         data = self.trainer.datamodule
         steps = data.windows.in_evaluation
         windows = f"windows of {steps} steps" if steps else "whole videos"

@@ -1,4 +1,4 @@
-"""Which actions are taken for which, of people (segments, tubes) that were found."""
+"""Confusion between actions, of people (segments, tubes) that were found."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 5
-"""Of small pictures, one a class."""
+"""Columns of small pictures, one picture per class."""
 MOST_CLASSES = 30
 """So many classes have a small picture: those with the lowest AP."""
 
@@ -150,7 +150,7 @@ def _grid(summary: Summary) -> tuple[Figure, Sequence[Axes], np.ndarray]:
 
 
 def draw_reliability(summaries: Sequence[Summary]) -> bytes:
-    """How often rows of a score are hits; on the diagonal a score says so itself."""
+    """Draw the share of hits among rows of a score; a calibrated score lies on the diagonal."""
     figure, ((axes,),) = new_figure(5, 4.2)
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
     for summary in summaries:

@@ -73,7 +73,7 @@ class Errors(NamedTuple):
     """(M,) int8, a kind of ``MISSED``; 0 where the true row is found, or would be by a repair."""
 
     def count(self, kind: Kind) -> int:
-        """How many errors there are of a kind."""
+        """Return the number of errors of a kind."""
         return int(np.count_nonzero((self.missed if kind in MISSED else self.kinds) == kind))
 
 
@@ -162,7 +162,7 @@ def _aim(matched: Matched, targets: np.ndarray, rows: np.ndarray, objects: np.nd
 
 
 def _repairs(matched: Matched, kinds: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Of the misplaced and wrong rows about a true row that nobody took, the best-scored finds it once repaired."""
+    """Assign to each missed true row the best-scored misplaced or wrong row about it: once repaired, it is the hit."""
     found = np.zeros(len(matched.true_classes), bool)
     found[matched.taken[matched.taken >= 0]] = True
     rows = np.flatnonzero(((kinds == Kind.MISPLACED) | (kinds == Kind.WRONG_ACTION)) & (targets >= 0))

@@ -50,7 +50,7 @@ class Matched(NamedTuple):
     threshold: float
     """Overlap from which on a row is a hit."""
     area: Callable[..., float]
-    """From hits in order and number of true rows to AP."""
+    """Function from hits in order and the number of true rows to AP."""
 
     @property
     def bounds(self) -> np.ndarray:

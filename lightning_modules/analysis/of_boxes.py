@@ -22,7 +22,7 @@ from .summary import Step, Summary, summarise
 FrameAt = Callable[[str, float], np.ndarray | None]
 """Gives the frame (H, W, 3) uint8 of a video at some seconds, None where there is none."""
 LEAST_IOU = 0.1
-"""Of what is drawn in the frames before and after with the box of the frame."""
+"""Least overlap of a box drawn in the frame before or after with the box of the frame itself."""
 
 
 class TrueBoxes(NamedTuple):
@@ -32,9 +32,9 @@ class TrueBoxes(NamedTuple):
     rows: FrameRows
     """M rows, as they are scored."""
     properties: Sequence[Property]
-    """Of the M rows."""
+    """Properties of the M rows."""
     class_names: Sequence[str]
-    """Of the K classes that are scored."""
+    """Names of the K classes that are scored."""
     frame_at: FrameAt
 
 

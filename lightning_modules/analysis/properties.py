@@ -21,11 +21,11 @@ OVERLAP_EDGES = (0.01, 0.25)
 
 
 class Property(NamedTuple):
-    """One thing that true rows differ in."""
+    """One property in which true rows differ."""
 
     name: str
     labels: tuple[str, ...]
-    """Of the B bins."""
+    """Names of the B bins."""
     bins: np.ndarray
     """(M,) int64, that of each true row; -1 where it is not known."""
 

@@ -96,7 +96,7 @@ HELP = {
         ("runtime", "num_threads"),
     ),
 }
-"""By command; that of ``main.py`` itself has no name."""
+"""Help of each command; that of ``main.py`` itself has no name."""
 
 
 def beginning(about: CommandHelp) -> str:

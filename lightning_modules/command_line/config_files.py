@@ -43,7 +43,7 @@ def whole_file(value: str) -> str | None:
 
 
 def is_object(content: Any) -> bool:
-    """Whether it names a class that can be imported; the parser tells what is wrong with others."""
+    """Return whether it names a class that can be imported; the parser tells what is wrong with others."""
     return isinstance(content, dict) and locate(str(content.get("class_path"))) is not None
 
 

@@ -21,7 +21,7 @@ from .settings import FILE_ENDINGS, OBJECT_KEYS, Settings
 
 CLOSE = 0.6
 SHOWN = 12
-"""How many keys or choices are listed where none is close."""
+"""Number of keys or choices that are listed where none is close."""
 NO_SETTINGS = ("help", "print_config", "print_shtab")
 UNKNOWN_KEY = re.compile(r"(?:Group '(?P<group>[^']+)'|.*?)(?: does not accept option|Option) ?'(?P<key>[^']+)'")
 
@@ -32,7 +32,7 @@ class OnlookerParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs, allow_abbrev=False)
         self.settings = Settings(())
-        """Those of the command line that is being read."""
+        """Settings of the command line that is being read."""
 
     def parse_args(self, args: Sequence[str] | None = None, *others: Any, **settings: Any) -> Namespace:  # type: ignore[override]
         """Parse as jsonargparse does; a ``null`` within an object's settings stays one.
@@ -72,7 +72,7 @@ class OnlookerParser(LightningArgumentParser):
 
     @property
     def keys(self) -> list[str]:
-        """All keys that this parser accepts, objects as a whole."""
+        """Return all keys that this parser accepts, objects as a whole."""
         return [action.dest for action in self._actions if action.dest.rpartition(".")[2] not in NO_SETTINGS]
 
 

@@ -26,7 +26,7 @@ from ..runtimes.opening import RuntimeChoice, require_fits
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 COMMANDS = ("predict", "serve")
-"""Those that predict; what they are made of besides weights and source is in the config of their name."""
+"""Commands that predict; all but weights and source is in the config of their name."""
 ALIASES = {"--source": "--data.init_args.source"}
 WEIGHTS, NETWORK, RATE = "model.init_args.weights", "model.init_args.network", "data.init_args.frame_rate"
 
@@ -94,7 +94,7 @@ def _of_card(card: Card, path: Path, has_network: bool, has_rate: bool) -> Setti
 
 
 def _frames_of(card: Card, path: Path, has_rate: bool) -> Settings:
-    """Which frames a network takes, and what its classes are called."""
+    """Return the settings of the frames that a network takes, and the names of its classes."""
     if card.frame_rate is None and not has_rate:
         raise UserError(
             "its card does not say the frame rate of the training videos", where=path, remedy=f"give --{RATE}"

@@ -1,4 +1,4 @@
-"""Where every setting of a command line stands: its argument, or its file and line."""
+"""Places of all settings of a command line: an argument, or a file and its line."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ DEEPEST = 16
 
 
 class Setting(NamedTuple):
-    """One key as it is spelt somewhere."""
+    """One key where it is set."""
 
     key: tuple[str, ...]
-    """From the outermost: ``("model", "init_args", "network")``."""
+    """Parts from the outermost: ``("model", "init_args", "network")``."""
     value: str | None
     """The text of a scalar, None for a mapping or a list."""
     file: str = ""
-    """As it is shown; empty for the command line."""
+    """File as it is shown; empty for the command line."""
     line: int = 0
 
     def __str__(self) -> str:

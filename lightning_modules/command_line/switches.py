@@ -24,7 +24,7 @@ GPUS = {
     "mps": MPSAccelerator.is_available,
 }
 LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "log_every_n_steps": 0}
-"""Of settings that Lightning divides by without a look."""
+"""Least values of settings that Lightning divides by without a check."""
 NEEDED_BY: dict[str, tuple[type[Callback], ...]] = {
     "enable_progress_bar": (ProgressBar,),
     "enable_checkpointing": (Checkpoint,),

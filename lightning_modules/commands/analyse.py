@@ -157,7 +157,7 @@ def _of_boxes(
 
 
 def _properties(data: LightningDataModule, split: Literal["val", "test"], places: np.ndarray) -> list[Property]:
-    """Those that the annotation allows: it need not say whose boxes are whose."""
+    """Return the properties that the annotation allows: it need not identify people."""
     keyframes = data.true_keyframes(split)
     speeds = data.speeds(split)
     try:

@@ -48,7 +48,7 @@ class QuantizationSettings:
 
 
 class Quantizer(NamedTuple):
-    """How a graph is quantised."""
+    """Settings by which a graph is quantised."""
 
     kind: Quantization
     clips: Sequence[np.ndarray] = ()

@@ -137,7 +137,7 @@ def rows_of_file(
 
 
 def _keyframes_of(found: FrameDetections, keyframes: Sequence[TrueKeyframe], tolerance: float) -> np.ndarray:
-    """For each row its keyframe, -1 where there is none, -2 where not even the video is known."""
+    """Return each row's keyframe, -1 where there is none, -2 where not even the video is known."""
     of_video: dict[str, list[int]] = {}
     for index, keyframe in enumerate(keyframes):
         of_video.setdefault(keyframe.video_id, []).append(index)

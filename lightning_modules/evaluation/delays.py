@@ -16,7 +16,7 @@ from ..networks.detection.outputs import ScoredBoxes
 from .predictions import Answer, StreamFrame
 
 MIN_IOU = 0.3
-"""From one sampled frame to the next, of the boxes of one person; what ``OnlineLinker`` asks too."""
+"""Least IoU of a person's boxes in successive sampled frames; the same as that of ``OnlineLinker``."""
 
 
 def check_delays(delays: Sequence[int]) -> None:

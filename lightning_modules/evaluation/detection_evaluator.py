@@ -20,7 +20,7 @@ from .tubes import VideoEvaluation, VideoMapSettings
 
 @dataclass(frozen=True)
 class DetectionSettings:
-    """How detections are decoded and scored.
+    """Settings of decoding and scoring detections.
 
     Args:
         person_threshold, score: how they are decoded, see ``decode_detections``.

@@ -1,4 +1,4 @@
-"""Which frame of a stream each answer of a detector is about, also where answers come a few frames late."""
+"""Assignment of a detector's outputs to the frames they are about, also where they come a few frames late."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StreamFrame(NamedTuple):
 
     lane: int
     is_first: bool
-    """Of its stream."""
+    """True for the first frame of its stream."""
     video_id: str
     index: int
     timestamp: float

@@ -1,4 +1,4 @@
-"""Who is who on one lane of a stream."""
+"""Identities of people on one lane of a stream."""
 
 from __future__ import annotations
 

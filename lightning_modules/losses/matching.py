@@ -86,7 +86,7 @@ class ProposalMatcher(nn.Module):
 
 
 def _starts(counts: list[int]) -> list[int]:
-    """Where each keyframe's rows begin: [2, 0, 3] -> [0, 2, 2]."""
+    """Return where each keyframe's rows begin: [2, 0, 3] -> [0, 2, 2]."""
     return [sum(counts[:index]) for index in range(len(counts))]
 
 

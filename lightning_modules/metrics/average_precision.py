@@ -1,4 +1,4 @@
-"""From overlaps to hits, and from hits to average precision, for the detections of one class.
+"""Matching of overlaps to hits, and average precision of hits, for the detections of one class.
 
 Detections are numbered by rank: number 0 is matched first. What they can be matched to are *pairs* of a detection and
 a target that may belong together, given as three equally long arrays: numbers of detections, numbers of targets,
@@ -75,7 +75,7 @@ def precisions(hits: np.ndarray, hit_weight: float = 1.0) -> np.ndarray:
 
 
 def envelope_area(hits: np.ndarray, num_targets: int, hit_weight: float = 1.0) -> float:
-    """All-point AP (Pascal VOC since 2010): precision made monotone from the right, summed where recall rises."""
+    """Return all-point AP (Pascal VOC since 2010): precision made monotone from the right, summed as recall rises."""
     precision = precisions(hits, hit_weight)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(envelope[hits].sum() / num_targets)

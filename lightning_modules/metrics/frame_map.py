@@ -102,7 +102,7 @@ class FrameMeanAveragePrecision(RowMetric):
         self._append(new)
 
     def _frame(self, frame: Rows, where: str, side: str) -> dict[str, Tensor]:
-        """One frame as rows; scores of all classes become a row each."""
+        """Return one frame as rows; scores of all classes become a row each."""
         all_classes = side == "pred" and "labels" not in frame and "scores" in frame and frame["scores"].ndim == 2
         if not all_classes:
             columns = ("boxes", "scores", "labels") if side == "pred" else ("boxes", "labels")
@@ -181,7 +181,7 @@ class FrameMeanAveragePrecision(RowMetric):
         }
 
     def _rows(self, side: str) -> tuple[FrameRows, int]:
-        """All rows of a side, and the number of frames."""
+        """Return all rows of a side, and the number of frames."""
         names = ("counts", "boxes", "row_counts", "labels", *(("scores",) if side == "pred" else ()))
         columns = self._gathered(side, names)
         counts, row_counts, classes = (columns[name].numpy() for name in ("counts", "row_counts", "labels"))

@@ -23,7 +23,7 @@ from torchmetrics.utilities import dim_zero_cat
 def frame_targets(
     times: Tensor, segments: Tensor, labels: Tensor, ambiguous: Tensor, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """From segments to frames: a frame shows an action if ``start <= time < end``, time being its middle.
+    """Turn segments into labels of frames: a frame shows an action if ``start <= time < end`` at its middle.
 
     This recipe is part of the protocol: published ones round chunks of frames differently, which moves the result.
 
@@ -165,7 +165,7 @@ class PerFrameMeanAveragePrecision(Metric):
 
 
 def _explain_nothing(num_frames: int, num_ignored: int) -> str:
-    """Why there is no result, in words. A mean of 0 cannot be: a positive frame ranked last still has a precision."""
+    """Return in words why there is no result. The mean is never 0: a positive frame ranked last has a precision."""
     if not num_frames:
         return f"no frame: all {num_ignored} are ambiguous" if num_ignored else "no frame was passed"
     return f"no ground truth: none of {num_frames} frames shows a class that is scored"

@@ -46,7 +46,7 @@ class RowMetric(Metric):
 
 
 def concatenate(parts: Iterable[Tensor], empty: Tensor) -> Tensor:
-    """All rows, of the dtype and on the device of ``empty``, which stands in where there is no row."""
+    """Return all rows, of the dtype and on the device of ``empty``, which is the result where there is no row."""
     rows = [part.detach().to(device=empty.device, dtype=empty.dtype) for part in parts if part.numel()]
     return torch.cat([empty, *rows])
 

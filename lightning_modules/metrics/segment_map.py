@@ -109,7 +109,7 @@ def pairwise_tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _explain_zero(preds: SegmentRows, targets: SegmentRows, threshold: float) -> str:
-    """Why the mean is 0 or undefined, in words."""
+    """Return in words why the mean is 0 or undefined."""
     if not len(targets.scores):
         return "no ground truth: no video has a segment"
     if not len(preds.scores):
@@ -246,7 +246,7 @@ class SegmentMeanAveragePrecision(RowMetric):
         }
 
     def _rows(self, side: str) -> SegmentRows:
-        """All rows of a side."""
+        """Return all rows of a side."""
         names = ("counts", "segments", "labels", *(("scores",) if side == "pred" else ()))
         columns = self._gathered(side, names)
         counts, labels = columns["counts"].numpy(), columns["labels"].numpy()

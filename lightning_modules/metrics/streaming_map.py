@@ -164,7 +164,7 @@ class StreamingMeanAveragePrecision(FrameMeanAveragePrecision):
 
     @property
     def streaming_description(self) -> str:
-        """Such as ``streaming ava frame mAP@0.5, newest frame, 12 ms, 3 frames awaited``."""
+        """Describe the protocol: ``streaming ava frame mAP@0.5, newest frame, 12 ms, 3 frames awaited``."""
         latency = 1e3 * float(np.median(np.atleast_1d(self.latency_seconds)))
         awaited = f", {self.frames_awaited} frames awaited" if self.frames_awaited else ""
         return f"streaming {self.description}, {self.schedule}, {latency:.3g} ms{awaited}"

@@ -24,7 +24,7 @@ from .average_precision import envelope_area, settle_ties, trapezoid_area
 from .frame_ap import FrameMapSettings, FrameRows, matches_by_class
 
 EDGES_SECONDS = (0.25, 0.5, 1.0)
-"""Where one bin ends and the next begins; the first begins at 0, the last has no end."""
+"""Edges between bins; the first bin begins at 0, the last has no end."""
 
 
 class TimeSinceStart(NamedTuple):

@@ -28,7 +28,7 @@ class SavedTubes(NamedTuple):
     """Frames are numbered by the stride: sampled frame n is frame n ``frame_stride`` of the video."""
     frame_stride: int
     linker: str
-    """Who linked them."""
+    """Name of the linker that made them."""
 
 
 def write_tubes(

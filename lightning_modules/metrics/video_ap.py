@@ -1,4 +1,4 @@
-"""How well tubes are detected, under the two protocols of the field, on plain arrays.
+"""Video mAP under the two protocols of the field, on plain arrays.
 
 | protocol | overlap | before matching | a taken tube | AP | used for |
 |---|---|---|---|---|---|
@@ -176,7 +176,7 @@ def without_duplicate_tubes(preds: TubeRows, threshold: float = TUBE_NMS_THRESHO
 
 
 def explain_zero(preds: TubeRows, targets: TubeRows, threshold: float, protocol: VideoProtocol) -> str:
-    """Why the mean at a threshold is 0 or undefined, in words."""
+    """Return in words why the mean at a threshold is 0 or undefined."""
     if not len(targets.scores):
         return "no ground truth: no video has a tube"
     if not len(preds.scores):

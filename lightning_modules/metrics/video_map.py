@@ -109,7 +109,7 @@ class VideoMeanAveragePrecision(RowMetric):
         )
 
     def _tube(self, tube: Mapping[str, Any], where: str, *, scored: bool) -> dict[str, Any]:
-        """One tube as numbers and boxes, checked."""
+        """Return one tube as numbers and boxes, checked."""
         columns = ("label", "frames", "boxes", *(("score",) if scored else ()))
         if missing := [column for column in columns if column not in tube]:
             raise ValueError(f"{where} has no {missing}; it has {sorted(tube)}")
@@ -164,7 +164,7 @@ class VideoMeanAveragePrecision(RowMetric):
         }
 
     def _rows(self, side: str) -> tuple[TubeRows, int]:
-        """All tubes of a side, and the number of videos."""
+        """Return all tubes of a side, and the number of videos."""
         names = ("counts", "labels", "starts", "lengths", "boxes", *(("scores",) if side == "pred" else ()))
         columns = {name: column.numpy() for name, column in self._gathered(side, names).items()}
         labels, counts = columns["labels"], columns["counts"]

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CHECKPOINT_OPTION = "--ckpt_path"
 GRACE_SECONDS = 5.0
-"""How long a killed process is waited for."""
+"""Time to wait for a killed process."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -16,16 +16,16 @@ SAID = (
     r"TPU available: False",
     r"\nDetected KeyboardInterrupt, attempting graceful shutdown",  # the last line says more
 )
-"""How uninteresting messages of Lightning's log begin."""
+"""Beginnings of uninteresting messages of Lightning's log."""
 
 
 class Warned(NamedTuple):
     """Warning that is not shown."""
 
     message: str
-    """How it begins."""
+    """Beginning of the message."""
     module: str
-    """Where it is raised."""
+    """Module in which it is raised."""
     category: type[Warning] = UserWarning
 
 

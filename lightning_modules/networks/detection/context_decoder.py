@@ -127,7 +127,7 @@ class ContextDecoder(Preparable):
 
     @property
     def reads_other_slots(self) -> bool:
-        """Whether anything but the keyframe's slot changes the outputs."""
+        """Return whether anything but the keyframe's slot changes the outputs."""
         return self.temporal_roi or self.context != "none"
 
     def no_weight_decay(self) -> set[str]:
@@ -173,7 +173,7 @@ class ContextDecoder(Preparable):
         grid: tuple[int, int],
         slot_weights: Tensor | None = None,
     ) -> Tensor:
-        """One vector an actor: RoIAlign of its extended box in every slot, maximum over bins, mean over slots.
+        """Return one vector per actor: RoIAlign of its extended box in every slot, maximum over bins, mean over slots.
 
         Shapes: canvas (B, T', S, C), boxes (B, P, 4), slot_weights (B, T') summing to one, equal by default;
         returns (B, P, C).

@@ -83,7 +83,7 @@ class DynamicInteraction(nn.Module):
 
 
 class RefinementStage(nn.Module):
-    """One look at every proposal: self-attention, dynamic interaction with its RoI, MLP, class and box. Post-norm."""
+    """Refinement of every proposal: self-attention, dynamic interaction with its RoI, MLP, class, box. Post-norm."""
 
     def __init__(self, dim: int, num_heads: int, dynamic_dim: int, hidden_dim: int, roi_size: int) -> None:
         super().__init__()

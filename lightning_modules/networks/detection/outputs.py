@@ -20,7 +20,7 @@ class Detections(NamedTuple):
 
 
 class DetectorOutputs(NamedTuple):
-    """All that a detector can be supervised on, for B keyframes. Streaming networks fold their T axis into B."""
+    """Outputs with all that can be supervised, for B keyframes. Streaming networks fold their T axis into B."""
 
     person_logits: Tensor
     """(R, B, Q, 2) after each of R refinement stages."""
@@ -54,7 +54,7 @@ ScoreRule = Literal["person_x_action", "action"]
 def score_proposals(
     detections: Detections, image_sizes: Tensor, original_sizes: Tensor, score: ScoreRule = "action"
 ) -> ScoredBoxes:
-    """Every proposal's box, clipped to the frame, and scores: (B, Q, ...) of constant shape, nothing left out.
+    """Return every proposal's box, clipped to the frame, and scores: (B, Q, ...) of constant shape.
 
     Arguments as in ``decode_detections``.
     """

@@ -31,7 +31,7 @@ class PublishedCost(NamedTuple):
     encoder_mlp: float
     pyramid: float
     localizer: float
-    """With its norms."""
+    """The localizer with its norms."""
     decoder_projection: float
     decoder_attention: float
     decoder_mlp: float

@@ -46,7 +46,7 @@ class KeyframeTokenDropout(nn.Module):
         return weights
 
     def num_kept(self, num_tokens: int, num_keyframe_tokens: int) -> int:
-        """How many of the tokens outside the keyframe stay."""
+        """Return the number of tokens outside the keyframe that are kept."""
         kept = math.ceil(self.keep_rate * num_tokens) - num_keyframe_tokens
         if kept < 0:
             raise ValueError(

@@ -35,7 +35,7 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def _goes_to_mkl(inputs: Tensor) -> bool:
-    """Whether torch would leave this product to MKL though oneDNN is at hand."""
+    """Return whether torch would leave this product to MKL though oneDNN is available."""
     return (
         inputs.device.type == "cpu"
         and inputs.dtype == torch.float32
@@ -45,7 +45,7 @@ def _goes_to_mkl(inputs: Tensor) -> bool:
 
 
 def _convolves_faster(inputs: Tensor) -> bool:
-    """Whether convolutions go to oneDNN, do more than MKL's products there, and have rows enough to gain by it."""
+    """Return whether convolutions go to oneDNN, use more than MKL's products, and have rows enough to gain by it."""
     return (
         inputs.shape[:-1].numel() >= FEWEST_ROWS
         and torch.get_num_threads() > 1
@@ -60,7 +60,7 @@ class Linear(Preparable, nn.Linear):
         return self.with_bias(inputs, self.bias)
 
     def with_bias(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
-        """As ``forward``, with another bias."""
+        """Compute ``forward`` with another bias."""
         in_order = self.kept
         if in_order is None or inputs.numel() == 0 or not _goes_to_mkl(inputs):
             return linear(inputs, self.weight, bias)

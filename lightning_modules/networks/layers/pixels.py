@@ -1,4 +1,4 @@
-"""From uint8 pixels to network input, on the device."""
+"""Conversion of uint8 pixels to network input, on the device."""
 
 from __future__ import annotations
 

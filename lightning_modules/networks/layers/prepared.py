@@ -21,7 +21,7 @@ def prepare_for_inference(network: nn.Module) -> None:
 
 
 def in_float32_on_cpu(values: Tensor) -> bool:
-    """Whether a module computes these values in float32 on a CPU: what most that is kept is made for."""
+    """Return whether a module computes in float32 on a CPU, which most prepared values are made for."""
     return values.dtype == torch.float32 and values.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 

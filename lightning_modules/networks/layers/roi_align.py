@@ -19,7 +19,7 @@ RoiKernel = Literal["separable", "torchvision"]
 
 
 def has_compiled_kernel(maps: Tensor) -> bool:
-    """Whether torchvision would run its compiled operator on these maps.
+    """Return whether torchvision would run its compiled operator on these maps.
 
     Where it cannot load, and on GPUs under ``torch.use_deterministic_algorithms``, torchvision takes a plain Python
     form instead, whose values differ from the operator's. To ``torch.compile`` the operator is opaque and its choice of

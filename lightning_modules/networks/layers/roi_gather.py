@@ -24,7 +24,7 @@ class BinCells(NamedTuple):
     places: Tensor
     """(N, r r, (2 s)^2) int64, counted by rows from the map's first cell; s = sampling ratio."""
     weights: Tensor
-    """Of the same shape, in float32; NaN where a box is."""
+    """Weights of the same shape, in float32; NaN where a box is."""
 
 
 def bin_cells(

@@ -80,7 +80,7 @@ class ConvolutionalStem(nn.Module):
         return self
 
     def are_maps(self, frames: Tensor) -> bool:
-        """Whether (B, T, C, h, w) are maps that were computed before, and no pixels."""
+        """Return whether (B, T, C, h, w) are maps computed before, not pixels."""
         return frames.shape[2] == self.channels
 
     def pixel_size(self, frames: Tensor) -> tuple[int, int]:

@@ -43,7 +43,7 @@ class MemorySize:
 
     @property
     def chooses(self) -> bool:
-        """Whether the attention that tokens receive decides what is kept."""
+        """Return whether the attention that tokens receive decides what is kept."""
         return self.frames > 0 and self.keep_rate < 1
 
 

@@ -28,7 +28,7 @@ class DetectorState(NamedTuple):
     memory: MemoryState
     """Tokens of past frames that the context decoder reads."""
     actors: QueueState
-    """Those whose output is still to come; none without a look-ahead."""
+    """Actors whose output is still to come; none without a look-ahead."""
 
 
 class StreamingDetector(StreamingModule[DetectorState]):
@@ -84,7 +84,7 @@ class StreamingDetector(StreamingModule[DetectorState]):
 
     @property
     def size(self) -> TrunkSize:
-        """Of the trunk."""
+        """Return the size of the trunk."""
         return self.trunk.size
 
     @property
@@ -156,7 +156,7 @@ class StreamingDetector(StreamingModule[DetectorState]):
         last: int | None = None,
         deep: bool = False,
     ) -> tuple[DetectorOutputs, DetectorState]:
-        """All there is to supervise on the chunk's ``last`` frames (all by default), their axis folded into the batch.
+        """Return all that is supervised on the chunk's ``last`` frames (all by default), folded into the batch axis.
 
         The frames before them only advance the state: that is how training warms it up. ``deep`` asks for what training
         supervises: the action logits of every decoder block, and of all proposals whatever ``num_actors`` says.

@@ -105,5 +105,5 @@ class TemporalShiftAttention(CausalAttention[ShiftState]):
 
     @staticmethod
     def _delay(chunk: Tensor, past: Tensor) -> Tensor:
-        """Each frame's entry replaced by the one before it; the first comes from the state."""
+        """Replace each frame's entry by that of the frame before; the first comes from the state."""
         return torch.cat([past[:, None].to(chunk.dtype), chunk[:, :-1]], dim=1)

@@ -1,4 +1,4 @@
-"""How late a streaming detector's predictions are, and which frames they are made of: the one place for all delay."""
+"""Delay of a streaming detector's predictions, and the frames they are made of: the one place for all delay."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Timing:
-    """When the predictions for a frame are made, and from what.
+    """Delay of predictions, and the frames they are made from.
 
     The output at frame ``t + look_ahead`` is about frame ``t``. With ``look_ahead=3``::
 

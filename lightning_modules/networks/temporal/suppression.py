@@ -1,4 +1,4 @@
-"""Which of many overlapping segments are kept: soft-NMS and NMS, per class, and voting on where a segment lies."""
+"""Suppression of overlapping segments: soft-NMS and NMS, per class, and voting on a segment's place."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ OURS = re.compile(rf"({re.escape(NETWORKS)}(\.\w+)*|{NETWORKS.partition('.')[0]}
 
 @dataclass(frozen=True)
 class Card:
-    """How a network was built and trained, and what its frames must be like.
+    """Description of a network: how it was built and trained, and what frames it takes.
 
     Args:
         network: its config, class and arguments, see ``build_network``; classes without their modules.

@@ -43,7 +43,7 @@ def load_pretrained(network: nn.Module, weights: str | Path | Mapping[str, objec
 
 
 def is_image_vit(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether weights are those of a ViT that embeds pictures, not tubelets."""
+    """Return whether weights are those of a ViT that embeds pictures, not tubelets."""
     return PATCH in tensors and tensors[PATCH].dim() == 4
 
 

@@ -20,9 +20,9 @@ CHECKED = ("patch_embed", "blocks", "norm")
 """Parts of the encoder whose every parameter must fit."""
 ROWS_FIRST = ("patch_embed", "positions", "blocks", "norm", "decoder")
 IN_A_STREAM = re.compile(r"^(blocks\.\d+)\.attention\.(norm1|attn)\.")
-"""Where a streaming trunk has what a clip's block has itself."""
+"""Names under which a streaming trunk has the parts of a clip's block."""
 CODES_TOLERANCE = 1e-2
-"""Of position codes between -1 and 1, so that a table stored in bfloat16 is recognised."""
+"""Tolerance of position codes between -1 and 1, so that a table stored in bfloat16 is recognised."""
 
 
 class PretrainedReport(NamedTuple):
@@ -38,7 +38,7 @@ class PretrainedReport(NamedTuple):
     """Remarks for the user, one sentence each."""
 
     def table(self) -> str:
-        """One row a part of the network or the file; under them the notes."""
+        """Return one row per part of the network or the file; under them the notes."""
         missing = tuple(name.removeprefix("head.").removeprefix("trunk.") for name in self.missing)
         columns = (self.used, self.left_over, missing)
         parts = [[part_of(our_name(name)) for name in names] for names in columns]
@@ -165,7 +165,7 @@ def place(
 
 
 def lost_biases(stored: Mapping[str, Stored]) -> bool:
-    """Whether all biases are zero in a file that has them as transformers 5 has."""
+    """Return whether all biases are zero in a file that has them as transformers 5 has."""
     biases = [
         entry for name, entry in stored.items() if name.startswith("blocks.") and name.endswith(("q_bias", "v_bias"))
     ]

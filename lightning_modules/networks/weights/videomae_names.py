@@ -17,7 +17,7 @@ from datamodules.tensor_file import read_tensor_file
 from .loading import KEYS_SHOWN
 
 CONTAINERS = ("model", "module", "state_dict", "model_state")
-"""Where in a checkpoint the weights are, if they are not the whole of it."""
+"""Keys of a checkpoint that may hold the weights."""
 WRAPPERS = ("module.", "model.", "_orig_mod.", "backbone.")
 """Prefixes that stand for whatever was wrapped around the network when it was saved; in any order, any number."""
 RENAMES = (
@@ -38,7 +38,7 @@ RENAMES = (
     (r"\.layernorm_before\.", ".norm1."),
     (r"\.layernorm_after\.", ".norm2."),
 )
-"""From the names of VideoMAE (pre-training and fine-tuned) and of Hugging Face's transformers to ours, one by one."""
+"""Names of VideoMAE (pre-training and fine-tuned) and of Hugging Face's transformers, and ours for them, in turn."""
 
 
 class Stored(NamedTuple):

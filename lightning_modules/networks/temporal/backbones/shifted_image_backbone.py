@@ -54,7 +54,7 @@ class FrameShift(nn.Module):
         return torch.cat([prefix, self.shift(patches, 2)], dim=1)
 
     def shift(self, features: Tensor, axis: int) -> Tensor:
-        """The same along the channels of ``axis``."""
+        """Shift a part of the channels, which lie along ``axis``."""
         fold = features.shape[axis] // self.fold_div
         if fold == 0:
             raise ValueError(f"{features.shape[axis]} channels are too few for fold_div={self.fold_div}")

@@ -59,7 +59,7 @@ class SegmentHead(nn.Module, ABC, Generic[Dense]):
 
     @abstractmethod
     def decode(self, outputs: Dense, score_threshold: float, max_segments: int) -> list[ScoredSegments]:
-        """For each of B windows at most ``max_segments`` best by score, above the threshold, no suppression yet.
+        """Return at most ``max_segments`` of the best segments above the threshold for each of B windows, unsuppressed.
 
         A place may be decoded with several classes.
         """
