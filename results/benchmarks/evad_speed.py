@@ -47,7 +47,7 @@ class Setting(NamedTuple):
     enhanced_weight: float
 
     def teacher(self, device: torch.device | str, head: HeadFactory | None = None, **changes: Any) -> EvadTeacher:
-        """In eval mode, with random weights (seed 0) among which every part matters and boxes stay in reach."""
+        """Return a teacher in eval mode; its random weights (seed 0) use every part and keep boxes in reach."""
         rates = dict.fromkeys(KEEP_LAYERS, self.keep_rate)
         backbone = VideoViT(keep_rates=rates, enhanced_weight=self.enhanced_weight, **changes)
         teacher = EvadTeacher(80, backbone, head or DetectionHead)
@@ -93,7 +93,7 @@ def difference(found: DetectorOutputs | NaiveOutputs, expected: DetectorOutputs 
 
 @torch.no_grad()
 def measure_forward(setting: Setting, device: torch.device, side: int, rounds: int) -> dict[str, Any]:
-    """One row of the table of forward passes."""
+    """Measure one row of the table of forward passes."""
     teacher, (clip, sizes) = setting.teacher(device), clip_on(device, side)
 
     def in_bf16() -> Any:
@@ -208,7 +208,7 @@ def peak_memory_alone(threads: int, *arguments: Any) -> float:
 
 
 def gradients(step: Callable[[], object], teacher: EvadTeacher) -> Tensor:
-    """All gradients of one training step, in a row."""
+    """Return all gradients of one training step, concatenated."""
     step()
     return torch.cat(
         [(torch.zeros_like(p) if p.grad is None else p.grad).float().flatten() for p in teacher.parameters()]

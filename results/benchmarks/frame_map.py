@@ -26,7 +26,7 @@ PEOPLE, ACTIONS = 3, 2
 def batches(
     keyframes: int, boxes: int, classes: int, generator: torch.Generator
 ) -> Iterator[tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]]:
-    """Some detections near people, some elsewhere; frames of 320 x 240."""
+    """Return random detections, some near people, some elsewhere; frames of 320 x 240."""
     for start in range(0, keyframes, BATCH):
         preds, targets = [], []
         for _ in range(min(BATCH, keyframes - start)):

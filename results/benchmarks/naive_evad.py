@@ -22,7 +22,7 @@ from lightning_modules.networks.detection.evad import EvadTeacher
 
 
 class NaiveOutputs(NamedTuple):
-    """As ``DetectorOutputs``: R stages, D blocks, B clips, P proposals; ``kept`` in order of place."""
+    """Outputs as ``DetectorOutputs``: R stages, D blocks, B clips, P proposals; ``kept`` in order of place."""
 
     person_logits: Tensor
     boxes: Tensor

@@ -62,13 +62,13 @@ class Stage:
     """Argument to the row whose checkpoint it is given."""
 
     def over(self, below: Stage) -> Stage:
-        """This stage where it says something, the one below where it does not."""
+        """Return this stage, completed with the settings of the one below."""
         return Stage(self.config or below.config, below.overrides | self.overrides, below.needs | self.needs)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One experiment. Once its list is read, only ``fit`` may still be None, and the rest is complete."""
+    """One experiment. Once its list is read, only ``fit`` may still be None; all else is filled in."""
 
     name: str
     title: str = ""
@@ -80,7 +80,7 @@ class Row:
 
     @property
     def own_seeds(self) -> list[int]:
-        """Its seeds once the list is read: those of the list where it names none."""
+        """Return its seeds once the list is read: those of the list where it names none."""
         return self.seeds or []
 
 

@@ -32,11 +32,11 @@ from .runs import Kind, Run, runs_of
 
 TAIL_LINES = 20
 PATIENCE_SECONDS = 10.0
-"""How long a program that is asked to end may take for it."""
+"""Time that a program has to end after it was asked to."""
 ANEW = "to begin anew delete its folder"
 
 Facts = dict[str, Any]
-"""Where and how a command runs: commit, machine, threads, runs at a time."""
+"""Circumstances of a command: commit, machine, threads, runs at a time."""
 
 
 def fit(run: Run, command: Sequence[str], facts: Facts) -> None:

@@ -1,4 +1,4 @@
-"""Where students fall short of their teacher, and how much of it is future they have not seen, in Markdown."""
+"""Gaps between students and their teacher, and the part of them that is unseen future, in Markdown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ skill."""
 
 
 def page(comparison: Comparison, command: str) -> str:
-    """Everything that the Markdown file says; ``command`` is what writes it."""
+    """Return the text of the Markdown file; ``command`` is what writes it."""
     parts = [
         f"# {comparison.listing.title}: gaps to the teacher",
         "## By class",
@@ -80,7 +80,7 @@ def gap_closed(late: Mapping[int, Sequence[float]], teacher: Sequence[float]) ->
 
 
 def without_delays(students: Sequence[Results]) -> list[Results]:
-    """Those whose test was not told to score delays."""
+    """Return the students whose test scored no delays."""
     return [student for student in students if not student.delays(actions_alone=True)]
 
 

@@ -29,7 +29,7 @@ from results.benchmarks.frame_map import peak_mib
 PEOPLE, ACTIONS, BOXES, CLASSES = 3, 2, 5, 60
 SIZE = (240, 320)
 FRAMES_OF_VIDEO = 897
-"""Of a film of AVA."""
+"""Annotated frames in a film of AVA."""
 
 
 def write(path: Path, keyframes: int) -> list[TrueKeyframe]:

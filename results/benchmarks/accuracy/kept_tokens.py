@@ -1,4 +1,4 @@
-"""Which tokens EVAD's dropout keeps on Puppets, people's or background's.
+"""Share of people's and of background's tokens that EVAD's dropout keeps on Puppets.
 
     python -m results.benchmarks.accuracy.kept_tokens
 
@@ -55,7 +55,7 @@ def people_tokens(boxes: Sequence[Tensor], grid: tuple[int, int], patch_size: in
 
 
 def kept_of(kept: Tensor, people: Tensor) -> tuple[Tensor, Tensor]:
-    """How many tokens are kept, and how many there were: people's and background's, (2,) each.
+    """Return the numbers of kept tokens and of all tokens: people's and background's, (2,) each.
 
     kept (B, M) are places over the slots without the keyframe's, people (B, N) bool says what is there.
     """

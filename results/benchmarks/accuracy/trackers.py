@@ -48,11 +48,11 @@ from results.tables.markdown import markdown_table
 Settings = dict[str, float]
 PACKAGES = ("trackeval", "trackers", "supervision")
 NMS_THRESHOLD = 0.6
-"""That of ``OnlineLinker``."""
+"""The threshold of ``OnlineLinker``."""
 
 
 class Frame(NamedTuple):
-    """One sampled frame: what was found, and who is there."""
+    """One sampled frame: its detections and its people."""
 
     found: ScoredBoxes
     boxes: np.ndarray
@@ -202,7 +202,7 @@ CANDIDATES: Mapping[str, tuple[Callable[..., Tracker], list[Settings]]] = {
 
 
 PACES = (1, 4)
-"""One sampled frame of so many is looked at."""
+"""Spacings of the tracked frames: every sampled one, and one of four."""
 
 
 Row = dict[str, object]

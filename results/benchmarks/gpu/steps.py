@@ -25,11 +25,11 @@ from results.benchmarks.random_weights import randomise
 from results.benchmarks.student_forms import largest_errors
 
 SIDE = 256
-"""Of the frames of networks at ViT-B size."""
+"""Side of the frames of networks at ViT-B size."""
 COMPARED_FRAMES, COMPARED_CLIPS, COMPARED_IN_LANES = 16, 3, 4
 """Over so many of them errors are the largest."""
 GROUP_SECONDS = 4.0
-"""Most time for the timed calls of one network in all its forms."""
+"""Longest time for the timed calls of one network in all its forms."""
 LANES = {"cuda": (1, 2, 4, 8, 16, 32, 64), "cpu": (1, 2)}
 COMPILED_ORDER = ("bf16", "TF32", "float32")
 """The most useful first: a compilation takes a minute or two, and the time may not suffice for all."""
@@ -41,7 +41,7 @@ class Candidate(NamedTuple):
     name: str
     make: Callable[[], nn.Module]
     side: int | None
-    """Of its frames; that which it was made for by default."""
+    """Side of its frames; None for the side that it was made for."""
 
 
 def vit_b(name: str, **changes: Any) -> nn.Module:
@@ -69,7 +69,7 @@ TINY = tuple(
 
 
 def candidates(size: str) -> tuple[Candidate, ...]:
-    """All networks of a size; the shipped ones are measured beside the large ones."""
+    """Return all networks of a size; the shipped ones are measured beside the large ones."""
     return TINY if size == "tiny" else (*VIT_B, *TINY)
 
 
@@ -125,7 +125,7 @@ def back_to_back_ms(call: Callable[[], object], device: torch.device, calls: int
 
 
 def fitting_rounds(calls: Sequence[Callable[[], object]], rounds: int, device: torch.device) -> int:
-    """How many rounds of these calls fit into ``GROUP_SECONDS``: ``rounds`` at most, 3 at least."""
+    """Return the rounds of these calls that fit into ``GROUP_SECONDS``: ``rounds`` at most, 3 at least."""
     wait = synchronizer(device)
     wait()
     begin = time.perf_counter()
@@ -199,7 +199,7 @@ def measure_forms(
 
 
 def measure_steps(settings: Settings) -> Iterator[Row]:
-    """Every network in every form, one stream or clip."""
+    """Measure every network in every form, one stream or clip."""
     device = torch.device(settings.device)
     for candidate in candidates(settings.size):
         network, side = on_device(candidate, device)

@@ -83,7 +83,7 @@ def batch_of(size: int, length: int, keyframes: tuple[int, ...], side: int, num_
 
 
 class Repeated(L.LightningDataModule):
-    """One batch in the CPU's memory, again and again."""
+    """DataModule that repeats one batch in the CPU's memory."""
 
     def __init__(self, batch: ClipBatch, steps: int, num_classes: int, pinned: bool) -> None:
         super().__init__()
