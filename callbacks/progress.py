@@ -22,8 +22,8 @@ REMEMBERED_FRAMES = 10_000
 class PredictionProgress(TQDMProgressBar):
     """Lightning's bar, and one line when prediction ends: frames, frames a second, and of a live source the delay.
 
-    Delay is the time from when a frame was received to when its detections were there; what camera and network take
-    before it comes on top. Put this callback before those that write, whose time is not part of it.
+    Delay runs from the arrival of a frame to its detections. The time that camera and network need before is not
+    included. Put this callback before those that write, whose time is not part of it.
     """
 
     _started: float | None = None

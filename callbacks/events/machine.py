@@ -46,8 +46,8 @@ class _Span:
 class EventMachine:
     """Applies rules to the frames of any number of sources; what it does depends on their time stamps alone.
 
-    See ``Rule`` for what begins, goes on and ends. Whether somebody's action that begins just after another's was lost
-    falls into its dead time is known when the other has come back or has ended; until then it is no event.
+    See ``Rule`` for what begins, goes on and ends. An action may begin just after another person was lost. Whether it
+    falls into that event's dead time is known once the other is found again or has ended; until then it is no event.
 
     Args:
         rules: all of them.

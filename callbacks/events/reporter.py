@@ -34,9 +34,9 @@ class EventReporter(Callback):
     ``<folder>/events.jsonl`` gets one line an event, when it has ended: ``{"event": id, "state": "ended", "rule": name,
     "action": name, "source": video id, "track": number or null, "zone": name or polygon or null, "start": seconds,
     "end": seconds, "score": the highest, "clip": file or null, "reported": UTC}``. Lines are added to those of earlier
-    predictions. A clip is an mp4 beside it, which goes on for ``after_seconds`` after the line; it can be played while
-    it is written and after a kill. Sinks get the same; where they ask for the beginning of events, "state" is "began"
-    there, "end" is null, and "event" says what belongs together.
+    predictions. Its clip is an mp4 beside it, which ends ``after_seconds`` later. It can be played while it is written
+    and after a kill. Sinks get the same; where they ask for the beginning of events, "state" is "began" there, "end" is
+    null, and "event" says what belongs together.
 
     An event ends with its source, too: with the file, and of several cameras when one has given no frame for 10 s.
     ``predict_step`` must return ``TrackedFrame``s.

@@ -32,8 +32,8 @@ class Delivery:
     """Settings for sending events: moments, queue, repeated attempts.
 
     Args:
-        moments: whether an event is reported when it has ended (once, with everything), when it has begun (as soon as
-            it has lasted long enough), or both.
+        moments: when an event is reported: ``ended`` (once, complete), ``began`` (as soon as it has lasted long
+            enough), or ``both``.
         queue_events: so many may wait; then the oldest is dropped.
         first_wait_seconds: before the second attempt; every further wait is twice as long.
         longest_wait_seconds: the wait no longer grows then. Attempts go on for as long as prediction does.

@@ -32,8 +32,8 @@ class PredictionWriter(Callback):
       index in the video, "detections": [{"track": id, "box": [x1, y1, x2, y2] in pixels of the video, "person": score,
       "actions": {name: score}}]}``. ``frame`` and ``track`` are absent where the module does not know them (clip
       detectors).
-    - ``csv``: ``<folder>/predictions.csv`` with one row per action in AVA's order: video id, seconds, corners as
-      fractions of the frame, action id counted from 1, score.
+    - ``csv``: ``<folder>/predictions.csv`` with one row per action in AVA's order. Columns are video id, seconds,
+      corners as fractions of the frame, action id counted from 1, and score.
     - ``mp4``: ``<folder>/<video id>.detections.mp4``, the sampled frames at their times with boxes, track ids and
       actions; needs the frames themselves, which ``PredictDataModule`` gives. Where a live source changes the size of
       its frames, another file begins. It can be played while it is written, up to its last frame but one.

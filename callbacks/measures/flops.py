@@ -166,7 +166,7 @@ def _batch_reducing_product(inputs: Values, outputs: Values) -> int:
 
 
 def _tensordot(inputs: Values, outputs: Values) -> int:
-    """Operands of A x K and K x B elements and a result of A x B: their product is the square of A x K x B."""
+    """Count a tensordot: the product of its sizes A x K, K x B and A x B is the square of A x K x B."""
     return math.isqrt(math.prod(math.prod(_shape(value)) for value in (*inputs[:2], outputs[0])))
 
 

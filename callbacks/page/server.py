@@ -59,9 +59,9 @@ def _is_loopback(host: str) -> bool:
 class PageServer:
     """Serves a ``Board`` from ``start`` to ``stop``.
 
-    ``/`` the page, ``/state`` what it shows, ``/picture?source=`` the newest picture, ``/stream?source=`` all of them
-    as MJPEG (the first source by default), ``/health``: 200, or 503 while no frames come. With a token every request
-    must carry it, as ``?token=`` or ``Authorization: Bearer``; any other gets 401 and nothing else.
+    ``/`` is the page and ``/state`` its content. ``/picture?source=`` is the newest picture, ``/stream?source=`` all of
+    them as MJPEG, by default of the first source. ``/health`` is 200, or 503 while no frames come. With a token every
+    request must carry it, as ``?token=`` or ``Authorization: Bearer``; any other gets 401 and nothing else.
 
     Args:
         board: what is shown.
@@ -180,8 +180,8 @@ def page_app(board: Board) -> Any:
 def guarded(app: Any, token: str | None) -> Any:
     """Return an ASGI application that answers only those who know the token.
 
-    Without one it answers only requests that name this machine as their host: a page of another site, whose name leads
-    here, would be allowed to read the answers.
+    Without one it serves only requests that name this machine as their host. Otherwise a page of another site, whose
+    name leads here, could read the responses.
     """
     from starlette.responses import Response
 
