@@ -1,7 +1,7 @@
 """The agreement between datamodules and lightning_modules: what a batch holds, field by field.
 
-Pixels travel as uint8 RGB and are normalised on the device; in their place may be float16 maps that a network's frozen
-stem has made of them (``MapFacts``), (B, T, C, H / stride, W / stride). Boxes are xyxy in pixels of the unpadded
+Pixels travel as uint8 RGB and are normalised on the device. In their place may be float16 maps computed from them by a
+network's frozen stem (``MapFacts``): (B, T, C, H / stride, W / stride). Boxes are xyxy in pixels of the unpadded
 network input, corners without +1. Labels are multi-hot over ``num_classes``; a box without any action (somebody
 standing idle) has a row of zeros.
 """
@@ -30,8 +30,8 @@ class ClipBatch(NamedTuple):
     """B clips of T sampled frames, L of which (the keyframes) are supervised.
 
     A clip detector has one keyframe in the middle of its clip (L = 1). A streaming student is trained on the frames up
-    to its last keyframe; the frames after it are the future that only its teacher may see. A clip whose video id is
-    empty stands in, in evaluation, for one that cannot be read: it must not count.
+    to its last keyframe; only its teacher sees those after it. A clip with an empty video id is a placeholder in
+    evaluation for one that cannot be read: it must not count.
     """
 
     frames: Tensor
@@ -47,7 +47,7 @@ class ClipBatch(NamedTuple):
     labels: tuple[Tensor, ...]
     """B * L entries, clip-major: (M, num_classes) float32 multi-hot."""
     video_ids: tuple[str, ...]
-    """B names; empty for a clip that stands in."""
+    """B names; empty for a placeholder."""
     timestamps: Tensor
     """(B, L) float64, seconds from the start of the video."""
     original_sizes: Tensor
@@ -97,7 +97,7 @@ class StreamBatch(NamedTuple):
     is_valid: Tensor
     """(B, T) bool: False where a stream has ended (the frame is padding and must neither count nor advance a state)."""
     is_last: Tensor
-    """(B,) bool: the stream ends with this chunk. Of a live source nobody knows beforehand."""
+    """(B,) bool: the stream ends with this chunk. For a live source this is not known beforehand."""
     annotated: Tensor
     """(B, T) bool: whether the frame carries annotation."""
     boxes: tuple[Tensor, ...]
@@ -144,7 +144,7 @@ class TrueTube(NamedTuple):
     boxes: np.ndarray
     """(T, 4) float32 xyxy in pixels of the original video."""
     person: int = -1
-    """Number of the person within the video; -1 where nobody says."""
+    """Number of the person within the video; -1 where it is not annotated."""
 
 
 class TrueTubes(NamedTuple):
@@ -167,8 +167,8 @@ class SegmentBatch(NamedTuple):
     features: Tensor | None
     """(B, C, T) float32, zeros where ``mask`` is False; None where there are frames."""
     frames: Tensor | None
-    """(B, T, 3, H, W) uint8, zeros where ``mask`` is False, padded with zeros at the right and at the bottom to
-    multiples of 32; None where there are features."""
+    """(B, T, 3, H, W) uint8, padded with zeros at the right and at the bottom to multiples of 32; zeros where ``mask``
+    is False. None where there are features."""
     flow: Tensor | None
     """(B, T, 2, H, W) float32, motion since the frame before: pixels of these frames, x (to the right) then y (down).
     Zero at the first step of a video, where ``mask`` is False and in the padding; cut and mirrored as the frames are.
@@ -192,7 +192,7 @@ class SegmentBatch(NamedTuple):
     video_labels: tuple[Tensor, ...]
     """B entries: (m,) int64."""
     video_ambiguous: tuple[Tensor, ...]
-    """B entries: (k, 2) float64, spans of the window's video in which nobody can say what is shown."""
+    """B entries: (k, 2) float64, spans of the window's video that are annotated as ambiguous."""
     video_ids: tuple[str, ...]
     """B names; empty for a window that stands in."""
     durations: Tensor

@@ -33,9 +33,9 @@ class DetectionDataModule(SourceDataModule[TimedVideo]):
         source, frames, predict_videos: see ``SourceDataModule``.
         augmentation: random changes of training clips; maps in place of pixels can only be mirrored.
         loader: its ``on_error`` is what to do with a video that cannot be read. ``raise`` stops there. ``skip`` leaves
-            it out: ``broken`` has it, and the end of the epoch reports it. Damage that is found only while decoding
-            costs no more than it must: training draws another sample in its place, evaluation leaves out the clips that
-            cannot be read, and a stream ends before the damage.
+            it out: ``broken`` has it, and the end of the epoch reports it. Damage that is found only while decoding is
+            skipped. Training draws another sample in its place, evaluation leaves out the clips that cannot be read,
+            and a stream ends before the damage.
     """
 
     loader: KeyframeLoaderSettings

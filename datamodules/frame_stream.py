@@ -41,8 +41,8 @@ class PredictedVideo(NamedTuple):
 class FrameStream:
     """Frames of a source, sampled by their time stamps, one every ``period_seconds``.
 
-    A file is read to its end, ``chunk_frames`` at a time. Of a live source each frame is a batch, the newest there is;
-    it starts anew, as another video would, after a long gap and when its frames change their size.
+    A file is read to its end, ``chunk_frames`` at a time. Each batch of a live source is its newest frame. The stream
+    starts anew, like another video, after a long gap and when frames change their size.
 
     Args:
         source: see ``PredictDataModule``, as are the others.

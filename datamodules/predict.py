@@ -28,21 +28,21 @@ ENDLESS = 2**31
 class PredictDataModule(LightningDataModule):
     """StreamBatches from a video file, a folder of videos or pictures, a camera, a network stream, or many of them.
 
-    Frames are sampled by their time stamps, one every ``frame_stride / frame_rate`` seconds, so that a network sees the
-    pace it was trained on whatever the frame rate of the source. A file is read to its end, ``chunk_frames`` at a time.
-    Of a live source each batch is the newest frame; frames that the model is too slow for are dropped and counted.
-    Ctrl-C ends the stream as if it had come to its end, so that everything found is written. SIGTERM does so too, but
-    keeps its exit status.
+    Frames are sampled by their time stamps, one every ``frame_stride / frame_rate`` seconds: the pace that the network
+    was trained on, at any frame rate of the source. A file is read to its end, ``chunk_frames`` at a time. Of a live
+    source each batch is the newest frame; frames that the model is too slow for are dropped and counted. Ctrl-C ends
+    the stream as if it had come to its end, so that everything found is written. SIGTERM does so too, but keeps its
+    exit status.
 
     A live stream starts anew, as another video would, after ``max_gap_seconds`` without a frame and when its frames
     change their size.
 
-    Many sources are read at once, each in a lane of its own, and share the steps of the network, see ``CameraFeed``.
+    Many sources are read at once, each in its own lane, and share the steps of the network, see ``CameraFeed``.
 
     Args:
-        source: a video file; a folder of videos, sub-folders included, or of numbered pictures; the number of a camera
-            or its device file; an address (``rtsp://``, ``http://``, ...). Or many of them: a list, or a file (.txt,
-            .yaml) that lists them, see ``listed_sources``.
+        source: a video file; a folder of videos (sub-folders included) or of numbered pictures; a camera's number or
+            device file; an address (``rtsp://``, ``http://``, ...). Or many of them: a list, or a file (.txt, .yaml)
+            that lists them, see ``listed_sources``.
         classes: names of the network's classes, or a text file with one a line.
         frame_stride, frame_rate: the stride the network was trained with, and the frames a second of the videos it was
             trained on.

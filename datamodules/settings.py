@@ -22,8 +22,8 @@ class FrameSettings:
         interpolation: ``area`` averages areas when frames shrink, ``bilinear`` does not (EVAD).
         cache: folder of decoded frames; None decodes every clip anew.
         cache_max_gib: largest size of the cache.
-        maps: folder of the maps of a frozen stem (``python main.py maps``), which are read in place of frames of this
-            size; of augmentation flips and the choice of clips remain. For detectors of people.
+        maps: folder of the maps of a frozen stem (``python main.py maps``), read in place of frames of this size.
+            Augmentation is then limited to flips and the choice of clips. For detectors of people.
     """
 
     short_side: int | None = None

@@ -1,4 +1,4 @@
-"""AVA (v2.1, v2.2), as its annotators publish it, on whatever somebody has of its videos."""
+"""AVA (v2.1, v2.2), as its annotators publish it; a part of its videos is enough."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Ava(DetectionSource):
     be missing: they are named once, and the rest is used.
 
     Args:
-        videos: folder that holds every video under its name: as a folder of pictures counted from 1
-            (``<name>/<name>_000001.jpg`` as for PySlowFast, ``<name>/img_00001.jpg`` as for mmaction2) or as a file
+        videos: folder that holds every video under its name. A video is a folder of pictures counted from 1
+            (``<name>/<name>_000001.jpg`` as for PySlowFast, ``<name>/img_00001.jpg`` as for mmaction2) or a file
             (``<name>.mp4``, ``.mkv``, ``.webm``, ...).
         label_map: the actions that are scored, as the challenge publishes them: names with ids from 1, holes allowed.
         train: csv of the training boxes, see ``read_ava_csv``.
@@ -43,8 +43,8 @@ class Ava(DetectionSource):
         action_names: all 80 actions in the form of ``label_map``, for the names of those that are not scored.
         frame_rate: pictures a second.
         frame_rates: of single videos that differ, by name.
-        start_seconds: what the csv calls the moment at which pictures and files begin: 900 for films cut to their
-            annotated 15 minutes, 0 for whole films.
+        start_seconds: time in the csv at which pictures and files begin: 900 for films cut to their annotated 15
+            minutes, 0 for whole films.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ class AnnotatedSegments(NamedTuple):
     labels: np.ndarray
     """(n,) int64 class ids."""
     ambiguous: np.ndarray = NO_SPANS
-    """(m, 2) float64, spans in which nobody can say what is shown."""
+    """(m, 2) float64, spans that are annotated as ambiguous."""
 
 
 class SegmentSource:

@@ -26,7 +26,8 @@ class Keyframe(NamedTuple):
     labels: np.ndarray
     """(M, K) uint8 multi-hot."""
     tracks: np.ndarray | None = None
-    """(M,) int64, whose box it is: the same number is the same person all through the video; None where nobody says."""
+    """(M,) int64, whose box it is: the same number is the same person all through the video; None where people are not
+    identified."""
 
 
 class AnnotatedVideo(NamedTuple):

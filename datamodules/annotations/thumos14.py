@@ -73,8 +73,8 @@ class Thumos14(SegmentSource):
     annotated as both; where a file has left the second out it is put back.
 
     Args:
-        annotations: a json as of ActionFormer, OpenTAD, G-TAD or AFSD (``read_segment_json``), the folder of the
-            original text files (``read_class_texts``), or OadTR's labels of six frames each (``read_per_frame``).
+        annotations: a json in the form of ActionFormer, OpenTAD, G-TAD or AFSD (``read_segment_json``); the folder of
+            the original text files (``read_class_texts``); or OadTR's labels of six frames each (``read_per_frame``).
         videos: folder with a file or a folder of pictures for each video, at any depth.
         features: folder of feature arrays, instead of videos.
         test_list: how many test videos count, which is how the lists in use are told apart.
@@ -207,8 +207,8 @@ def read_class_texts(folder: Path) -> dict[str, RawSegments]:
 def read_per_frame(path: str | Path) -> dict[str, RawSegments]:
     """OadTR's form, npz or pickle: for each video (T, 22) one-hot rows, or ``{"anno": those}``, one row for six frames.
 
-    Neighbouring rows of one class become a segment. Its ends are exact to two rows (0.4 s), which is how far published
-    rows are from the texts, and two segments that touch are one: fit for scoring frames, not for scoring segments.
+    Neighbouring rows of one class become a segment. Its ends are exact to two rows (0.4 s), the distance of published
+    rows from the texts, and two segments that touch are one. So it is fit for scoring frames, not for scoring segments.
     """
     path = Path(path)
     if path.suffix == ".npz":

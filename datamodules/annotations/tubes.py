@@ -1,11 +1,11 @@
 """Common parts of data sets that annotate every frame of short videos: UCF101-24 and JHMDB.
 
-Their videos lie in a folder a class. Frame n of the annotation is frame n of the video, so a box is given the time at
-which that frame is shown, whatever the frame rate.
+Their videos lie in a folder a class. Frame n of the annotation is frame n of the video. A box has the time at which
+that frame is shown, at any frame rate.
 
-Boxes are taken as the field's evaluators take them: corners are pixels counted from 0, x2 is the last column inside the
-box (``x2 = x1 + width - 1``, nothing is added). Corners are divided by the size at which the data set was annotated,
-which makes them fractions of frames of any other size.
+Boxes follow the field's evaluators. Corners are pixels counted from 0; x2 is the last column inside the box (``x2 = x1
++ width - 1``, nothing is added). Corners are divided by the size at which the data set was annotated, which makes them
+fractions of frames of any other size.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class TubeFile:
 class GroundTruthPickle(TubeFile):
     """``UCF101v2-GT.pkl``, ``JHMDB-GT.pkl``: the form of the ACT detector, which MOC and mmaction2 read too.
 
-    ``gttubes[video][class id]`` lists arrays (n, 5) of frame (counted from 1), x1, y1, x2, y2 in pixels of
-    ``resolution[video]`` (height, width); ``nframes``, ``labels``, ``train_videos`` and ``test_videos`` say the rest.
+    ``gttubes[video][class id]`` lists arrays (n, 5): frame (counted from 1), x1, y1, x2, y2 in pixels of
+    ``resolution[video]`` (height, width). The rest is in ``nframes``, ``labels``, ``train_videos`` and ``test_videos``.
     """
 
     KEYS = ("labels", "gttubes", "nframes", "resolution", "train_videos", "test_videos")
@@ -153,8 +153,8 @@ class TubeSource(DetectionSource):
     """Base of the data sets of tubes. Videos may be missing: they are named once, and the rest is used.
 
     Args:
-        videos: folder that holds each video in the folder of its class, ``<class>/<video>``, as a folder of pictures
-            counted from 1 (``00001.jpg``) or as a file (``.avi``, ``.mp4``, ...); folders of classes may be left out.
+        videos: folder of videos, each below its class: ``<class>/<video>``. A video is a folder of pictures counted
+            from 1 (``00001.jpg``) or a file (``.avi``, ``.mp4``, ...). Folders of classes may be left out.
         annotations: the file or folder of boxes.
         every_frame: also annotate the frames outside all tubes, as empty: a detection there is a false positive, as in
             the evaluations of ACT and MOC. Otherwise only frames with a box are annotated, as YOWO evaluates.

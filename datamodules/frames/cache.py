@@ -1,13 +1,13 @@
 """Videos decoded once into memory-mapped uint8 frames at the network's size.
 
-Decoding a clip takes about 30 ms of a core, copying it out of a memory map well under one: with the cache a small
-network is not starved. Each video has a folder of its own, written whole or not at all::
+Decoding a clip takes about 30 ms of a core, copying it out of a memory map well under 1 ms. So a small network need not
+wait for data. Each video has its own folder, written whole or not at all::
 
     data/cache/<name>-<digest of path and scale>/frames.npy    (N, H, W, 3) uint8
                                                  facts.json    times, sizes, checksums, and the state of the source
 
-Every frame is compared with its checksum the first time that a process reads it: 16 us a frame of 128x171, a hundredth
-of what decoding it takes.
+Every frame is compared with its checksum the first time that a process reads it. That takes 16 us per frame of 128x171,
+a hundredth of its decoding.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class FrameCache(FrameStore):
             videos: files; repeated ones count once.
             workers: number of processes; 1 decodes in this one. By default as many as cores once there are enough
                 videos to repay their start.
-            skip_broken: go on behind videos that cannot be decoded. They are not tried again: who asks for one is told
-                the reason at once.
+            skip_broken: go on behind videos that cannot be decoded. They are not tried again: reading one raises the
+                stored reason at once.
         """
         from tqdm import tqdm
 

@@ -18,8 +18,8 @@ from datamodules.video.readers import VideoReader, list_video, open_video
 
 Interpolation = Literal["area", "bilinear"]
 LONGEST_TO_SHORTEST = 10
-"""Frames that are longer than so many times their short side are not scaled by it: 16x1024 would become 128x8192, which
-takes a network minutes a frame. Panoramas of four cameras side by side are 7 times as long."""
+"""Longest ratio of long to short side at which frames are scaled by the short side. 16x1024 would become 128x8192,
+which takes a network minutes per frame. Panoramas of four cameras side by side are 7 times as long."""
 
 
 class FrameFacts(NamedTuple):

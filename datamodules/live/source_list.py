@@ -34,8 +34,8 @@ def listed_sources(source: str | Sequence[str | int]) -> tuple[NamedSource, ...]
     """Return the sources of a list, or of a file that lists some; None of what is a single source.
 
     A text file holds one source a line, besides empty lines and those that begin with #. YAML holds a list, or names
-    with their sources. Sources without a name of their own are called after host and path, or after the file; where
-    names are equal, numbers are added in the order of the list. Paths are those of the command line.
+    with their sources. Sources without a name are named after host and path, or after the file. Equal names are
+    numbered in the order of the list. Paths are those of the command line.
 
     Raises:
         UserError: there is no such file, it lists no sources, or two sources are given the same name.

@@ -1,8 +1,8 @@
 """Actions of a puppet: the ten classes, and the poses each of them runs through.
 
 A pose is a function of a few controls (how far seated, how far bent, the phase of the gait, ...), never of the class.
-The members of an *order pair* drive one control along the same law in opposite directions; the members of a *speed
-pair* drive one phase at different cadences. So a single frame cannot tell the members of a pair apart, and time can.
+The members of an *order pair* drive one control along the same law in opposite directions. Those of a *speed pair*
+drive one phase at different cadences. So a single frame cannot tell the members of a pair apart, and time can.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Windows cut out of untrimmed videos: steps at regular times, and the segments that a window shows.
 
-A step is a stored feature, or the frame that is on screen in the middle of the step. Step k lasts from
-``first_seconds + (k - 1/2) * step_seconds`` for ``step_seconds``: at 10 steps a second, frames of 30 a second and
-``first_seconds = 0.05``, step 0 lasts from 0 to 0.1 s and shows frame 1.
+A step is a stored feature, or the frame that is on screen in the middle of the step. Step k begins at ``first_seconds +
+(k - 1/2) * step_seconds`` and lasts ``step_seconds``. With 10 steps and 30 frames per second and ``first_seconds =
+0.05``, step 0 lasts from 0 to 0.1 s and shows frame 1.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def step_features(video: AnnotatedSegments, resize_steps: int | None) -> Stepped
 def visible(segments: np.ndarray, begin: float | np.ndarray, end: float | np.ndarray, least: float) -> np.ndarray:
     """Return which segments (..., 2) windows from ``begin`` to ``end`` show: bool of the common shape.
 
-    Shown is one of which at least the fraction ``least`` lies inside; of a segment longer than the window, so much of
-    the window: otherwise the midst of a long action would pass for background.
+    A segment is shown if at least the fraction ``least`` of it lies inside. Of a segment longer than the window that
+    fraction of the window counts: otherwise the middle of a long action would pass for background.
     """
     inside = np.minimum(segments[..., 1], end) - np.maximum(segments[..., 0], begin)
     whole = np.minimum(segments[..., 1] - segments[..., 0], end - begin)

@@ -60,7 +60,7 @@ class TimedVideo(NamedTuple):
     labels: tuple[np.ndarray, ...]
     """n arrays (M, K) multi-hot."""
     tracks: tuple[np.ndarray | None, ...]
-    """n arrays (M,) int64, whose boxes they are; None where nobody says."""
+    """n arrays (M,) int64, whose boxes they are; None where people are not identified."""
 
     def boxes_in_pixels(self, keyframe: int) -> np.ndarray:
         """(M, 4) float32 in pixels of the frames that the store gives."""
@@ -242,9 +242,9 @@ def true_keyframes(videos: Sequence[TimedVideo], grid: int, start_seconds: float
 def true_tubes(video: TimedVideo, grid: int) -> TrueTubes:
     """The ground truth of a video's tubes, in the frames that a stream of stride ``grid`` takes.
 
-    A tube is one person (track) doing one action. It ends where the person is absent or does something else, and
-    equally where no annotation belongs to a sampled frame; what comes after is another tube. Of several boxes of a
-    person in a frame the first counts.
+    A tube is one person (track) doing one action. It ends where the person is absent or does something else, and where
+    a sampled frame has no annotation. What comes after is another tube. Of several boxes of a person in a frame the
+    first counts.
     """
     length, scale = len(video.facts.times), _to_original(video)
     annotated, columns, boxes = {}, [np.empty((0, 3), np.int64)], [np.empty((0, 4), np.float32)]

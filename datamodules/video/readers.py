@@ -1,8 +1,8 @@
 """Reading frames of videos by their number.
 
-decord reads by default. Some files it reads wrongly and without a word, others it refuses (`listing.py`), so
-``open_video`` first lists the frames from the packets and lets decord read only what it lists alike. PyAV reads
-everything else behind the same interface. A folder of pictures is a video too.
+decord reads by default. Decord reads some files wrongly without an error and refuses others (`listing.py`). So
+``open_video`` first lists the frames from the packets, and lets decord read only files that it lists in the same way.
+PyAV reads everything else behind the same interface. A folder of pictures is a video too.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _left_behind: list[Any] = []
 def _keep_decoders_of_the_parent() -> None:
     """Keep a forked process from ending a decoder of its parent, whose threads it does not have to join.
 
-    That hangs or ends the process. Decoders in reach are held; those that the parent had dropped in a cycle, as the
-    traceback of an error is, are left to no garbage collection here.
+    That hangs or ends the process. Reachable decoders are held. Garbage collection is kept from those that the parent
+    had dropped in a cycle, such as the traceback of an error.
     """
     _left_behind.extend(_decord_readers)
     gc.freeze()

@@ -1,9 +1,9 @@
 """Tracks written as "CVAT for video 1.1", so that CVAT imports them to be corrected.
 
-A track is one person. Its boxes lie on the frames that were predicted; between them CVAT draws lines, and of all boxes
-it takes only those that are marked as keyframes. So the fewest are marked from which the lines come within a tolerance
-of every box: who corrects a track has little to move. Actions are check boxes that may change from keyframe to
-keyframe. A box with ``outside`` set ends a track, and every part of it after which the person is lost for a while.
+A track is one person. Its boxes lie on the predicted frames. CVAT takes only those marked as keyframes and interpolates
+linearly between them. So the fewest are marked from which the lines come within a tolerance of every box: who corrects
+a track has little to move. Actions are check boxes that may change from keyframe to keyframe. A box with ``outside``
+set ends a track, and every part of it after which the person is lost for a while.
 """
 
 from __future__ import annotations
