@@ -30,8 +30,8 @@ class MotionDistillationModule(TemporalDetectionModule):
     """Ground truth and a frozen motion teacher train an RGB detector (Lee et al., CVPR 2023, section 3).
 
     With ``decomposed`` the motion branch learns from the teacher alone (features, class scores, segments), the
-    appearance branch from ground truth alone, both through one branch head; the joint head learns from ground truth.
-    Form and weights of the terms are inferred: the equations were not at hand. ``conventional`` asks both of the same
+    appearance branch from ground truth alone. Both use one branch head. The joint head learns from ground truth. Form
+    and weights of the terms are inferred: the equations were not available. ``conventional`` asks both of the same
     features and head. ``none`` leaves the teacher out, and neither needs nor reads motion.
 
     Teacher and branch head exist while it trains: evaluation builds neither and looks at RGB alone.
@@ -43,8 +43,8 @@ class MotionDistillationModule(TemporalDetectionModule):
         teacher_weights: its weights file or checkpoint.
         teacher_modality: what the teacher looks at.
         strategy: see above. With ``none`` a ``DecomposedDetector`` trains both its paths from ground truth.
-        heads_from_teacher: start the student's heads from the teacher's, which has learned from the same ground truth
-            what motion looks like; a joint head then begins by reading the motion branch alone.
+        heads_from_teacher: start the student's heads from the teacher's, which learned motion from the same ground
+            truth. A joint head then begins by reading the motion branch alone.
         imitation_weights: of ``features``, ``classes`` and ``segments``; one that is absent is left out.
     """
 

@@ -77,8 +77,8 @@ class StreamSession:
         """Load a streaming detector that says by itself how it is built and what its frames must be like.
 
         Args:
-            name: a weights file with a card (``.pt``, ``.safetensors``), a folder that ``save_pretrained`` wrote, a
-                repository of the Hugging Face hub (``owner/name``), or a student's exported file (``.onnx``).
+            name: one of four: a weights file with a card (``.pt``, ``.safetensors``), a folder that ``save_pretrained``
+                wrote, a repository of the Hugging Face hub (``owner/name``), a student's exported file (``.onnx``).
             device: where it runs; an exported file runs on the CPU.
             runtime: what runs it: ``torch`` for weights; ``onnx`` or ``openvino`` for an exported file, by default the
                 faster of those installed.
@@ -86,8 +86,8 @@ class StreamSession:
                 default.
 
         Raises:
-            UserError: there is none of that name, it is damaged, it is no streaming detector, or the runtime does not
-                run it, or not with this delay.
+            UserError: the name does not exist, the file is damaged or no streaming detector, or the runtime cannot run
+                it, or not with this delay.
         """
         require_fits(runtime, Path(name))
         if Path(name).suffix == SUFFIX:

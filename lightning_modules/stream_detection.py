@@ -38,8 +38,8 @@ class StreamSettings(DetectionSettings):
 
     Args:
         person_threshold, score, metric, video_map: see ``DetectionSettings``.
-        scored_delays: evaluation also reports how much accuracy gains where a keyframe gets its prediction so many
-            sampled frames late, ``test/map_delay_2`` and the like, see ``DelayedEvaluation``; none by default.
+        scored_delays: delays in sampled frames for which evaluation also reports the accuracy of late predictions,
+            ``test/map_delay_2`` and the like, see ``DelayedEvaluation``; none by default.
     """
 
     scored_delays: Sequence[int] = ()
@@ -53,8 +53,8 @@ class DelayTraining:
     """Settings of training one network for several delays, of which any is chosen when it runs.
 
     A step predicts twice about the same frames, with the longest delay and with one of the others, drawn anew. The
-    trunk runs once. Both learn from the ground truth; the late prediction, which has seen more, teaches the early one
-    (in-place distillation of Yu et al., "Dual-mode ASR", ICLR 2021).
+    trunk runs once. Both learn from the ground truth. The late prediction, which has seen more, teaches the early one
+    (in-place distillation, Yu et al., "Dual-mode ASR", ICLR 2021).
 
     Args:
         delays: in frames of the stream, two or more.

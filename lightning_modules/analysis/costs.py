@@ -1,8 +1,8 @@
 """Cost of errors in mAP: the gain where one kind, or one error alone, is repaired.
 
-A wrong or misplaced row becomes a hit of its true row, if that one was missed and no better row could be repaired into
-it. Otherwise it is removed, as are duplicates, background and both. What was missed need no longer be found. So the
-costs of the kinds do not add up to what is missing to 100 %: several errors may stand in the way of one hit.
+A wrong or misplaced row becomes a hit of its true row, if that was missed and no better row could be repaired into it.
+Otherwise it is removed, as are duplicates, background and both. What was missed need no longer be found. So the costs
+of the kinds do not add up to the gap to 100 %: several errors may prevent one hit.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ https://arxiv.org/abs/1807.10706). Every row that is no hit has exactly one kind
 | background | with any object is at most ``background`` |
 | both | all others: the wrong action, and misplaced |
 
-What is not found and that no wrong or misplaced row could be repaired into is *missed*: ``missed action`` if an item
-does overlap the object enough, otherwise ``missed person``.
+A true row that is not found, and that no wrong or misplaced row could be repaired into, is *missed*. It is a ``missed
+action`` if an item does overlap the object enough, otherwise a ``missed person``.
 
 Where every object does one thing, these are TIDE's kinds, which asks for the overlap with *true rows* of other classes.
 A person who walks and talks would make every second detection of the walk a wrong action, since the row of the talk is

@@ -1,4 +1,4 @@
-"""A file given for an object on the command line says all of it, whatever a config has said of the object before."""
+"""A file given for an object on the command line replaces all that a config has set for it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ SUFFIXES = (".yaml", ".yml")
 def with_whole_files(arguments: Sequence[str]) -> list[str]:
     """Arguments with files of objects (``class_path``, ``init_args``) replaced by these objects, defaults included.
 
-    jsonargparse lays ``--model.init_args.teacher other.yaml`` over the teacher of the config where both are of a class:
-    what the file leaves out stays as the config has it. With the defaults written out nothing is left to stay. Single
-    keys that come after the file still change it. Files for ``--config`` are overlays and stay as they are.
+    jsonargparse merges ``--model.init_args.teacher other.yaml`` with the teacher of the config where both are of a
+    class. Settings that the file leaves out would stay those of the config. With the defaults written out nothing is
+    left to stay. Single keys that come after the file still change it. Files for ``--config`` are overlays and stay as
+    they are.
     """
     replaced, previous = [], ""
     for argument in arguments:

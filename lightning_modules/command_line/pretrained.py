@@ -39,9 +39,9 @@ def with_card(arguments: Sequence[str]) -> list[str]:
 
     ``--weights``, ``--source`` and ``--runtime`` are short for the keys of the module and of the data; without
     ``--config`` that of the command is taken. A student's exported file is run by itself, in the runtime asked for. The
-    card of the weights, be they named here or in the config, gives the network unless one is
-    given, the names of its classes, stride, frame rate and short side. Whatever else is given comes after it, so it
-    counts. Arguments of other commands are returned as they are.
+    card of the weights, named here or in the config, gives the network unless one is given. It also gives the names of
+    its classes, stride, frame rate and short side. Whatever else is given comes after it, so it counts. Arguments of
+    other commands are returned as they are.
 
     Raises:
         UserError: the weights have no card though a network is wanted, or none of a streaming detector.

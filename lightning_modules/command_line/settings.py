@@ -41,8 +41,8 @@ class Settings:
     """All settings of a command line, in the order in which they count: the last of a key holds.
 
     Raises:
-        UsageError: a config is absent, cannot be read, is no YAML, has a key twice, or something beside ``class_path``;
-            or an argument stands before the config that sets it too.
+        UsageError: a config is absent, cannot be read, is no YAML, has a key twice, or an unknown key beside
+            ``class_path``; or an argument precedes the config that sets it too.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:

@@ -37,8 +37,8 @@ def check_settings(config: Namespace, settings: Settings) -> None:
     """Refuse what a command's settings ask of this machine or these networks in vain.
 
     Raises:
-        UserError: a seed that no generator takes, a number too small, a GPU that is not there, or networks computed
-            wholly in a precision other than float32.
+        UserError: a seed that no generator takes, a number too small, an absent GPU, or networks computed wholly in a
+            precision other than float32.
     """
     if not isinstance(config.seed_everything, bool) and not 0 <= config.seed_everything < 2**32:
         raise UserError(f"must lie within 0..{2**32 - 1}, got {config.seed_everything}", settings.place(SEED))

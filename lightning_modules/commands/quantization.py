@@ -128,8 +128,8 @@ def measure_differences(
 ) -> Differences:
     """Compare two graphs over consecutive frames, see ``side_by_side``.
 
-    Proposals are paired so that the differences of boxes and person scores are smallest in sum: where a graph chooses
-    among them, the same person may come out in another place.
+    Proposals are paired so that the sum of differences of boxes and person scores is smallest: a graph that chooses
+    among them may put the same person in another place.
     """
     height, width = graph.image_size
     sides_of = np.asarray([width, height, width, height])

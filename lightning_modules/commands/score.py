@@ -42,9 +42,9 @@ def score(
     """Score detections that were saved earlier, without a model.
 
     Args:
-        predictions: what ``test`` saved with ``DetectionFile``, or another program in the
-            same form: a csv of ``video,seconds,x1,y1,x2,y2,action_id,score``; of tubes a json as
-            ``TubeFile`` saves it, of segments one in the form of the ActivityNet challenge.
+        predictions: file that ``test`` saved, or another program in the same form. Boxes: a csv of
+            ``video,seconds,x1,y1,x2,y2,action_id,score``, as ``DetectionFile`` saves it. Tubes: a json as ``TubeFile``
+            saves it. Segments: a json in the form of the ActivityNet challenge.
         split: whose ground truth; ``val`` for what ``validate`` saved.
         metric: the protocol for boxes; that of the config's model by default.
         video_protocol: the protocol for tubes; that of the config's model by default, otherwise ``act``.

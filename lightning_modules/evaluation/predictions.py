@@ -43,10 +43,10 @@ class Answer(NamedTuple):
 
 
 class StreamAnswers:
-    """Hands every frame of parallel streams the answer that is about it, in order of lanes, then of time.
+    """Gives every frame of parallel streams the output that is about it, in order of lanes, then of time.
 
-    What a detector with a look-ahead of k says at frame t is about frame t - k. The last k frames of a stream get what
-    is said after its end, where its last frame is shown k times more; without that, its last answer stands for them.
+    What a detector with a look-ahead of k says at frame t is about frame t - k. At the end of a stream its last frame
+    is shown k times more, which gives the last k frames their outputs. Without that, the last output stands for them.
 
     Args:
         look_ahead: k, in frames of the stream.

@@ -82,8 +82,8 @@ class StreamPredictor:
         return [self._tracked(*prediction, class_names) for prediction in predictions]
 
     def detect(self, batch: StreamBatch) -> list[list[ScoredBoxes]]:
-        """Scored boxes of each lane's T frames, in pixels of the original video; where a stream ends with them, also
-        those of the frames after its end that are made up."""
+        """Scored boxes of each lane's T frames, in pixels of the original video. Where a stream ends with them, those
+        of the repeated frames after its end are included."""
         frames = normalise_frames(batch.frames, batch.image_sizes)
         ends = self.look_ahead > 0 and bool(batch.is_last.any())
         if ends:

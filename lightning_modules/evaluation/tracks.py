@@ -13,8 +13,8 @@ many (results/pages/trackers.md)."""
 class LaneTracks:
     """Links the detections of the videos that follow each other on a lane.
 
-    Ids count from 0 in every video. Where a video starts anew in its middle, as a camera does that was lost for long,
-    nobody is recognised, but ids go on, so that none stands for two people.
+    Ids count from 0 in every video. A video may start anew in its middle, for example a camera that was lost for long.
+    Nobody is recognised then, but ids go on counting, so that none stands for two people.
     """
 
     def __init__(self, num_classes: int) -> None:

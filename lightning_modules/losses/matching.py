@@ -56,8 +56,8 @@ class ProposalMatcher(nn.Module):
 
     Where a student carries proposals over from the frame before, or has fewer than its teacher, their order says
     nothing. Each proposal that the teacher takes for a person goes to the nearest of the student. The cost of a pair is
-    the teacher's person probability x (l1_cost * L1 + giou_cost * (1 - GIoU) - reward), with L1 over xyxy divided by
-    the frame's size. The reward makes persons worth assigning, however far away.
+    the teacher's person probability x (l1_cost * L1 + giou_cost * (1 - GIoU) - reward). L1 is over xyxy divided by the
+    frame's size. The reward makes persons worth assigning, however far away.
     """
 
     reward = 100.0

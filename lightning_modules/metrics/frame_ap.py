@@ -139,7 +139,7 @@ def average_precisions(
 ) -> np.ndarray:
     """AP of each class, (num_classes,) float64, NaN for a class without ground truth.
 
-    One frame with a ground-truth box and two detections of it, scores 0.9 and 0.8: the first is a hit (recall 1,
+    One frame has a ground-truth box and two detections of it, scored 0.9 and 0.8. The first is a hit (recall 1,
     precision 1), the second a false positive behind it, so AP is 1. With the scores swapped it is 1/2.
     """
     area = trapezoid_area if protocol == "act" else envelope_area

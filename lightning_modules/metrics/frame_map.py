@@ -28,8 +28,8 @@ class FrameMeanAveragePrecision(RowMetric):
     Args:
         num_classes: number of classes K; labels are 0..K-1 unless ``class_ids`` says otherwise.
         iou_threshold, protocol, unlabelled_frames, max_rows_per_frame: see ``FrameMapSettings``.
-        class_ids: the ids to score, for lists with holes (60 of AVA's 80); rows of other ids are dropped on both
-            sides, and results are keyed by id.
+        class_ids: the ids to score, for lists with holes (60 of AVA's 80). Rows of other ids are dropped on both sides;
+            results are keyed by id.
 
     Frames are identified by position, so every frame is passed exactly once. Leave out what a distributed sampler
     repeats to even out its ranks, and the frames that the data set excludes. The order of frames, and of the boxes of a

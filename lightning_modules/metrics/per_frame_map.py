@@ -5,7 +5,7 @@ ranked by score; equal scores share one threshold. AP is the sum of precisions a
 that each of them adds (no interpolation). Background is not scored. Frames marked ambiguous are left out, and classes
 without a positive frame are left out of the mean.
 
-Calibrated AP (De Geest et al., "Online Action Detection", ECCV 2016) makes rare and frequent classes comparable: with w
+Calibrated AP (De Geest et al., "Online Action Detection", ECCV 2016) makes rare and frequent classes comparable. With w
 negatives for each positive, precision becomes TP / (TP + FP / w).
 """
 
@@ -51,9 +51,9 @@ def frame_targets(
 def average_precision(scores: np.ndarray, positives: np.ndarray) -> tuple[float, float]:
     """AP and calibrated AP of one class over N frames; NaN without a positive frame.
 
-    Scores 0.9, 0.8, 0.8, 0.1, of which the second and the last are positive: the thresholds 0.9, 0.8, 0.1 have
-    precision 0, 1/3, 1/2 and recall 0, 1/2, 1, so AP is (1/3 + 1/2) / 2. There is one negative for each positive, so
-    calibrated AP is the same.
+    Scores are 0.9, 0.8, 0.8, 0.1; the second and the last are positive. The thresholds 0.9, 0.8, 0.1 have precision 0,
+    1/3, 1/2 and recall 0, 1/2, 1, so AP is (1/3 + 1/2) / 2. There is one negative for each positive, so calibrated AP
+    is the same.
 
     Args:
         scores: (N,) float.

@@ -54,8 +54,8 @@ def average_precisions(
 ) -> np.ndarray:
     """AP at each threshold of each class: (thresholds, num_classes) float64, NaN for a class without ground truth.
 
-    A video with one segment, 10 s to 20 s, and two detections of it: 10 s to 20 s scored 0.8, 0 s to 5 s scored 0.9.
-    The first by score is a false positive, the second a hit at precision 1/2, so AP is 1/2.
+    A video has one segment, 10 s to 20 s, and two detections: 10 s to 20 s scored 0.8, and 0 s to 5 s scored 0.9. The
+    first by score is a false positive, the second a hit at precision 1/2, so AP is 1/2.
     """
     targets = unique_segments(targets)
     targets = targets.take(np.lexsort((*targets.segments.T[::-1], targets.videos, targets.classes)))

@@ -5,8 +5,8 @@ by the time since their action's start, and each bin gets an AP of its own:
 
 - Only the true rows of the bin count. A detection that is matched to a true row of another bin is ignored.
 - A detection that is matched to nothing is a false positive in every bin, since it has no age.
-- Bins hold unequally many rows beside the same false positives. So a hit of a bin with ``n`` of a class's ``N`` rows
-  counts ``N / n``: the precision is that of all rows, were they found as those of the bin are. This is normalised
+- Bins hold unequally many rows beside the same false positives. So a hit in a bin with ``n`` of a class's ``N`` rows
+  counts ``N / n``: precision is what it would be if all rows were found as those of the bin are. This is normalised
   precision (Hoiem et al., 2012, https://doi.org/10.1007/978-3-642-33712-3_25). With one bin it is the frame AP.
 
 Two rows of a class, one a bin, are detected with scores 0.9 and 0.7, and 0.8 is a false positive. The first bin has AP

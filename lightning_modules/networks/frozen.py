@@ -11,8 +11,8 @@ from torch import nn
 class FrozenNetwork(nn.Module):
     """Holds a network in eval mode, without gradients, and out of checkpoints.
 
-    It stays in eval under ``train()``, adds nothing to a ``state_dict``, and loading a checkpoint, strict or not, asks
-    nothing of it and leaves it as it is: a teacher's weights come from the teacher's own file.
+    It stays in eval under ``train()`` and adds nothing to a ``state_dict``. Loading a checkpoint, strict or not, leaves
+    it as it is: a teacher's weights come from the teacher's own file.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -33,7 +33,7 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(number)
         self.signal = signal.Signals(number)
         self.way_on: str | None = None
-        """Instruction for whoever stopped the program."""
+        """Advice to the user who stopped the program."""
 
     def __str__(self) -> str:
         cause = "Ctrl-C" if self.signal == signal.SIGINT else self.signal.name

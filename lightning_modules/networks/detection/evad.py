@@ -81,8 +81,8 @@ class EvadTeacher(nn.Module):
         """Detect as ``forward`` does, with every refinement stage; ``deep`` adds all decoder blocks' action logits.
 
         Args:
-            clips: normalised clips (3, T, H_i, W_i) of any sizes, or a batch (B, 3, T, H, W) padded to multiples of
-                twice the patch size, or a stem's maps of that.
+            clips: normalised clips (3, T, H_i, W_i) of any sizes; or a batch (B, 3, T, H, W) padded to multiples of
+                twice the patch size; or a stem's maps of such a batch.
             image_sizes: (B, 2) height and width before padding, of a batch; the whole frame by default.
         """
         if not isinstance(clips, Tensor):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 def prepare_for_inference(network: nn.Module) -> None:
     """Let every module that can keep something made of its weights do so.
 
-    Worth its memory (about as much again as the weights, on a CPU) where a network runs often with weights that stay as
-    they are, above all on few rows at a time: a stream. A module gives up what it kept when it is trained, moved or
+    On a CPU this takes about as much memory again as the weights. It pays where a network runs often with unchanged
+    weights, above all on few rows at a time: a stream. A module gives up what it kept when it is trained, moved or
     given other weights. Values agree with those of an unprepared network to rounding.
     """
     for module in network.modules():

@@ -1,7 +1,7 @@
 """RoIAlign as two small matrix products per box.
 
 Bilinear sampling on a grid of points is separable: one matrix gathers rows, one gathers columns. The values are those
-of torchvision's compiled operator with ``aligned=True`` and no gradient to the boxes; samples more than one cell
+of torchvision's compiled operator with ``aligned=True``, without gradient to the boxes. Samples more than one cell
 outside the map count as zero. Unlike it the products have a fast backward pass, share their weights over all slots of a
 clip, and export as plain matrix products.
 """

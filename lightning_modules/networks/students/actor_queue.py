@@ -1,4 +1,4 @@
-"""Actors that wait for what follows them: found in a frame, answered for a few frames later."""
+"""Queue of actors that are localized in one frame and classified a few frames later."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ class ContextMemory(nn.Module):
     """Ring buffer of past frames' most attended tokens, and the scene that they make with the newest frame.
 
     A frame is whole while it is the newest. Then the ``keep_rate`` of its tokens that received most attention are kept,
-    once and for all. When it is read, a kept token gets three codes: of its place, of the teacher's slot for the
-    frame's age, and a learned one of the age itself, which starts at zero.
+    once and for all. When it is read, a kept token gets three codes: its place, the teacher's slot for the frame's age,
+    and a learned code of the age, which starts at zero.
 
     Args:
         size: see ``MemorySize``. dim: C.

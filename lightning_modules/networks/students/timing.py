@@ -26,8 +26,8 @@ class Timing:
         boxes_from: the frame whose tokens boxes are found in. ``answered`` is the frame that the output is about.
             ``next`` is the one after it, whose tokens are of both, as those of the teacher's keyframe are. ``newest``
             is the last one seen, whose tokens then have to show where people were.
-        keyframe_code: which frame stands in the context decoder where the teacher's keyframe does: the ``newest`` or
-            the ``answered`` one, so that newer frames stand in its future.
+        keyframe_code: frame that has the code of the teacher's keyframe in the context decoder: the ``newest``, or the
+            ``answered`` one, so that newer frames have codes of its future.
     """
 
     look_ahead: int = 0

@@ -43,8 +43,8 @@ class TrunkState(NamedTuple):
 class StreamingTrunk(StreamingModule[TrunkState]):
     """Causal tokens of frames, for detection and for temporal networks.
 
-    Each frame is a slot of its own. It is embedded with the frame before it, as a tubelet of the teacher is, and has
-    the position code of the teacher's keyframe slot at any time. Weights of a ``VideoViT`` of the same size fit.
+    Each frame makes one slot. It is embedded with the frame before it, like a tubelet of the teacher, and always has
+    the position code of the teacher's keyframe slot. Weights of a ``VideoViT`` of the same size fit.
 
     Shapes: normalised frames (B, T, in_channels, H, W), H and W multiples of the patch size, or a stem's maps of them
     -> ``EncodedFrames``.

@@ -38,8 +38,8 @@ class SegmentSuppression:
     - ``hard``: a segment is left out if its tIoU with a better one of its class is above ``iou_threshold``.
     - ``none``: threshold and number only.
 
-    With ``voting``, each kept segment becomes the mean of all candidates of its class whose tIoU with it is at least
-    ``voting``, weighted by their original score times that tIoU (ActionFormer). Its score stays.
+    With ``voting``, each kept segment becomes a weighted mean of all candidates of its class with a tIoU of at least
+    ``voting``. Weights are their original scores times that tIoU (ActionFormer). Its score stays.
     """
 
     method: Literal["soft", "hard", "none"] = "soft"

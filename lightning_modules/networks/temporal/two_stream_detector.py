@@ -1,4 +1,4 @@
-"""Two temporal detectors, one on RGB and one on motion, whose answers are averaged: what distillation shall replace."""
+"""Two temporal detectors, one on RGB and one on motion, whose outputs are averaged. Distillation is to replace it."""
 
 from __future__ import annotations
 

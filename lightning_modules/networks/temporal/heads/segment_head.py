@@ -30,8 +30,8 @@ class ScoredSegments(NamedTuple):
 class SegmentHead(nn.Module, ABC, Generic[Dense]):
     """Dense predictions from features, the loss against ground truth, the imitation of a teacher, and decoding.
 
-    Two heads made with the same arguments predict at the same places: entry n of a student's output is about the same
-    place as entry n of its teacher's. So imitation needs no assignment.
+    Two heads made with the same arguments predict at the same places. So entry n of a student's output is about the
+    same place as entry n of its teacher's. So imitation needs no assignment.
     """
 
     in_channels: int
