@@ -143,8 +143,8 @@ def measure_forward(setting: Setting, device: torch.device, side: int, rounds: i
 def training_step(
     teacher: EvadTeacher, clip: Tensor, sizes: Tensor, outputs_of: Callable | None = None, context: Any = None
 ) -> Callable[[], object]:
-    """Forward, loss and backward with two people in the clip; another form of ``teacher.outputs`` may be given, and the
-    context (of autocast, say) to call it in."""
+    """Forward, loss and backward with two people in the clip. Another form of ``teacher.outputs`` may be given, and the
+    context (such as autocast) to call it in."""
     outputs_of = outputs_of or teacher.outputs
     loss, device, side = DetectionLoss(), clip.device, clip.shape[-1]
     boxes = torch.tensor([[0.1, 0.2, 0.4, 0.9], [0.5, 0.1, 0.8, 0.95]], device=device) * side

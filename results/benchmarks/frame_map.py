@@ -2,8 +2,8 @@
 
     python -m results.benchmarks.frame_map
 
-57,000 keyframes, 5 boxes each with scores for 60 actions (17.1 million rows), 3 people with 2 actions each in the
-ground truth, handed over 8 keyframes at a time as a run does. Scores are float32. Prints one line of JSON.
+There are 57,000 keyframes, 5 boxes each with scores for 60 actions (17.1 million rows). The ground truth has 3 people
+with 2 actions each. Keyframes come 8 at a time, as in a run. Scores are float32. Prints one line of JSON.
 """
 
 from __future__ import annotations

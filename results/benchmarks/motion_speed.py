@@ -2,9 +2,9 @@
 
     python -m results.benchmarks.motion_speed
 
-The networks of the Puppets configs with random weights (the time does not depend on them), on the frames of one Puppets
-video in one window, batch 1, fp32. The three are timed in turn in one run, from frames in memory to segments after
-suppression; the two-stream system computes its optical flow within the clock. Writes
+The networks are those of the Puppets configs with random weights, on which the time does not depend. They run on the
+frames of one Puppets video in one window, batch 1, fp32. The three are timed in turn in one run, from frames in memory
+to segments after suppression. The clock includes the optical flow of the two-stream system. Writes
 ``results/pages/motion_speed.md``, with the mAP that ``results/motion_distillation.jsonl`` has for each.
 """
 

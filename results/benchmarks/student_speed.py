@@ -2,8 +2,8 @@
 
     python -m results.benchmarks.student_speed
 
-Random weights (no value changes the work), batch 1 unless lanes are the question. What is compared is timed in turn in
-one process, so that whatever else the machine does meets all of it.
+Random weights (no value changes the work), batch 1 unless lanes are the question. Compared calls are timed in turn in
+one process, so that other load of the machine affects all of them.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m results.experiments.stage fit results/lists/students.yaml students/distill_dsta-seed0
 
-A training that was interrupted goes on from its newest whole checkpoint, as long as its settings (configs, overrides,
-the trainings it starts from) are still the same. With others it begins anew, and what was there is kept in
+An interrupted training resumes from its newest whole checkpoint, as long as its settings (configs, overrides, the
+trainings it starts from) are the same. With others it begins anew, and what was there is kept in
 ``runs/experiments/<list>/superseded``. A training that has come to its end is never repeated with the same settings;
 delete its folder for that.
 """

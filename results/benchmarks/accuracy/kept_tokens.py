@@ -3,7 +3,7 @@
     python -m results.benchmarks.accuracy.kept_tokens
 
 The shipped teacher looks at clips of `full`, validation. A token outside the keyframe's slot counts as a person's if it
-overlaps a person's box in the keyframe: people move little in half a second. Writes ``results/pages/kept_tokens.md``.
+overlaps a person's box in the keyframe. People move little in half a second. Writes ``results/pages/kept_tokens.md``.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m results.benchmarks.accuracy.streaming_accuracy results/benchmarks/accuracy/streaming_accuracy.yaml
 
-A machine of speed 2 takes half as long. The list names detectors: a config with arguments, which `validate` runs to
-get predictions, their time and their delay, or a csv that was saved before, with a latency. Results are kept in
+A machine of speed 2 takes half as long. The list names detectors. Each is a config with arguments, which `validate`
+runs to get predictions, their time and their delay; or a saved csv with a latency. Results are kept in
 ``<page>.jsonl``, a line per detector. What is there already and stands in the list as it did is not measured again;
 ``--rows NAME ...`` measures those alone, ``--again`` all.
 """
