@@ -31,8 +31,8 @@ class ClipSettings:
     """Clips of events.
 
     Args:
-        before_seconds, after_seconds: what is shown besides the event.
-        longest_seconds: of an event that lasts longer, so many are shown.
+        before_seconds, after_seconds: time shown before and after the event.
+        longest_seconds: longest part of an event that a clip shows.
         buffer_mib: memory for the frames before events, of each source, as JPEG; where it is full, ``before_seconds``
             are not reached.
     """
@@ -99,7 +99,7 @@ class ClipRecorder:
     for otherwise.
 
     Args:
-        settings: see there.
+        settings: see ``ClipSettings``.
         longest_wait: seconds from the start of an event until it is known to be one; the past reaches so far, too.
 
     Attributes:

@@ -24,15 +24,15 @@ class MqttSink(EventSink):
     it says which it is.
 
     Args:
-        host: of the broker.
+        host: host of the broker.
         port: usually 1883, or 8883 with TLS.
         topic: may hold ``{source}``, ``{rule}``, ``{action}`` and ``{state}``; what MQTT gives a meaning in names
             becomes ``_``.
         user: where the broker asks for one.
         password: ``$NAME`` takes it from the environment.
         tls: whether the connection is encrypted.
-        timeout_seconds: for the broker's receipt of an event.
-        delivery: see there.
+        timeout_seconds: longest wait for the broker's receipt of an event.
+        delivery: see ``Delivery``.
     """
 
     def __init__(

@@ -43,9 +43,10 @@ class EventReporter(Callback):
 
     Args:
         rules: a YAML file, its content, or a list of rules; see ``Rule``.
-        folder: of the lines and the clips, made if missing.
-        clips: see there; None makes none. They need the frames themselves, which ``PredictDataModule`` gives.
-        sinks: where events are sent besides.
+        folder: folder of the lines and the clips, made if missing.
+        clips: see ``ClipSettings``; None makes no clips. They need the frames themselves, which ``PredictDataModule``
+            gives.
+        sinks: further receivers of events.
         person_threshold: people with lower person scores count as not found.
 
     Attributes:

@@ -57,8 +57,8 @@ class CameraHealth(Callback):
     that write, whose time is not part of it.
 
     Args:
-        folder: by default that of the ``PredictionWriter``.
-        every_seconds: from one report to the next.
+        folder: folder of ``health.jsonl``; by default that of the ``PredictionWriter``.
+        every_seconds: time from one report to the next.
         on_screen: whether they are printed, too; the last one is in any case.
 
     Raises:

@@ -44,7 +44,7 @@ class PredictionWriter(Callback):
     Args:
         folder: made if missing; files of an earlier prediction are replaced, which is reported. A video that is
             predicted on, or one that prediction did not draw, is never replaced.
-        formats: which of the three to write.
+        formats: which of the three formats to write.
         person_threshold: least person score. action_threshold: least action score.
 
     Raises:
@@ -134,7 +134,7 @@ class PredictionWriter(Callback):
             self._videos.pop(video_id).close()
 
     def _left_behind(self, batch: Any) -> set[str]:
-        """Return the videos that are drawn on and that no frame comes of any more."""
+        """Return the drawn videos that have received their last frame."""
         lanes = getattr(batch, "lanes", None)
         if lanes is None:
             return set(self._videos) - set(batch.video_ids)

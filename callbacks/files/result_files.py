@@ -151,7 +151,7 @@ def add_video(videos: dict[str, T], video_id: str, found: T) -> None:
         UserError: there is a video of that id already, and the file could hold only one of them.
     """
     if video_id in videos:
-        raise UserError(f"two videos are called {video_id!r}", remedy="give them names of their own")
+        raise UserError(f"two videos are called {video_id!r}", remedy="give each its own name")
     videos[video_id] = found
 
 

@@ -59,7 +59,7 @@ def count_gflops(module: nn.Module, *inputs: Any) -> FlopCount:
     if uncounted:
         warnings.warn(
             f"nothing counts the operations of {', '.join(uncounted)}: the total leaves them out. "
-            "Give them a handle in callbacks/flops.py, or add them to its element-wise operators",
+            "Give them a handle in callbacks/measures/flops.py, or add them to its element-wise operators",
             stacklevel=2,
         )
     return FlopCount(

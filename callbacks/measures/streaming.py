@@ -38,7 +38,7 @@ class StreamingAccuracy(Callback):
     annotation is sparser, such as AVA's, are not scored.
 
     Args:
-        latency_ms: of a prediction; None measures the step that the benchmark measures.
+        latency_ms: latency of a prediction; None measures the step that the benchmark measures.
         warmup, repeats: untimed and timed steps of that.
     """
 

@@ -47,7 +47,7 @@ class Board:
 
     Args:
         person_threshold, action_threshold: least scores of what is drawn.
-        rules: of events, whose zones are drawn.
+        rules: rules of events, whose zones are drawn.
         cameras: gives how each of many cameras is, with ``name``, ``state``, ``dropped``, ``reconnections`` and
             ``problem``; of a single source nothing.
     """

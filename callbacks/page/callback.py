@@ -28,7 +28,7 @@ class LivePage(Callback):
     Args:
         host: 127.0.0.1 is seen from this machine alone; any other needs a token.
         port: 0 takes a free one.
-        token: that requests must carry; ``$NAME`` takes it from the environment.
+        token: secret that requests must carry; ``$NAME`` takes it from the environment.
         person_threshold: least person score. action_threshold: least action score.
     """
 

@@ -66,7 +66,7 @@ class PageServer:
     Args:
         board: what is shown.
         host, port: where; port 0 takes a free one.
-        token: of those who may look, see ``check_access``.
+        token: secret that requests must carry, see ``check_access``.
     """
 
     def __init__(self, board: Board, host: str, port: int, token: str | None) -> None:
