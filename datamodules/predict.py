@@ -52,7 +52,7 @@ class PredictDataModule(LightningDataModule):
         chunk_frames: frames a step of a file; one where there are many sources.
         picture_rate: pictures a second of a folder of pictures.
         max_frames: sampled frames after which to stop: of each file and each live source.
-        max_seconds: of each file, and of running on live sources.
+        max_seconds: longest part of each file, and longest run on live sources.
         live: patience with a live source.
     """
 
@@ -103,7 +103,9 @@ class PredictDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if stage != "predict":
-            raise UserError(f"PredictDataModule knows no truth, so there is nothing to {stage}", remedy="use predict")
+            raise UserError(
+                f"PredictDataModule has no ground truth, so there is nothing to {stage}", remedy="use predict"
+            )
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         if self.stream.live_name is not None and world_size > 1:
             name = self.stream.live_name

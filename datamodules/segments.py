@@ -46,10 +46,10 @@ class SegmentWindowSettings:
     Args:
         steps: T, length of a window.
         train: ``random`` draws one window per video and epoch anew, ``sliding`` takes them all.
-        train_overlap: of sliding training windows, as a fraction.
+        train_overlap: overlap of sliding training windows, as a fraction.
         min_visibility: a window shows a segment of which at least this fraction lies inside; others are background.
         eval_steps: length of a window in evaluation; None means ``steps``, 0 the whole video.
-        eval_overlap: of neighbouring windows in evaluation, as a fraction.
+        eval_overlap: overlap of neighbouring windows in evaluation, as a fraction.
     """
 
     steps: int = 256

@@ -57,10 +57,10 @@ class LoaderSettings:
 
     Args:
         batch_size: samples per batch and rank in training.
-        eval_batch_size: in evaluation; None means the same. Streams are evaluated in lanes instead.
+        eval_batch_size: batch size of evaluation; None means the same. Streams are evaluated in lanes instead.
         num_workers: worker processes; 0 loads in the training process.
         samples_per_epoch: how many samples to draw at random per epoch over all ranks; None takes each once.
-        seed: of order and augmentation; that of ``seed_everything`` by default.
+        seed: seed of order and augmentation; that of ``seed_everything`` by default.
     """
 
     batch_size: int = 8
@@ -104,8 +104,8 @@ class UnlabelledSettings:
     """Training windows of videos without labels, on which a teacher alone teaches.
 
     Args:
-        folder: of such videos; None takes those of the source that have no label.
-        share: of the training windows, at least 0 and below 1.
+        folder: folder of such videos; None takes those of the source that have no label.
+        share: their share of the training windows, at least 0 and below 1.
     """
 
     folder: str | None = None

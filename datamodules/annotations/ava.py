@@ -159,7 +159,7 @@ class Ava(DetectionSource):
             raise UserError(
                 "none of the annotated seconds has a frame",
                 file,
-                f"start_seconds={self.start_seconds:g} must be what the csv calls the beginning of the videos",
+                f"start_seconds={self.start_seconds:g} must be the time in the csv at which the videos begin",
             )
         return tuple(videos)
 

@@ -59,7 +59,7 @@ class FewLabels(WrappedSource):
         source: the other one.
         every: one of so many annotated moments of a video keeps its labels, from a random one of the first so many on.
         labelled_videos: share of the training videos that keep labels at all, at least one video.
-        seed: of both choices.
+        seed: seed of both choices.
     """
 
     def __init__(self, source: DetectionSource, every: int = 1, labelled_videos: float = 1.0, seed: int = 0) -> None:

@@ -34,7 +34,7 @@ class OwnVideos(DetectionSource):
         val: likewise for evaluation. Where only one of the two is given, the other takes the rest.
         val_fraction: share of the videos to evaluate on if neither is given; the choice depends on their names alone.
         box_units: ``relative`` for fractions of the frame, ``absolute`` for pixels.
-        start_seconds: what the csv calls the moment at which the files begin; 900 for AVA's movies cut to 15 minutes.
+        start_seconds: time in the csv at which the files begin; 900 for AVA's movies cut to 15 minutes.
     """
 
     def __init__(

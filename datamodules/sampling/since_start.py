@@ -75,7 +75,7 @@ def _of_video(video: TimedVideo) -> list[np.ndarray]:
     for time, labels, tracks in zip(video.timestamps.tolist(), video.labels, video.tracks, strict=True):
         if tracks is None:
             raise UserError(
-                f"boxes at {time:g} s without a person, so nobody can say since when an action goes on",
+                f"boxes at {time:g} s without a person id, so the start of an action is unknown",
                 where=video.path,
                 remedy="annotate a person id, or score without the time since the start",
             )

@@ -254,8 +254,7 @@ def true_tubes(video: TimedVideo, grid: int) -> TrueTubes:
         tracks = video.tracks[position]
         if tracks is None:
             raise UserError(
-                f"has boxes at {video.timestamps[position]:g} s of which the annotation does not say whose they are (a "
-                "person id, or tubes), without which there is no video mAP",
+                f"has boxes at {video.timestamps[position]:g} s without person ids or tubes, which video mAP needs",
                 video.path,
                 "leave model.detection.video_map out",
             )

@@ -29,7 +29,7 @@ EXPANSION, SMALL = 8, 2**20
 """Largest ratio of contents to length of a file, where it refers to an object several times; 1 MiB is always
 allowed."""
 LONGEST_REASON = 200
-SAVE_PLAINLY = "a pickle that names other things can run any code; write its contents as arrays, lists and dicts"
+SAVE_PLAINLY = "a pickle that names other objects can run any code; write its contents as arrays, lists and dicts"
 
 
 def load_pickle(path: str | Path) -> Any:
@@ -197,7 +197,7 @@ def _no_bytes() -> bytes:
 
 def _complex(real: float, imag: float) -> complex:
     if not (isinstance(real, float) and isinstance(imag, float)):
-        raise Forged("a complex number of other things")
+        raise Forged("a complex number of other values")
     return complex(real, imag)
 
 
@@ -255,4 +255,4 @@ def _check_nesting(root: Any, largest: int) -> None:
             if len(path) + above.height > DEEPEST + 1:
                 raise Forged(f"containers more than {DEEPEST} deep")
             if above.size > largest:
-                raise Forged(f"the same things so often that they are {EXPANSION} times as long as the file")
+                raise Forged(f"the same objects so often that they are {EXPANSION} times as long as the file")
