@@ -27,11 +27,11 @@ class TrainingSettings:
     """Settings of learning, apart from the optimiser.
 
     Args:
-        schedule: of the learning rate: ``WarmupCosine`` (the default) or ``WarmupSteps``.
+        schedule: schedule of the learning rate: ``WarmupCosine`` (the default) or ``WarmupSteps``.
         head_lr_multiplier: learning rate of the network's ``head_parameters`` (a detector's localizer and decoder) over
             that of the rest.
-        new_lr_multiplier: the same for its ``new_parameters``: what a student has and its teacher has not, the LSTM
-            first of all. They start at zero while the rest has been trained.
+        new_lr_multiplier: the same for its ``new_parameters``, which a student has and its teacher has not, such as the
+            LSTM. They start at zero while the rest has been trained.
         fresh: patterns of parameters that start fresh although ``weights`` are given; for other classes than the
             weights know: ``["head.decoder.blocks.*.action_logits.*"]``.
     """

@@ -105,8 +105,8 @@ class ClipDetectionModule(DetectionModule):
         if sparse:
             video = truth[sparse[0]]
             raise UserError(
-                f"video mAP links every sampled frame of a video, but a clip detector is evaluated on annotated ones: "
-                f"{len(video.annotated)} of {video.num_slots} in {sparse[0]}, one of {len(sparse)} such videos; set "
+                "video mAP links every sampled frame, but a clip detector is evaluated on annotated ones alone: "
+                f"{len(video.annotated)} of {video.num_slots} in {sparse[0]}, one of {len(sparse)} such videos. Set "
                 "every_frame=true where the source has it (UCF101-24, JHMDB), or data.init_args.keyframe_grid to the "
                 "spacing of the annotation, or leave model.detection.video_map out"
             )

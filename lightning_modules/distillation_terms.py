@@ -48,7 +48,7 @@ class DistillationTerm(ABC):
     """One term of the loss.
 
     Args:
-        weight: how much it counts at first; weights may be learned, see ``TaskWeighting``.
+        weight: initial weight of the term; weights may be learned, see ``TaskWeighting``.
     """
 
     name: str

@@ -99,8 +99,8 @@ class OnlineDetectionModule(ExperimentModule):
         begins = float(batch.times[row][batch.is_new[row]][0])
         if abs(begins - self.next_time) > float(batch.step_seconds[row]) / 2:
             raise UserError(
-                f"a window of {self.video} goes on at {begins:g} s, but the stream is at {self.next_time:g} s; windows "
-                "must come one after the other, as those of SegmentDataModule do in evaluation"
+                f"a window of {self.video} begins at {begins:g} s, but the stream is at {self.next_time:g} s; windows "
+                "must follow each other without gap or overlap, as those of SegmentDataModule do in evaluation"
             )
 
     def validation_step(self, batch: SegmentBatch, batch_idx: int) -> None:

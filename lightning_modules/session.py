@@ -48,7 +48,7 @@ class StreamSession:
 
     Args:
         network: it is moved to ``device`` and prepared for inference, so it must not be trained meanwhile.
-        card: which frames it takes and what its classes are called.
+        card: description of its frames and classes.
         device: where it runs.
         person_threshold, score: see ``decode_detections``.
     """
@@ -153,7 +153,7 @@ class StreamSession:
             frame_rate: of frames that come as arrays, per second, by default that of the training videos; of a folder
                 of pictures, by default 30. Videos and cameras have their own time stamps.
             max_frames: sampled frames after which to stop: of each file, or of a live source.
-            max_seconds: of each file, or of running on a live source.
+            max_seconds: longest part of each file, or longest run on a live source.
             chunk_frames: frames of a file that the network sees at once; changes nothing but speed.
             pictures: whether predictions hold the frames as they were read, which fills the memory if all are kept.
 

@@ -57,8 +57,8 @@ class DelayTraining:
     (in-place distillation, Yu et al., "Dual-mode ASR", ICLR 2021).
 
     Args:
-        delays: in frames of the stream, two or more.
-        imitation: how much the late action scores count beside the ground truth; 0 leaves them out.
+        delays: two or more delays, in frames of the stream.
+        imitation: weight of the late action scores beside the ground truth; 0 leaves them out.
     """
 
     delays: Sequence[int]
@@ -87,7 +87,8 @@ class StreamDetectionModule(DetectionModule):
         detection: how detections are decoded and scored.
         loss: see ``DetectionLoss``.
         start_from: weights of a clip detector (EVAD) that the student starts from, see ``student_from_teacher``.
-        delay_training: for several delays at once, see ``DelayTraining``; for the network's own one by default.
+        delay_training: training for several delays at once, see ``DelayTraining``; by default for the network's own
+            delay.
     """
 
     def __init__(

@@ -33,9 +33,9 @@ class SegmentSettings:
 
     Args:
         suppression: see ``SegmentSuppression``.
-        window_threshold: detections of a window that score less are dropped at once.
-        window_segments: as many of a window are kept, the best by score.
-        tiou_thresholds: overlaps that segment mAP is the mean over; 0.3 to 0.7 (THUMOS14) by default.
+        window_threshold: least score of a detection; lower ones are dropped per window.
+        window_segments: largest number of detections kept per window, the best by score.
+        tiou_thresholds: temporal IoUs that segment mAP is averaged over; 0.3 to 0.7 (THUMOS14) by default.
     """
 
     suppression: SegmentSuppression | None = None

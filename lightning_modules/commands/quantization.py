@@ -31,10 +31,10 @@ class QuantizationSettings:
     """Frames that a quantised network is calibrated and compared on.
 
     Args:
-        videos: of the training split, drawn at random, whose frames calibrate ``static-int8``.
-        frames: of each of them, from its start.
-        seed: of the draw.
-        map_videos: of the validation split, its first, on which mAP is measured in float32 and int8; 0 for none.
+        videos: number of training videos, drawn at random, whose frames calibrate ``static-int8``.
+        frames: number of frames of each of these videos, from its start.
+        seed: seed of the draw.
+        map_videos: number of validation videos on which mAP is measured in float32 and int8; 0 for none.
     """
 
     videos: int = 8

@@ -82,8 +82,8 @@ class ContextDecoder(Preparable):
 
     Args:
         tokens: what the trunk hands over. num_classes: K.
-        dim, depth, num_heads, mlp_ratio, drop_path_rate: of the transformer.
-        hidden_dim: of the action head of every block.
+        dim, depth, num_heads, mlp_ratio, drop_path_rate: sizes of the transformer.
+        hidden_dim: hidden dimension of each block's action head.
         roi_size: bins along a side of an actor's RoI. roi_extension: how much wider and taller than its box it is.
         context: what blocks do with the tokens around the actors. ``refined``: they compute tokens and actors alike (as
             published). ``read``: they compute the actors alone, which read the tokens as the trunk left them, and each

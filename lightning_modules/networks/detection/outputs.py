@@ -90,8 +90,8 @@ def decode_detections(
     if not finite.all():
         broken = (~finite.all(dim=1)).nonzero()[:, 0].tolist()
         raise ValueError(
-            f"detections of keyframes {broken} of {len(persons)} are NaN: the frames, the state of their stream or the "
-            "weights hold NaN, or the precision is too low for them; start such a stream anew with initial_state"
+            f"detections of keyframes {broken} of {len(persons)} are NaN: the frames, the stream's state or the "
+            "weights hold NaN, or the precision is too low. Start such a stream anew with initial_state"
         )
     keep = persons >= person_threshold
     keep = keep | ~keep.any(dim=1, keepdim=True)

@@ -38,8 +38,8 @@ class ConvolutionalStem(nn.Module):
     -> (B, T, channels, h, w).
 
     Args:
-        name: of the model in timm, any that has ``features_only``.
-        stages: which of its features, counted from 0: of an EfficientNet 3 has stride 16, 4 has stride 32.
+        name: name of the model in timm, any that has ``features_only``.
+        stages: indices of its feature levels, from 0. Of an EfficientNet, 3 has stride 16 and 4 has stride 32.
         weights: a file in the naming of timm or of ``efficientnet-lite-pytorch``; ``timm`` for those of timm's hub.
             None starts at random, for weights that come from a checkpoint.
         frozen: whether its weights stay as they are; its maps can be computed once then.

@@ -20,8 +20,8 @@ class MemorySize:
 
     Args:
         frames: K, past frames that are remembered; 0 for no memory.
-        stride: of them those are read that are so many, twice so many ... frames old. 2, with all tokens kept, gives
-            the context decoder slots as the teacher's, which do not share frames.
+        stride: frames are read whose age is a multiple of it. 2, with all tokens kept, gives the context decoder slots
+            as the teacher's, which do not share frames.
         keep_rate: share of a frame's tokens that is kept.
     """
 

@@ -43,8 +43,8 @@ class StreamingDetector(StreamingModule[DetectorState]):
         head: makes the head for the trunk's tokens.
         memory: what is kept of past frames.
         timing: delay of the output, and which frame boxes come from.
-        num_actors: at inference the decoder reads, and the detections are, the so many most person-like proposals; all
-            of them by default and in training.
+        num_actors: number of proposals, the most person-like, that the decoder reads and that are detections at
+            inference; all of them by default and in training.
     """
 
     def __init__(

@@ -114,9 +114,9 @@ class StreamingTrunk(StreamingModule[TrunkState]):
         needed = (frames.shape[0], *grid, self.size.dim)
         if tuple(state.embedding.past.shape) != needed:
             raise ValueError(
-                f"the state is one of {tuple(state.embedding.past.shape)} (streams, rows, columns, channels) but the "
-                f"frames need {needed}; where the number of streams or the size of their frames changes, start anew "
-                "with initial_state(batch_size, frame_size)"
+                f"the state is of {tuple(state.embedding.past.shape)} (streams, rows, columns, channels) but the "
+                f"frames need {needed}. When the number of streams or the size of frames changes, start anew with "
+                "initial_state(batch_size, frame_size)"
             )
         tokens, embedding = self.patch_embed(frames, state.embedding)  # (B, T, N, C)
         keyframe_slot = constant((self.positions.keyframe_slot,), frames, torch.long)

@@ -177,8 +177,8 @@ def evad_from_release(
         keep_rates = dict(enumerate(keep_rates))
     if key_order == "position" and any(rate < 1 for rate in keep_rates.values()):
         warnings.warn(
-            "published weights with token dropout were trained with kept tokens at each other's places; "
-            'key_order="as_published" reproduces their results, "position" is right for training on',
+            "published weights with token dropout were trained with permuted kept tokens; "
+            'key_order="as_published" reproduces their results, "position" is right for further training',
             stacklevel=2,
         )
     trunk = TrunkSize(
