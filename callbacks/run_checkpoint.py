@@ -1,4 +1,4 @@
-"""Checkpoints of a run: at the end of epochs, and within them so often that a kill loses little."""
+"""Checkpoints of a run: at the end of epochs, and within them often enough that a kill loses little."""
 
 from __future__ import annotations
 

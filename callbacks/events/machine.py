@@ -44,7 +44,7 @@ class _Span:
 
 
 class EventMachine:
-    """Applies rules to the frames of any number of sources; what it does depends on their time stamps alone.
+    """Apply rules to the frames of any number of sources; results depend on their time stamps alone.
 
     See ``Rule`` for what begins, goes on and ends. An action may begin just after another person was lost. Whether it
     falls into that event's dead time is known once the other is found again or has ended; until then it is no event.

@@ -57,7 +57,7 @@ class Delivery:
 
 
 class EventSink(ABC):
-    """Sends events to another program, in order, each until it is delivered or refused.
+    """Send events to another program, in order, each until it is delivered or refused.
 
     Sub-classes say how one is sent, see ``deliver``. The thread is one of ``start`` until ``close``.
 

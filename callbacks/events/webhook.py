@@ -88,7 +88,7 @@ def _without_secrets(address: str) -> str:
 
 
 class _NoRedirects(HTTPRedirectHandler):
-    """Lets a redirection be an error."""
+    """Turn a redirection into an error."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Headers | Mapping[str, str], newurl: str

@@ -20,7 +20,7 @@ from lightning_modules.networks.detection.outputs import ScoredBoxes
 
 
 class DetectionFile(Callback):
-    """Writes the detections of every keyframe that ``test`` or ``validate`` scores to one csv, whole or not at all.
+    """Write the detections of every keyframe that ``test`` or ``validate`` scores to one csv, whole or not at all.
 
     A row is ``video,seconds,x1,y1,x2,y2,action_id,score``, without header: the form of AVA's challenge, which
     PySlowFast's and the ActivityNet evaluators read. Seconds are those of the annotation, corners fractions of the

@@ -136,7 +136,7 @@ def _shapes_of_list(value: Any) -> list[Shape]:
 
 
 def _attention(inputs: Values, outputs: Values) -> int:
-    """Queries times keys, then weights times values."""
+    """Count attention: queries times keys, then weights times values."""
     query, key, output = _shape(inputs[0]), _shape(inputs[1]), _shape(outputs[0])
     return math.prod(output[:-1]) * key[-2] * (query[-1] + output[-1])
 

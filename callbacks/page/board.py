@@ -1,4 +1,4 @@
-"""Contents of the page: the newest picture of every source, how prediction gets on, and the newest events."""
+"""Content of the page: the newest picture of every source, the progress of prediction, and the newest events."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Source:
 
 
 class Board:
-    """Takes what prediction finds, in its thread, and gives it to those who look, in theirs.
+    """Exchange of results between the thread that predicts and the threads that show them.
 
     Prediction only leaves a reference to its newest frame here. It is drawn on when somebody asks for it, once.
 

@@ -57,7 +57,7 @@ def _is_loopback(host: str) -> bool:
 
 
 class PageServer:
-    """Serves a ``Board`` from ``start`` to ``stop``.
+    """Server of a ``Board`` from ``start`` to ``stop``.
 
     ``/`` is the page and ``/state`` its content. ``/picture?source=`` is the newest picture, ``/stream?source=`` all of
     them as MJPEG, by default of the first source. ``/health`` is 200, or 503 while no frames come. With a token every

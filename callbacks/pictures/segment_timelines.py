@@ -18,7 +18,7 @@ WIDTH, MARGIN, ROW = 640, 130, 22
 
 
 class SegmentTimelines(Callback):
-    """Logs a page of time lines after every validation: for each class the truth (green) over what was found (orange).
+    """Log a page of time lines after every validation: per class the truth (green) over the detections (orange).
 
     The newest page is also ``timelines.png`` in the run's folder. The higher the score, the stronger the orange. Only
     classes that a video shows, or that were found in it, have a line.
