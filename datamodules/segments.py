@@ -1,4 +1,4 @@
-"""Windows of untrimmed videos: how a detector of actions in time is trained and evaluated."""
+"""Windows of untrimmed videos, to train and evaluate detectors of actions in time."""
 
 from __future__ import annotations
 

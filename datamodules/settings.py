@@ -76,7 +76,7 @@ class LoaderSettings:
 
     @property
     def in_evaluation(self) -> int:
-        """Samples per batch and rank in evaluation."""
+        """Return the samples per batch and rank in evaluation."""
         return self.batch_size if self.eval_batch_size is None else self.eval_batch_size
 
 

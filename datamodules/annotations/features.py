@@ -47,7 +47,7 @@ class FeatureArray(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureFolder:
-    """Folders of ``<video>.npy`` or ``<video>.npz`` (``v_<video>`` will do), and what their rows stand for.
+    """Folders of ``<video>.npy`` or ``<video>.npz`` (or ``v_<video>``), and the times of their rows.
 
     Args:
         folder: folder of arrays (N, C), float16 or float32. An npz holds one array.

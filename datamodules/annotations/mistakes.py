@@ -1,4 +1,4 @@
-"""Mistakes in somebody's data: raised where data are read, collected where they are checked (check.py)."""
+"""Mistakes in a user's data: raised where data are read, collected where they are checked (check.py)."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class FlowStore:
 
 
 class ComputedFlow(FlowStore):
-    """Computes flow anew each time. For single passes over videos."""
+    """Flow that is computed anew each time, for single passes over videos."""
 
     def get(self, video: Video, steps: np.ndarray, start: int, stop: int) -> np.ndarray:
         if start == 0:

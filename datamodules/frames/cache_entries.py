@@ -1,4 +1,4 @@
-"""Entries of the caches on disk: damage is found, reported once and mended, and no cache fills the disk.
+"""Entries of the caches on disk: damage is found, reported once and repaired, and no cache fills the disk.
 
 An entry is a file or a folder that a program wrote whole. Disks, copies and other programs may still harm it later: cut
 it, fill its end with zeros, take a file away. Whatever is read is therefore checked, and what fails is made anew.

@@ -23,7 +23,7 @@ which takes a network minutes per frame. Panoramas of four cameras side by side 
 
 
 class FrameFacts(NamedTuple):
-    """Facts of a video besides its pixels."""
+    """Facts of a video apart from its pixels."""
 
     times: np.ndarray
     """(N,) float64, seconds from the start of the video."""
@@ -105,7 +105,7 @@ class FrameScale(NamedTuple):
 
 
 class DecodedFrames(FrameStore):
-    """Decodes every clip anew. For data too large for a cache, and for single passes over videos.
+    """Store that decodes every clip anew, for data too large for a cache and for single passes over videos.
 
     Args:
         scale: the size of the frames.

@@ -101,7 +101,7 @@ class LiveSettings:
 
 
 class LiveCapture:
-    """Iterates over the newest frames of a live source while a thread receives them.
+    """Iterator over the newest frames of a live source, received by a thread.
 
     A source that cannot be opened in the first place is an error at once, unless it is ``awaited``. One that is lost
     later is looked for again, after 0.5 s, 1 s, 2 s, ... up to 30 s; pauses are reported as long as they grow.

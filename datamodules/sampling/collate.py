@@ -86,7 +86,7 @@ def stack_flow(flows: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
 
 
 def collate_clips(samples: Sequence[ClipSample], keyframes: tuple[int, ...]) -> ClipBatch:
-    """Samples of one shape of window to a batch; ``keyframes`` are the supervised positions in it."""
+    """Collate samples of one shape of window; ``keyframes`` are the supervised positions in it."""
     frames, sizes = stack_clips([sample.frames for sample in samples], [sample.size for sample in samples])
     return ClipBatch(
         frames=frames,

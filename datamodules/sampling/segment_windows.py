@@ -111,7 +111,7 @@ class StepWindow(NamedTuple):
 def training_windows(
     videos: Sequence[SteppedVideo], length: int, overlap: float | None, min_visibility: float
 ) -> list[StepWindow]:
-    """Windows that show at least one segment: sliding ones, or without ``overlap`` one a video, drawn each time."""
+    """Return windows that show a segment: sliding ones, or without ``overlap`` one per video, drawn each time."""
     windows = []
     for number, video in enumerate(videos):
         if overlap is not None:
@@ -302,6 +302,6 @@ class SegmentWindows(Dataset):
 
 
 def _padded(values: np.ndarray, length: int, axis: int) -> np.ndarray:
-    """Zeros after the last step, up to ``length`` steps."""
+    """Return zeros after the last step, up to ``length`` steps."""
     missing = length - values.shape[axis]
     return np.pad(values, [(0, missing if a == axis else 0) for a in range(values.ndim)]) if missing else values

@@ -12,7 +12,7 @@ EARLY = 0.09
 
 
 class TimeGrid:
-    """Takes the first frame of a stream and then one a period: the first that is due at the next moment of the grid.
+    """Choice of the first frame of a stream, and then of the first frame that is due at each moment of a time grid.
 
     Moments lie whole periods after the first frame, so that a frame that comes late, or not at all, delays no other.
 

@@ -87,7 +87,7 @@ class BrokenVideos:
 
 
 class ReportBrokenVideos(Callback):
-    """Says at the end of every epoch which videos were found broken. A DataModule hears of no epoch's end itself."""
+    """Report the broken videos at the end of every epoch, which a DataModule is not called for."""
 
     def __init__(self, broken: BrokenVideos) -> None:
         self.broken = broken

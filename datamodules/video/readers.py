@@ -160,7 +160,7 @@ class _DecordReader(VideoReader):
 
 
 class _AvReader(VideoReader):
-    """Decodes forwards from the nearest entry, or from the start of the file where it cannot be searched."""
+    """Decode forwards from the nearest entry, or from the start of a file that cannot be searched."""
 
     def __init__(self, path: Path, listing: FrameListing, num_threads: int) -> None:
         self.path, self.times, self.num_frames = path, listing.times, len(listing.times)

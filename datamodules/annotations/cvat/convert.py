@@ -40,7 +40,7 @@ from datamodules.video.readers import list_video
 
 
 class Added(NamedTuple):
-    """Changes of a task to a csv."""
+    """Settings that change a task on its way to a csv."""
 
     new: tuple[str, ...]
     """Actions that the list of classes did not have."""

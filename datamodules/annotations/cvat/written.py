@@ -176,7 +176,7 @@ def _write_meta(xml: _Xml, video: VideoFacts, label: str, actions: Sequence[str]
 
 
 class _Xml:
-    """Writes elements as they come, so that a long track takes no memory."""
+    """Writer of elements as they come, so that a long track takes no memory."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.generator = XMLGenerator(file, encoding="utf-8", short_empty_elements=True)

@@ -1,4 +1,4 @@
-"""Arrays as numpy pickles them, built again without believing what is said of them.
+"""Arrays as numpy pickles them, rebuilt without trusting what the file claims about them.
 
 A dtype that claims to be of objects makes numpy follow eight bytes of a file as a pointer. A truth value of 255, or a
 shape that does not fit its data, can end in memory that is not the array's. So dtypes are numbers, bytes, text or
