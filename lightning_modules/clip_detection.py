@@ -26,7 +26,7 @@ from .networks.layers.trunk_size import TUBELET
 
 
 class ClipDetectionModule(DetectionModule):
-    """Trains EVAD on clips around annotated keyframes.
+    """Train EVAD on clips around annotated keyframes.
 
     Args:
         network, weights, optimizer, training, detection, pretrained: see ``DetectionModule``.

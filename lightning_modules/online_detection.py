@@ -21,7 +21,7 @@ from .segment_inputs import Modality, steps_of
 
 
 class OnlineDetectionModule(ExperimentModule):
-    """Trains a causal network to say of every frame which actions go on in it, one binary question a class.
+    """Train a causal network to score the actions of every frame, one binary question per class.
 
     A training window begins with the initial state, as a stream does. Evaluation passes through every video once and
     takes its state along from window to window: what windows repeat of the ones before is left out.

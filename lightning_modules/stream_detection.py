@@ -77,7 +77,7 @@ class DelayTraining:
 
 
 class StreamDetectionModule(DetectionModule):
-    """Trains a streaming detector from ground truth alone, on short runs of frames that end at supervised ones.
+    """Train a streaming detector from ground truth alone, on short runs of frames that end at supervised ones.
 
     The frames before the supervised ones warm the state up. Evaluation walks through whole videos, chunk by chunk, see
     ``StreamPredictor``. With a look-ahead of the network, training and evaluation place its predictions accordingly.

@@ -45,7 +45,7 @@ class SegmentSettings:
 
 
 class TemporalDetectionModule(ExperimentModule):
-    """Trains a temporal detector from ground truth; evaluates any on untrimmed videos.
+    """Train a temporal detector from ground truth; evaluate any on untrimmed videos.
 
     Evaluation passes over a video window by window; what the windows find is put together and suppressed once for the
     whole video.

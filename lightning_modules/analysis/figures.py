@@ -42,7 +42,7 @@ def as_png(figure: Figure, dpi: int = 90) -> bytes:
 
 
 def draw_costs(summaries: Sequence[Summary]) -> bytes:
-    """Bars of the mAP that each kind costs."""
+    """Draw bars of the mAP that each kind costs."""
     figure, ((axes,),) = new_figure(8, 3.5)
     labels = [cost.kind.words for cost in summaries[0].kinds]
     _bars(axes, labels, [[100 * cost.cost for cost in each.kinds] for each in summaries], summaries)

@@ -70,7 +70,7 @@ def analyse_boxes(
 
 
 class _Drawing:
-    """Draws single errors of one file."""
+    """Drawer of single errors of one file."""
 
     def __init__(self, matched: Matched, preds: FrameRows, truth: TrueBoxes) -> None:
         self.matched, self.preds, self.truth = matched, preds, truth

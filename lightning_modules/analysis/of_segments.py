@@ -80,7 +80,7 @@ def segment_properties(targets: SegmentRows) -> list[Property]:
 
 
 class _Drawing:
-    """Draws single errors of one file."""
+    """Drawer of single errors of one file."""
 
     def __init__(
         self,

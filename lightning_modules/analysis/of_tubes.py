@@ -107,7 +107,7 @@ def tube_properties(targets: TubeRows) -> list[Property]:
 
 
 class _Drawing:
-    """Draws single errors of one file."""
+    """Drawer of single errors of one file."""
 
     def __init__(self, matched: Matched, preds: TubeRows, targets: TubeRows, truth: TrueVideos) -> None:
         self.matched, self.truth = matched, truth

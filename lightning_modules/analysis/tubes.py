@@ -43,7 +43,7 @@ def find_tube_errors(matched: Matched, preds: TubeRows, targets: TubeRows, peopl
 
 
 class _Reasons:
-    """Looks at single tubes of ``preds`` and ``targets``."""
+    """Judge of single tubes of ``preds`` and ``targets``."""
 
     def __init__(self, preds: TubeRows, targets: TubeRows, people: np.ndarray) -> None:
         self.preds, self.targets, self.people = preds, targets, people

@@ -1,4 +1,4 @@
-"""Faults of the machine and of what is installed on it, as errors that a user can mend."""
+"""Faults of the machine and of installed packages, as errors that a user can resolve."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Products of an ONNX file in int8 with onnxruntime's quantiser, and what that changes."""
+"""Quantisation of an ONNX file's products to int8 by onnxruntime, and its effect on the outputs."""
 
 from __future__ import annotations
 

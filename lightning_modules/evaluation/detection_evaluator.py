@@ -40,7 +40,7 @@ class DetectionSettings:
 
 
 class DetectionEvaluator(nn.Module):
-    """Holds the metrics of one run's data; a module, so that their states go to its device.
+    """Metrics of one run's data; a module, so that their states go to its device.
 
     Args:
         settings: protocols.

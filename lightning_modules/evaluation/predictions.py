@@ -43,7 +43,7 @@ class Answer(NamedTuple):
 
 
 class StreamAnswers:
-    """Gives every frame of parallel streams the output that is about it, in order of lanes, then of time.
+    """Give every frame of parallel streams the output that is about it, in order of lanes, then of time.
 
     What a detector with a look-ahead of k says at frame t is about frame t - k. At the end of a stream its last frame
     is shown k times more, which gives the last k frames their outputs. Without that, the last output stands for them.

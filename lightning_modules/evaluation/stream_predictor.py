@@ -34,7 +34,7 @@ def with_last_repeated(frames: Tensor, is_valid: Tensor) -> Tensor:
 
 
 class StreamPredictor:
-    """Detects on every lane of a stream and places each prediction at the frame that it is about.
+    """Detect on every lane of a stream and assign each prediction to the frame that it is about.
 
     The one implementation: evaluation, ``predict`` and ``StreamSession`` go through it. The state of a lane is renewed
     where a stream starts and held where a lane has run out. At the end of a stream the last frame is repeated for as

@@ -1,4 +1,4 @@
-"""Predictions as programs take them: who is in a frame, where, and what they do."""
+"""Predictions in the form that programs use: people in a frame, their boxes and actions."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ many (results/pages/trackers.md)."""
 
 
 class LaneTracks:
-    """Links the detections of the videos that follow each other on a lane.
+    """Link the detections of the videos that follow each other on a lane.
 
     Ids count from 0 in every video. A video may start anew in its middle, for example a camera that was lost for long.
     Nobody is recognised then, but ids go on counting, so that none stands for two people.

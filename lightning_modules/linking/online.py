@@ -1,4 +1,4 @@
-"""Links the people of one stream frame by frame, with nothing but the past to go by; live and in evaluation alike."""
+"""Tracking of the people of one stream, frame by frame, from the past alone; the same live and in evaluation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LinkedFrame(NamedTuple):
 
 
 class OnlineLinker:
-    """Gives the detections of one stream, frame by frame, the numbers of the people they are.
+    """Online tracker: numbers the people in the detections of one stream, frame by frame.
 
     A frame is matched with the tracks so far such that the sum of their IoUs is largest. What is matched with nothing
     starts a track. Work and memory of a frame depend on the number of its boxes and on ``max_gap``, not on how long the

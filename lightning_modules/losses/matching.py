@@ -18,7 +18,7 @@ class Matches(NamedTuple):
 
 
 class BoxMatcher(nn.Module):
-    """Assigns each true box the proposal that is cheapest for all together; no gradient.
+    """One-to-one assignment of proposals to true boxes at the lowest total cost; no gradient.
 
     cost = class_cost * (-person probability) + l1_cost * L1 + giou_cost * (-GIoU), L1 over xyxy divided by the frame's
     size, GIoU in pixels.

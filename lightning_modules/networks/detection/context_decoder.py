@@ -74,7 +74,7 @@ class DecoderBlock(nn.Module):
 
 
 class ContextDecoder(Preparable):
-    """Pools each actor over all slots of a scene and refines it with every token, seen or remembered.
+    """Pool each actor over all slots of a scene and refine it with every token, seen or remembered.
 
     Prepared for inference on a CPU, it reads no more of the slots than actors ask for.
 

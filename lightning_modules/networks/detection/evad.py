@@ -18,7 +18,7 @@ from .vit import VideoViT
 
 
 class EvadTeacher(nn.Module):
-    """Detects the actors of a clip's keyframe and their actions.
+    """Clip detector: the actors of a clip's keyframe and their actions.
 
     Args:
         num_classes: K.

@@ -1,4 +1,4 @@
-"""Tensors made of a network's weights, kept for inference so that no call makes them anew."""
+"""Tensors computed from a network's weights, kept for inference so that no call computes them again."""
 
 from __future__ import annotations
 

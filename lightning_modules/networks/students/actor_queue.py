@@ -23,7 +23,7 @@ class QueueState(NamedTuple):
 
 
 class ActorQueue:
-    """Hands on, at every frame of a stream, the actors of the frame that came ``length`` frames before it."""
+    """Delay line of actors: at every frame of a stream, those of the frame ``length`` frames before it."""
 
     def __init__(self, length: int, num_stages: int, num_proposals: int) -> None:
         self.length, self.num_stages, self.num_proposals = length, num_stages, num_proposals

@@ -32,7 +32,7 @@ class DetectorState(NamedTuple):
 
 
 class StreamingDetector(StreamingModule[DetectorState]):
-    """Detects actors and actions in a stream, frame by frame, from the newest frame and a state of constant size.
+    """Streaming detector of actors and actions, from the newest frame and a state of constant size.
 
     The head localizes actors in each frame by itself. It classifies them in the newest frame, with the tokens of
     earlier frames in the context memory.

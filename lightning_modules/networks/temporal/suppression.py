@@ -31,7 +31,7 @@ def top_segments(scores: Tensor, segments: Tensor, threshold: float, max_segment
 
 @dataclass(frozen=True)
 class SegmentSuppression:
-    """Thins out the segments of one video, merged from its windows, class by class.
+    """Suppression of the segments of one video, merged from its windows, class by class.
 
     - ``soft``: Gaussian soft-NMS (Bodla et al., ICCV 2017). The best segment is taken, the scores of the others
       of its class are multiplied by exp(-tIoU^2 / sigma), and so on.

@@ -1,4 +1,4 @@
-"""Networks from what describes them: a file of ``configs/networks``, or the plain dict of a weights file's card."""
+"""Networks built from a description: a file of ``configs/networks``, or the plain dict of a weights file's card."""
 
 from __future__ import annotations
 

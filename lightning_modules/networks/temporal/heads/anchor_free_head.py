@@ -33,7 +33,7 @@ class AnchorFreeOutput(NamedTuple):
 
 
 class Tower(nn.Module):
-    """Convolutions shared by all levels, then one without norm to ``out_dim`` values a point."""
+    """Convolutions shared by all levels, then one without norm to ``out_dim`` values per point."""
 
     def __init__(self, dim: int, out_dim: int, depth: int) -> None:
         super().__init__()
