@@ -1,4 +1,4 @@
-"""Detectors by name: the commands that save their predictions and time them, and what was found."""
+"""Detectors by name: the commands that save their predictions and time them, and the results."""
 
 from __future__ import annotations
 

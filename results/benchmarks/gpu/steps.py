@@ -81,7 +81,7 @@ def on_device(candidate: Candidate, device: torch.device) -> tuple[nn.Module, in
 
 
 def material(network: Any, side: int, lanes: int) -> Tensor:
-    """Blobs that wander: N clips (N, lanes, 3, T, H, W) or frames (N, lanes, 1, 3, H, W), other ones in each lane."""
+    """Return wandering blobs: N clips (N, lanes, 3, T, H, W) or frames (N, lanes, 1, 3, H, W), different per lane."""
     is_clip = isinstance(network, EvadTeacher)
     count = COMPARED_CLIPS if is_clip else COMPARED_FRAMES if lanes == 1 else COMPARED_IN_LANES
     length = network.num_frames if is_clip else 1
@@ -106,7 +106,7 @@ def free(device: torch.device) -> None:
 
 
 def back_to_back_ms(call: Callable[[], object], device: torch.device, calls: int) -> float:
-    """Milliseconds a call where the CPU does not wait in between."""
+    """Return the milliseconds per call where the CPU does not wait in between."""
     wait = synchronizer(device)
     wait()
     if device.type != "cuda":
@@ -209,7 +209,7 @@ def measure_steps(settings: Settings) -> Iterator[Row]:
 
 
 def measure_lanes(settings: Settings) -> Iterator[Row]:
-    """Students on 1 to 64 streams side by side, each with a clock of its own: state is renewed and held by lane."""
+    """Measure students on 1 to 64 streams side by side, each with its own clock: state is renewed and held by lane."""
     device = torch.device(settings.device)
     for candidate in (TINY if settings.size == "tiny" else VIT_B)[:2]:
         network, side = on_device(candidate, device)
@@ -220,7 +220,7 @@ def measure_lanes(settings: Settings) -> Iterator[Row]:
 
 
 def measure_compiled(settings: Settings) -> Iterator[Row]:
-    """Networks under ``torch.compile``, launched call by call and as a CUDA graph."""
+    """Measure networks under ``torch.compile``, launched call by call and as a CUDA graph."""
     device = torch.device(settings.device)
     some = TINY[:1] if settings.size == "tiny" else (VIT_B[0], VIT_B[2], VIT_B[1])
     for arithmetic in COMPILED_ORDER:
