@@ -20,7 +20,7 @@ REMEMBERED_FRAMES = 10_000
 
 
 class PredictionProgress(TQDMProgressBar):
-    """Lightning's bar, and one line when prediction ends: frames, frames a second, and of a live source the delay.
+    """Lightning's bar, and one line when prediction ends: frames, frames per second, and of a live source the delay.
 
     Delay runs from the arrival of a frame to its detections. The time that camera and network need before is not
     included. Put this callback before those that write, whose time is not part of it.

@@ -94,9 +94,9 @@ class _Clip:
 class ClipRecorder:
     """Writer of clips in its own thread, so that prediction waits for neither JPEG nor h264 nor the disk.
 
-    Memory is bounded: WAITING_FRAMES pictures for the thread, ``buffer_mib`` of past frames a source, MOST_CLIPS clips.
-    A frame that would have to wait longer is left out of the clips and counted where the source is live, and waited
-    for otherwise.
+    Memory is bounded: WAITING_FRAMES pictures for the thread, ``buffer_mib`` of past frames per source, and MOST_CLIPS
+    clips. A frame that would have to wait longer is left out of the clips and counted where the source is live, and
+    waited for otherwise.
 
     Args:
         settings: see ``ClipSettings``.

@@ -1,4 +1,4 @@
-"""Report events while prediction runs: lines of JSON, clips, and whatever sinks carry them to."""
+"""Report events while prediction runs: lines of JSON, clips, and messages by sinks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from datamodules.files import errors_named
 from lightning_modules.evaluation.tracked import TrackedFrame
 
 IDLE_SECONDS = 10.0
-"""A source of several that gives no frame for so long has its events ended: nobody knows whether it comes back."""
+"""A source of several that gives no frame for so long has its events ended, since it may not come back."""
 
 
 class EventReporter(Callback):
@@ -186,7 +186,7 @@ class EventReporter(Callback):
         self._report(changes)
 
     def _close(self) -> None:
-        """End everything that has begun, whatever goes wrong with a part of it."""
+        """End all that has begun, even if a part of it fails."""
         if self._files is None:
             return
         errors: list[Exception] = []

@@ -162,7 +162,7 @@ class PredictionWriter(Callback):
         return self._files.path(video_id, "detections.mp4" if number == 1 else f"detections.{number}.mp4")
 
     def _close(self) -> list[str]:
-        """Close every file, whatever happens to the others, and return what went wrong."""
+        """Close every file, even if others fail, and return the errors."""
         failed = []
 
         def close(video: AnnotatedVideo) -> None:

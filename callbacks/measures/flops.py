@@ -41,9 +41,9 @@ class FlopCount(NamedTuple):
 def count_gflops(module: nn.Module, *inputs: Any) -> FlopCount:
     """Count ``module(*inputs)`` in evaluation mode; the module's modes and the inputs are left as they were.
 
-    Inputs may be nested (a streaming state of NamedTuples, say); whatever is not a tensor is passed through.
-    An operator that nothing counts is named in a warning and in ``uncounted``. Work whose result is not returned is
-    dead code in the trace and does not count.
+    Inputs may be nested, such as a streaming state of NamedTuples; values that are no tensors are passed through. An
+    operator that nothing counts is named in a warning and in ``uncounted``. Work whose result is not returned is dead
+    code in the trace and does not count.
     """
     from fvcore.nn import FlopCountAnalysis
 
@@ -103,7 +103,7 @@ class _FlatCall(nn.Module):
 
     @staticmethod
     def tensors(inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        """Copies, so that a network that writes into its state spoils nobody's."""
+        """Copies, so that a network that writes into its state changes no other."""
         return tuple(leaf.detach().clone() for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -142,7 +142,7 @@ def _attention(inputs: Values, outputs: Values) -> int:
 
 
 def _recurrence(inputs: Values, outputs: Values) -> int:
-    """LSTM, GRU and plain RNN: every weight matrix once a step, any number of layers, directions and projections."""
+    """LSTM, GRU and plain RNN: every weight matrix once per step, any number of layers, directions and projections."""
     data = _shape(inputs[0])
     packed = len(data) == 2  # rows of all steps, followed by one more argument, the batch size of each step
     steps = data[0] if packed else data[0] * data[1]

@@ -2,7 +2,7 @@
 
 A step takes one new frame to its detections. Warm-up is excluded (allocation, kernel selection, compilation). The
 device is waited for before the clock starts and before it stops. Median and tail are reported, since a live stream is
-late as often as its 95th percentile says, whatever the mean is.
+late as often as its 95th percentile says, not as its mean says.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ from lightning_modules.networks.streaming import state_bytes
 
 
 class CostMonitor(Callback):
-    """Measure once a run, after its first batch, and log the figures.
+    """Measure once per run, after its first batch, and log the figures.
 
-    ``fit``, ``validate`` and ``test`` alike; the first process measures, the others go on. Figures go to the loggers of
-    the run and, in one line, to the screen; ``figures`` keeps them.
+    This holds for ``fit``, ``validate`` and ``test``; the first process measures, the others continue. Figures go to
+    the loggers of the run and, in one line, to the screen; ``figures`` keeps them.
     """
 
     def __init__(self) -> None:

@@ -36,14 +36,14 @@ class _Source:
     moments: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_FRAMES))
     delays_ms: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED_DELAYS))
     jpeg: tuple[int, bytes] = (0, b"")
-    """The newest picture that somebody asked for, and its number."""
+    """The newest requested picture, and its number."""
     drawing: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Board:
     """Exchange of results between the thread that predicts and the threads that show them.
 
-    Prediction only leaves a reference to its newest frame here. It is drawn on when somebody asks for it, once.
+    Prediction only leaves a reference to its newest frame here. It is drawn on once, when a browser asks for it.
 
     Args:
         person_threshold, action_threshold: least scores of what is drawn.

@@ -19,7 +19,7 @@ MOST_AWAITED = 1000
 
 
 class LivePage(Callback):
-    """Show live pictures with boxes, delay, frames a second and the newest events in the browser.
+    """Show live pictures with boxes, delay, frames per second and the newest events in the browser.
 
     The page lives as long as the prediction. It takes events from every ``EventReporter`` beside it, and draws their
     zones. Prediction never waits for those who look: they get the newest picture there is, see ``PageServer`` for the

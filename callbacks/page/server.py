@@ -28,7 +28,7 @@ MOST_CONNECTIONS = 64
 """Connections at once, at most; further ones get 503."""
 START_SECONDS = 10.0
 HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
-"""Nothing is stored; addresses, which may hold the token, are passed on to nobody."""
+"""Browsers store nothing and pass on no address, which may hold the token."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 

@@ -71,7 +71,7 @@ def draw_timeline(
     names: Sequence[str],
     score_threshold: float,
 ) -> Tensor:
-    """A picture (3, H, W) uint8 of one video of ``duration`` seconds: a line a class, its truth over what was found."""
+    """A picture (3, H, W) uint8 of one video of ``duration`` seconds: per class the truth above the detections."""
     shown = (found["scores"] >= score_threshold).nonzero().flatten().tolist()
     shown.sort(key=lambda index: float(found["scores"][index]))  # the best come last and cover the others
     classes = sorted({*truth["labels"].tolist(), *(int(found["labels"][index]) for index in shown)})
