@@ -2,8 +2,8 @@
 
 Pixels travel as uint8 RGB and are normalised on the device. In their place may be float16 maps computed from them by a
 network's frozen stem (``MapFacts``): (B, T, C, H / stride, W / stride). Boxes are xyxy in pixels of the unpadded
-network input, corners without +1. Labels are multi-hot over ``num_classes``; a box without any action (somebody
-standing idle) has a row of zeros.
+network input, corners without +1. Labels are multi-hot over ``num_classes``; a box without any action (an idle person)
+has a row of zeros.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever ends the program that writes them."""
+"""Files that are written whole or not at all, however the program ends."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _runs(process: int) -> bool:
 
 
 def _beside(path: Path) -> Path:
-    """Name the unfinished file: hidden, short whatever the target's length, telling whose it is."""
+    """Name the unfinished file: hidden, short for any length of the target's name, with the number of its process."""
     name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
     ending = path.suffix if len(path.suffix) < 16 else ""
     return path.with_name(f".{name}-{_host()}-{os.getpid()}{UNFINISHED}{ending}")

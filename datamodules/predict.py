@@ -43,14 +43,14 @@ class PredictDataModule(LightningDataModule):
         source: a video file; a folder of videos (sub-folders included) or of numbered pictures; a camera's number or
             device file; an address (``rtsp://``, ``http://``, ...). Or many of them: a list, or a file (.txt, .yaml)
             that lists them, see ``listed_sources``.
-        classes: names of the network's classes, or a text file with one a line.
-        frame_stride, frame_rate: the stride the network was trained with, and the frames a second of the videos it was
+        classes: names of the network's classes, or a text file with one per line.
+        frame_stride, frame_rate: stride that the network was trained with, and frames per second of the videos it was
             trained on.
         short_side: length of the frames' short side in pixels; None keeps the video's size.
         max_long_side: frames whose long side would be longer are made smaller; None sets no limit.
         interpolation: ``area`` averages areas when frames shrink, ``bilinear`` does not (EVAD).
-        chunk_frames: frames a step of a file; one where there are many sources.
-        picture_rate: pictures a second of a folder of pictures.
+        chunk_frames: frames per step of a file; one where there are many sources.
+        picture_rate: pictures per second of a folder of pictures.
         max_frames: sampled frames after which to stop: of each file and each live source.
         max_seconds: longest part of each file, and longest run on live sources.
         live: patience with a live source.

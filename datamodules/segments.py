@@ -153,7 +153,7 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
         }
 
     def prepare_data(self) -> None:
-        """Make the data, and fill the caches of frames and of flow with what the stage at hand needs."""
+        """Make the data, and fill the caches of frames and of flow for the present stage."""
         super().prepare_data()
         if not isinstance(self.flow, FlowCache):
             return

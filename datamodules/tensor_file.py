@@ -38,7 +38,7 @@ def read_tensor_file(path: str | Path, what: str = "weights", classes: Sequence[
     Args:
         path: the file.
         what: it should hold, for messages.
-        classes: plain data that may be in it besides tensors and containers.
+        classes: plain data that it may hold apart from tensors and containers.
 
     Raises:
         UserError: there is no such file, it is none of PyTorch's, it is damaged, or it would execute something.

@@ -125,8 +125,7 @@ def read_rows(
         remedy: the way out where the file is missing.
 
     Raises:
-        UserError: besides those of ``open_text``, where columns are not separated by commas or a quotation mark is
-            never closed.
+        UserError: as ``open_text``, and where columns are not separated by commas or a quotation mark is never closed.
     """
     with open_text(path, what, remedy) as file:
         head = list(islice(file, LINES_TO_JUDGE_BY))

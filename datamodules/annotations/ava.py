@@ -41,7 +41,7 @@ class Ava(DetectionSource):
         excluded: csv of the moments (video,seconds) that are not scored. It is for ``val``; nothing is left out of
             training, as in EVAD.
         action_names: all 80 actions in the form of ``label_map``, for the names of those that are not scored.
-        frame_rate: pictures a second.
+        frame_rate: pictures per second.
         frame_rates: of single videos that differ, by name.
         start_seconds: time in the csv at which pictures and files begin: 900 for films cut to their annotated 15
             minutes, 0 for whole films.

@@ -1,6 +1,6 @@
 """Annotations in AVA's column order.
 
-One row a box and action, no header needed::
+One row per box and action, no header needed::
 
     video,seconds,x1,y1,x2,y2,action_id,person_id
     kitchen_01,12.5,0.21,0.10,0.48,0.95,3,0

@@ -56,7 +56,7 @@ class FeatureFolder:
         stride_frames: frames from one feature to the next. None for N features spread evenly over the whole video, like
             ActivityNet's resized to 100.
         window_frames: frames that one feature sees.
-        frame_rate: frames a second of the videos when features were computed; None takes the annotation's.
+        frame_rate: frames per second of the videos when features were computed; None takes the annotation's.
         channels_first: arrays are (C, N).
     """
 

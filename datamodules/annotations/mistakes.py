@@ -36,7 +36,7 @@ class AbsentVideo(Mistake):
 
 
 def keep(mistake: Mistake, mistakes: list[Mistake] | None) -> None:
-    """Put a mistake down where somebody collects them, raise it where nobody does."""
+    """Collect a mistake where there is a list for it, raise it otherwise."""
     if mistakes is None:
         raise mistake
     mistakes.append(mistake)

@@ -146,7 +146,7 @@ def find_media(
         videos: folder searched with its sub-folders, see ``find_videos``.
         features: folder of feature arrays; at most one of the two is given.
         raw: the videos to look for; durations and frame rates come from here.
-        picture_rate: pictures a second of folders of pictures; None takes the annotation's frame rate.
+        picture_rate: pictures per second of folders of pictures; None takes the annotation's frame rate.
     """
     if features is not None:
         found = {name: features.find(name, entry.duration, entry.frame_rate) for name, entry in raw.items()}
@@ -173,7 +173,7 @@ def find_videos(folder: str | Path, names: Collection[str]) -> dict[str, Path]:
     """The file or the folder of pictures of each video, at any depth; it may be called ``v_<name>`` as well.
 
     Folders that are a video themselves are not looked into: they may hold many thousands of pictures. Each folder is
-    looked into once, whatever links lead back to it.
+    read once, even if links lead back to it.
 
     Raises:
         UserError: no such folder, or two videos of one name.

@@ -61,7 +61,7 @@ NOT_TESTED: dict[int, tuple[str, ...]] = {
 beyond its end. 213 is everything annotated, 212 ActionFormer and BasicTAD, 211 OpenTAD, 210 G-TAD and AFSD."""
 
 CHUNK_SECONDS = 6 / 30
-"""Per-frame annotation has a row for every six frames at 30 frames a second."""
+"""Per-frame annotation has a row for every six frames at 30 frames per second."""
 BACKGROUND, AMBIGUOUS = 0, 21
 """Columns of the per-frame annotation; those between are the classes."""
 
@@ -77,10 +77,10 @@ class Thumos14(SegmentSource):
             the original text files (``read_class_texts``); or OadTR's labels of six frames each (``read_per_frame``).
         videos: folder with a file or a folder of pictures for each video, at any depth.
         features: folder of feature arrays, instead of videos.
-        test_list: how many test videos count, which is how the lists in use are told apart.
+        test_list: number of test videos, which distinguishes the lists in use.
         metadata: csv files with the columns ``filename``, ``video-duration``, ``fps`` (TSP's
             ``thumos14_{test,valid}_metadata.csv``), for annotations that lack one or the other.
-        picture_rate: pictures a second of folders of pictures; None takes the annotation's frame rate.
+        picture_rate: pictures per second of folders of pictures; None takes the annotation's frame rate.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ def read_thumos14(path: str | Path) -> dict[str, RawSegments]:
 def read_class_texts(folder: Path) -> dict[str, RawSegments]:
     """The original form, at any depth: ``<Class>_{val,test}.txt`` with lines ``video_test_0000324  10.4 13.4``.
 
-    ``Ambiguous_{val,test}.txt`` holds the spans in which nobody can say.
+    ``Ambiguous_{val,test}.txt`` holds the ambiguous spans.
     """
     files = [file for split in ("val", "test") for file in sorted(folder.rglob(f"*_{split}.txt"))]
     if not files:

@@ -158,7 +158,7 @@ class TubeSource(DetectionSource):
         annotations: the file or folder of boxes.
         every_frame: also annotate the frames outside all tubes, as empty: a detection there is a false positive, as in
             the evaluations of ACT and MOC. Otherwise only frames with a box are annotated, as YOWO evaluates.
-        frame_rate: pictures a second, for folders of pictures. It makes the time stamps of predictions; which picture
+        frame_rate: pictures per second, for folders of pictures. It makes the time stamps of predictions; which picture
             a box belongs to does not depend on it.
     """
 

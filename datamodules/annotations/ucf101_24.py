@@ -43,7 +43,7 @@ class UCF101_24(TubeSource):
             give the same boxes. Which it is shows in the file.
         train: names of training videos, or a text file with one per line: ``trainlist01.txt`` (folders, endings and
             class numbers around a name are ignored) or YOWO's ``trainlist.txt``, which lists frames.
-        val: likewise for evaluation (``testlist01.txt``, ``testlist.txt``). Where only one of the two is given, the
+        val: the same for evaluation ( ``testlist01.txt``, ``testlist.txt``). Where only one of the two is given, the
             other takes the rest. Neither is needed with ``UCF101v2-GT.pkl``, which has the official first split.
         every_frame: see ``TubeSource``.
         frame_rate: see ``TubeSource``.

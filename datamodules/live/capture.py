@@ -114,7 +114,7 @@ class LiveCapture:
             the cost of as much delay.
         reconnect_attempts: attempts in a row after which a lost source is given up, with a ``VideoError``; None goes on
             for ever.
-        max_seconds: the iteration ends after so long, whatever came in; None sets no limit.
+        max_seconds: duration of the iteration, whether frames came or not; None sets no limit.
         first_wait_seconds: before the first attempt to reconnect.
         awaited: whether a source that was never there, or that sends what is no stream, is looked for like a lost one.
         changed: notified of every frame and of the end; one of several captures may wait for all of them.

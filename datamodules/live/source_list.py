@@ -33,8 +33,8 @@ class NamedSource(NamedTuple):
 def listed_sources(source: str | Sequence[str | int]) -> tuple[NamedSource, ...] | None:
     """Return the sources of a list, or of a file that lists some; None of what is a single source.
 
-    A text file holds one source a line, besides empty lines and those that begin with #. YAML holds a list, or names
-    with their sources. Sources without a name are named after host and path, or after the file. Equal names are
+    A text file holds one source per line; empty lines and those that begin with # are ignored. YAML holds a list, or
+    names with their sources. Sources without a name are named after host and path, or after the file. Equal names are
     numbered in the order of the list. Paths are those of the command line.
 
     Raises:

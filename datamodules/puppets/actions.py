@@ -30,7 +30,7 @@ ORDER_PAIRS = (("sit_down", "stand_up"), ("bend_down", "straighten_up"), ("raise
 SPEED_PAIRS = (("walk", "run"), ("slow_wave", "fast_wave"))
 
 CADENCE_HZ = {"walk": (0.9, 1.1), "run": (2.0, 2.4), "slow_wave": (0.8, 1.0), "fast_wave": (2.0, 2.4)}
-"""Range of the full cycles a second. The ranges of a pair are about an octave apart, with nothing between."""
+"""Range of the full cycles per second. The ranges of a pair are about an octave apart, with nothing between."""
 
 REVERSED = {a: b for pair in ORDER_PAIRS for a, b in (pair, pair[::-1])}
 """Action that results when time runs backwards; the cyclic actions stay as they are."""

@@ -46,7 +46,7 @@ class ShuffledBatches(DistributedSampler):
 
     Args:
         size: number of samples there are.
-        batch_size: samples a batch and rank.
+        batch_size: samples per batch and rank.
         samples_per_epoch: how many to draw at random each epoch, over all ranks; None takes every sample once.
             More than there are repeat.
         seed: of order and augmentation; None takes that of Lightning's ``seed_everything``, 0 where it was not called.

@@ -155,7 +155,7 @@ def _showing_something(video: SteppedVideo, starts: np.ndarray, length: int, min
 
 
 class Augmentation(NamedTuple):
-    """Transformation of the frames of a window, alike for all of them."""
+    """Transformation of the frames of a window, the same for all of them."""
 
     crop_size: int | None
     """Side of the square that is cut out; None keeps frames whole."""

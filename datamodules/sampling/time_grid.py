@@ -16,7 +16,7 @@ class TimeGrid:
 
     Moments lie whole periods after the first frame, so that a frame that comes late, or not at all, delays no other.
 
-    A period of 0.1 s on 25 frames a second takes frames 0, 3 (0.12 s), 5 (0.2 s), 8 (0.32 s), 10 (0.4 s):
+    A period of 0.1 s on 25 frames per second takes frames 0, 3 (0.12 s), 5 (0.2 s), 8 (0.32 s), 10 (0.4 s):
 
     >>> grid = TimeGrid(0.1)
     >>> [frame for frame in range(11) if grid.takes(frame / 25)]

@@ -1,4 +1,4 @@
-"""Videos that prediction draws, told from those that it reads: they may lie in one folder."""
+"""Recognition of videos that prediction draws: they may lie in one folder with those that it reads."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Videos that are kept as folders of numbered pictures: which there are, when each is shown, which are missing.
 
-Pictures count from 1, or from 0 where there is a picture 0: with 30 pictures a second, picture 31 is shown at 1 s. They
-are found by one look at the folder and are opened when they are asked for (video.py).
+Pictures count from 1, or from 0 where there is a picture 0: with 30 pictures per second, picture 31 is shown at 1 s.
+They are found by one look at the folder and are opened when they are asked for (video.py).
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _numbered(folder: PictureFolder) -> dict[tuple[str, str], list[str]]:
 
 
 def _refuse_special(entry: os.DirEntry[str]) -> None:
-    """A pipe or a device would keep whoever opens it waiting for ever. Files cost no look."""
+    """Opening a pipe or a device would wait for ever. For files this costs no system call."""
     if entry.is_file():
         return
     try:

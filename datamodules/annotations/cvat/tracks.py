@@ -39,7 +39,7 @@ class CvatTask(NamedTuple):
     left_out: int
     """Shapes of labels that were not wanted."""
     frames: tuple[int, int] | None
-    """First and last frame that somebody looked at; None for the whole video."""
+    """First and last annotated frame; None for the whole video."""
     num_pictures: int | None
     """Number of pictures of the task; None for a video."""
 
@@ -53,7 +53,7 @@ class _RawBox(NamedTuple):
 
 
 class Export:
-    """Target of the parser: keeps the boxes and what is said about the task, and forgets all else at once."""
+    """Target of the parser: keeps the boxes and the facts about the task, and drops all else at once."""
 
     def __init__(self, path: Path, attributes: Sequence[str], leave_out: Sequence[str], check_boxes: bool) -> None:
         self.path, self.attributes, self.leave_out = path, attributes, frozenset(leave_out)

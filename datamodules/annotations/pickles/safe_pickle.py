@@ -1,8 +1,8 @@
 """Annotation pickles, read without running what is in them.
 
-An ordinary ``pickle.load`` calls whatever the file names, so that opening a downloaded annotation can do anything.
-Allowing numpy's own functions is not safe either (``pickled_arrays``). The interpreter is the standard library's in
-Python, whose instructions can be replaced: the one in C allocates whatever it is told to.
+An ordinary ``pickle.load`` calls any function that the file names, so that opening a downloaded annotation can do
+anything. Allowing numpy's own functions is not safe either (``pickled_arrays``). The interpreter is the standard
+library's in Python, whose instructions can be replaced: the one in C allocates any size that a file asks for.
 """
 
 from __future__ import annotations
@@ -225,11 +225,11 @@ def _size(entry: Any) -> int:
 
 
 def _check_nesting(root: Any, largest: int) -> None:
-    """Refuse what is nested too deeply, holds itself, or names things so often that nobody can walk through it.
+    """Refuse contents that are nested too deeply, hold themselves, or repeat objects so often that a walk never ends.
 
     Args:
         root: what was read.
-        largest: how large it may be if each thing is counted as often as it is named.
+        largest: largest size, each object counted as often as it is named.
     """
     known: dict[int, tuple[int, int]] = {}  # how large each container is, and how deep
     end = object()
