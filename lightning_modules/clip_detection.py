@@ -135,7 +135,7 @@ class ClipDetectionModule(DetectionModule):
     test_step = validation_step
 
     def predict_step(self, batch: ClipBatch, batch_idx: int) -> list[TrackedFrame]:
-        """Return the keyframe of each clip with all detections; nobody is tracked."""
+        """Return the keyframe of each clip with all detections, without tracks."""
         sizes = map(tuple, batch.original_sizes.tolist())
         times = batch.timestamps[:, 0].tolist()
         return [

@@ -64,7 +64,8 @@ class OnlineDetectionModule(ExperimentModule):
         return loss
 
     def targets(self, batch: SegmentBatch) -> tuple[Tensor, Tensor]:
-        """(B, T, K) bool, and (B, T) bool: whether nobody can say. Segments count that a window barely shows, too."""
+        """(B, T, K) bool, and (B, T) bool: True where it is ambiguous. Segments count that a window barely shows,
+        too."""
         found = [
             frame_targets(times, segments, labels, ambiguous, self.network.num_classes)
             for times, segments, labels, ambiguous in zip(

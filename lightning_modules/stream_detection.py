@@ -148,7 +148,7 @@ class StreamDetectionModule(DetectionModule):
         return losses
 
     def encode(self, batch: ClipBatch, frames: Tensor) -> tuple[EncodedFrames, DetectorState]:
-        """Training windows up to the answer about their last supervised frame, and the state before them.
+        """Training windows up to the output about their last supervised frame, and the state before the m.
 
         ``frames`` are the batch's, normalised.
         """

@@ -102,7 +102,7 @@ def draw_confusion(summary: Summary, names: Sequence[str]) -> bytes:
 
 
 def draw_curves(summaries: Sequence[Summary], names: Sequence[str]) -> bytes:
-    """Precision against recall, a small picture a class, the lowest AP first."""
+    """Precision against recall, a small picture per class, the lowest AP first."""
     figure, panels, shown = _grid(summaries[0])
     for axes, index in zip(panels, shown, strict=True):
         for summary in summaries:
@@ -118,7 +118,7 @@ def draw_curves(summaries: Sequence[Summary], names: Sequence[str]) -> bytes:
 
 
 def draw_histograms(summary: Summary, names: Sequence[str]) -> bytes:
-    """Scores of hits and misses, a small picture a class."""
+    """Scores of hits and misses, a small picture per class."""
     figure, panels, shown = _grid(summary)
     for axes, index in zip(panels, shown, strict=True):
         edges, hits, misses = summary.histograms[index]

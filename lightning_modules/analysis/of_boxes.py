@@ -122,7 +122,7 @@ class _Drawing:
         return Shown(f"{keyframe.timestamp:.2f} s", picture, boxes)
 
     def _rows(self, error: SingleError, frame: int, *, is_middle: bool) -> list[tuple[int, str]]:
-        """The detections to draw: the error's own, the one that took its true row, and what is said there else."""
+        """The detections to draw: the error's own, the one that took its true row, and the other predictions there."""
         matched = self.matched
         if is_middle and error.row >= 0:
             others = np.flatnonzero(matched.taken == error.true_row).tolist() if error.true_row >= 0 else []

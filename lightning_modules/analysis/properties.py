@@ -86,7 +86,7 @@ class PeopleOfFrame(NamedTuple):
     size: tuple[int, int]
     """Height and width of the frame."""
     speeds: np.ndarray | None = None
-    """(M,) heights of the box a second."""
+    """(M,) heights of the box per second."""
     since_start: np.ndarray | None = None
     """(M, K) seconds."""
     until_end: np.ndarray | None = None

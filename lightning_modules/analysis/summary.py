@@ -1,4 +1,4 @@
-"""Summary of one file of detections, for a page; small whatever the file's size."""
+"""Summary of one file of detections, for a page; small for any size of the file."""
 
 from __future__ import annotations
 

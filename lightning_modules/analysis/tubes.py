@@ -31,7 +31,7 @@ def find_tube_errors(matched: Matched, preds: TubeRows, targets: TubeRows, peopl
     Args:
         matched, preds: from ``match_tubes``.
         targets: the true tubes that were matched to.
-        people: (N,) whose each true tube is, a number within the video; negative where nobody says.
+        people: (N,) whose each true tube is, a number within the video; negative where it is not annotated.
     """
     errors = find_errors(matched)
     kinds = errors.kinds.copy()

@@ -34,7 +34,7 @@ Key = tuple[str, ...]
 
 @contextmanager
 def built_from(config: Namespace, settings: Settings) -> Iterator[None]:
-    """Turn what a constructor of ours refuses on purpose into a ``UserError``; a bug stays what it is.
+    """Turn an intended refusal by one of our constructors into a ``UserError``; a bug keeps its type.
 
     Args:
         config: what is built, with ``class_path`` and ``init_args``.
@@ -92,7 +92,7 @@ def _of_trainer(error: Exception, settings: Settings, form: str) -> UserError:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Return whether code of ours, or any constructor itself, refuses something; or Lightning does."""
+    """Return whether our code, or any constructor itself, refuses something; or Lightning does."""
     if isinstance(error, MisconfigurationException):
         return True
     if not isinstance(error, ValueError | TypeError) or not was_raised(error):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 FIRST, LAST = ("help", "config"), ("ckpt_path", "name", "print_config", "model", "data")
-"""Most used arguments of all commands, before and after those of the command at hand."""
+"""Most used arguments of all commands, before and after those of the command itself."""
 OF_THE_PARSER = ("options", "subcommands", "Linked arguments")
 """Titles of groups that the parser makes by itself."""
 TITLES = {

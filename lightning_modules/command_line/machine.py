@@ -39,7 +39,7 @@ BY_MESSAGE = (
     (r"DataLoader worker \(pid.*(killed|exited)", "a process that reads data has ended", SMALLER),
     (r"PytorchStreamWriter failed writing", "a file of tensors cannot be written", "see if the disk is full"),
 )
-"""PyTorch's messages that tell of the machine; what is said then, and the way out."""
+"""PyTorch's messages about the machine, and for each the text to report and the remedy."""
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def possible_callbacks(config: Namespace) -> list[Callback]:
 class Amount:
     """Mark of a setting that is a whole number of batches or a share of all: 1 is one batch, 1.0 all of them.
 
-    A parser that is told ``float | int`` takes every 1 for 1.0. Which of the two Lightning's ``Optional[Union[int,
+    A parser of the type ``float | int`` reads every 1 as 1.0. Which of the two Lightning's ``Optional[Union[int,
     float]]`` puts first depends on what other modules wrote down before, since ``typing`` takes both orders for equal.
     """
 

@@ -59,7 +59,7 @@ class Quantizer(NamedTuple):
     """Goes into the metadata."""
 
     def write(self, source: Path, target: Path, graph: ExportGraph, run: Run, lanes: int) -> None:
-        """Quantise the file ``source``, which ``run`` runs on so many streams a call; weights have one scale each."""
+        """Quantise the file ``source``, which ``run`` runs on so many streams per call; weights have one scale each."""
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
         logger = logging.getLogger()
@@ -98,8 +98,8 @@ class Differences:
     """Mean and largest absolute differences of proposals in int8 from those in float32, pair by pair.
 
     Args:
-        compared: how many pairs. people: whether they are those that float32 takes for people; else all, where it
-            takes nobody for one.
+        compared: how many pairs. people: whether they are those that float32 takes for people; else all, where it finds
+            none.
         boxes: of a corner, as a fraction of the frame's width or height. boxes_pixels: in pixels of the frame.
         person_scores, action_scores: of scores.
     """

@@ -113,7 +113,7 @@ class _Known(NamedTuple):
 
 @dataclass
 class _Keyframe:
-    """An annotated frame that waits for its answers, and its N detections, followed to the newest frame."""
+    """An annotated frame that waits for late predictions, and its N detections, followed to the newest frame."""
 
     truth: Rows
     boxes: Tensor

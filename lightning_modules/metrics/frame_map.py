@@ -75,7 +75,7 @@ class FrameMeanAveragePrecision(RowMetric):
         return f"{self.settings}{some}"
 
     def _empty_states(self) -> dict[str, Tensor]:
-        """Frames count their boxes, and boxes their rows, one a class."""
+        """Frames count their boxes, and boxes their rows, one per class."""
         whole = torch.zeros(0, dtype=torch.int64, device=self.device)
         # In float32 an IoU of exactly 0.5 may come out as 0.49999997, a miss.
         boxes = torch.zeros(0, 4, dtype=torch.float64, device=self.device)
@@ -90,7 +90,7 @@ class FrameMeanAveragePrecision(RowMetric):
             preds: one dict per frame: ``boxes`` (N, 4) xyxy with ``scores`` (N, K) of all classes, column k being label
                 k. Instead ``scores`` (N,) may come with ``labels`` (N,) int; a detection with several actions is
                 repeated.
-            targets: one dict a frame: ``boxes`` (M, 4) xyxy, ``labels`` (M,) int. A box with several actions is
+            targets: one dict per frame: ``boxes`` (M, 4) xyxy, ``labels`` (M,) int. A box with several actions is
                 repeated, one row an action.
         """
         if len(preds) != len(targets):

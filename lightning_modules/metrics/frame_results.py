@@ -42,7 +42,7 @@ class FrameDetections(NamedTuple):
 
 
 def read_frame_detections(path: str | Path) -> FrameDetections:
-    """Read detections from whatever program.
+    """Read detections of any program.
 
     The first line may be a header. Lines of two columns, frames without detection in some programs, are passed over.
     """

@@ -33,7 +33,7 @@ def frame_targets(
         times: (T,) seconds.
         segments: (n, 2) seconds.
         labels: (n,) int.
-        ambiguous: (m, 2) seconds, spans in which nobody can say.
+        ambiguous: (m, 2) seconds, spans that are not scored.
         num_classes: K.
 
     Returns:

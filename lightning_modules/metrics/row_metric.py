@@ -13,9 +13,9 @@ from torchmetrics.utilities import dim_zero_cat
 class RowMetric(Metric):
     """A metric whose states are columns of rows, grouped by counts of consecutive rows.
 
-    A frame or a video is such a count, not a number that two ranks could both use. Gathering concatenates counts and
-    rows alike, rank after rank, and so keeps frames and videos whole and apart. Subclasses say in ``_empty_states``
-    what they keep, and call ``_start`` at the end of their constructor.
+    A frame or a video is such a count, not a number that two ranks could both use. Gathering concatenates both counts
+    and rows, rank after rank, and so keeps frames and videos whole and apart. Subclasses say in ``_empty_states`` what
+    they keep, and call ``_start`` at the end of their constructor.
     """
 
     is_differentiable = False

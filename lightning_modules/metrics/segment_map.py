@@ -139,7 +139,7 @@ class SegmentMeanAveragePrecision(RowMetric):
         tiou_thresholds: overlaps from which on a detection is a hit; 0.3 to 0.7 for THUMOS14, 0.5 to 0.95 in steps of
             0.05 for ActivityNet.
 
-    Videos are told apart by position, so every video is passed exactly once: leave out what a distributed sampler
+    Videos are identified by position, so every video is passed exactly once: leave out what a distributed sampler
     repeats to even out its ranks. A video without ground truth counts; all its detections are false positives.
     """
 
@@ -187,8 +187,9 @@ class SegmentMeanAveragePrecision(RowMetric):
         """Add whole videos; entry i of both sequences belongs to the same video.
 
         Args:
-            preds: one dict a video: ``segments`` (N, 2) start and end in seconds, ``scores`` (N,), ``labels`` (N,) int.
-            targets: one dict a video: ``segments`` (M, 2), ``labels`` (M,) int.
+            preds: one dict per video: ``segments`` (N, 2), start and end in seconds, ``scores`` (N,), ``labels`` (N,)
+                int.
+            targets: one dict per video: ``segments`` (M, 2), ``labels`` (M,) int.
         """
         if len(preds) != len(targets):
             raise ValueError(f"preds has {len(preds)} videos but targets has {len(targets)}")

@@ -1,7 +1,7 @@
 """Frame AP by how long an action has been going on: what a detector without delay can know, and what it cannot.
 
-The first frame of sitting down cannot be told from standing without the future. So the true rows are sorted into bins
-by the time since their action's start, and each bin gets an AP of its own:
+Without the future, the first frame of sitting down looks like standing. So the true rows are sorted into bins by the
+time since their action's start, and each bin gets an AP of its own:
 
 - Only the true rows of the bin count. A detection that is matched to a true row of another bin is ignored.
 - A detection that is matched to nothing is a false positive in every bin, since it has no age.

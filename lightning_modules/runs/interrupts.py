@@ -143,7 +143,7 @@ def newest_checkpoint(trainer: L.Trainer) -> Path | None:
 
 
 def with_checkpoint(command: Sequence[str], checkpoint: Path) -> list[str]:
-    """Return the arguments of a command that goes on from a checkpoint, whatever it began from.
+    """Return the arguments of a command that resumes from a checkpoint, whatever it began from.
 
     >>> with_checkpoint(["main.py", "fit", "--ckpt_path", "a.ckpt", "--name", "b"], Path("c.ckpt"))
     ['main.py', 'fit', '--name', 'b', '--ckpt_path', 'c.ckpt']

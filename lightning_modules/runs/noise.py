@@ -55,7 +55,7 @@ _UNINTERESTING = _Uninteresting()
 
 
 def quieten() -> None:
-    """Leave what nobody needs off the screen, from now on."""
+    """Keep useless messages off the screen, from now on."""
     for each in WARNED:
         warnings.filterwarnings("ignore", each.message, each.category, each.module)
     logging.getLogger(LIGHTNING_LOGGER).addFilter(_UNINTERESTING)

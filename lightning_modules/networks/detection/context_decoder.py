@@ -30,7 +30,7 @@ class SceneContext(NamedTuple):
     canvas: Tensor
     """(B, T', S, C): every place of the slots that actors are pooled in, the mask token where a token is missing."""
     slot_weights: Tensor | None
-    """(B, T') summing to one: what each slot counts in the pooling; None where all count alike."""
+    """(B, T') summing to one: weight of each slot in the pooling; None for equal weights."""
     sequence: Tensor
     """(B, M, C): the tokens that actors attend to."""
     readable: Tensor | None
@@ -85,7 +85,7 @@ class ContextDecoder(Preparable):
         dim, depth, num_heads, mlp_ratio, drop_path_rate: sizes of the transformer.
         hidden_dim: hidden dimension of each block's action head.
         roi_size: bins along a side of an actor's RoI. roi_extension: how much wider and taller than its box it is.
-        context: what blocks do with the tokens around the actors. ``refined``: they compute tokens and actors alike (as
+        context: what blocks do with the tokens around the actors. ``refined``: they compute both tokens and actors (as
             published). ``read``: they compute the actors alone, which read the tokens as the trunk left them, and each
             other. ``none``: actors are classified from their RoI features, reading each other.
         temporal_roi: an actor is pooled over all slots; in the keyframe's alone otherwise. No token is missing there,

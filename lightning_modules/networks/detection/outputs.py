@@ -12,7 +12,7 @@ class Detections(NamedTuple):
     """Q proposals of each of B keyframes (a streaming network puts a T axis behind B)."""
 
     person_logits: Tensor
-    """(B, Q, 2): person, nobody."""
+    """(B, Q, 2): person, background."""
     boxes: Tensor
     """(B, Q, 4) xyxy in pixels of the unpadded network input, unclipped."""
     action_logits: Tensor
@@ -77,7 +77,7 @@ def decode_detections(
     person_threshold: float = 0.7,
     score: ScoreRule = "action",
 ) -> list[ScoredBoxes]:
-    """Boxes in the original video with action scores, one entry a keyframe.
+    """Boxes in the original video with action scores, one entry per keyframe.
 
     Proposals with a person score of at least ``person_threshold`` are kept; where there is none, all are (EVAD; no
     NMS). Boxes are clipped to the frame. ``score="action"`` is EVAD's rule; ``person_x_action`` multiplies by the

@@ -35,7 +35,7 @@ class ActorQueue:
         return QueueState(person_logits.copy_(torch.tensor(NOBODY)), boxes)
 
     def needed(self, num_frames: int, last: int) -> int:
-        """The first frame of a chunk of T whose actors are needed to answer at its ``last`` ones."""
+        """The first frame of a chunk of T whose actors the outputs at its ``last`` frames need."""
         return max(0, num_frames - last - self.length)
 
     def __call__(
@@ -43,8 +43,8 @@ class ActorQueue:
     ) -> tuple[QueueState, QueueState]:
         """The actors that wait no longer at the ``last`` of T frames, (B, last, ...), and the state after the chunk.
 
-        ``found`` are those of the chunk's frames from ``needed`` on. Where its newest frames are left out, the answers
-        are the same and the state is of no use.
+        ``found`` are those of the chunk's frames from ``needed`` on. If its newest frames are left out, the outputs are
+        the same, but the state cannot be used.
         """
         first = self.needed(num_frames, last)
         if first == 0:

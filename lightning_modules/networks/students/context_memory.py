@@ -48,7 +48,7 @@ class MemorySize:
 
 
 class MemoryState(NamedTuple):
-    """The kept tokens of the K newest frames, oldest first; n tokens a frame, C decoder width."""
+    """The kept tokens of the K newest frames, oldest first; n tokens per frame, C decoder width."""
 
     tokens: Tensor
     """(B, K, n, C), projected to the decoder's width."""

@@ -30,7 +30,8 @@ class DecomposedAttention(CausalAttention[RecurrentState]):
     The LSTM's weights are shared by all patches, each of which has its own state. What leads out of it starts at zero,
     so an untrained block is a block of the frame-wise ViT whose weights it took.
 
-    Shapes: B streams, T frames of the chunk, N patches a frame, C channels, R = lstm_dim: (B, T, N, C) -> (B, T, N, C).
+    Shapes: B streams, T frames of the chunk, N patches per frame, C channels, R = lstm_dim: (B, T, N, C) -> (B, T, N,
+        C).
     """
 
     receptive_field = None

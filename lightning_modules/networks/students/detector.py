@@ -159,7 +159,7 @@ class StreamingDetector(StreamingModule[DetectorState]):
         """Return all that is supervised on the chunk's ``last`` frames (all by default), folded into the batch axis.
 
         The frames before them only advance the state: that is how training warms it up. ``deep`` asks for what training
-        supervises: the action logits of every decoder block, and of all proposals whatever ``num_actors`` says.
+        supervises: the action logits of every decoder block, and of all proposals, for any ``num_actors``.
         """
         encoded, trunk = self.encode(frames, state)
         outputs, memory, actors = self.detect(encoded, state, image_sizes, last, deep)

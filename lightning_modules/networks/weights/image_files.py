@@ -87,7 +87,7 @@ def require_model(name: str) -> None:
 
 
 def normalisation_of(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation that a model of timm was trained with, ImageNet's where nobody says."""
+    """Return mean and standard deviation that a model of timm was trained with, ImageNet's where it is not stated."""
     config = timm.get_pretrained_cfg(name)
     return IMAGENET if config is None else (tuple(config.mean), tuple(config.std))
 

@@ -1,4 +1,4 @@
-"""Starting from an image ViT in timm's naming: its weights as those of a video ViT whose frames are alike."""
+"""Starting from an image ViT in timm's naming: its weights as those of a video ViT on a clip of equal frames."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def load_image_vit(
 ) -> PretrainedReport:
     """Start a network's encoder from an image ViT in timm's naming. An error leaves the network as it was.
 
-    A clip whose frames are alike then has the tokens of the picture, as the ViT without its class token and registers
-    makes them. Every step is a note of the report:
+    A clip of equal frames then has the tokens of the picture, as the ViT without its class token and registers makes
+    them. Every step is a note of the report:
 
     * the patch kernel is resized to the network's patches (by FlexiViT's pseudo-inverse), then halved and repeated over
       the two frames of a slot, and takes in the model's normalisation of pixels;

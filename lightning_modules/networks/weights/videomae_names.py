@@ -19,7 +19,7 @@ from .loading import KEYS_SHOWN
 CONTAINERS = ("model", "module", "state_dict", "model_state")
 """Keys of a checkpoint that may hold the weights."""
 WRAPPERS = ("module.", "model.", "_orig_mod.", "backbone.")
-"""Prefixes that stand for whatever was wrapped around the network when it was saved; in any order, any number."""
+"""Prefixes of wrappers around the network when it was saved; in any order, any number."""
 RENAMES = (
     (r"^videomae\.", ""),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),

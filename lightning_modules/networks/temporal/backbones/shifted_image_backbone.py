@@ -34,7 +34,7 @@ class FrameShift(nn.Module):
     ``fold_div`` of the channels come from the next frame and as many from the previous one. ``causal``, the paper's
     online form, takes them from the previous one alone. Where there is no such frame the channels are zero.
 
-    ``follows`` (N,) is set by whoever runs the frames: whether frame n shows what comes right after frame n - 1.
+    ``follows`` (N,) is set by the caller: whether frame n shows what comes right after frame n - 1.
 
     Shapes: frames in their order, maps (N, C, h, w), or tokens (N, prefix + h w, C) of which the first stay.
     """

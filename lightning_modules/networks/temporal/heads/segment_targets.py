@@ -18,7 +18,7 @@ SAME_LENGTH = 1e-3
 
 
 class Truth(NamedTuple):
-    """True segments as tensors; at least one row a window."""
+    """True segments as tensors; at least one row per window."""
 
     segments: Tensor
     """(B, N, 2) float32, zeros where there is none."""
