@@ -5,7 +5,7 @@ values. It follows `EVAD.md`, sections 2 to 6 step by step: attention maps are m
 before the pyramid's convolutions. The decoder refines all tokens in every block and classifies after each; RoIs are
 pooled by torchvision's operator slot by slot.
 
-Parameters are those of an ``EvadTeacher``, which is the only thing shared with it.
+Only the parameters are shared with an ``EvadTeacher``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A list of experiments as a YAML file: rows to train and test, and what its table shows of them.
 
     title: Motion distillation on Puppets
-    description: Segment mAP over tIoU 0.3:0.1:0.7; 600 steps a run.      # Markdown, above the table
+    description: Segment mAP over tIoU 0.3:0.1:0.7; 600 steps per run.      # Markdown, above the table
     seeds: [0, 1, 2]
     metrics:                                                                  # columns, in this order
       - {key: test/map, title: mAP %, percent: true, drawn: true}             # a metric that `test` logged

@@ -37,7 +37,7 @@ def page(comparison: Comparison, command: str) -> str:
 
 
 def class_table(comparison: Comparison) -> str:
-    """A row a class, the mean over classes last."""
+    """A row per class, the mean over classes last."""
     teacher, students = comparison.teacher, comparison.students
     head, rows = ["class", teacher.title, *(student.title for student in students)], []
     for name in classes_by_gap(comparison):

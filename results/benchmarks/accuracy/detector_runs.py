@@ -82,7 +82,7 @@ def completed(detector: Detector, arguments: str = "", command: Sequence[str] = 
 
     Args:
         detector: as the list has it; what it says itself stays.
-        arguments: of the data, for all detectors alike.
+        arguments: arguments of the data, for all detectors.
         command: what stands before the arguments.
     """
     check(detector)

@@ -47,7 +47,7 @@ class Candidate(NamedTuple):
 def vit_b(name: str, **changes: Any) -> nn.Module:
     """A network at ViT-B size with random weights, among which every part matters; all its actors are classified.
 
-    Random weights score proposals so nearly alike that rounding would decide which are chosen.
+    Random weights score proposals so similarly that rounding would decide which are chosen.
     """
     network = student_networks.configured(f"{name}_vit_b", changes)
     if hasattr(network, "num_actors"):

@@ -1,4 +1,4 @@
-"""Training steps a second of the teacher and of distillation on a GPU, and what bf16 and TF32 do to the gradients."""
+"""Training steps per second of the teacher and of distillation on a GPU, and what bf16 and TF32 do to the gradients."""
 
 from __future__ import annotations
 
