@@ -13,11 +13,10 @@ CLASSES_NOTE = """\
 AP@0.5 in percent, ± the standard deviation over seeds; in brackets the difference from the teacher. The class with the
 first student's widest gap comes first."""
 DELAYS_NOTE = """\
-The ground truth of sampled frame t against what was said k frames later than its own answer, mAP in percent. *Actions
-late*: the boxes of t with the actions that the same people have at t + k. *All late*: the boxes of t + k too. At a
-video's end its last frame answers, as it does in the teacher's clip. The last column is the part of the gap to the
-teacher without a delay that the best delay closes: what the student lacks of the future, rather than of the teacher's
-skill."""
+The ground truth of sampled frame t against predictions k frames later than its own, mAP in percent. *Actions late*:
+the boxes of t with the actions that the same people have at t + k. *All late*: the boxes of t + k too. At the end of a
+video the last frame is repeated, as in the teacher's clip. The last column is the part of the gap to the teacher
+without a delay that the best delay closes. That part is due to unseen future, the rest to the teacher's skill."""
 
 
 def page(comparison: Comparison, command: str) -> str:

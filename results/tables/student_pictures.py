@@ -171,7 +171,7 @@ def draw_delays(comparison: Comparison) -> Figure:
             ticks |= set(late)
     axes.plot([], [], "--", color="grey", label="boxes late too")
     axes.set_xticks(sorted(ticks))
-    axes.set_xlabel("delay k: the truth of sampled frame t against what is said at t + k")
+    axes.set_xlabel("delay k: the truth of sampled frame t against predictions at t + k")
     axes.set_ylabel("mAP, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

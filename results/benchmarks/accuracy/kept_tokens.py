@@ -36,10 +36,10 @@ SETTINGS: tuple[tuple[str, Mapping[int, float], float], ...] = (
 )
 HEADER = """# What token dropout keeps on Puppets
 
-Written by `python -m results.benchmarks.accuracy.kept_tokens{options}`: of the tokens outside the keyframe's slot, how
-many percent are left after each block that drops some, of those that overlap a person's box in the keyframe and of the
-others. The shipped teacher (trained with keep rate 0.8 in blocks 2, 3 and 4) looks at {clips} clips of `full`,
-validation, stride 2. People's boxes cover {share:.0f} % of the tokens.
+Written by `python -m results.benchmarks.accuracy.kept_tokens{options}`: the percentage of tokens outside the keyframe's
+slot that is left after each block that drops some. It is given for tokens that overlap a person's box in the keyframe,
+and for the others. The shipped teacher (trained with keep rate 0.8 in blocks 2, 3 and 4) looks at {clips} clips of
+`full`, validation, stride 2. People's boxes cover {share:.0f} % of the tokens.
 """
 HEAD = ("keep rate", "people's, %", "background's, %")
 
