@@ -39,7 +39,7 @@ class FeatureArray(NamedTuple):
     step_seconds: float
     """Seconds from one feature to the next."""
     channels_first: bool = False
-    """Whether arrays are (C, N) rather than (N, C)."""
+    """True for arrays (C, N) instead of (N, C)."""
 
     def __str__(self) -> str:
         return str(self.files[0])

@@ -101,7 +101,7 @@ class Metric:
     percent: bool = False
     digits: int = 2
     drawn: bool = False
-    """Whether the picture shows it; the first metric where none is drawn."""
+    """True if the picture shows it; the first metric where none is drawn."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Form(NamedTuple):
 
     name: str
     tf32: bool = False
-    """Whether products and convolutions of float32 tensors may round their inputs to TF32."""
+    """True if products and convolutions of float32 tensors may round their inputs to TF32."""
     bf16: bool = False
     """bf16 autocast."""
     separable: bool = True
