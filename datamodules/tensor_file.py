@@ -62,7 +62,7 @@ def read_tensor_file(path: str | Path, what: str = "weights", classes: Sequence[
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror or error}", where=path) from error
     except DAMAGE as error:
-        # A long message's first sentence; what Python's own errors say here helps nobody.
+        # A long message's first sentence; Python's own errors do not help here.
         says = re.split(r"\.\s|\n", str(error))[0] if isinstance(error, RuntimeError | zipfile.BadZipFile) else ""
         reason = f" ({says})" if says else ""
         raise UserError(f"is damaged{reason}", where=path, remedy="copy it again") from error

@@ -118,7 +118,7 @@ class ClipDetectionModule(DetectionModule):
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> dict[str, Any]:
         scored = self.detect(batch)
-        counted = [index for index, video in enumerate(batch.video_ids) if video]  # the others stand in
+        counted = [index for index, video in enumerate(batch.video_ids) if video]  # the others are placeholders
         scored, boxes, labels, videos = (
             [entries[index] for index in counted] for entries in (scored, batch.boxes, batch.labels, batch.video_ids)
         )

@@ -82,7 +82,7 @@ class OnlineDetectionModule(ExperimentModule):
         """
         steps, scores = steps_of(batch, self.modality), []
         for row, video in enumerate(batch.video_ids):
-            if not video or not batch.is_new[row].any():  # stands in
+            if not video or not batch.is_new[row].any():  # placeholder
                 continue
             chunk = steps[row : row + 1, batch.is_new[row]]
             if video != self.video:

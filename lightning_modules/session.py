@@ -284,7 +284,7 @@ class _Steps:
         self._index += 1
         if not self._grid.takes(seconds):
             return None
-        pictures = np.array(frame)[None]  # a copy: whoever reads frames may read the next into the same memory
+        pictures = np.array(frame)[None]  # a copy: the caller may read the next frame into the same memory
         scaled = self._scale(pictures, FRAMES)
         return stream_batch(FRAMES, pictures, scaled, [seconds], [index], is_first, False, self._num_classes)
 

@@ -99,7 +99,7 @@ class TemporalDetectionModule(ExperimentModule):
         finished = []
         for row, found in enumerate(self.detect(batch)):
             video = batch.video_ids[row]
-            if not video:  # stands in
+            if not video:  # placeholder
                 continue
             self._found.setdefault(video, []).append(found)
             if batch.is_last[row]:

@@ -112,7 +112,7 @@ class _FlatCall(nn.Module):
         results = tree_leaves(self.module(*tree_unflatten(leaves, self.structure)))
         opaque = {type(leaf).__name__ for leaf in results if not isinstance(leaf, _TRANSPARENT)}
         if opaque:
-            # The trace would drop as dead code whatever leads to tensors that it does not see returned.
+            # The trace would drop, as dead code, all that leads to tensors that it does not see returned.
             raise TypeError(
                 f"{type(self.module).__name__} returns {', '.join(sorted(opaque))}, whose tensors cannot be found; "
                 "return tensors in tuples, NamedTuples, lists or dicts, or register it with torch.utils._pytree"

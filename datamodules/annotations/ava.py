@@ -84,7 +84,7 @@ class Ava(DetectionSource):
         names = {} if self.action_names is None else read_label_map(self.action_names)
         names |= self._scored_actions()
         listed = [names.get(action, f"action {action}") for action in range(1, NUM_ACTIONS + 1)]
-        # Results are kept by name; in a map the ids are what tells actions apart.
+        # Results are kept by name; in a mapping the ids distinguish actions.
         return tuple(
             f"{name} ({action})" if listed.count(name) > 1 else name for action, name in enumerate(listed, start=1)
         )

@@ -70,7 +70,7 @@ class Camera:
         try:
             if not camera.isOpened():
                 raise ConnectionError("there is no such camera, or another program uses it")
-            camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # else some drivers show what is several frames old
+            camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # otherwise some drivers give frames that are several frames old
             while True:
                 came, picture = camera.read()
                 if not came:

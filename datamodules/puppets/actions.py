@@ -119,7 +119,7 @@ def controls(spans: Iterable[Span], num_frames: int) -> Controls:
 def _progress(spans: list[Span], forth: str, back: str, num_frames: int) -> np.ndarray:
     value = np.zeros(num_frames)
     relevant = [span for span in spans if span.action in (forth, back)]
-    if relevant and relevant[0].action == back:  # whoever gets up first was seated from the start
+    if relevant and relevant[0].action == back:  # those who get up first were seated from the start
         value[: relevant[0].start] = 1.0
     for span in relevant:
         law = transition(span.length)

@@ -127,7 +127,7 @@ def _stand(
     path = np.zeros((num_frames, 2))
     for span in spans:
         if span.action in ("walk", "run"):
-            # How far is drawn alike for both, so that neither the place nor the distance tells them apart.
+            # The distance is drawn in the same way for both, so that neither it nor the place distinguishes them.
             pace = facing * float(rng.uniform(0.0, DRIFT_PIXELS)) / span.length
             path[:, 0] += pace * np.clip(np.arange(num_frames) - span.start, 0, span.length)
     figure = figure.moved(path)

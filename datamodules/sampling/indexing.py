@@ -131,6 +131,6 @@ def stream_chunks(
         for phase, slots in enumerate(slots_per_video[video]):
             lane.extend(StreamChunk(video, start, min(chunk, slots - start), phase) for start in range(0, slots, chunk))
     steps = max((len(lane) for lane in table), default=0)
-    # A lane of its own for every rank in turn, so that the longest lanes do not all fall to the first rank.
+    # Ranks take lanes in turn, so that the longest lanes do not all fall to the first rank.
     mine = table[rank::world_size]
     return [tuple(lane[step] if step < len(lane) else NOTHING for lane in mine) for step in range(steps)]

@@ -23,4 +23,4 @@ def is_drawn(path: Path) -> bool:
         with path.open("rb") as file, av.open(file, metadata_errors="replace") as container:
             return container.metadata.get("comment") == DRAWN
     except (OSError, av.error.FFmpegError):
-        return False  # no video at all; whoever reads it says so
+        return False  # no video at all; reading it reports that

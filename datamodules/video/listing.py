@@ -265,7 +265,7 @@ def _list_by_decoding(path: Path, reason: str) -> FrameListing:
             raise VideoError("not a single frame can be decoded", path)
         if None not in pts and all(before < after for before, after in itertools.pairwise(pts)):
             times = _seconds(np.asarray(pts, dtype=np.int64), container, stream)
-        else:  # packed B-frames and the like: the number of a frame is all there is to go by
+        else:  # packed B-frames and similar: only the number of a frame is known
             start = min((value for value in pts if value is not None), default=0)
             rate = float(stream.average_rate or stream.guessed_rate or 25)
             times = _seconds(np.asarray([start]), container, stream) + np.arange(len(pts)) / rate

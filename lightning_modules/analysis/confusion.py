@@ -39,7 +39,7 @@ def confusion(matched: Matched) -> np.ndarray:
     missing, wrong = true & ~said, said & ~true
     share = missing / np.maximum(missing.sum(axis=1, keepdims=True), 1)
     result[:, :num_classes] += share.T @ wrong
-    # Where an item has too few rows, what is left was not said at all.
+    # An item with too few rows leaves true actions without any prediction.
     result[:, num_classes] = (missing - share * wrong.sum(axis=1, keepdims=True)).sum(axis=0)
     result[:, num_classes] += does[item_of < 0].sum(axis=0)
     return result

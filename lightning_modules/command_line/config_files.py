@@ -64,5 +64,5 @@ def completed(content: dict[str, Any], file: Path) -> dict[str, Any]:
             arguments = parser.parse_object({"object": given}).object
             written = json.loads(parser.dump(Namespace(object=arguments), format="json", skip_unset=False))["object"]
     except (ArgumentError, TypeError, ValueError):
-        return content  # the parser says what is wrong, and where
+        return content  # the parser reports the error and its place
     return {"class_path": content["class_path"], "init_args": written}

@@ -94,7 +94,7 @@ class Complaint:
                 self.key += tuple(key[1].split("."))
         self.last: Exception | None = self.chain[-1] if self.chain else None
         union = [link for link in self.chain if str(link).startswith("Does not validate against any of the Union")]
-        # The last union is what a value must be, unless what is wrong lies inside an object that it may be.
+        # The last union is the expected type, unless the error lies inside an object that the value may be.
         inside = self.chain[self.chain.index(union[-1]) :] if union else []
         is_inside = any(re.match(r"Problem with|Parser key", str(link)) for link in inside)
         self.union = None if is_inside or not union else str(union[-1])
@@ -215,7 +215,7 @@ def nearest(key: Sequence[str], known: Iterable[str]) -> str | None:
     """Return the known key that a dotted one is most like, part by part; what lies below an object is kept."""
     known = [tuple(name.split(".")) for name in known]
     if len(key) == 1 and not difflib.get_close_matches(key[0], [name[0] for name in known], 1, CLOSE):
-        # The name of something deeper, without what it belongs to.
+        # The name of a nested key, without its parents.
         return next((".".join(name) for name in known if name[-1] == key[0]), None)
     result: list[str] = []
     for depth, part in enumerate(key):

@@ -92,7 +92,7 @@ def useful_precision(
         )
     if precision not in BFLOAT16:
         return precision
-    # Processes of one run compute alike; those that this one starts find its choice among their variables.
+    # Processes of one run compute in one precision; child processes find the choice in their environment.
     if rank_zero_only.rank > 0 and (chosen := os.environ.get(CHOSEN)):
         return chosen
     os.environ[CHOSEN] = chosen = _chosen(str(precision), resumed, measure)

@@ -114,7 +114,7 @@ def _read_arguments(arguments: Sequence[str]) -> Iterator[Setting]:
         else:
             name, value, waiting = waiting, argument, ""
         if name in CONFIG:
-            if not value.lstrip().startswith("{"):  # JSON in the place of a file
+            if not value.lstrip().startswith("{"):  # JSON instead of a file
                 yield from _read_config(Path(value))
         elif name:
             yield from _read_value(tuple(name[2:].rstrip("+").split(".")), value, "", 0, Path(), 0)

@@ -162,7 +162,7 @@ def _properties(data: LightningDataModule, split: Literal["val", "test"], places
     speeds = data.speeds(split)
     try:
         times = list(zip(data.seconds_since_start(split), data.seconds_until_end(split), strict=True))
-    except UserError:  # nobody says who is who, so nobody moves and no action has a start
+    except UserError:  # people are not identified, so there is no speed and no start of an action
         return box_properties([PeopleOfFrame(one.boxes, one.original_size) for one in keyframes], places)
     frames = [
         PeopleOfFrame(one.boxes, one.original_size, speed, *since_until)

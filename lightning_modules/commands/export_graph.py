@@ -159,7 +159,7 @@ def export_graph(
             if state_path is not None:
                 np.savez(final.with_name(state_path.name), **state)
             write(final, metadata)
-            # The model comes last: whoever finds it finds what belongs to it.
+            # The model is written last: once it is there, the rest is too.
             for file in sorted(final.parent.iterdir(), key=lambda file: file.name == path.name):
                 with whole_path(path.with_name(file.name)) as unfinished:
                     file.replace(unfinished)

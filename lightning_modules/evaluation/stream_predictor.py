@@ -108,7 +108,7 @@ class StreamPredictor:
         """Return the state of the batch's rows; ``fresh`` is that of streams that begin."""
         if batch.lanes is not None:
             return self.lane_states.joined(batch.lanes, batch.is_first.tolist(), fresh)
-        # Where no lane goes on, other videos begin, maybe of another size or on another number of lanes.
+        # Where no lane continues, other videos begin, perhaps of another size or on another number of lanes.
         if self.state is None or not bool((batch.is_valid[:, 0] & ~batch.is_first).any()):
             return fresh
         return select_lanes(batch.is_first, fresh, self.state)

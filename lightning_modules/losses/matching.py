@@ -36,7 +36,7 @@ class BoxMatcher(nn.Module):
         each; scale (B, 4) = width, height, width, height."""
         repeats = torch.tensor(counts, dtype=torch.long, device=boxes.device)  # an empty list would make floats
         owner = torch.arange(len(boxes), device=boxes.device).repeat_interleave(repeats)
-        # One row a true box against the proposals of its own keyframe: (M, Q).
+        # One row per true box against the proposals of its keyframe: (M, Q).
         own_boxes, own_persons = boxes.float()[owner], person_logits.float().softmax(-1)[owner, :, 0]
         l1 = ((own_boxes - targets[:, None]) / scale[owner][:, None]).abs().sum(-1)
         giou = paired_giou(own_boxes, targets[:, None].expand_as(own_boxes))

@@ -165,7 +165,7 @@ def refine(
 ) -> Tensor:
     slots, height, width = grid
     per_slot, key = height * width, slots // 2
-    # Wherever the tokens stand, the places are filled in ascending order: nothing changes where both are in order.
+    # The places are filled in ascending order: nothing changes where tokens and places are in order.
     places = places.sort(dim=1).values
     tokens = decoder.encoder_to_decoder(tokens)
     batch, dim = len(tokens), tokens.shape[-1]

@@ -78,7 +78,7 @@ def test(run: Run, command: Sequence[str], facts: Facts) -> None:
     """Test a run and record what was measured."""
     trained = read_json(run.trained) if run.row.fit else None
     table = run.folder / "test" / "benchmark.jsonl"
-    table.unlink(missing_ok=True)  # the row of an earlier test would be taken for this one's, should this enter none
+    table.unlink(missing_ok=True)  # otherwise the row of an earlier test would be taken for this one
     before, began = versions(run.folder / "test"), time.monotonic()
     checkpoint = whole_checkpoint(run) if run.row.fit else None
     call(run, "test", command, run.arguments("test", checkpoint, needed(run, "test")))
@@ -157,7 +157,7 @@ def call(run: Run, kind: Kind, command: Sequence[str], arguments: list[str]) -> 
         output.write(f"$ {shlex.join(['python', 'main.py', *arguments])}\n".encode())
         output.flush()
         beginning = output.tell()
-        # A session of its own, so that a stop reaches its workers too.
+        # Its own session, so that a stop reaches its workers too.
         process = subprocess.Popen(
             [*command, *arguments],
             stdin=subprocess.DEVNULL,

@@ -91,7 +91,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             yield file
         return
     with zipfile.ZipFile(path) as archive, archive.open("annotations.xml") as file:
-        # No more is unpacked than the zip says here, whatever it holds.
+        # No more is unpacked than the zip declares here.
         unpacked = archive.getinfo("annotations.xml").file_size
         _check_size(path, unpacked, min(LARGEST_XML, max(NEVER_MIND, MOST_EXPANSION * size)))
         yield file

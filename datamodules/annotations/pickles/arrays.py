@@ -54,7 +54,7 @@ class PickledArrays:
         if self.left < 0:
             raise Forged("copies that take more memory than the file")
 
-    # In the place of numpy's functions.
+    # Replacements for numpy's functions.
 
     def dtype(self, name: str, align: int = 0, copy: int = 1) -> np.dtype:
         """Replacement for ``numpy.dtype``; the byte order comes later, by ``set_state``."""

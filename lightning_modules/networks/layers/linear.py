@@ -24,7 +24,7 @@ FEWEST_ROWS = 256
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear``, faster for many rows of float32 on a CPU. Values agree to rounding."""
-    # First, so that nothing else is traced: a compiler chooses for itself, and what is exported stays plain.
+    # First, so that nothing else is traced: compilers choose for themselves, and exported graphs stay plain.
     if torch.compiler.is_compiling() or not _goes_to_mkl(inputs) or not _convolves_faster(inputs):
         return F.linear(inputs, weight, bias)
     rows = inputs.shape[:-1].numel()

@@ -111,7 +111,7 @@ def by_our_names(tensors: Mapping[str, Tensor]) -> dict[str, Stored]:
     for attention in [name.removesuffix("query.weight") for name in stored if name.endswith(".attn.query.weight")]:
         names = [f"{attention}{part}.weight" for part in ("query", "key", "value")]
         if not all(name in stored for name in names):
-            continue  # what is left here is reported as having no place
+            continue  # names left over here are reported as unused
         parts = [stored.pop(name) for name in names]
         parts_keys = [*parts, *filter(None, [stored.pop(f"{attention}key.bias", None)])]
         stored[f"{attention}qkv.weight"] = Stored(
