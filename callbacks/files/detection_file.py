@@ -97,7 +97,7 @@ class DetectionFile(Callback):
         if self._file is not None:
             self._file = None
             with suppress(UserError):  # of a disk that is full: the first error is the one to see
-                self._open.__exit__(type(exception), exception, exception.__traceback__)  # the unfinished file is removed
+                self._open.__exit__(type(exception), exception, exception.__traceback__)  # removes the unfinished file
 
     def _part(self, rank: int) -> Path:
         name = hashlib.sha256(os.fsencode(self._target.name)).hexdigest()[:12]
