@@ -84,8 +84,8 @@ HELP = {
         ("predictions", "against", "output", "split", "iou_threshold", "num_pictures"),
     ),
     "export": CommandHelp(
-        "Export a network to ONNX or torch.export: a student's step with its state as inputs and outputs, or a\n"
-        "teacher's clip. The file is compared with PyTorch.",
+        "Export a network to ONNX or torch.export, and compare the file with PyTorch.\n"
+        "A student's step has its state as inputs and outputs; a teacher takes a clip.",
         "python main.py export --config configs/distill_dsta.yaml --ckpt_path results/weights/dsta.pt",
         ("format", "output", "image_size", "batch_size", "dynamic_batch", "video", "benchmark"),
     ),
