@@ -52,7 +52,7 @@ def export(
 
     Args:
         format: ``onnx`` for onnxruntime and others, ``torch_export`` for PyTorch alone.
-        output: file to write, ``runs/export/<name>`` by default. Its ending is replaced by that of the format.
+        output: file to write, ``runs/export/<name>`` by default. It gets the ending of the format.
         image_size: height and width of the frames in pixels, padded inside. By default the size of the video's frames
             as the data reads them, or without a video the square that the network was made for.
         batch_size: streams (of a teacher: clips) per call.
