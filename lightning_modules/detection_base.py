@@ -145,8 +145,10 @@ class DetectionModule(ExperimentModule):
 
     @property
     def protocol(self) -> str:
-        """Protocol and stride of ``test/map``, for the benchmark table."""
-        return f"{self.evaluator.metric.description}, stride {self.trainer.datamodule.frame_stride}"
+        """Protocol of ``test/map``, the stride at which frames are seen, and whether all are scored, for the table."""
+        data = self.trainer.datamodule
+        every = ", every frame scored" if data.evaluation_grid == 1 < data.frame_stride else ""
+        return f"{self.evaluator.metric.description}, stride {data.frame_stride}{every}"
 
     @property
     def video_protocol(self) -> str | None:

@@ -121,7 +121,8 @@ def test_the_page_says_what_is_wrong(truth, tmp_path, monkeypatch, capsys):
     assert sorted(pictures) == sorted(path.name for path in Path("runs").glob("*.png"))
     for heading in ("Kinds of error", "Confusion", "Precision and recall", "Scores", "AP by property"):
         assert f"## {heading}" in markdown
-    for name in ("time since the action's start", "time until the action's end", "duration of the action", "speed"):
+    times = ("time since the action's start", "time until the action's end", "share of the action seen")
+    for name in (*times, "duration of the action", "speed"):
         assert name in markdown
 
 

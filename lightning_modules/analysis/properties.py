@@ -16,6 +16,7 @@ from ..metrics.time_since_start import areas_by_bin
 from .matched import Matched
 
 TIME_EDGES = (0.25, 0.5, 1.0)
+SHARE_EDGES = tuple(range(10, 100, 10))
 PEOPLE = ("1", "2", "3", "4 or more")
 OVERLAP_EDGES = (0.01, 0.25)
 
@@ -120,10 +121,13 @@ def box_properties(frames: Sequence[PeopleOfFrame], places: np.ndarray) -> list[
             np.asarray([getattr(frames[f], name)[p, k] for f, p, k in zip(frame, person, label, strict=True)], float)
             for name in ("since_start", "until_end")
         )
+        duration = since + until
+        seen = np.divide(100 * since, duration, out=np.full(len(since), np.nan), where=duration > 0)
         found += [
             binned("time since the action's start", since, TIME_EDGES, "s"),
             binned("time until the action's end", until, TIME_EDGES, "s"),
-            thirds("duration of the action", since + until, "s"),
+            binned("share of the action seen", seen, SHARE_EDGES, "%"),
+            thirds("duration of the action", duration, "s"),
         ]
     return found
 

@@ -8,6 +8,7 @@ import pytest
 from lightning_modules.clip_detection import ClipDetectionModule
 from lightning_modules.detection_base import DetectionSettings
 from lightning_modules.metrics.frame_ap import FrameMapSettings
+from lightning_modules.stream_detection import StreamDetectionModule
 from tests.lightning_modules import tiny
 
 
@@ -55,6 +56,27 @@ def test_an_evaluation_says_what_it_saw(data, tmp_path, caplog):
         tiny.trainer(tmp_path).validate(module(), datamodule=data, verbose=False)
     said = "val: ava frame mAP@0.5, stride 2; ground truth of 28 frames 84 boxes 2 classes"
     assert [record.getMessage() for record in caplog.records].count(said) == 1
+
+
+def test_clips_and_streams_of_every_frame_score_the_same_frames_and_say_so(folder, tmp_path, caplog):
+    source = tiny.videos(folder)
+    student = StreamDetectionModule(tiny.student("dsta"))
+    every = [
+        (module(), tiny.clips(source, folder / "cache", keyframe_grid=1)),
+        (student, tiny.streams(source, folder / "cache", every_frame=True)),
+    ]
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        for tested, data in every:
+            tiny.trainer(tmp_path).validate(tested, datamodule=data, verbose=False)
+    said = [
+        text for text in (record.getMessage() for record in caplog.records) if text.startswith("val: ava frame mAP")
+    ]
+    frames = sum(len(video.keyframes) for video in source.videos("val"))
+    assert len(said) == 2
+    for text in said:
+        assert text.startswith(
+            f"val: ava frame mAP@0.5, stride 2, every frame scored; ground truth of {frames} frames "
+        )
 
 
 def test_a_zero_is_explained_and_a_result_is_not(data, tmp_path):

@@ -146,5 +146,6 @@ def test_properties_of_people_belong_to_their_rows():
     assert found["overlap with others"] == ["below 0.01 IoU", *["0.25 IoU or more"] * 2, "below 0.01 IoU"]
     assert found["time since the action's start"] == ["below 0.25 s", "0.25 to 0.5 s", "0.5 to 1 s", "1 s or more"]
     assert found["time until the action's end"] == ["1 s or more", "below 0.25 s", "0.25 to 0.5 s", "below 0.25 s"]
+    assert found["share of the action seen"] == ["below 10 %", "90 % or more", "60 to 70 %", "90 % or more"]
     assert {*found} >= {"size of the person", "speed", "duration of the action"}
     assert "speed" not in {each.name for each in box_properties([one._replace(speeds=None), three], places)}
