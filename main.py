@@ -95,7 +95,7 @@ class OnlookerCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add = parser.add_argument
         add("--name", type=str, help="name of the run and of its row in the table; the config's by default")
-        add("--table_folder", type=Path, help="where `test` keeps benchmark.md and benchmark.jsonl; results by default")
+        add("--table_folder", type=Path, help="folder of the table that `test` adds a row to; results by default")
         of_network = "model.init_args.network.init_args.num_classes"
         parser.link_arguments("data.num_classes", of_network, apply_on="instantiate")
 

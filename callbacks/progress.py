@@ -1,4 +1,4 @@
-"""How prediction gets on: a bar for files, frames a second and delay for live sources, and a summary at the end."""
+"""Progress of prediction: a bar for files, frames per second and delay for live sources, a summary at the end."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ REMEMBERED_FRAMES = 10_000
 
 
 class PredictionProgress(TQDMProgressBar):
-    """Lightning's bar, and one line when prediction ends: frames, frames a second, and of a live source the delay.
+    """Lightning's bar, and one line when prediction ends: frames, frames per second, and of a live source the delay.
 
-    Delay is the time from when a frame was received to when its detections were there; what camera and network take
-    before it comes on top. Put this callback before those that write, whose time is not part of it.
+    Delay runs from the arrival of a frame to its detections. The time that camera and network need before is not
+    included. Put this callback before those that write, whose time is not part of it.
     """
 
     _started: float | None = None

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: at the end of epochs, and within them so often that a kill loses little."""
+"""Checkpoints of a run: at the end of epochs, and within them often enough that a kill loses little."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RunCheckpoint(ModelCheckpoint):
     Within an epoch it is written after a step of the optimiser, never while gradients are gathered for one.
 
     Args:
-        every_minutes: of training, how often ``last.ckpt`` is written within an epoch; None for never.
+        every_minutes: minutes of training between two writes of ``last.ckpt`` within an epoch; None for never.
         monitor, mode, save_top_k, filename, save_on_train_epoch_end: see ``ModelCheckpoint``.
     """
 

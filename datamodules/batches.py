@@ -1,9 +1,9 @@
 """The agreement between datamodules and lightning_modules: what a batch holds, field by field.
 
-Pixels travel as uint8 RGB and are normalised on the device; in their place may be float16 maps that a network's frozen
-stem has made of them (``MapFacts``), (B, T, C, H / stride, W / stride). Boxes are xyxy in pixels of the unpadded
-network input, corners without +1. Labels are multi-hot over ``num_classes``; a box without any action (somebody
-standing idle) has a row of zeros.
+Pixels travel as uint8 RGB and are normalised on the device. In their place may be float16 maps computed from them by a
+network's frozen stem (``MapFacts``): (B, T, C, H / stride, W / stride). Boxes are xyxy in pixels of the unpadded
+network input, corners without +1. Labels are multi-hot over ``num_classes``; a box without any action (an idle person)
+has a row of zeros.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class MapFacts(NamedTuple):
     stem: str
     """Fingerprint of its weights."""
     name: str
-    """For messages."""
+    """Name of the stem in messages."""
     channels: int
     stride: int
     """Pixels of a frame from one cell of its map to the next."""
@@ -30,8 +30,8 @@ class ClipBatch(NamedTuple):
     """B clips of T sampled frames, L of which (the keyframes) are supervised.
 
     A clip detector has one keyframe in the middle of its clip (L = 1). A streaming student is trained on the frames up
-    to its last keyframe; the frames after it are the future that only its teacher may see. A clip whose video id is
-    empty stands in, in evaluation, for one that cannot be read: it must not count.
+    to its last keyframe; only its teacher sees those after it. A clip with an empty video id is a placeholder in
+    evaluation for one that cannot be read: it must not count.
     """
 
     frames: Tensor
@@ -47,7 +47,7 @@ class ClipBatch(NamedTuple):
     labels: tuple[Tensor, ...]
     """B * L entries, clip-major: (M, num_classes) float32 multi-hot."""
     video_ids: tuple[str, ...]
-    """B names; empty for a clip that stands in."""
+    """B names; empty for a placeholder."""
     timestamps: Tensor
     """(B, L) float64, seconds from the start of the video."""
     original_sizes: Tensor
@@ -55,34 +55,34 @@ class ClipBatch(NamedTuple):
 
 
 class Capture(NamedTuple):
-    """How the frames of a live source came in."""
+    """Arrival of a live source's frames."""
 
     received: Tensor
     """(B, T) float64, when each frame was there, in seconds of ``time.monotonic``."""
     dropped: int
     """Frames due so far that were left out, since the model was busy with others; of all sources together."""
     reconnections: int
-    """How often the source was lost and found again; of all sources together."""
+    """Times that the source was lost and found again; of all sources together."""
 
 
 SourceState = Literal["connecting", "running", "stalled", "lost", "given up", "ended"]
 
 
 class SourceHealth(NamedTuple):
-    """How one of several sources of frames is at a moment."""
+    """State of one of several sources of frames."""
 
     name: str
-    """As in ``video_ids``; ids of a folder's videos begin with it."""
+    """Name as in ``video_ids``; ids of a folder's videos begin with it."""
     state: SourceState
     """Connecting: no frame yet. Running: frames come. Stalled: connected, but no frame for long. Lost: reconnection is
     tried. Given up: it is tried no more. Ended: the source is at its end."""
     received: int
     """Frames that came in so far, due or not."""
     dropped: int
-    """As in ``Capture``, as is ``reconnections``, of this source."""
+    """Frames left out, as in ``Capture``; this and ``reconnections`` are of this source alone."""
     reconnections: int
     problem: str | None
-    """Why it is lost or was given up; None while all is well."""
+    """Reason why it is lost or was given up; None while all is well."""
 
 
 class StreamBatch(NamedTuple):
@@ -97,7 +97,7 @@ class StreamBatch(NamedTuple):
     is_valid: Tensor
     """(B, T) bool: False where a stream has ended (the frame is padding and must neither count nor advance a state)."""
     is_last: Tensor
-    """(B,) bool: the stream ends with this chunk. Of a live source nobody knows beforehand."""
+    """(B,) bool: the stream ends with this chunk. For a live source this is not known beforehand."""
     annotated: Tensor
     """(B, T) bool: whether the frame carries annotation."""
     boxes: tuple[Tensor, ...]
@@ -115,7 +115,7 @@ class StreamBatch(NamedTuple):
     pictures: tuple[np.ndarray, ...] = ()
     """B * T frames as they were read, lane-major: (h, w, 3) uint8 of the original size. Empty unless predicting."""
     capture: Capture | None = None
-    """Of a live source, or of several sources at once, alone."""
+    """Arrival of the frames, of a live source or of several sources at once; None otherwise."""
     lanes: tuple[int, ...] | None = None
     """Number of the lane that each of the B rows is, where only some of the lanes have a frame; every row is valid
     then. None where row i is lane i."""
@@ -136,7 +136,7 @@ class TrueKeyframe(NamedTuple):
 
 
 class TrueTube(NamedTuple):
-    """One person doing one thing without a break, in the sampled frames of a video."""
+    """One person doing one action without a break, in the sampled frames of a video."""
 
     label: int
     frames: np.ndarray
@@ -144,14 +144,14 @@ class TrueTube(NamedTuple):
     boxes: np.ndarray
     """(T, 4) float32 xyxy in pixels of the original video."""
     person: int = -1
-    """Number of the person within the video; -1 where nobody says."""
+    """Number of the person within the video; -1 where it is not annotated."""
 
 
 class TrueTubes(NamedTuple):
     """The ground truth of one video that tubes are scored on."""
 
     num_slots: int
-    """How many frames a stream takes of the video."""
+    """Number of frames that a stream takes of the video."""
     annotated: dict[float, int]
     """Time stamps, as batches have them, of the annotated ones among the sampled frames, and the number of each."""
     tubes: tuple[TrueTube, ...]
@@ -167,8 +167,8 @@ class SegmentBatch(NamedTuple):
     features: Tensor | None
     """(B, C, T) float32, zeros where ``mask`` is False; None where there are frames."""
     frames: Tensor | None
-    """(B, T, 3, H, W) uint8, zeros where ``mask`` is False, padded with zeros at the right and at the bottom to
-    multiples of 32; None where there are features."""
+    """(B, T, 3, H, W) uint8, padded with zeros at the right and at the bottom to multiples of 32; zeros where ``mask``
+    is False. None where there are features."""
     flow: Tensor | None
     """(B, T, 2, H, W) float32, motion since the frame before: pixels of these frames, x (to the right) then y (down).
     Zero at the first step of a video, where ``mask`` is False and in the padding; cut and mirrored as the frames are.
@@ -192,7 +192,7 @@ class SegmentBatch(NamedTuple):
     video_labels: tuple[Tensor, ...]
     """B entries: (m,) int64."""
     video_ambiguous: tuple[Tensor, ...]
-    """B entries: (k, 2) float64, spans of the window's video in which nobody can say what is shown."""
+    """B entries: (k, 2) float64, spans of the window's video that are annotated as ambiguous."""
     video_ids: tuple[str, ...]
     """B names; empty for a window that stands in."""
     durations: Tensor

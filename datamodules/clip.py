@@ -22,15 +22,15 @@ class ClipDataModule(DetectionDataModule):
     """ClipBatches with one keyframe each (L = 1).
 
     Training takes all annotated keyframes that hold a box, anew in random order each epoch. Evaluation takes the
-    keyframes that a stream with stride ``keyframe_grid`` is scored on, each once over all ranks, so teacher and student
+    keyframes that a stream with stride ``keyframe_grid`` is scored on, each once over all ranks. So teacher and student
     are scored on the same frames. Clips that are padded to different sizes share no batch, since detectors see the
     padding. Prediction takes a clip for every frame of such a stream.
 
     Args:
         source: the data set.
         num_frames: T, length of a clip.
-        frame_stride: raw frames from one frame of the clip to the next; 0 repeats the keyframe, which makes a
-            single-frame model, the floor that shows what time is worth.
+        frame_stride: raw frames from one frame of the clip to the next. 0 repeats the keyframe: a single-frame model,
+            the floor that shows what time is worth.
         past_frames: how many of the clip's frames lead up to and include the keyframe; None puts it in the middle, at
             ``num_frames // 2``.
         keyframe_grid: stride of the stream whose keyframes are evaluated; None means ``frame_stride`` (1 for stride 0).

@@ -23,7 +23,7 @@ from datamodules.video.listing import VideoError
 from datamodules.video.picture_folder import Video
 
 FRAME_SECONDS = 0.02
-"""How far outside of its first and last frame a video still has a frame: half of one at 25 a second."""
+"""Seconds before its first and after its last frame in which a video still has a frame: half of one at 25 a second."""
 
 
 class DetectionDataModule(SourceDataModule[TimedVideo]):
@@ -33,9 +33,9 @@ class DetectionDataModule(SourceDataModule[TimedVideo]):
         source, frames, predict_videos: see ``SourceDataModule``.
         augmentation: random changes of training clips; maps in place of pixels can only be mirrored.
         loader: its ``on_error`` is what to do with a video that cannot be read. ``raise`` stops there. ``skip`` leaves
-            it out: ``broken`` has it, and the end of the epoch reports it. Damage that is found only while decoding
-            costs no more than it must: training draws another sample in its place, evaluation leaves out the clips that
-            cannot be read, and a stream ends before the damage.
+            it out: ``broken`` has it, and the end of the epoch reports it. Damage that is found only while decoding is
+            skipped. Training draws another sample in its place, evaluation leaves out the clips that cannot be read,
+            and a stream ends before the damage.
     """
 
     loader: KeyframeLoaderSettings
@@ -92,19 +92,19 @@ class DetectionDataModule(SourceDataModule[TimedVideo]):
         return true_keyframes(self._unread(split), self.evaluation_grid, self.source.start_seconds)
 
     def seconds_since_start(self, split: Split) -> list[np.ndarray]:
-        """How long the actions of ``true_keyframes`` have been going on; see ``since_start.seconds_since_start``."""
+        """Return the seconds since actions of ``true_keyframes`` began; see ``since_start.seconds_since_start``."""
         return seconds_since_start(self._unread(split), self.evaluation_grid)
 
     def seconds_until_end(self, split: Split) -> list[np.ndarray]:
-        """How long the actions of ``true_keyframes`` still go on; see ``since_start.seconds_until_end``."""
+        """Return the seconds until actions of ``true_keyframes`` end; see ``since_start.seconds_until_end``."""
         return seconds_until_end(self._unread(split), self.evaluation_grid)
 
     def speeds(self, split: Split) -> list[np.ndarray]:
-        """How fast the people of ``true_keyframes`` move; see ``since_start.speeds``."""
+        """Return the speeds of the people of ``true_keyframes``; see ``since_start.speeds``."""
         return speeds(self._unread(split), self.evaluation_grid)
 
     def sampled_frames(self, split: Split) -> dict[str, int]:
-        """How many frames a stream takes of each video of ``true_keyframes``, annotated or not, by video id."""
+        """Return the number of sampled frames of each video of ``true_keyframes``, annotated or not, by video id."""
         grid = self.evaluation_grid
         return {video.video_id: num_slots(len(video.facts.times), grid) for video in self._unread(split)}
 

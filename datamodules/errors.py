@@ -12,7 +12,7 @@ from contextlib import contextmanager
 class UserError(ValueError):
     """A fault that the user can mend; commands show it in one line, without a traceback.
 
-    Every other exception is a bug of ours and keeps its traceback. As text it is one line.
+    Every other exception is a bug and keeps its traceback. As text it is one line.
 
     >>> str(UserError("has 4 classes, the data has 10", where="model.network.num_classes", remedy="set it to 10"))
     'model.network.num_classes: has 4 classes, the data has 10; set it to 10'
@@ -39,13 +39,13 @@ class UserError(ValueError):
 
 
 class UsageError(UserError):
-    """A command line or a config that says what no command understands."""
+    """Error in a command line or a config, such as a key that no command has."""
 
     exit_status = 2
 
 
 IN_A_WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
-"""How PyTorch begins what it raises again in the main process: a traceback, the error's own text at its end."""
+"""Beginning of an error that PyTorch raises again in the main process: a traceback, the error's text at its end."""
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def _end_progress_bars() -> None:
 
 
 def printable(text: str) -> str:
-    """Escape what a terminal would act upon or break a line at; file names may hold anything.
+    """Escape control characters and line breaks, for terminals; file names may hold any character.
 
     >>> printable("cam\\x1b[2J.mp4")
     'cam\\\\x1b[2J.mp4'

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever ends the program that writes them."""
+"""Files that are written whole or not at all, however the program ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .errors import UserError
 UNFINISHED = ".partial"
 """Ending of what is being written; ``sweep`` removes what a killed program left."""
 OLDER_NAME = re.compile(r"\..+\.([0-9]+)\.partial|.+\.([0-9]+)\.part", re.DOTALL)
-"""How earlier versions called it."""
+"""Names of earlier versions."""
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
@@ -122,7 +122,7 @@ def _remove_leftover(path: Path, process: str) -> None:
 
 
 def _runs(process: int) -> bool:
-    """Whether a process of that number runs on this machine."""
+    """Return whether a process of that number runs on this machine."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -133,7 +133,7 @@ def _runs(process: int) -> bool:
 
 
 def _beside(path: Path) -> Path:
-    """Name the unfinished file: hidden, short whatever the target's length, telling whose it is."""
+    """Name the unfinished file: hidden, short for any length of the target's name, with the number of its process."""
     name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
     ending = path.suffix if len(path.suffix) < 16 else ""
     return path.with_name(f".{name}-{_host()}-{os.getpid()}{UNFINISHED}{ending}")

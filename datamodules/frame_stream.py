@@ -41,8 +41,8 @@ class PredictedVideo(NamedTuple):
 class FrameStream:
     """Frames of a source, sampled by their time stamps, one every ``period_seconds``.
 
-    A file is read to its end, ``chunk_frames`` at a time. Of a live source each frame is a batch, the newest there is;
-    it starts anew, as another video would, after a long gap and when its frames change their size.
+    A file is read to its end, ``chunk_frames`` at a time. Each batch of a live source is its newest frame. The stream
+    starts anew, like another video, after a long gap and when frames change their size.
 
     Args:
         source: see ``PredictDataModule``, as are the others.
@@ -81,7 +81,7 @@ class FrameStream:
 
     @property
     def is_endless(self) -> bool:
-        """Whether it is a live source."""
+        """Return whether it is a live source."""
         return self.live is not None
 
     def find(self, rank: int = 0, world_size: int = 1) -> None:
@@ -219,7 +219,7 @@ def stream_batch(
 
 
 def _read_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items; the next one is made while the last is used."""
+    """Yield the same items; the next one is made while the last is used."""
     with ThreadPoolExecutor(1) as pool:
         upcoming = pool.submit(next, items, None)
         while (item := upcoming.result()) is not None:

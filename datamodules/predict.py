@@ -28,31 +28,31 @@ ENDLESS = 2**31
 class PredictDataModule(LightningDataModule):
     """StreamBatches from a video file, a folder of videos or pictures, a camera, a network stream, or many of them.
 
-    Frames are sampled by their time stamps, one every ``frame_stride / frame_rate`` seconds, so that a network sees the
-    pace it was trained on whatever the frame rate of the source. A file is read to its end, ``chunk_frames`` at a time.
-    Of a live source each batch is the newest frame; frames that the model is too slow for are dropped and counted.
-    Ctrl-C ends the stream as if it had come to its end, so that everything found is written. SIGTERM does so too, but
-    keeps its exit status.
+    Frames are sampled by their time stamps, one every ``frame_stride / frame_rate`` seconds: the pace that the network
+    was trained on, at any frame rate of the source. A file is read to its end, ``chunk_frames`` at a time. Of a live
+    source each batch is the newest frame; frames that the model is too slow for are dropped and counted. Ctrl-C ends
+    the stream as if it had come to its end, so that everything found is written. SIGTERM does so too, but keeps its
+    exit status.
 
     A live stream starts anew, as another video would, after ``max_gap_seconds`` without a frame and when its frames
     change their size.
 
-    Many sources are read at once, each in a lane of its own, and share the steps of the network, see ``CameraFeed``.
+    Many sources are read at once, each in its own lane, and share the steps of the network, see ``CameraFeed``.
 
     Args:
-        source: a video file; a folder of videos, sub-folders included, or of numbered pictures; the number of a camera
-            or its device file; an address (``rtsp://``, ``http://``, ...). Or many of them: a list, or a file (.txt,
-            .yaml) that lists them, see ``listed_sources``.
-        classes: names of the network's classes, or a text file with one a line.
-        frame_stride, frame_rate: the stride the network was trained with, and the frames a second of the videos it was
+        source: a video file; a folder of videos (sub-folders included) or of numbered pictures; a camera's number or
+            device file; an address (``rtsp://``, ``http://``, ...). Or many of them: a list, or a file (.txt, .yaml)
+            that lists them, see ``listed_sources``.
+        classes: names of the network's classes, or a text file with one per line.
+        frame_stride, frame_rate: stride that the network was trained with, and frames per second of the videos it was
             trained on.
         short_side: length of the frames' short side in pixels; None keeps the video's size.
         max_long_side: frames whose long side would be longer are made smaller; None sets no limit.
         interpolation: ``area`` averages areas when frames shrink, ``bilinear`` does not (EVAD).
-        chunk_frames: frames a step of a file; one where there are many sources.
-        picture_rate: pictures a second of a folder of pictures.
+        chunk_frames: frames per step of a file; one where there are many sources.
+        picture_rate: pictures per second of a folder of pictures.
         max_frames: sampled frames after which to stop: of each file and each live source.
-        max_seconds: of each file, and of running on live sources.
+        max_seconds: longest part of each file, and longest run on live sources.
         live: patience with a live source.
     """
 
@@ -103,7 +103,9 @@ class PredictDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if stage != "predict":
-            raise UserError(f"PredictDataModule knows no truth, so there is nothing to {stage}", remedy="use predict")
+            raise UserError(
+                f"PredictDataModule has no ground truth, so there is nothing to {stage}", remedy="use predict"
+            )
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         if self.stream.live_name is not None and world_size > 1:
             name = self.stream.live_name
@@ -117,7 +119,7 @@ class PredictDataModule(LightningDataModule):
 
     @property
     def is_endless(self) -> bool:
-        """Whether prediction goes on until somebody stops it."""
+        """Return whether prediction goes on until it is stopped."""
         return self.stream.is_endless
 
     def source_health(self) -> tuple[SourceHealth, ...]:

@@ -9,7 +9,7 @@ class ProgramParser(argparse.ArgumentParser):
     """Parser whose help begins with its description.
 
     Args:
-        description: the purpose in a paragraph, an indented example, then whatever is to be known; shown as it is.
+        description: the purpose in a paragraph, an indented example, then further facts; shown as it is.
         prog: how the program is called.
     """
 

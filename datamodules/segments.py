@@ -1,4 +1,4 @@
-"""Windows of untrimmed videos: how a detector of actions in time is trained and evaluated."""
+"""Windows of untrimmed videos, to train and evaluate detectors of actions in time."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ Otherwise stride or frame rate are wrong, and so is every segment."""
 
 @dataclass(frozen=True)
 class SegmentWindowSettings:
-    """How untrimmed videos are cut into windows.
+    """Settings by which untrimmed videos are cut into windows.
 
     Args:
         steps: T, length of a window.
         train: ``random`` draws one window per video and epoch anew, ``sliding`` takes them all.
-        train_overlap: of sliding training windows, as a fraction.
+        train_overlap: overlap of sliding training windows, as a fraction.
         min_visibility: a window shows a segment of which at least this fraction lies inside; others are background.
         eval_steps: length of a window in evaluation; None means ``steps``, 0 the whole video.
-        eval_overlap: of neighbouring windows in evaluation, as a fraction.
+        eval_overlap: overlap of neighbouring windows in evaluation, as a fraction.
     """
 
     steps: int = 256
@@ -153,7 +153,7 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
         }
 
     def prepare_data(self) -> None:
-        """Make the data, and fill the caches of frames and of flow with what the stage at hand needs."""
+        """Make the data, and fill the caches of frames and of flow for the present stage."""
         super().prepare_data()
         if not isinstance(self.flow, FlowCache):
             return
@@ -187,7 +187,7 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
         return self._loader(dataset, sampler, self.loader.num_workers)
 
     def _flow_of(self, split: Split | Literal["predict"]) -> FlowStore | None:
-        """Where the flow of these videos comes from; None where they go without."""
+        """Return the store of these videos' flow; None where flow is not used."""
         if self.flow_in_training_alone and split != "train":
             return None
         return self.predict_flow if split == "predict" else self.flow

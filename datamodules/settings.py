@@ -14,7 +14,7 @@ from datamodules.video.broken import OnError
 
 @dataclass(frozen=True)
 class FrameSettings:
-    """At which size frames are read, and where decoded frames are kept.
+    """Settings of frames: the size at which they are read, and the cache of decoded ones.
 
     Args:
         short_side: length of the frames' short side in pixels; None keeps the video's size.
@@ -22,8 +22,8 @@ class FrameSettings:
         interpolation: ``area`` averages areas when frames shrink, ``bilinear`` does not (EVAD).
         cache: folder of decoded frames; None decodes every clip anew.
         cache_max_gib: largest size of the cache.
-        maps: folder of the maps of a frozen stem (``python main.py maps``), which are read in place of frames of this
-            size; of augmentation flips and the choice of clips remain. For detectors of people.
+        maps: folder of the maps of a frozen stem (``python main.py maps``), read in place of frames of this size.
+            Augmentation is then limited to flips and the choice of clips. For detectors of people.
     """
 
     short_side: int | None = None
@@ -57,10 +57,10 @@ class LoaderSettings:
 
     Args:
         batch_size: samples per batch and rank in training.
-        eval_batch_size: in evaluation; None means the same. Streams are evaluated in lanes instead.
+        eval_batch_size: batch size of evaluation; None means the same. Streams are evaluated in lanes instead.
         num_workers: worker processes; 0 loads in the training process.
         samples_per_epoch: how many samples to draw at random per epoch over all ranks; None takes each once.
-        seed: of order and augmentation; that of ``seed_everything`` by default.
+        seed: seed of order and augmentation; that of ``seed_everything`` by default.
     """
 
     batch_size: int = 8
@@ -76,7 +76,7 @@ class LoaderSettings:
 
     @property
     def in_evaluation(self) -> int:
-        """Samples per batch and rank in evaluation."""
+        """Return the samples per batch and rank in evaluation."""
         return self.batch_size if self.eval_batch_size is None else self.eval_batch_size
 
 
@@ -104,8 +104,8 @@ class UnlabelledSettings:
     """Training windows of videos without labels, on which a teacher alone teaches.
 
     Args:
-        folder: of such videos; None takes those of the source that have no label.
-        share: of the training windows, at least 0 and below 1.
+        folder: folder of such videos; None takes those of the source that have no label.
+        share: their share of the training windows, at least 0 and below 1.
     """
 
     folder: str | None = None

@@ -15,7 +15,7 @@ from .errors import UserError
 
 BYTES_LOOKED_AT = 512
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
-"""How PyTorch's files begin: since 1.6, and before."""
+"""First bytes of PyTorch's files: since 1.6, and before."""
 DAMAGE = (
     RuntimeError,
     EOFError,
@@ -38,7 +38,7 @@ def read_tensor_file(path: str | Path, what: str = "weights", classes: Sequence[
     Args:
         path: the file.
         what: it should hold, for messages.
-        classes: plain data that may be in it besides tensors and containers.
+        classes: plain data that it may hold apart from tensors and containers.
 
     Raises:
         UserError: there is no such file, it is none of PyTorch's, it is damaged, or it would execute something.
@@ -62,7 +62,7 @@ def read_tensor_file(path: str | Path, what: str = "weights", classes: Sequence[
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror or error}", where=path) from error
     except DAMAGE as error:
-        # A long message's first sentence; what Python's own errors say here helps nobody.
+        # A long message's first sentence; Python's own errors do not help here.
         says = re.split(r"\.\s|\n", str(error))[0] if isinstance(error, RuntimeError | zipfile.BadZipFile) else ""
         reason = f" ({says})" if says else ""
         raise UserError(f"is damaged{reason}", where=path, remedy="copy it again") from error

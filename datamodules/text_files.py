@@ -1,7 +1,7 @@
 """Text that users write or export: csv, json and lists of names, read so that every error names its file.
 
 Text is UTF-8, with or without a byte-order mark, or UTF-16 with one. Lines end with a line feed, with or without a
-carriage return before it; nothing else ends a line, for a name may hold any other character.
+carriage return before it. Nothing else ends a line, as names may hold any other character.
 """
 
 from __future__ import annotations
@@ -125,8 +125,7 @@ def read_rows(
         remedy: the way out where the file is missing.
 
     Raises:
-        UserError: besides those of ``open_text``, where columns are not separated by commas or a quotation mark is
-            never closed.
+        UserError: as ``open_text``, and where columns are not separated by commas or a quotation mark is never closed.
     """
     with open_text(path, what, remedy) as file:
         head = list(islice(file, LINES_TO_JUDGE_BY))

@@ -25,7 +25,7 @@ class Student:
         about = self.session.get_modelmeta().custom_metadata_map
         self.height, self.width = json.loads(about["image_size"])
         self.stride, self.names = json.loads(about["frame_stride"]), json.loads(about["class_names"])
-        self.delay = json.loads(about["look_ahead"])  # detections are those of so many steps ago
+        self.delay = json.loads(about["look_ahead"])  # detections are about the frame so many steps before
         self.state = dict(np.load(model.replace(".onnx", ".npz")))
 
     def step(self, frame: np.ndarray) -> dict[str, np.ndarray]:

@@ -24,14 +24,14 @@ from .runs.resuming import GRADIENTS, accumulated_gradients, count_epochs_rightl
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a network learns, beside its optimiser.
+    """Settings of learning, apart from the optimiser.
 
     Args:
-        schedule: of the learning rate: ``WarmupCosine`` (the default) or ``WarmupSteps``.
+        schedule: schedule of the learning rate: ``WarmupCosine`` (the default) or ``WarmupSteps``.
         head_lr_multiplier: learning rate of the network's ``head_parameters`` (a detector's localizer and decoder) over
             that of the rest.
-        new_lr_multiplier: the same for its ``new_parameters``: what a student has and its teacher has not, the LSTM
-            first of all. They start at zero while the rest has been trained.
+        new_lr_multiplier: the same for its ``new_parameters``, which a student has and its teacher has not, such as the
+            LSTM. They start at zero while the rest has been trained.
         fresh: patterns of parameters that start fresh although ``weights`` are given; for other classes than the
             weights know: ``["head.decoder.blocks.*.action_logits.*"]``.
     """
@@ -78,7 +78,7 @@ class ExperimentModule(L.LightningModule):
             )
         self._zeros_explained: set[str] = set()
         self._gradients: dict[str, Tensor] = {}
-        """Of a step that a checkpoint was written in the midst of."""
+        """Gradients accumulated so far in a step during which a checkpoint was written."""
 
     def setup(self, stage: str) -> None:
         """Compare the classes of the network with those of the data before anything runs."""
@@ -155,7 +155,7 @@ class ExperimentModule(L.LightningModule):
 
     @property
     def progress(self) -> float:
-        """How much of training is done, 0 to 1."""
+        """Return the part of training that is done, 0 to 1."""
         return min(1.0, self.trainer.global_step / max(1, int(self.trainer.estimated_stepping_batches)))
 
     def log_losses(self, losses: dict[str, Tensor], batch_size: int) -> None:

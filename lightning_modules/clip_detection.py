@@ -26,7 +26,7 @@ from .networks.layers.trunk_size import TUBELET
 
 
 class ClipDetectionModule(DetectionModule):
-    """Trains EVAD on clips around annotated keyframes.
+    """Train EVAD on clips around annotated keyframes.
 
     Args:
         network, weights, optimizer, training, detection, pretrained: see ``DetectionModule``.
@@ -96,7 +96,7 @@ class ClipDetectionModule(DetectionModule):
         return self.decode(detections, batch.image_sizes, batch.original_sizes)
 
     def make_evaluator(self, split: Literal["val", "test"]) -> DetectionEvaluator:
-        """Of a clip detector annotated frames alone are evaluated: for video mAP they must be all that there are."""
+        """Make the evaluator. Only annotated frames of clips are evaluated: video mAP needs them to be all frames."""
         evaluator = super().make_evaluator(split)
         if evaluator.videos is None:
             return evaluator
@@ -105,8 +105,8 @@ class ClipDetectionModule(DetectionModule):
         if sparse:
             video = truth[sparse[0]]
             raise UserError(
-                f"video mAP links every sampled frame of a video, but a clip detector is evaluated on annotated ones: "
-                f"{len(video.annotated)} of {video.num_slots} in {sparse[0]}, one of {len(sparse)} such videos; set "
+                "video mAP links every sampled frame, but a clip detector is evaluated on annotated ones alone: "
+                f"{len(video.annotated)} of {video.num_slots} in {sparse[0]}, one of {len(sparse)} such videos. Set "
                 "every_frame=true where the source has it (UCF101-24, JHMDB), or data.init_args.keyframe_grid to the "
                 "spacing of the annotation, or leave model.detection.video_map out"
             )
@@ -118,7 +118,7 @@ class ClipDetectionModule(DetectionModule):
 
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> dict[str, Any]:
         scored = self.detect(batch)
-        counted = [index for index, video in enumerate(batch.video_ids) if video]  # the others stand in
+        counted = [index for index, video in enumerate(batch.video_ids) if video]  # the others are placeholders
         scored, boxes, labels, videos = (
             [entries[index] for index in counted] for entries in (scored, batch.boxes, batch.labels, batch.video_ids)
         )
@@ -135,7 +135,7 @@ class ClipDetectionModule(DetectionModule):
     test_step = validation_step
 
     def predict_step(self, batch: ClipBatch, batch_idx: int) -> list[TrackedFrame]:
-        """Return the keyframe of each clip with all detections; nobody is tracked."""
+        """Return the keyframe of each clip with all detections, without tracks."""
         sizes = map(tuple, batch.original_sizes.tolist())
         times = batch.timestamps[:, 0].tolist()
         return [

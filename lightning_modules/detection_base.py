@@ -29,8 +29,8 @@ class DetectionModule(ExperimentModule):
     Args:
         network, weights, optimizer, training: see ``ExperimentModule``.
         detection: how detections are decoded and scored.
-        pretrained: weights that the encoder starts from: a file of VideoMAE or of an image ViT in timm's naming, or
-            ``timm:NAME`` for one of timm's hub; see ``load_pretrained``. Excluded with ``weights``.
+        pretrained: weights that the encoder starts from, see ``load_pretrained``. A file of VideoMAE or of an image ViT
+            in timm's naming, or ``timm:NAME`` for one of timm's hub. Excluded with ``weights``.
     """
 
     def __init__(

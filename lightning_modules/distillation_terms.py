@@ -30,7 +30,7 @@ class Lesson:
     networks: tuple[StreamingDetector, EvadTeacher]
     """Student and teacher."""
     same_order: bool
-    """Whether the student's proposals are its teacher's, one by one; they are assigned to each other otherwise."""
+    """True if proposal n of the student is the teacher's proposal n; otherwise they are assigned to each other."""
 
     @cached_property
     def imitated(self) -> Detections:
@@ -48,7 +48,7 @@ class DistillationTerm(ABC):
     """One term of the loss.
 
     Args:
-        weight: how much it counts at first; weights may be learned, see ``TaskWeighting``.
+        weight: initial weight of the term; weights may be learned, see ``TaskWeighting``.
     """
 
     name: str

@@ -30,8 +30,8 @@ class MotionDistillationModule(TemporalDetectionModule):
     """Ground truth and a frozen motion teacher train an RGB detector (Lee et al., CVPR 2023, section 3).
 
     With ``decomposed`` the motion branch learns from the teacher alone (features, class scores, segments), the
-    appearance branch from ground truth alone, both through one branch head; the joint head learns from ground truth.
-    Form and weights of the terms are inferred: the equations were not at hand. ``conventional`` asks both of the same
+    appearance branch from ground truth alone. Both use one branch head. The joint head learns from ground truth. Form
+    and weights of the terms are inferred: the equations were not available. ``conventional`` asks both of the same
     features and head. ``none`` leaves the teacher out, and neither needs nor reads motion.
 
     Teacher and branch head exist while it trains: evaluation builds neither and looks at RGB alone.
@@ -43,8 +43,8 @@ class MotionDistillationModule(TemporalDetectionModule):
         teacher_weights: its weights file or checkpoint.
         teacher_modality: what the teacher looks at.
         strategy: see above. With ``none`` a ``DecomposedDetector`` trains both its paths from ground truth.
-        heads_from_teacher: start the student's heads from the teacher's, which has learned from the same ground truth
-            what motion looks like; a joint head then begins by reading the motion branch alone.
+        heads_from_teacher: start the student's heads from the teacher's, which learned motion from the same ground
+            truth. A joint head then begins by reading the motion branch alone.
         imitation_weights: of ``features``, ``classes`` and ``segments``; one that is absent is left out.
     """
 
@@ -110,7 +110,7 @@ class MotionDistillationModule(TemporalDetectionModule):
 
     @property
     def heads(self) -> tuple[SegmentHead, ...]:
-        """All that train."""
+        """Return all heads that train."""
         network = self.network
         return (network.branch_head, network.joint_head) if isinstance(network, DecomposedDetector) else (network.head,)
 
@@ -126,7 +126,7 @@ class MotionDistillationModule(TemporalDetectionModule):
         return losses["total"]
 
     def losses(self, batch: SegmentBatch) -> dict[str, Tensor]:
-        """Every term by name, unweighted, and their weighted sum as ``total``."""
+        """Return every term by name, unweighted, and their weighted sum as ``total``."""
         steps, truth = steps_of(batch, self.modality), self.targets(batch)
         terms: dict[str, Tensor] = {}
 
@@ -150,7 +150,7 @@ class MotionDistillationModule(TemporalDetectionModule):
         return {"total": total, **terms}
 
     def imitation(self, head: SegmentHead, student: TemporalOutputs, batch: SegmentBatch) -> dict[str, Tensor]:
-        """How far the student's features and detections are from the teacher's, which looks at motion."""
+        """Return the distances of the student's features and detections from those of the motion teacher."""
         teacher = self.teacher(steps_of(batch, self.teacher_modality), batch.mask)
         features = feature_imitation(student.features, teacher.features, student.mask)
         return {"features": features, **head.imitation(student.dense, teacher.dense)}

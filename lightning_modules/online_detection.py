@@ -21,7 +21,7 @@ from .segment_inputs import Modality, steps_of
 
 
 class OnlineDetectionModule(ExperimentModule):
-    """Trains a causal network to say of every frame which actions go on in it, one binary question a class.
+    """Train a causal network to score the actions of every frame, one binary question per class.
 
     A training window begins with the initial state, as a stream does. Evaluation passes through every video once and
     takes its state along from window to window: what windows repeat of the ones before is left out.
@@ -64,7 +64,8 @@ class OnlineDetectionModule(ExperimentModule):
         return loss
 
     def targets(self, batch: SegmentBatch) -> tuple[Tensor, Tensor]:
-        """(B, T, K) bool, and (B, T) bool: whether nobody can say. Segments count that a window barely shows, too."""
+        """(B, T, K) bool, and (B, T) bool: True where it is ambiguous. Segments count that a window barely shows,
+        too."""
         found = [
             frame_targets(times, segments, labels, ambiguous, self.network.num_classes)
             for times, segments, labels, ambiguous in zip(
@@ -81,7 +82,7 @@ class OnlineDetectionModule(ExperimentModule):
         """
         steps, scores = steps_of(batch, self.modality), []
         for row, video in enumerate(batch.video_ids):
-            if not video or not batch.is_new[row].any():  # stands in
+            if not video or not batch.is_new[row].any():  # placeholder
                 continue
             chunk = steps[row : row + 1, batch.is_new[row]]
             if video != self.video:
@@ -99,8 +100,8 @@ class OnlineDetectionModule(ExperimentModule):
         begins = float(batch.times[row][batch.is_new[row]][0])
         if abs(begins - self.next_time) > float(batch.step_seconds[row]) / 2:
             raise UserError(
-                f"a window of {self.video} goes on at {begins:g} s, but the stream is at {self.next_time:g} s; windows "
-                "must come one after the other, as those of SegmentDataModule do in evaluation"
+                f"a window of {self.video} begins at {begins:g} s, but the stream is at {self.next_time:g} s; windows "
+                "must follow each other without gap or overlap, as those of SegmentDataModule do in evaluation"
             )
 
     def validation_step(self, batch: SegmentBatch, batch_idx: int) -> None:

@@ -1,4 +1,4 @@
-"""From a batch of windows to what a temporal detector sees, and between seconds and its features."""
+"""Inputs of a temporal detector from a batch of windows, and conversion between seconds and its features."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class StreamSession:
 
     Args:
         network: it is moved to ``device`` and prepared for inference, so it must not be trained meanwhile.
-        card: which frames it takes and what its classes are called.
+        card: description of its frames and classes.
         device: where it runs.
         person_threshold, score: see ``decode_detections``.
     """
@@ -77,8 +77,8 @@ class StreamSession:
         """Load a streaming detector that says by itself how it is built and what its frames must be like.
 
         Args:
-            name: a weights file with a card (``.pt``, ``.safetensors``), a folder that ``save_pretrained`` wrote, a
-                repository of the Hugging Face hub (``owner/name``), or a student's exported file (``.onnx``).
+            name: one of four: a weights file with a card (``.pt``, ``.safetensors``), a folder that ``save_pretrained``
+                wrote, a repository of the Hugging Face hub (``owner/name``), a student's exported file (``.onnx``).
             device: where it runs; an exported file runs on the CPU.
             runtime: what runs it: ``torch`` for weights; ``onnx`` or ``openvino`` for an exported file, by default the
                 faster of those installed.
@@ -86,8 +86,8 @@ class StreamSession:
                 default.
 
         Raises:
-            UserError: there is none of that name, it is damaged, it is no streaming detector, or the runtime does not
-                run it, or not with this delay.
+            UserError: the name does not exist, the file is damaged or no streaming detector, or the runtime cannot run
+                it, or not with this delay.
         """
         require_fits(runtime, Path(name))
         if Path(name).suffix == SUFFIX:
@@ -153,7 +153,7 @@ class StreamSession:
             frame_rate: of frames that come as arrays, per second, by default that of the training videos; of a folder
                 of pictures, by default 30. Videos and cameras have their own time stamps.
             max_frames: sampled frames after which to stop: of each file, or of a live source.
-            max_seconds: of each file, or of running on a live source.
+            max_seconds: longest part of each file, or longest run on a live source.
             chunk_frames: frames of a file that the network sees at once; changes nothing but speed.
             pictures: whether predictions hold the frames as they were read, which fills the memory if all are kept.
 
@@ -259,7 +259,7 @@ class _Steps:
 
     @property
     def next_seconds(self) -> float:
-        """When the next frame is shown if it has no time stamp."""
+        """Return the time of the next frame if it has no time stamp."""
         return self._index / self._frame_rate
 
     def batch(self, frame: np.ndarray, seconds: float | None) -> StreamBatch | None:
@@ -284,7 +284,7 @@ class _Steps:
         self._index += 1
         if not self._grid.takes(seconds):
             return None
-        pictures = np.array(frame)[None]  # a copy: whoever reads frames may read the next into the same memory
+        pictures = np.array(frame)[None]  # a copy: the caller may read the next frame into the same memory
         scaled = self._scale(pictures, FRAMES)
         return stream_batch(FRAMES, pictures, scaled, [seconds], [index], is_first, False, self._num_classes)
 

@@ -34,12 +34,12 @@ from .networks.weights.student_start import student_from_teacher
 
 @dataclass(frozen=True)
 class StreamSettings(DetectionSettings):
-    """How detections of a stream are decoded and scored: as ``DetectionSettings``, and later.
+    """Settings of decoding and scoring detections of a stream, those of late predictions included.
 
     Args:
         person_threshold, score, metric, video_map: see ``DetectionSettings``.
-        scored_delays: evaluation also reports how much accuracy gains where a keyframe gets its prediction so many
-            sampled frames late, ``test/map_delay_2`` and the like, see ``DelayedEvaluation``; none by default.
+        scored_delays: delays in sampled frames for which evaluation also reports the accuracy of late predictions,
+            ``test/map_delay_2`` and the like, see ``DelayedEvaluation``; none by default.
     """
 
     scored_delays: Sequence[int] = ()
@@ -50,15 +50,15 @@ class StreamSettings(DetectionSettings):
 
 @dataclass(frozen=True)
 class DelayTraining:
-    """How one network is trained for several delays, of which any is chosen when it runs.
+    """Settings of training one network for several delays, of which any is chosen when it runs.
 
     A step predicts twice about the same frames, with the longest delay and with one of the others, drawn anew. The
-    trunk runs once. Both learn from the ground truth; the late prediction, which has seen more, teaches the early one
-    (in-place distillation of Yu et al., "Dual-mode ASR", ICLR 2021).
+    trunk runs once. Both learn from the ground truth. The late prediction, which has seen more, teaches the early one
+    (in-place distillation, Yu et al., "Dual-mode ASR", ICLR 2021).
 
     Args:
-        delays: in frames of the stream, two or more.
-        imitation: how much the late action scores count beside the ground truth; 0 leaves them out.
+        delays: two or more delays, in frames of the stream.
+        imitation: weight of the late action scores beside the ground truth; 0 leaves them out.
     """
 
     delays: Sequence[int]
@@ -77,7 +77,7 @@ class DelayTraining:
 
 
 class StreamDetectionModule(DetectionModule):
-    """Trains a streaming detector from ground truth alone, on short runs of frames that end at supervised ones.
+    """Train a streaming detector from ground truth alone, on short runs of frames that end at supervised ones.
 
     The frames before the supervised ones warm the state up. Evaluation walks through whole videos, chunk by chunk, see
     ``StreamPredictor``. With a look-ahead of the network, training and evaluation place its predictions accordingly.
@@ -87,7 +87,8 @@ class StreamDetectionModule(DetectionModule):
         detection: how detections are decoded and scored.
         loss: see ``DetectionLoss``.
         start_from: weights of a clip detector (EVAD) that the student starts from, see ``student_from_teacher``.
-        delay_training: for several delays at once, see ``DelayTraining``; for the network's own one by default.
+        delay_training: training for several delays at once, see ``DelayTraining``; by default for the network's own
+            delay.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class StreamDetectionModule(DetectionModule):
         return losses
 
     def encode(self, batch: ClipBatch, frames: Tensor) -> tuple[EncodedFrames, DetectorState]:
-        """Training windows up to the answer about their last supervised frame, and the state before them.
+        """Training windows up to the output about their last supervised frame, and the state before the m.
 
         ``frames`` are the batch's, normalised.
         """
@@ -172,7 +173,7 @@ class StreamDetectionModule(DetectionModule):
         return outputs
 
     def losses(self, batch: ClipBatch, outputs: DetectorOutputs) -> dict[str, Tensor]:
-        """Of outputs at the supervised frames against the ground truth."""
+        """Return the losses of outputs at the supervised frames against the ground truth."""
         return self.loss(
             outputs.person_logits,
             outputs.boxes,

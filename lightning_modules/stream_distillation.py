@@ -33,11 +33,11 @@ from .stream_detection import StreamDetectionModule, StreamSettings
 
 @dataclass(frozen=True)
 class WeightingSettings:
-    """How much each term counts beside the others.
+    """Settings of the weights of the loss terms.
 
     Args:
         kind: ``uncertainty`` learns the weights of the terms, ``fixed`` leaves them, see ``TaskWeighting``.
-        truth: how much the ground truth counts, for good; 0 leaves it out.
+        truth: fixed weight of the ground truth; 0 leaves it out.
         lr_multiplier: learning rate of learned weights over that of the student. A log-variance has to cover several
             units in as many steps as a weight needs to move by a tenth.
     """
@@ -59,7 +59,7 @@ class DistillationModule(StreamDetectionModule):
         teacher_weights: its weights file or checkpoint.
         weights, optimizer, training, detection, loss: see ``StreamDetectionModule``.
         terms: what is learned from the teacher; ``FeatureTerm``, ``ActionTerm`` and ``BoxTerm`` by default.
-        weighting: of ground truth and terms.
+        weighting: weights of ground truth and terms.
         start_from: whose weights the student starts from: the ``teacher``'s, those in the file of another clip detector
             (a causal twin), see ``student_from_teacher``, or none (None).
         proposal_matching: which of the teacher's proposals each of the student's imitates. ``index`` is the one of the

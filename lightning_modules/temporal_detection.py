@@ -29,13 +29,13 @@ VideoDetections = dict[str, Any]
 
 @dataclass(frozen=True)
 class SegmentSettings:
-    """How segments are decoded and scored.
+    """Settings of decoding and scoring segments.
 
     Args:
         suppression: see ``SegmentSuppression``.
-        window_threshold: detections of a window that score less are dropped at once.
-        window_segments: as many of a window are kept, the best by score.
-        tiou_thresholds: overlaps that segment mAP is the mean over; 0.3 to 0.7 (THUMOS14) by default.
+        window_threshold: least score of a detection; lower ones are dropped per window.
+        window_segments: largest number of detections kept per window, the best by score.
+        tiou_thresholds: temporal IoUs that segment mAP is averaged over; 0.3 to 0.7 (THUMOS14) by default.
     """
 
     suppression: SegmentSuppression | None = None
@@ -45,7 +45,7 @@ class SegmentSettings:
 
 
 class TemporalDetectionModule(ExperimentModule):
-    """Trains a temporal detector from ground truth; evaluates any on untrimmed videos.
+    """Train a temporal detector from ground truth; evaluate any on untrimmed videos.
 
     Evaluation passes over a video window by window; what the windows find is put together and suppressed once for the
     whole video.
@@ -99,7 +99,7 @@ class TemporalDetectionModule(ExperimentModule):
         finished = []
         for row, found in enumerate(self.detect(batch)):
             video = batch.video_ids[row]
-            if not video:  # stands in
+            if not video:  # placeholder
                 continue
             self._found.setdefault(video, []).append(found)
             if batch.is_last[row]:
@@ -136,7 +136,7 @@ class TemporalDetectionModule(ExperimentModule):
 
     @property
     def protocol(self) -> str:
-        """Of ``val/map`` and ``test/map``: the evaluator's, the videos, the steps."""
+        """Describe the protocol of ``val/map`` and ``test/map``: the evaluator's, the videos, the steps."""
         data = self.trainer.datamodule
         steps = data.windows.in_evaluation
         windows = f"windows of {steps} steps" if steps else "whole videos"

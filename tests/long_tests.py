@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 LIMIT_SECONDS = 1.5
-"""Of processor time, children and fixtures included: a busy machine changes it little."""
+"""Seconds of processor time, children and fixtures included: a busy machine changes it little."""
 FOLDER = Path(__file__).resolve().parent
 LONGEST = (
     "lightning_modules/commands/test_export_graph.py",

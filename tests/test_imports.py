@@ -127,7 +127,7 @@ class Import(NamedTuple):
 
 
 def is_below(name: str, parents: tuple[str, ...]) -> bool:
-    """Whether a dotted name is one of ``parents`` or inside one: ``av.video`` is below ``av``, ``avro`` is not."""
+    """Return whether a name is one of ``parents`` or inside one: ``av.video`` is below ``av``, ``avro`` is not."""
     return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
 
 

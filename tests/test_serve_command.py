@@ -86,7 +86,7 @@ def state(address: str) -> dict:
 
 
 def pixels_of_boxes(picture: np.ndarray) -> int:
-    """How many pixels, (..., 3), have a colour in which boxes are drawn."""
+    """Count the pixels, (..., 3), of a colour in which boxes are drawn."""
     near = [np.abs(picture.astype(int) - colour).max(-1) < 25 for colour in COLOURS]
     return int(np.any(near, axis=0).sum())
 

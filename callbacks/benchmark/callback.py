@@ -20,8 +20,8 @@ from lightning_modules.networks.streaming import state_bytes
 class BenchmarkTable(Callback):
     """Measure the tested module and enter it into the table.
 
-    The module has a method ``benchmark()``, the properties ``protocol`` (of ``test/map``, with stride and delay) and,
-    where tubes are scored, ``video_protocol`` (of ``test/video_map_50``, with its linker).
+    The module has a method ``benchmark()`` and the property ``protocol`` (of ``test/map``, with stride and delay).
+    Where tubes are scored it has ``video_protocol`` too (of ``test/video_map_50``, with its linker).
 
     Args:
         experiment: name of the row; by default the class name of the LightningModule (the command line passes the name

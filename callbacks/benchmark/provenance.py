@@ -1,4 +1,4 @@
-"""Where a figure comes from: machine, commit, seed and time."""
+"""Origin of a figure: machine, commit, seed and time."""
 
 from __future__ import annotations
 

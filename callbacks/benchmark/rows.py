@@ -23,7 +23,7 @@ from datamodules.files import write_whole
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkRow:
-    """One measured experiment: accuracy and cost, and where they come from.
+    """One measured experiment: accuracy, cost and origin.
 
     Accuracies are fractions; None where nothing was measured.
     """

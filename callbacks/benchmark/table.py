@@ -15,18 +15,18 @@ HEADER = """# Benchmark
 
 Written by `python main.py test`; the newest run of each experiment, all runs are in `benchmark.jsonl`.
 
-- **mAP** in percent, under the protocol named beside it. **Video mAP** is that of tubes: its protocol, and the linker
-  that made them, stand with it.
-- **GFLOPs** count a multiply-add once, of the unit beside them, without the decoding of detections. They are what
-  is executed; "by published arithmetic" is what the published implementation needs for the same outputs.
-- **Latency** in milliseconds of one step at batch 1, from normalised frames to decoded predictions; warm-up excluded,
-  device synchronised, loading of data outside the clock. The step is the unit beside GFLOPs: one new frame of a stream;
+- **mAP** is in percent, under the protocol named beside it. **Video mAP** is that of tubes; its protocol and the linker
+  of the tubes are named beside it.
+- **GFLOPs** count a multiply-add once, for the unit beside them, without the decoding of detections. They are those
+  executed; "by published arithmetic" is the number that the published implementation needs for the same outputs.
+- **Latency** is in milliseconds per step at batch 1, from normalised frames to decoded predictions. Warm-up and loading
+  of data are excluded, the device is synchronised. The step is the unit beside GFLOPs. It is one new frame of a stream;
   one full clip, which a sliding window needs for every new frame; or one window of a temporal detector, with the
-  optical flow that it needs. What it costs to extract stored features is not in it.
-- **Delay** is how many sampled frames a prediction waits for after its own.
-- **Frames/s** are new frames over the mean latency. **State** is what a stream keeps between two frames.
-- **Speed-up** is the teacher's median latency for one full clip over the row's own for one frame, the two timed in turn
-  in one run, so that a busy machine slows both. Latencies of different rows come from different runs.
+  optical flow that it needs. The extraction of stored features is not included.
+- **Delay** is the number of sampled frames after its own that a prediction waits for.
+- **Frames/s** are new frames over the mean latency. **State** is the memory that a stream keeps between two frames.
+- **Speed-up** is the teacher's median latency for one full clip over the row's latency for one frame. The two are timed
+  in turn in one run, so that a busy machine slows both. Latencies of different rows come from different runs.
 """
 
 

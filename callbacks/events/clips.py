@@ -21,7 +21,7 @@ from datamodules.errors import UserError
 WAITING_FRAMES = 8
 """Frames that may wait for the thread; they are whole pictures."""
 MOST_CLIPS = 16
-"""That are written at once; each has an encoder."""
+"""Clips written at once, at most; each has an encoder."""
 LONGEST_CLOSE_SECONDS = 120.0
 """After the end of prediction the thread may take so long to write what waits."""
 
@@ -31,8 +31,8 @@ class ClipSettings:
     """Clips of events.
 
     Args:
-        before_seconds, after_seconds: what is shown besides the event.
-        longest_seconds: of an event that lasts longer, so many are shown.
+        before_seconds, after_seconds: time shown before and after the event.
+        longest_seconds: longest part of an event that a clip shows.
         buffer_mib: memory for the frames before events, of each source, as JPEG; where it is full, ``before_seconds``
             are not reached.
     """
@@ -55,10 +55,10 @@ class Begin(NamedTuple):
     """A clip begins."""
 
     number: int
-    """Of its event."""
+    """Number of its event."""
     path: Path
     start: float
-    """Of the event, as is ``end`` below."""
+    """Start of the event, as ``end`` below is its end."""
 
 
 class End(NamedTuple):
@@ -69,7 +69,7 @@ class End(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One message to the thread: a frame of a source, if any, and what changes with it."""
+    """One message to the thread: a frame of a source, if any, and the events that begin or end with it."""
 
     source: str
     picture: np.ndarray | None
@@ -77,7 +77,7 @@ class Step(NamedTuple):
     detections: Sequence[dict[str, Any]]
     changes: Sequence[Begin | End]
     is_end: bool = False
-    """Whether the source has ended: its clips do, and its past is forgotten."""
+    """True once the source has ended: its clips end, and its earlier frames are forgotten."""
 
 
 @dataclass
@@ -92,14 +92,14 @@ class _Clip:
 
 
 class ClipRecorder:
-    """Writes clips in a thread of its own, so that prediction waits for neither JPEG nor h264 nor the disk.
+    """Writer of clips in its own thread, so that prediction waits for neither JPEG nor h264 nor the disk.
 
-    Memory is bounded: WAITING_FRAMES pictures for the thread, ``buffer_mib`` of past frames a source, MOST_CLIPS clips.
-    A frame that would have to wait longer is left out of the clips and counted where the source is live, and waited
-    for otherwise.
+    Memory is bounded: WAITING_FRAMES pictures for the thread, ``buffer_mib`` of past frames per source, and MOST_CLIPS
+    clips. A frame that would have to wait longer is left out of the clips and counted where the source is live, and
+    waited for otherwise.
 
     Args:
-        settings: see there.
+        settings: see ``ClipSettings``.
         longest_wait: seconds from the start of an event until it is known to be one; the past reaches so far, too.
 
     Attributes:

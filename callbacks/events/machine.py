@@ -19,7 +19,7 @@ Track = int | None
 
 
 class Event(NamedTuple):
-    """One person doing what a rule is about; times in seconds of the source."""
+    """One person doing the action of a rule; times in seconds of the source."""
 
     number: int
     """Counted from 0 over all sources; the same in the report of the begin and of the end."""
@@ -35,7 +35,7 @@ class Event(NamedTuple):
 
 @dataclass
 class _Span:
-    """One person doing it until now; an event once it has a number."""
+    """One person doing the action so far; an event once it has a number."""
 
     start: float
     last: float
@@ -44,10 +44,10 @@ class _Span:
 
 
 class EventMachine:
-    """Applies rules to the frames of any number of sources; what it does depends on their time stamps alone.
+    """Apply rules to the frames of any number of sources; results depend on their time stamps alone.
 
-    See ``Rule`` for what begins, goes on and ends. Whether somebody's action that begins just after another's was lost
-    falls into its dead time is known when the other has come back or has ended; until then it is no event.
+    See ``Rule`` for what begins, goes on and ends. An action may begin just after another person was lost. Whether it
+    falls into that event's dead time is known once the other is found again or has ended; until then it is no event.
 
     Args:
         rules: all of them.
@@ -129,7 +129,7 @@ class EventMachine:
         return found, scores
 
     def _begin_dead_time(self, index: int, source: str, end: float | None) -> None:
-        """No event begins after the end of one; what has begun there in the meantime is none."""
+        """Start the pause after an event; spans that began in it and are no events yet are dropped."""
         assert end is not None
         until = end + self.rules[index].dead_seconds
         self._dead_until[source][index] = max(until, self._dead_until[source][index])
@@ -139,12 +139,12 @@ class EventMachine:
 
 
 def _counts(span: _Span) -> bool:
-    """Whether it has become an event."""
+    """Return whether a span has become an event."""
     return span.number is not None
 
 
 def _may_be_dead_time(rule: Rule, span: _Span, spans: dict[Track, _Span]) -> bool:
-    """Whether an event that was perhaps over when this began would have forbidden it."""
+    """Return whether a span began in the pause after an event that may already be over."""
     return any(_counts(other) and other.last < span.start < other.last + rule.dead_seconds for other in spans.values())
 
 

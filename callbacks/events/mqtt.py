@@ -12,7 +12,7 @@ from callbacks.secret import secret
 from datamodules.errors import UserError
 
 PLACES = ("source", "rule", "action", "state")
-"""Of an event, which a topic may hold in braces."""
+"""Fields of an event that a topic may hold in braces."""
 RECONNECT_SECONDS = 30
 """The longest pause between two attempts to connect."""
 
@@ -24,15 +24,15 @@ class MqttSink(EventSink):
     it says which it is.
 
     Args:
-        host: of the broker.
+        host: host of the broker.
         port: usually 1883, or 8883 with TLS.
         topic: may hold ``{source}``, ``{rule}``, ``{action}`` and ``{state}``; what MQTT gives a meaning in names
             becomes ``_``.
         user: where the broker asks for one.
         password: ``$NAME`` takes it from the environment.
         tls: whether the connection is encrypted.
-        timeout_seconds: for the broker's receipt of an event.
-        delivery: see there.
+        timeout_seconds: longest wait for the broker's receipt of an event.
+        delivery: see ``Delivery``.
     """
 
     def __init__(

@@ -11,18 +11,18 @@ import numpy as np
 from callbacks.files.annotated_video import LONGEST_SIDE
 
 QUALITY = 90
-"""Of JPEG, 0 to 100."""
+"""JPEG quality, 0 to 100."""
 
 
 class Shot(NamedTuple):
-    """One frame as it is kept."""
+    """One stored frame."""
 
     jpeg: bytes
     size: tuple[int, int]
     """Height and width."""
     seconds: float
     detections: tuple[dict[str, Any], ...]
-    """As ``AnnotatedVideo`` draws them, in pixels of this frame."""
+    """Detections as ``AnnotatedVideo`` draws them, in pixels of this frame."""
 
     def picture(self) -> np.ndarray:
         """Return the frame, (h, w, 3) uint8 RGB."""

@@ -1,4 +1,4 @@
-"""Report events while prediction runs: lines of JSON, clips, and whatever sinks carry them to."""
+"""Report events while prediction runs: lines of JSON, clips, and messages by sinks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from datamodules.files import errors_named
 from lightning_modules.evaluation.tracked import TrackedFrame
 
 IDLE_SECONDS = 10.0
-"""A source of several that gives no frame for so long has its events ended: nobody knows whether it comes back."""
+"""A source of several that gives no frame for so long has its events ended, since it may not come back."""
 
 
 class EventReporter(Callback):
@@ -34,18 +34,19 @@ class EventReporter(Callback):
     ``<folder>/events.jsonl`` gets one line an event, when it has ended: ``{"event": id, "state": "ended", "rule": name,
     "action": name, "source": video id, "track": number or null, "zone": name or polygon or null, "start": seconds,
     "end": seconds, "score": the highest, "clip": file or null, "reported": UTC}``. Lines are added to those of earlier
-    predictions. A clip is an mp4 beside it, which goes on for ``after_seconds`` after the line; it can be played while
-    it is written and after a kill. Sinks get the same; where they ask for the beginning of events, "state" is "began"
-    there, "end" is null, and "event" says what belongs together.
+    predictions. Its clip is an mp4 beside it, which ends ``after_seconds`` later. It can be played while it is written
+    and after a kill. Sinks get the same; where they ask for the beginning of events, "state" is "began" there, "end" is
+    null, and "event" says what belongs together.
 
     An event ends with its source, too: with the file, and of several cameras when one has given no frame for 10 s.
     ``predict_step`` must return ``TrackedFrame``s.
 
     Args:
         rules: a YAML file, its content, or a list of rules; see ``Rule``.
-        folder: of the lines and the clips, made if missing.
-        clips: see there; None makes none. They need the frames themselves, which ``PredictDataModule`` gives.
-        sinks: where events are sent besides.
+        folder: folder of the lines and the clips, made if missing.
+        clips: see ``ClipSettings``; None makes no clips. They need the frames themselves, which ``PredictDataModule``
+            gives.
+        sinks: further receivers of events.
         person_threshold: people with lower person scores count as not found.
 
     Attributes:
@@ -185,7 +186,7 @@ class EventReporter(Callback):
         self._report(changes)
 
     def _close(self) -> None:
-        """End everything that has begun, whatever goes wrong with a part of it."""
+        """End all that has begun, even if a part of it fails."""
         if self._files is None:
             return
         errors: list[Exception] = []

@@ -16,14 +16,14 @@ from datamodules.errors import UserError
 from datamodules.text_files import open_text
 
 PARTS = ("zones", "rules")
-"""Of a file of rules."""
+"""Keys of a file of rules."""
 GivenRules = str | dict[str, Any] | list[dict[str, Any]]
 """A file, the content of one, or its rules alone."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """When one person's action is an event.
+    """Condition under which one person's action is an event.
 
     It begins with a frame in which the action scores at least ``start_score``, and goes on while it scores at least
     ``end_score``, in the zone. It is an event from when it has lasted ``shortest_seconds``, and ends with the last
@@ -31,16 +31,16 @@ class Rule:
 
     Args:
         action: name of a class.
-        name: of the rule, as reports name it; the action by default.
+        name: name of the rule in reports; the action by default.
         start_score: least score with which it begins.
         end_score: least score with which it goes on; ``start_score`` by default. A lower one bridges single doubts.
-        shortest_seconds: what is shorter is no event. 0: a single frame is one.
+        shortest_seconds: least duration of an event. With 0 a single frame is one.
         zone: polygon in fractions of the frame, in which the person must be; None is everywhere.
-        zone_name: by which the zone is known.
+        zone_name: name of the zone.
         placed_by: the point of the person's box that must lie in the zone, ``foot`` or ``centre``.
-        dead_seconds: so long after the end of an event none of this rule begins in the same source, whoever it is.
-        lost_seconds: a person not found for longer has stopped; longer than the time between two sampled frames.
-        sources: names of the sources that it holds for, ``*`` and ``?`` as in file names; None is all.
+        dead_seconds: time after an event in which this rule begins no other in the same source, for any person.
+        lost_seconds: a person not found for longer has stopped. It must exceed the time between two sampled frames.
+        sources: names of the sources that the rule applies to, ``*`` and ``?`` as in file names; None is all.
     """
 
     action: str
@@ -56,7 +56,7 @@ class Rule:
     sources: tuple[str, ...] | None = None
 
     def holds_for(self, source: str) -> bool:
-        """Whether the rule is about a source."""
+        """Return whether the rule applies to a source."""
         return self.sources is None or any(fnmatchcase(source, pattern) for pattern in self.sources)
 
 
@@ -84,7 +84,7 @@ def read_rules(given: GivenRules) -> tuple[Rule, ...]:
     rules = [_rule(row, zones, f"{where}: rule {number}") for number, row in enumerate(rows, start=1)]
     names = [rule.name for rule in rules]
     if doubled := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"two rules are called {doubled[0]!r}", where, "give each a name of its own")
+        raise UserError(f"two rules are called {doubled[0]!r}", where, "give each its own name")
     return tuple(rules)
 
 

@@ -1,4 +1,4 @@
-"""Where events are sent: queues of bounded length, emptied by threads, which a stream never waits for."""
+"""Sinks of events: queues of bounded length, emptied by threads, for which a stream never waits."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Delivery:
-    """How events are sent on.
+    """Settings for sending events: moments, queue, repeated attempts.
 
     Args:
-        moments: whether an event is reported when it has ended (once, with everything), when it has begun (as soon as
-            it has lasted long enough), or both.
-        queue_events: so many may wait; then the oldest is dropped.
+        moments: when an event is reported: ``ended`` (once, complete), ``began`` (as soon as it has lasted long
+            enough), or ``both``.
+        queue_events: number of events that may wait; then the oldest is dropped.
         first_wait_seconds: before the second attempt; every further wait is twice as long.
         longest_wait_seconds: the wait no longer grows then. Attempts go on for as long as prediction does.
         closing_seconds: after the end of prediction, what still waits may take so long.
@@ -57,13 +57,13 @@ class Delivery:
 
 
 class EventSink(ABC):
-    """Sends events to another program, in order, each until it is delivered or refused.
+    """Send events to another program, in order, each until it is delivered or refused.
 
     Sub-classes say how one is sent, see ``deliver``. The thread is one of ``start`` until ``close``.
 
     Args:
-        name: for messages; holds no password.
-        delivery: see there.
+        name: name in messages; holds no password.
+        delivery: see ``Delivery``.
 
     Attributes:
         sent, refused, overflowed: events so far that were delivered, not taken, and dropped because too many waited.
@@ -105,7 +105,7 @@ class EventSink(ABC):
         self._put(message)
 
     def close(self) -> None:
-        """Give what still waits its last time, and say what became of all events."""
+        """Give waiting events their last attempts, and report how many were sent, refused and dropped."""
         self._deadline = time.monotonic() + self.delivery.closing_seconds
         self._closing.set()
         with suppress(queue.Full):  # then the thread sees the end once it has emptied the queue

@@ -22,17 +22,17 @@ TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
 
 
 class WebhookSink(EventSink):
-    """Post every event as JSON to an address; any answer of 2xx takes it.
+    """Post every event as JSON to an address; any status 2xx confirms it.
 
     What cannot be delivered now (no connection, 408, 425, 429, 5xx) is sent again after growing pauses. Every other
     response refuses the event; so do redirections, which would turn the post into a get. An event may arrive twice
-    where an answer was lost: ``event`` in it says which it is.
+    where a reply was lost: its ``event`` id tells.
 
     Args:
         address: ``http://`` or ``https://``; keys in its query are not repeated in messages.
-        headers: of the request; ``$NAME`` as a value takes it from the environment, for passwords.
-        timeout_seconds: for one attempt.
-        delivery: see there.
+        headers: headers of the request. A value ``$NAME`` is taken from the environment, for passwords.
+        timeout_seconds: longest duration of one attempt.
+        delivery: see ``Delivery``.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ def _without_secrets(address: str) -> str:
 
 
 class _NoRedirects(HTTPRedirectHandler):
-    """Lets a redirection be an error."""
+    """Turn a redirection into an error."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Headers | Mapping[str, str], newurl: str

@@ -43,7 +43,7 @@ def place(box: Sequence[float], size: tuple[int, int], placed_by: PlacedBy) -> P
 
 
 def contains(polygon: Polygon, point: Point) -> bool:
-    """Whether a point lies in a polygon or on its edge; where edges cross, the even-odd rule decides."""
+    """Return whether a point lies in a polygon or on its edge; where edges cross, the even-odd rule decides."""
     x, y = point
     inside = False
     for (x1, y1), (x2, y2) in _edges(polygon):

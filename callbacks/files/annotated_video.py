@@ -29,9 +29,8 @@ COLOURS = ((230, 110, 20), (30, 120, 220), (40, 150, 60), (190, 50, 150), (200, 
 class AnnotatedVideo:
     """An h264 mp4 that browsers play: yuv420p, even sizes, its index in front. Frames keep their times, gaps included.
 
-    The file has its name from the start. It can be played while it is written, after a kill and at a full disk, since
-    every frame is on the disk as soon as the next one is there. ``close`` adds the last one and puts the index in
-    front.
+    The file has its name from the start. It can be played while it is written, after a kill and at a full disk: each
+    frame is on the disk once the next one arrives. ``close`` adds the last one and puts the index in front.
 
     Args:
         path: an earlier file is replaced.

@@ -1,4 +1,4 @@
-"""How each of many cameras is, every few seconds: on the screen, and as lines of a file."""
+"""State of each of many cameras, every few seconds: on the screen, and as lines of a file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REMEMBERED_FRAMES = 10_000
 
 
 class Delay(NamedTuple):
-    """Of some frames, in milliseconds; None where there was none."""
+    """Delay of some frames in milliseconds; None where there was no frame."""
 
     p50: float | None
     p95: float | None
@@ -57,8 +57,8 @@ class CameraHealth(Callback):
     that write, whose time is not part of it.
 
     Args:
-        folder: by default that of the ``PredictionWriter``.
-        every_seconds: from one report to the next.
+        folder: folder of ``health.jsonl``; by default that of the ``PredictionWriter``.
+        every_seconds: time from one report to the next.
         on_screen: whether they are printed, too; the last one is in any case.
 
     Raises:

@@ -20,7 +20,7 @@ from lightning_modules.networks.detection.outputs import ScoredBoxes
 
 
 class DetectionFile(Callback):
-    """Writes the detections of every keyframe that ``test`` or ``validate`` scores to one csv, whole or not at all.
+    """Write the detections of every keyframe that ``test`` or ``validate`` scores to one csv, whole or not at all.
 
     A row is ``video,seconds,x1,y1,x2,y2,action_id,score``, without header: the form of AVA's challenge, which
     PySlowFast's and the ActivityNet evaluators read. Seconds are those of the annotation, corners fractions of the
@@ -97,7 +97,7 @@ class DetectionFile(Callback):
         if self._file is not None:
             self._file = None
             with suppress(UserError):  # of a disk that is full: the first error is the one to see
-                self._open.__exit__(type(exception), exception, exception.__traceback__)  # what is there goes
+                self._open.__exit__(type(exception), exception, exception.__traceback__)  # removes the unfinished file
 
     def _part(self, rank: int) -> Path:
         name = hashlib.sha256(os.fsencode(self._target.name)).hexdigest()[:12]

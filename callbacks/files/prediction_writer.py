@@ -22,7 +22,7 @@ from lightning_modules.evaluation.tracked import TrackedFrame
 
 Format = Literal["jsonl", "csv", "mp4"]
 Frame = tuple[TrackedFrame, list[dict[str, Any]]]
-"""One frame as ``predict_step`` returns it, and its detections as they are written."""
+"""One frame as ``predict_step`` returns it, with its detections as they are written."""
 
 
 class PredictionWriter(Callback):
@@ -32,8 +32,8 @@ class PredictionWriter(Callback):
       index in the video, "detections": [{"track": id, "box": [x1, y1, x2, y2] in pixels of the video, "person": score,
       "actions": {name: score}}]}``. ``frame`` and ``track`` are absent where the module does not know them (clip
       detectors).
-    - ``csv``: ``<folder>/predictions.csv`` with one row per action in AVA's order: video id, seconds, corners as
-      fractions of the frame, action id counted from 1, score.
+    - ``csv``: ``<folder>/predictions.csv`` with one row per action in AVA's order. Columns are video id, seconds,
+      corners as fractions of the frame, action id counted from 1, and score.
     - ``mp4``: ``<folder>/<video id>.detections.mp4``, the sampled frames at their times with boxes, track ids and
       actions; needs the frames themselves, which ``PredictDataModule`` gives. Where a live source changes the size of
       its frames, another file begins. It can be played while it is written, up to its last frame but one.
@@ -44,7 +44,7 @@ class PredictionWriter(Callback):
     Args:
         folder: made if missing; files of an earlier prediction are replaced, which is reported. A video that is
             predicted on, or one that prediction did not draw, is never replaced.
-        formats: which of the three to write.
+        formats: which of the three formats to write.
         person_threshold: least person score. action_threshold: least action score.
 
     Raises:
@@ -134,7 +134,7 @@ class PredictionWriter(Callback):
             self._videos.pop(video_id).close()
 
     def _left_behind(self, batch: Any) -> set[str]:
-        """Return the videos that are drawn on and that no frame comes of any more."""
+        """Return the drawn videos that have received their last frame."""
         lanes = getattr(batch, "lanes", None)
         if lanes is None:
             return set(self._videos) - set(batch.video_ids)
@@ -162,7 +162,7 @@ class PredictionWriter(Callback):
         return self._files.path(video_id, "detections.mp4" if number == 1 else f"detections.{number}.mp4")
 
     def _close(self) -> list[str]:
-        """Close every file, whatever happens to the others, and return what went wrong."""
+        """Close every file, even if others fail, and return the errors."""
         failed = []
 
         def close(video: AnnotatedVideo) -> None:

@@ -23,7 +23,7 @@ T = TypeVar("T")
 LONGEST_NAME = 240
 """Bytes of a file's name; file systems take 255."""
 NAMED_FILES = 10
-"""At most so many files are named at the end; of more their number is."""
+"""Files named at the end, at most; of further ones only the number is given."""
 
 
 class ResultFiles:
@@ -70,7 +70,7 @@ class ResultFiles:
         return self.folder / f"{stem}{self._rank}.{ending}"
 
     def is_started(self, path: Path) -> bool:
-        """Whether this run has written to the file."""
+        """Return whether this run has written to the file."""
         return path in self._started
 
     def start(self, path: Path, may_replace: Callable[[Path], bool] = Path.is_file) -> None:
@@ -151,7 +151,7 @@ def add_video(videos: dict[str, T], video_id: str, found: T) -> None:
         UserError: there is a video of that id already, and the file could hold only one of them.
     """
     if video_id in videos:
-        raise UserError(f"two videos are called {video_id!r}", remedy="give them names of their own")
+        raise UserError(f"two videos are called {video_id!r}", remedy="give each its own name")
     videos[video_id] = found
 
 

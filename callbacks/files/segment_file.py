@@ -15,7 +15,7 @@ from lightning_modules.metrics.segment_results import write_results
 
 
 class SegmentFile(Callback):
-    """Writes the detections of ``test``, ``validate`` and ``predict`` to one json in ActivityNet's form.
+    """Write the detections of ``test``, ``validate`` and ``predict`` to one json in ActivityNet's form.
 
     ``test`` and ``validate`` write what they score, so that ``python main.py score`` finds the same again. The file is
     written at the end, or when prediction is stopped, with the videos that were finished by then. The module's steps

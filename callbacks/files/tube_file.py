@@ -16,7 +16,7 @@ from lightning_modules.metrics.tubes import Tube
 
 
 class TubeFile(Callback):
-    """Writes the linked tubes of every video that ``test`` or ``validate`` scores to one json, see ``tube_results``.
+    """Write the linked tubes of every video that ``test`` or ``validate`` scores to one json, see ``tube_results``.
 
     There must be a video mAP: ``--model.detection.video_map.linker=online``. ``python main.py score`` finds the same
     again.

@@ -41,9 +41,9 @@ class FlopCount(NamedTuple):
 def count_gflops(module: nn.Module, *inputs: Any) -> FlopCount:
     """Count ``module(*inputs)`` in evaluation mode; the module's modes and the inputs are left as they were.
 
-    Inputs may be nested (a streaming state of NamedTuples, say); whatever is not a tensor is passed through.
-    An operator that nothing counts is named in a warning and in ``uncounted``. Work whose result is not returned is
-    dead code in the trace and does not count.
+    Inputs may be nested, such as a streaming state of NamedTuples; values that are no tensors are passed through. An
+    operator that nothing counts is named in a warning and in ``uncounted``. Work whose result is not returned is dead
+    code in the trace and does not count.
     """
     from fvcore.nn import FlopCountAnalysis
 
@@ -59,7 +59,7 @@ def count_gflops(module: nn.Module, *inputs: Any) -> FlopCount:
     if uncounted:
         warnings.warn(
             f"nothing counts the operations of {', '.join(uncounted)}: the total leaves them out. "
-            "Give them a handle in callbacks/flops.py, or add them to its element-wise operators",
+            "Give them a handle in callbacks/measures/flops.py, or add them to its element-wise operators",
             stacklevel=2,
         )
     return FlopCount(
@@ -103,7 +103,7 @@ class _FlatCall(nn.Module):
 
     @staticmethod
     def tensors(inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        """Copies, so that a network that writes into its state spoils nobody's."""
+        """Copies, so that a network that writes into its state changes no other."""
         return tuple(leaf.detach().clone() for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -112,7 +112,7 @@ class _FlatCall(nn.Module):
         results = tree_leaves(self.module(*tree_unflatten(leaves, self.structure)))
         opaque = {type(leaf).__name__ for leaf in results if not isinstance(leaf, _TRANSPARENT)}
         if opaque:
-            # The trace would drop as dead code whatever leads to tensors that it does not see returned.
+            # The trace would drop, as dead code, all that leads to tensors that it does not see returned.
             raise TypeError(
                 f"{type(self.module).__name__} returns {', '.join(sorted(opaque))}, whose tensors cannot be found; "
                 "return tensors in tuples, NamedTuples, lists or dicts, or register it with torch.utils._pytree"
@@ -136,13 +136,13 @@ def _shapes_of_list(value: Any) -> list[Shape]:
 
 
 def _attention(inputs: Values, outputs: Values) -> int:
-    """Queries times keys, then weights times values."""
+    """Count attention: queries times keys, then weights times values."""
     query, key, output = _shape(inputs[0]), _shape(inputs[1]), _shape(outputs[0])
     return math.prod(output[:-1]) * key[-2] * (query[-1] + output[-1])
 
 
 def _recurrence(inputs: Values, outputs: Values) -> int:
-    """LSTM, GRU and plain RNN: every weight matrix once a step, any number of layers, directions and projections."""
+    """LSTM, GRU and plain RNN: every weight matrix once per step, any number of layers, directions and projections."""
     data = _shape(inputs[0])
     packed = len(data) == 2  # rows of all steps, followed by one more argument, the batch size of each step
     steps = data[0] if packed else data[0] * data[1]
@@ -151,7 +151,7 @@ def _recurrence(inputs: Values, outputs: Values) -> int:
 
 
 def _matrix_product(first: int) -> Callable[[Values, Values], int]:
-    """Every output element sums over the last dimension of the operand at position ``first``, broadcast or not."""
+    """Count a matrix product: each output element sums over the last dimension of the operand at position ``first``."""
 
     def count(inputs: Values, outputs: Values) -> int:
         return math.prod(_shape(outputs[0])) * _shape(inputs[first])[-1]
@@ -166,7 +166,7 @@ def _batch_reducing_product(inputs: Values, outputs: Values) -> int:
 
 
 def _tensordot(inputs: Values, outputs: Values) -> int:
-    """Operands of A x K and K x B elements and a result of A x B: their product is the square of A x K x B."""
+    """Count a tensordot: the product of its sizes A x K, K x B and A x B is the square of A x K x B."""
     return math.isqrt(math.prod(math.prod(_shape(value)) for value in (*inputs[:2], outputs[0])))
 
 
@@ -215,7 +215,7 @@ def einsum_multiply_adds(equation: str, shapes: Sequence[Shape], path: Sequence[
 
 
 def _subscripts(term: str, num_dims: int) -> list[str | int]:
-    """One label a dimension; an ellipsis becomes the numbers -n to -1, so that they align from the right."""
+    """Return one label per dimension; an ellipsis becomes the numbers -n to -1, so that they align from the right."""
     before, ellipsis, after = term.partition("...")
     hidden = num_dims - len(before) - len(after) if ellipsis else 0
     return [*before, *range(-hidden, 0), *after]
@@ -286,7 +286,7 @@ _ELEMENTWISE = frozenset(
 
 
 def _is_elementwise(operator: str) -> bool:
-    """Whether the field counts ``namespace::name`` as 0; other libraries may give these names to other work."""
+    """Return whether the field counts ``namespace::name`` as 0; other libraries may give these names to other work."""
     namespace, _, name = operator.partition("::")
     bare = name.partition(".")[0]
     known = bare in _ELEMENTWISE or (bare.endswith("_") and bare.rstrip("_") in _ELEMENTWISE)

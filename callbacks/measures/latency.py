@@ -1,8 +1,8 @@
 """Measure how long a step takes, as a person waiting for it would: every call by itself, device included.
 
-A step is whatever takes one new frame to its detections. Warm-up is excluded (allocation, kernel selection,
-compilation). The device is waited for before the clock starts and before it stops. Median and tail are reported, since
-a live stream is late as often as its 95th percentile says, whatever the mean is.
+A step takes one new frame to its detections. Warm-up is excluded (allocation, kernel selection, compilation). The
+device is waited for before the clock starts and before it stops. Median and tail are reported, since a live stream is
+late as often as its 95th percentile says, not as its mean says.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Latency(NamedTuple):
     frames_per_second: float
     """Steps a second back to back, one frame a step: the inverse of the mean, not of the median."""
     samples: tuple[float, ...]
-    """Every duration in ms, in the order measured."""
+    """All durations in ms, in the order measured."""
 
     @classmethod
     def from_seconds(cls, durations: Sequence[float]) -> Latency:
@@ -87,8 +87,8 @@ def interleave(
 ) -> Interleaved:
     """Time several steps in turn, one call of each a round.
 
-    Whatever slows the machine down for a while (a neighbour, heat, frequency scaling) then meets all of them alike, so
-    that the ratios hold even where the absolute figures do not. ``tick`` is called after each call, outside its time.
+    A temporary slowdown of the machine (a neighbour, heat, frequency scaling) then affects all of them equally. Ratios
+    hold even where absolute figures do not. ``tick`` is called after each call, outside its time.
     """
     if not steps:
         raise ValueError("there is no step to measure")

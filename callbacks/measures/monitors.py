@@ -14,10 +14,10 @@ from lightning_modules.networks.streaming import state_bytes
 
 
 class CostMonitor(Callback):
-    """Measure once a run, after its first batch, and log the figures.
+    """Measure once per run, after its first batch, and log the figures.
 
-    ``fit``, ``validate`` and ``test`` alike; the first process measures, the others go on. Figures go to the loggers of
-    the run and, in one line, to the screen; ``figures`` keeps them.
+    This holds for ``fit``, ``validate`` and ``test``; the first process measures, the others continue. Figures go to
+    the loggers of the run and, in one line, to the screen; ``figures`` keeps them.
     """
 
     def __init__(self) -> None:
@@ -72,9 +72,9 @@ class LatencyMonitor(CostMonitor):
     """Time single steps at batch 1: ``cost/latency_p50_ms``, ``_p95_ms``, ``_p99_ms``, ``cost/frames_per_second``.
 
     With a reference, such as a student's teacher, the two are timed in turn, and ``cost/speedup`` is the ratio of their
-    medians. Beside the times stand ``cost/state_mib``, which is 0 for what keeps no state, and, where frames are
-    predicted one by one, ``cost/delay_frames``, the sampled frames that a prediction waits for. In ``fit`` the machine
-    also loads the next batches meanwhile: quote figures of ``test``.
+    medians. ``cost/state_mib`` stands beside the times; it is 0 for a network without state. Where frames are predicted
+    one by one, ``cost/delay_frames`` gives the sampled frames that a prediction waits for. In ``fit`` the machine also
+    loads the next batches meanwhile: quote figures of ``test``.
 
     Args:
         warmup: untimed calls before the timed ones.

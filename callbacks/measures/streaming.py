@@ -22,7 +22,7 @@ Moments = dict[tuple[str, float], dict[str, Tensor]]
 
 
 class Machine(NamedTuple):
-    """How long predictions take here."""
+    """Speed of predictions on this machine."""
 
     latency_seconds: float
     schedule: Schedule
@@ -38,7 +38,7 @@ class StreamingAccuracy(Callback):
     annotation is sparser, such as AVA's, are not scored.
 
     Args:
-        latency_ms: of a prediction; None measures the step that the benchmark measures.
+        latency_ms: latency of a prediction; None measures the step that the benchmark measures.
         warmup, repeats: untimed and timed steps of that.
     """
 

@@ -1,4 +1,4 @@
-"""Contents of the page: the newest picture of every source, how prediction gets on, and the newest events."""
+"""Content of the page: the newest picture of every source, the progress of prediction, and the newest events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EVENTS_SHOWN = 50
 STALLED_SECONDS = 10.0
 """A source without a frame for longer counts as stalled."""
 QUALITY = 80
-"""Of JPEG, 0 to 100."""
+"""JPEG quality, 0 to 100."""
 ZONE_COLOUR = (250, 220, 60)
 
 
@@ -36,18 +36,18 @@ class _Source:
     moments: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_FRAMES))
     delays_ms: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED_DELAYS))
     jpeg: tuple[int, bytes] = (0, b"")
-    """The newest picture that somebody asked for, and its number."""
+    """The newest requested picture, and its number."""
     drawing: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Board:
-    """Takes what prediction finds, in its thread, and gives it to those who look, in theirs.
+    """Exchange of results between the thread that predicts and the threads that show them.
 
-    Prediction only leaves a reference to its newest frame here. It is drawn on when somebody asks for it, once.
+    Prediction only leaves a reference to its newest frame here. It is drawn on once, when a browser asks for it.
 
     Args:
         person_threshold, action_threshold: least scores of what is drawn.
-        rules: of events, whose zones are drawn.
+        rules: rules of events, whose zones are drawn.
         cameras: gives how each of many cameras is, with ``name``, ``state``, ``dropped``, ``reconnections`` and
             ``problem``; of a single source nothing.
     """

@@ -19,7 +19,7 @@ MOST_AWAITED = 1000
 
 
 class LivePage(Callback):
-    """Show live pictures with boxes, delay, frames a second and the newest events in the browser.
+    """Show live pictures with boxes, delay, frames per second and the newest events in the browser.
 
     The page lives as long as the prediction. It takes events from every ``EventReporter`` beside it, and draws their
     zones. Prediction never waits for those who look: they get the newest picture there is, see ``PageServer`` for the
@@ -28,7 +28,7 @@ class LivePage(Callback):
     Args:
         host: 127.0.0.1 is seen from this machine alone; any other needs a token.
         port: 0 takes a free one.
-        token: that requests must carry; ``$NAME`` takes it from the environment.
+        token: secret that requests must carry; ``$NAME`` takes it from the environment.
         person_threshold: least person score. action_threshold: least action score.
     """
 

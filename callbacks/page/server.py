@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 SHORTEST_TOKEN = 8
 LOOK_SECONDS = 0.02
-"""How often a stream looks whether there is a new picture."""
+"""Pause between two checks of a stream for a new picture."""
 MOST_CONNECTIONS = 64
-"""At once; further ones get 503."""
+"""Connections at once, at most; further ones get 503."""
 START_SECONDS = 10.0
 HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
-"""Nothing is stored; addresses, which may hold the token, are passed on to nobody."""
+"""Browsers store nothing and pass on no address, which may hold the token."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -57,16 +57,16 @@ def _is_loopback(host: str) -> bool:
 
 
 class PageServer:
-    """Serves a ``Board`` from ``start`` to ``stop``.
+    """Server of a ``Board`` from ``start`` to ``stop``.
 
-    ``/`` the page, ``/state`` what it shows, ``/picture?source=`` the newest picture, ``/stream?source=`` all of them
-    as MJPEG (the first source by default), ``/health``: 200, or 503 while no frames come. With a token every request
-    must carry it, as ``?token=`` or ``Authorization: Bearer``; any other gets 401 and nothing else.
+    ``/`` is the page and ``/state`` its content. ``/picture?source=`` is the newest picture, ``/stream?source=`` all of
+    them as MJPEG, by default of the first source. ``/health`` is 200, or 503 while no frames come. With a token every
+    request must carry it, as ``?token=`` or ``Authorization: Bearer``; any other gets 401 and nothing else.
 
     Args:
         board: what is shown.
         host, port: where; port 0 takes a free one.
-        token: of those who may look, see ``check_access``.
+        token: secret that requests must carry, see ``check_access``.
     """
 
     def __init__(self, board: Board, host: str, port: int, token: str | None) -> None:
@@ -75,7 +75,7 @@ class PageServer:
 
     @property
     def address(self) -> str:
-        """Of the page, without the token."""
+        """Return the address of the page, without the token."""
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}/"
 
     def start(self) -> None:
@@ -180,8 +180,8 @@ def page_app(board: Board) -> Any:
 def guarded(app: Any, token: str | None) -> Any:
     """Return an ASGI application that answers only those who know the token.
 
-    Without one it answers only requests that name this machine as their host: a page of another site, whose name leads
-    here, would be allowed to read the answers.
+    Without one it serves only requests that name this machine as their host. Otherwise a page of another site, whose
+    name leads here, could read the responses.
     """
     from starlette.responses import Response
 

@@ -22,7 +22,7 @@ READABLE_SIDE = 384
 
 
 class Picture(NamedTuple):
-    """One frame with what was found and what is there, on the CPU."""
+    """One frame with its detections and its ground truth, on the CPU."""
 
     frame: Tensor
     """(3, H, W) uint8."""
@@ -189,7 +189,7 @@ class DetectionImages(Callback):
         self._pictures.clear()
 
     def _share(self, batch_idx: int, num_batches: int | float) -> int:
-        """How many pictures there should be after this batch; all at once where the length is unknown."""
+        """Return the number of pictures due after this batch; all at once where the length is unknown."""
         if math.isinf(num_batches):
             return self.num_images
         return math.ceil(self.num_images * (batch_idx + 1) / num_batches)
@@ -222,6 +222,6 @@ def label_text(scores: Tensor, threshold: float, names: Sequence[str] | None = N
 
 
 def _spread(length: int, count: int) -> list[int]:
-    """At most ``count`` indices below ``length``, evenly apart: 2 of 10 are the first and the sixth."""
+    """Return at most ``count`` indices below ``length``, evenly spaced: 2 of 10 are the first and the sixth."""
     count = max(0, min(count, length))
     return [index * length // count for index in range(count)]

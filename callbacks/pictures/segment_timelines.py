@@ -18,7 +18,7 @@ WIDTH, MARGIN, ROW = 640, 130, 22
 
 
 class SegmentTimelines(Callback):
-    """Logs a page of time lines after every validation: for each class the truth (green) over what was found (orange).
+    """Log a page of time lines after every validation: per class the truth (green) over the detections (orange).
 
     The newest page is also ``timelines.png`` in the run's folder. The higher the score, the stronger the orange. Only
     classes that a video shows, or that were found in it, have a line.
@@ -71,7 +71,7 @@ def draw_timeline(
     names: Sequence[str],
     score_threshold: float,
 ) -> Tensor:
-    """A picture (3, H, W) uint8 of one video of ``duration`` seconds: a line a class, its truth over what was found."""
+    """A picture (3, H, W) uint8 of one video of ``duration`` seconds: per class the truth above the detections."""
     shown = (found["scores"] >= score_threshold).nonzero().flatten().tolist()
     shown.sort(key=lambda index: float(found["scores"][index]))  # the best come last and cover the others
     classes = sorted({*truth["labels"].tolist(), *(int(found["labels"][index]) for index in shown)})

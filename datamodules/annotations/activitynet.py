@@ -23,7 +23,7 @@ SUBSETS = {"training": "train", "train": "train", "validation": "val", "val": "v
 
 
 class ActivityNet(SegmentSource):
-    """Untrimmed videos with segments of one or many classes, in one json file or one a split.
+    """Untrimmed videos with segments of one or many classes, in one json file or one per split.
 
     Entries that name a subset belong to it; in a file without subsets (mmaction2's ``anet_anno_train.json``) all belong
     to the split the file is given for. There is no annotated third split: ``test`` is ``val``. Videos may be missing:
@@ -35,10 +35,10 @@ class ActivityNet(SegmentSource):
         videos: folder with a file ``v_<id>.mp4`` (or ``<id>.mkv``, ...) or a folder of pictures for each video, at any
             depth.
         features: folder of feature arrays, instead of videos.
-        classes: text file with one class name a line; None takes the labels of both files in alphabetical order.
+        classes: text file with one class name per line; None takes the labels of both files in alphabetical order.
         blocked_videos: ids that are not to be used, or a json or text file of them: the challenge's list of videos that
             are gone.
-        picture_rate: pictures a second of folders of pictures; None takes the annotation's frame rate.
+        picture_rate: pictures per second of folders of pictures; None takes the annotation's frame rate.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""AVA (v2.1, v2.2), as its annotators publish it, on whatever somebody has of its videos."""
+"""AVA (v2.1, v2.2), as its annotators publish it; a part of its videos is enough."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Ava(DetectionSource):
     be missing: they are named once, and the rest is used.
 
     Args:
-        videos: folder that holds every video under its name: as a folder of pictures counted from 1
-            (``<name>/<name>_000001.jpg`` as for PySlowFast, ``<name>/img_00001.jpg`` as for mmaction2) or as a file
+        videos: folder that holds every video under its name. A video is a folder of pictures counted from 1
+            (``<name>/<name>_000001.jpg`` as for PySlowFast, ``<name>/img_00001.jpg`` as for mmaction2) or a file
             (``<name>.mp4``, ``.mkv``, ``.webm``, ...).
         label_map: the actions that are scored, as the challenge publishes them: names with ids from 1, holes allowed.
         train: csv of the training boxes, see ``read_ava_csv``.
@@ -41,10 +41,10 @@ class Ava(DetectionSource):
         excluded: csv of the moments (video,seconds) that are not scored. It is for ``val``; nothing is left out of
             training, as in EVAD.
         action_names: all 80 actions in the form of ``label_map``, for the names of those that are not scored.
-        frame_rate: pictures a second.
+        frame_rate: pictures per second.
         frame_rates: of single videos that differ, by name.
-        start_seconds: what the csv calls the moment at which pictures and files begin: 900 for films cut to their
-            annotated 15 minutes, 0 for whole films.
+        start_seconds: time in the csv at which pictures and files begin: 900 for films cut to their annotated 15
+            minutes, 0 for whole films.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Ava(DetectionSource):
         names = {} if self.action_names is None else read_label_map(self.action_names)
         names |= self._scored_actions()
         listed = [names.get(action, f"action {action}") for action in range(1, NUM_ACTIONS + 1)]
-        # Results are kept by name; in a map the ids are what tells actions apart.
+        # Results are kept by name; in a mapping the ids distinguish actions.
         return tuple(
             f"{name} ({action})" if listed.count(name) > 1 else name for action, name in enumerate(listed, start=1)
         )
@@ -159,12 +159,12 @@ class Ava(DetectionSource):
             raise UserError(
                 "none of the annotated seconds has a frame",
                 file,
-                f"start_seconds={self.start_seconds:g} must be what the csv calls the beginning of the videos",
+                f"start_seconds={self.start_seconds:g} must be the time in the csv at which the videos begin",
             )
         return tuple(videos)
 
     def _times_of_frames(self, video: Video) -> np.ndarray:
-        """When frames are shown, those missing from a folder of pictures left out."""
+        """Return the times of frames, those missing from a folder of pictures left out."""
         listing = list_video(video)
         if self.start_seconds > 0 and listing.times[-1] > LAST_SECOND:
             raise UserError(

@@ -1,6 +1,6 @@
 """Annotations in AVA's column order.
 
-One row a box and action, no header needed::
+One row per box and action, no header needed::
 
     video,seconds,x1,y1,x2,y2,action_id,person_id
     kitchen_01,12.5,0.21,0.10,0.48,0.95,3,0
@@ -26,7 +26,7 @@ LARGEST_FRACTION = 1.5
 """Boxes may stick out of the frame a little; beyond this they must be pixels."""
 COLUMNS = "video,seconds,x1,y1,x2,y2,action_id[,person_id]"
 WIDTHS = (2, 7, 8)
-"""How many columns a row may have."""
+"""Numbers of columns that a row may have."""
 LONGEST_NUMBER = 18
 """Digits that surely fit into 64 bits."""
 
@@ -101,7 +101,7 @@ def _number(path: Path, line: int, column: str, text: str) -> float:
 
 
 def _has_area(path: Path, line: int, corners: Sequence[str], box_units: BoxUnits, may_be_empty: bool) -> bool:
-    """Whether a box is one; what cannot be meant is refused."""
+    """Return whether a row has a box; a box that cannot be meant is refused."""
     x1, y1, x2, y2 = (
         _number(path, line, name, text) for name, text in zip(("x1", "y1", "x2", "y2"), corners, strict=True)
     )

@@ -1,7 +1,7 @@
 """Videos that are kept as arrays of features, one array a video, and the moments that their rows stand for.
 
-A feature is computed from ``window_frames`` frames of the video, the next one ``stride_frames`` later. It stands for
-the middle of its frames: with stride 4 and window 16 at 30 frames a second, features 0, 1, 2 stand for 0.267, 0.4,
+A feature is computed from ``window_frames`` frames of the video, the next one ``stride_frames`` later. Its time is the
+middle of its frames. With stride 4 and window 16 at 30 frames per second, features 0, 1, 2 have the times 0.267, 0.4,
 0.533 s.
 """
 
@@ -37,9 +37,9 @@ class FeatureArray(NamedTuple):
     first_seconds: float
     """Time that feature 0 stands for."""
     step_seconds: float
-    """From one feature to the next."""
+    """Seconds from one feature to the next."""
     channels_first: bool = False
-    """Whether arrays are (C, N) rather than (N, C)."""
+    """True for arrays (C, N) instead of (N, C)."""
 
     def __str__(self) -> str:
         return str(self.files[0])
@@ -47,16 +47,16 @@ class FeatureArray(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureFolder:
-    """Folders of ``<video>.npy`` or ``<video>.npz`` (``v_<video>`` will do), and what their rows stand for.
+    """Folders of ``<video>.npy`` or ``<video>.npz`` (or ``v_<video>``), and the times of their rows.
 
     Args:
         folder: folder of arrays (N, C), float16 or float32. An npz holds one array.
         second_folder: arrays of the same videos whose channels are put beside the first, flow beside RGB; the longer
             of two arrays is cut.
-        stride_frames: frames from one feature to the next; None for N features spread evenly over the whole video, as
-            ActivityNet's are when they have been resized to 100.
+        stride_frames: frames from one feature to the next. None for N features spread evenly over the whole video, like
+            ActivityNet's resized to 100.
         window_frames: frames that one feature sees.
-        frame_rate: frames a second of the videos when features were computed; None takes the annotation's.
+        frame_rate: frames per second of the videos when features were computed; None takes the annotation's.
         channels_first: arrays are (C, N).
     """
 

@@ -1,4 +1,4 @@
-"""Sources with fewer labels than somebody else's: for what a teacher gives where labels are dear."""
+"""Sources with fewer labels than another source has: to measure what a teacher adds where labels are rare."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class WrappedSource(DetectionSource):
 
 
 class FewLabels(WrappedSource):
-    """Keeps some of another source's training labels; videos stay, those of other splits as they are.
+    """Keep some of another source's training labels; videos stay, those of other splits as they are.
 
     The choice depends on the seed and the names of the videos alone. Of one seed, a smaller share of labelled videos is
     part of a larger one.
@@ -59,7 +59,7 @@ class FewLabels(WrappedSource):
         source: the other one.
         every: one of so many annotated moments of a video keeps its labels, from a random one of the first so many on.
         labelled_videos: share of the training videos that keep labels at all, at least one video.
-        seed: of both choices.
+        seed: seed of both choices.
     """
 
     def __init__(self, source: DetectionSource, every: int = 1, labelled_videos: float = 1.0, seed: int = 0) -> None:
@@ -83,7 +83,7 @@ class FewLabels(WrappedSource):
 
 
 class WithUnlabelled(WrappedSource):
-    """Adds videos without labels to another source's training videos.
+    """Add videos without labels to another source's training videos.
 
     Args:
         source: the other one.

@@ -19,7 +19,7 @@ class JHMDB(TubeSource):
         videos: see ``TubeSource``: ``Frames/<class>/<video>/00001.png``, ``rgb-images/...`` or
             ``<class>/<video>.avi``, of any frame size.
         annotations: ``JHMDB-GT.pkl``, which has the splits too.
-        split: which of the three.
+        split: number of the split, 1 to 3.
         every_frame: see ``TubeSource``.
         frame_rate: see ``TubeSource``.
     """

@@ -1,4 +1,4 @@
-"""Mistakes in somebody's data: raised where data are read, collected where they are checked (check.py)."""
+"""Mistakes in a user's data: raised where data are read, collected where they are checked (check.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ UNREADABLE = "videos that cannot be read"
 
 
 class Mistake(UserError):
-    """One thing that is wrong with somebody's data.
+    """One mistake in a user's data.
 
     Args:
         kind: what all mistakes of this sort are called, in the plural.
@@ -36,7 +36,7 @@ class AbsentVideo(Mistake):
 
 
 def keep(mistake: Mistake, mistakes: list[Mistake] | None) -> None:
-    """Put a mistake down where somebody collects them, raise it where nobody does."""
+    """Collect a mistake where there is a list for it, raise it otherwise."""
     if mistakes is None:
         raise mistake
     mistakes.append(mistake)

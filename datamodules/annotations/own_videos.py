@@ -27,14 +27,14 @@ class OwnVideos(DetectionSource):
 
     Args:
         videos: folder, searched with all its sub-folders; a file belongs to the csv's video of the same name.
-        classes: text file with one class name a line; line n is action id n.
+        classes: text file with one class name per line; line n is action id n.
         annotations: csv as ``read_ava_csv`` reads it; None for videos that are only to be predicted on.
-        train: training videos: their names, or a text file with one name a line. Folders and endings before and after
+        train: training videos: their names, or a text file with one name per line. Folders and endings before and after
             a name do not matter, and lists of frames (``labels/Class/video/00001.txt``, as YOWO has) will do.
-        val: likewise for evaluation. Where only one of the two is given, the other takes the rest.
+        val: the same for evaluation. If only one of the two is given, the other takes the rest.
         val_fraction: share of the videos to evaluate on if neither is given; the choice depends on their names alone.
         box_units: ``relative`` for fractions of the frame, ``absolute`` for pixels.
-        start_seconds: what the csv calls the moment at which the files begin; 900 for AVA's movies cut to 15 minutes.
+        start_seconds: time in the csv at which the files begin; 900 for AVA's movies cut to 15 minutes.
     """
 
     def __init__(

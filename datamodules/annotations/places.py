@@ -1,4 +1,4 @@
-"""Where the videos of a data set lie."""
+"""Folders and files of the videos of a data set."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def videos_in(
 
 
 def only_video(name: str, videos: Sequence[Video]) -> Video:
-    """Return the one video of a name; which of several is meant nobody can tell."""
+    """Return the one video of a name; several of one name are a mistake."""
     if len(videos) > 1:
         raise Mistake(
             "annotated videos whose name several files have",

@@ -20,7 +20,7 @@ NO_SPANS = np.empty((0, 2), np.float64)
 
 
 class AnnotatedSegments(NamedTuple):
-    """One untrimmed video and its n segments in order of time; none where nothing happens or nobody has looked."""
+    """One untrimmed video and its n segments in order of time; none where nothing happens or is annotated."""
 
     video_id: str
     media: Video | FeatureArray | None
@@ -32,14 +32,14 @@ class AnnotatedSegments(NamedTuple):
     labels: np.ndarray
     """(n,) int64 class ids."""
     ambiguous: np.ndarray = NO_SPANS
-    """(m, 2) float64, spans in which nobody can say what is shown."""
+    """(m, 2) float64, spans that are annotated as ambiguous."""
 
 
 class SegmentSource:
     """A data set for temporal detection. Constructors touch no disk; ``prepare`` and ``videos`` do."""
 
     mistakes: list[Mistake] | None = None
-    """Where to put down what is left out instead of telling it."""
+    """List that collects what is left out; None warns instead."""
 
     def prepare(self) -> None:
         """Make or check what ``videos`` will read; called once, on one process. Idempotent."""
@@ -140,13 +140,13 @@ def find_media(
     raw: Mapping[str, RawSegments],
     picture_rate: float | None,
 ) -> dict[str, Video | FeatureArray] | None:
-    """Where each video is, by name; None where neither videos nor features are asked for.
+    """Return the file of each video by name; None where neither videos nor features are asked for.
 
     Args:
         videos: folder searched with its sub-folders, see ``find_videos``.
         features: folder of feature arrays; at most one of the two is given.
         raw: the videos to look for; durations and frame rates come from here.
-        picture_rate: pictures a second of folders of pictures; None takes the annotation's frame rate.
+        picture_rate: pictures per second of folders of pictures; None takes the annotation's frame rate.
     """
     if features is not None:
         found = {name: features.find(name, entry.duration, entry.frame_rate) for name, entry in raw.items()}
@@ -173,7 +173,7 @@ def find_videos(folder: str | Path, names: Collection[str]) -> dict[str, Path]:
     """The file or the folder of pictures of each video, at any depth; it may be called ``v_<name>`` as well.
 
     Folders that are a video themselves are not looked into: they may hold many thousands of pictures. Each folder is
-    looked into once, whatever links lead back to it.
+    read once, even if links lead back to it.
 
     Raises:
         UserError: no such folder, or two videos of one name.

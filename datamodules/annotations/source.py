@@ -26,7 +26,8 @@ class Keyframe(NamedTuple):
     labels: np.ndarray
     """(M, K) uint8 multi-hot."""
     tracks: np.ndarray | None = None
-    """(M,) int64, whose box it is: the same number is the same person all through the video; None where nobody says."""
+    """(M,) int64, whose box it is: the same number is the same person all through the video; None where people are not
+    identified."""
 
 
 class AnnotatedVideo(NamedTuple):
@@ -43,7 +44,7 @@ class DetectionSource:
     start_seconds: float = 0.0
     """Time that files of annotations and of detections give to the beginning of the videos."""
     mistakes: list[Mistake] | None = None
-    """Where mistakes in the data are put down, to read on without what is wrong; None raises the first."""
+    """List that collects mistakes in the data, which are skipped; None raises the first."""
 
     def prepare(self) -> None:
         """Make, convert or check what ``videos`` will read; called once, on one process. Idempotent."""

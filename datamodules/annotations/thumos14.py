@@ -48,7 +48,7 @@ CLASS_NAMES = (
     "VolleyballSpiking",
 )
 TRAIN, TEST = "video_validation_", "video_test_"
-"""How the names of videos begin. The field trains on the validation videos; what a file calls their subset differs."""
+"""Prefixes of video names. The field trains on the validation videos; files differ in how they call that subset."""
 
 TestList = Literal[213, 212, 211, 210]
 NOT_TESTED: dict[int, tuple[str, ...]] = {
@@ -61,7 +61,7 @@ NOT_TESTED: dict[int, tuple[str, ...]] = {
 beyond its end. 213 is everything annotated, 212 ActionFormer and BasicTAD, 211 OpenTAD, 210 G-TAD and AFSD."""
 
 CHUNK_SECONDS = 6 / 30
-"""Per-frame annotation has a row for every six frames at 30 frames a second."""
+"""Per-frame annotation has a row for every six frames at 30 frames per second."""
 BACKGROUND, AMBIGUOUS = 0, 21
 """Columns of the per-frame annotation; those between are the classes."""
 
@@ -73,14 +73,14 @@ class Thumos14(SegmentSource):
     annotated as both; where a file has left the second out it is put back.
 
     Args:
-        annotations: a json as of ActionFormer, OpenTAD, G-TAD or AFSD (``read_segment_json``), the folder of the
-            original text files (``read_class_texts``), or OadTR's labels of six frames each (``read_per_frame``).
+        annotations: a json in the form of ActionFormer, OpenTAD, G-TAD or AFSD (``read_segment_json``); the folder of
+            the original text files (``read_class_texts``); or OadTR's labels of six frames each (``read_per_frame``).
         videos: folder with a file or a folder of pictures for each video, at any depth.
         features: folder of feature arrays, instead of videos.
-        test_list: how many test videos count, which is how the lists in use are told apart.
+        test_list: number of test videos, which distinguishes the lists in use.
         metadata: csv files with the columns ``filename``, ``video-duration``, ``fps`` (TSP's
             ``thumos14_{test,valid}_metadata.csv``), for annotations that lack one or the other.
-        picture_rate: pictures a second of folders of pictures; None takes the annotation's frame rate.
+        picture_rate: pictures per second of folders of pictures; None takes the annotation's frame rate.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Thumos14(SegmentSource):
         return self._raw
 
     def _with_diving(self, raw: Mapping[str, RawSegments]) -> dict[str, RawSegments]:
-        """All ``CliffDiving`` is ``Diving`` too."""
+        """Label every ``CliffDiving`` as ``Diving`` too."""
         completed, added = {}, []
         for name, entry in raw.items():
             there = set(entry.annotations)
@@ -177,7 +177,7 @@ def read_thumos14(path: str | Path) -> dict[str, RawSegments]:
 def read_class_texts(folder: Path) -> dict[str, RawSegments]:
     """The original form, at any depth: ``<Class>_{val,test}.txt`` with lines ``video_test_0000324  10.4 13.4``.
 
-    ``Ambiguous_{val,test}.txt`` holds the spans in which nobody can say.
+    ``Ambiguous_{val,test}.txt`` holds the ambiguous spans.
     """
     files = [file for split in ("val", "test") for file in sorted(folder.rglob(f"*_{split}.txt"))]
     if not files:
@@ -207,8 +207,8 @@ def read_class_texts(folder: Path) -> dict[str, RawSegments]:
 def read_per_frame(path: str | Path) -> dict[str, RawSegments]:
     """OadTR's form, npz or pickle: for each video (T, 22) one-hot rows, or ``{"anno": those}``, one row for six frames.
 
-    Neighbouring rows of one class become a segment. Its ends are exact to two rows (0.4 s), which is how far published
-    rows are from the texts, and two segments that touch are one: fit for scoring frames, not for scoring segments.
+    Neighbouring rows of one class become a segment. Its ends are exact to two rows (0.4 s), the distance of published
+    rows from the texts, and two segments that touch are one. So it is fit for scoring frames, not for scoring segments.
     """
     path = Path(path)
     if path.suffix == ".npz":

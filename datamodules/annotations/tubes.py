@@ -1,11 +1,11 @@
 """Common parts of data sets that annotate every frame of short videos: UCF101-24 and JHMDB.
 
-Their videos lie in a folder a class. Frame n of the annotation is frame n of the video, so a box is given the time at
-which that frame is shown, whatever the frame rate.
+Their videos lie in a folder a class. Frame n of the annotation is frame n of the video. A box has the time at which
+that frame is shown, at any frame rate.
 
-Boxes are taken as the field's evaluators take them: corners are pixels counted from 0, x2 is the last column inside the
-box (``x2 = x1 + width - 1``, nothing is added). Corners are divided by the size at which the data set was annotated,
-which makes them fractions of frames of any other size.
+Boxes follow the field's evaluators. Corners are pixels counted from 0; x2 is the last column inside the box (``x2 = x1
++ width - 1``, nothing is added). Corners are divided by the size at which the data set was annotated, which makes them
+fractions of frames of any other size.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class TubeBoxes(NamedTuple):
     tracks: np.ndarray | None
     """(n,) int64, which tube a box belongs to; None where the annotation does not say."""
     num_frames: int | None
-    """How many frames of the video were looked at; None means all."""
+    """Number of annotated frames of the video; None means all."""
 
     @classmethod
     def from_tubes(cls, tubes: list[tuple[int, np.ndarray, np.ndarray]], num_frames: int) -> TubeBoxes:
-        """Of (class id, (n,) frames, (n, 4) boxes) for each tube."""
+        """Build from (class id, (n,) frames, (n, 4) boxes) of each tube."""
         counts = [len(frames) for _, frames, _ in tubes]
         frames = np.concatenate([np.empty(0, np.int64), *(frames.astype(np.int64) for _, frames, _ in tubes)])
         boxes = np.concatenate([np.empty((0, 4), np.float32), *(boxes.astype(np.float32) for _, _, boxes in tubes)])
@@ -57,7 +57,7 @@ class TubeBoxes(NamedTuple):
 
 
 class TubeFile:
-    """One form in which tubes are kept. Videos are named ``<class>/<video>``."""
+    """One file format of tubes. Videos are named ``<class>/<video>``."""
 
     path: Path
     class_names: tuple[str, ...]
@@ -73,8 +73,8 @@ class TubeFile:
 class GroundTruthPickle(TubeFile):
     """``UCF101v2-GT.pkl``, ``JHMDB-GT.pkl``: the form of the ACT detector, which MOC and mmaction2 read too.
 
-    ``gttubes[video][class id]`` lists arrays (n, 5) of frame (counted from 1), x1, y1, x2, y2 in pixels of
-    ``resolution[video]`` (height, width); ``nframes``, ``labels``, ``train_videos`` and ``test_videos`` say the rest.
+    ``gttubes[video][class id]`` lists arrays (n, 5): frame (counted from 1), x1, y1, x2, y2 in pixels of
+    ``resolution[video]`` (height, width). The rest is in ``nframes``, ``labels``, ``train_videos`` and ``test_videos``.
     """
 
     KEYS = ("labels", "gttubes", "nframes", "resolution", "train_videos", "test_videos")
@@ -128,7 +128,7 @@ def _is_list_of_names(value: object) -> bool:
 
 
 def is_count(value: object) -> bool:
-    """Whether something that a file holds is a whole number such as a class id or a number of frames."""
+    """Return whether a value of a file is a whole number such as a class id or a number of frames."""
     return isinstance(value, int | float | np.integer | np.floating) and 0 <= value < LAST_FRAME and value % 1 == 0
 
 
@@ -153,12 +153,12 @@ class TubeSource(DetectionSource):
     """Base of the data sets of tubes. Videos may be missing: they are named once, and the rest is used.
 
     Args:
-        videos: folder that holds each video in the folder of its class, ``<class>/<video>``, as a folder of pictures
-            counted from 1 (``00001.jpg``) or as a file (``.avi``, ``.mp4``, ...); folders of classes may be left out.
+        videos: folder of videos, each below its class: ``<class>/<video>``. A video is a folder of pictures counted
+            from 1 (``00001.jpg``) or a file (``.avi``, ``.mp4``, ...). Folders of classes may be left out.
         annotations: the file or folder of boxes.
         every_frame: also annotate the frames outside all tubes, as empty: a detection there is a false positive, as in
             the evaluations of ACT and MOC. Otherwise only frames with a box are annotated, as YOWO evaluates.
-        frame_rate: pictures a second, for folders of pictures. It makes the time stamps of predictions; which picture
+        frame_rate: pictures per second, for folders of pictures. It makes the time stamps of predictions; which picture
             a box belongs to does not depend on it.
     """
 

@@ -41,9 +41,9 @@ class UCF101_24(TubeSource):
             frame size.
         annotations: ``pyannot.pkl``, ``UCF101v2-GT.pkl`` (ACT, MOC, mmaction2), or the folder ``labels`` (YOWO); all
             give the same boxes. Which it is shows in the file.
-        train: training videos: their names, or a text file with one a line (``trainlist01.txt``: folders, endings and
-            class numbers around a name do not matter; ``trainlist.txt`` of YOWO, which lists frames, names videos too).
-        val: likewise for evaluation (``testlist01.txt``, ``testlist.txt``). Where only one of the two is given, the
+        train: names of training videos, or a text file with one per line: ``trainlist01.txt`` (folders, endings and
+            class numbers around a name are ignored) or YOWO's ``trainlist.txt``, which lists frames.
+        val: the same for evaluation ( ``testlist01.txt``, ``testlist.txt``). Where only one of the two is given, the
             other takes the rest. Neither is needed with ``UCF101v2-GT.pkl``, which has the official first split.
         every_frame: see ``TubeSource``.
         frame_rate: see ``TubeSource``.

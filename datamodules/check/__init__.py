@@ -1,4 +1,4 @@
-"""A look through somebody's data: everything that is wrong with it, not only the first mistake."""
+"""Check of a user's data: all mistakes in it, not only the first."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ SMALLEST_PIXELS = 2.0
 UPPER_LEFT = 2 / 3
 """Data whose boxes all end before this fraction of width and height may belong to larger frames."""
 ENOUGH_BOXES = 20
-"""For that remark."""
+"""Boxes needed for that remark."""
 
 
 def check_detection(datamodule: DetectionDataModule, page: Path | None, page_clips: int, every_frame: bool) -> Report:
@@ -121,7 +121,7 @@ def _count(split: str, videos: Sequence[TimedVideo], stride: int, report: Report
 
 
 def _judge_boxes(split: str, videos: Sequence[TimedVideo], report: Report) -> None:
-    """Where boxes lie, in pixels of the original videos."""
+    """Report boxes that lie where those of a wrong unit or frame size would, in pixels of the original videos."""
     reach, largest, count = np.zeros(2), np.zeros(2), 0
     for video in videos:
         if not any(map(len, video.boxes)):
@@ -173,7 +173,7 @@ def _judge_boxes(split: str, videos: Sequence[TimedVideo], report: Report) -> No
 def _wrong_boxes(
     kind: str, video: TimedVideo, numbers: np.ndarray, corners: np.ndarray, wrong: np.ndarray, way_out: str
 ) -> list[Mistake]:
-    """One mistake a video."""
+    """Return one mistake for the video, if any box is wrong."""
     if not wrong.any():
         return []
     first = int(np.flatnonzero(wrong)[0])

@@ -20,13 +20,13 @@ class Report:
     """Name of the data."""
     class_names: tuple[str, ...]
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    """For each split: what was counted -> how many."""
+    """Counts of each split, by the name of what was counted."""
     labels: dict[str, np.ndarray] = field(default_factory=dict)
-    """For each split: (K,) how many boxes or segments carry each class."""
+    """Boxes or segments per class, (K,), of each split."""
     mistakes: list[Mistake] = field(default_factory=list)
     remarks: list[Mistake] = field(default_factory=list)
     page: Path | None = None
-    """Where a picture of the data is."""
+    """Picture of the data."""
 
     def text(self, names_shown: int = 10) -> str:
         """The whole report; of each kind so many are named (videos that cannot be read all)."""

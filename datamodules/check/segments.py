@@ -60,7 +60,7 @@ def _judge(
 
 
 def _open(video: AnnotatedSegments, store: FrameStore, report: Report, every_frame: bool) -> tuple[float | None, int]:
-    """How long a video is, in seconds as far as anybody knows, and in frames or features."""
+    """Return a video's length in seconds, None where unknown, and in frames or features."""
     if video.media is None:
         return video.duration, 0
     if isinstance(video.media, FeatureArray):
@@ -74,7 +74,7 @@ def _open(video: AnnotatedSegments, store: FrameStore, report: Report, every_fra
 
 
 def _outside(video: AnnotatedSegments, duration: float) -> list[Mistake]:
-    """One mistake a video."""
+    """Return one mistake for the video, if segments lie outside it."""
     outside = (video.segments[:, 0] < 0) | (video.segments[:, 1] > duration + LATE_SECONDS)
     if not outside.any():
         return []

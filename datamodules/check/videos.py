@@ -60,7 +60,7 @@ def open_video(video: Video, store: FrameStore, every_frame: bool, mistakes: lis
 
 
 def _missing_pictures(video: Video, listing: PictureListing) -> list[Mistake]:
-    """One mistake a folder."""
+    """Return one mistake for the folder, if pictures are missing."""
     numbers = np.flatnonzero(~listing.present) + min(1, int(listing.numbers[0]))
     if not len(numbers):
         return []

@@ -1,8 +1,8 @@
 """Optical flow computed once and kept, compressed, on disk.
 
-DIS takes a millisecond or two a frame, reading what it found a fifth of that. Each video has an npz file of its own,
-written whole or not at all, which ``numpy.load`` opens without reading more of it than is asked for. It carries
-checksums, which every read compares::
+DIS takes a millisecond or two a frame, reading what it found a fifth of that. Each video has its own npz file, written
+whole or not at all. ``numpy.load`` opens it and reads only what is asked for. It carries checksums, which every read
+compares::
 
     data/cache/flow/<name>-<digest of path, size, steps, method and grid>.npz
         source       bytes and time of the last change (ns) of the file it came from
@@ -84,8 +84,8 @@ class FlowCache(FlowStore):
 
         Args:
             videos: repeated ones count once.
-            workers: number of processes; 1 computes in this one. By default as many as cores once there is enough to
-                repay their start, and 1 for a method that does not run on the CPU.
+            workers: number of processes; 1 computes in this one. By default one per core, once there is enough work to
+                repay their start; 1 for a method that does not run on the CPU.
         """
         from tqdm import tqdm
 
@@ -188,7 +188,7 @@ class FlowCache(FlowStore):
         return None
 
     def _holds(self, entry: Path, video: Video) -> bool:
-        """Whether there is an entry that can be used, as far as opening it tells; a damaged one is cleared away."""
+        """Return whether there is a usable entry, as far as opening it shows; a damaged one is removed."""
         try:
             archive = self._open(entry, video)
         except DamagedEntry as found:
@@ -225,7 +225,7 @@ class FlowCache(FlowStore):
 
 
 _cache: FlowCache
-"""Of a process that computes: sent to it once, since the frame store may know the times of many long videos."""
+"""Cache of a computing process, sent to it once: the frame store may know the times of many long videos."""
 
 
 def _begin_process(cache: FlowCache) -> None:

@@ -34,10 +34,10 @@ class OpticalFlow:
 
     name: ClassVar[str]
     device: str = "cpu"
-    """Where it runs; on the CPU several processes may compute at once, each with one thread."""
+    """Device that computes it; on the CPU several processes may compute at once, each with one thread."""
 
     def between(self, frames: np.ndarray) -> np.ndarray:
-        """The flow from each frame to the next: (T + 1, h, w, 3) uint8 RGB -> (T, 2, h, w) float32 pixels, x then y."""
+        """Flow from each frame to the next: (T + 1, h, w, 3) uint8 RGB -> (T, 2, h, w) float32 pixels, x then y."""
         raise NotImplementedError
 
     def of_steps(self, frames: np.ndarray, before: np.ndarray | None = None) -> np.ndarray:

@@ -19,7 +19,7 @@ from datamodules.video.picture_folder import Video
 
 @dataclass(frozen=True)
 class FlowSettings:
-    """Which optical flow goes with the frames, and where it is kept.
+    """Settings of optical flow: its kind, and where it is kept.
 
     Args:
         method: what computes it: a name, or the class of a method with its settings.
@@ -92,7 +92,7 @@ class FlowStore:
 
 
 class ComputedFlow(FlowStore):
-    """Computes flow anew each time. For single passes over videos."""
+    """Flow that is computed anew each time, for single passes over videos."""
 
     def get(self, video: Video, steps: np.ndarray, start: int, stop: int) -> np.ndarray:
         if start == 0:

@@ -1,13 +1,13 @@
 """Videos decoded once into memory-mapped uint8 frames at the network's size.
 
-Decoding a clip takes about 30 ms of a core, copying it out of a memory map well under one: with the cache a small
-network is not starved. Each video has a folder of its own, written whole or not at all::
+Decoding a clip takes about 30 ms of a core, copying it out of a memory map well under 1 ms. So a small network need not
+wait for data. Each video has its own folder, written whole or not at all::
 
     data/cache/<name>-<digest of path and scale>/frames.npy    (N, H, W, 3) uint8
                                                  facts.json    times, sizes, checksums, and the state of the source
 
-Every frame is compared with its checksum the first time that a process reads it: 16 us a frame of 128x171, a hundredth
-of what decoding it takes.
+Every frame is compared with its checksum the first time that a process reads it. That takes 16 us per frame of 128x171,
+a hundredth of its decoding.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from datamodules.video.picture_folder import PictureFolder, Video
 from datamodules.video.readers import list_video, open_video
 
 CHUNK_FRAMES = 64
-"""How many frames are decoded at a time, so that memory does not grow with the length of a video."""
+"""Frames decoded at a time, so that memory does not grow with the length of a video."""
 OPEN_MAPS = 128
 """Memory maps at a time: Python keeps a file open for each, and many systems allow a process 1,024."""
 PARALLEL_FROM = 16
@@ -79,8 +79,8 @@ class FrameCache(FrameStore):
             videos: files; repeated ones count once.
             workers: number of processes; 1 decodes in this one. By default as many as cores once there are enough
                 videos to repay their start.
-            skip_broken: go on behind videos that cannot be decoded. They are not tried again: who asks for one is told
-                the reason at once.
+            skip_broken: go on behind videos that cannot be decoded. They are not tried again: reading one raises the
+                stored reason at once.
         """
         from tqdm import tqdm
 
@@ -166,7 +166,7 @@ class FrameCache(FrameStore):
         return frames
 
     def _map(self, video: Video, record: Record) -> np.memmap:
-        """All frames of an entry, read from disk as they are touched."""
+        """Return all frames of an entry, read from disk when they are accessed."""
         if video in self._maps:
             self._maps.move_to_end(video)
             return self._maps[video]
@@ -284,7 +284,7 @@ class FrameCache(FrameStore):
 
 
 def _say_no_missing_pictures() -> None:
-    """They have been named where the videos were listed first."""
+    """Silence warnings about missing pictures: they were given where the videos were first listed."""
     warnings.filterwarnings("ignore", message=".* pictures are missing")
 
 

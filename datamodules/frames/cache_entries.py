@@ -1,4 +1,4 @@
-"""Entries of the caches on disk: damage is found, reported once and mended, and no cache fills the disk.
+"""Entries of the caches on disk: damage is found, reported once and repaired, and no cache fills the disk.
 
 An entry is a file or a folder that a program wrote whole. Disks, copies and other programs may still harm it later: cut
 it, fill its end with zeros, take a file away. Whatever is read is therefore checked, and what fails is made anew.
@@ -17,7 +17,7 @@ from datamodules.errors import UserError, printable
 
 T = TypeVar("T")
 NOT_ITS_FAULT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""Of errors of the system: too many open files, no memory. They say nothing about the entry."""
+"""Errors of the system: too many open files, no memory. They say nothing about the entry."""
 
 
 CHANGED_MEANWHILE = frozenset({errno.ENOENT, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR})

@@ -1,7 +1,7 @@
-"""Maps that a frozen stem makes of frames, computed once and read in place of pixels.
+"""Feature maps of frames by a frozen stem, computed once and read in place of pixels.
 
-A folder holds the maps of one stem at one size of frames: ``maps.json`` says of which, and each video has one file,
-written whole or not at all::
+A folder holds the maps of one stem at one frame size, both named in ``maps.json``. Each video has one file, written
+whole or not at all::
 
     data/maps/maps.json                           the stem and the size
               <name>-<digest of path>.safetensors  ``maps`` (N, 2, C, h, w) float16, each frame's and its mirror image's

@@ -1,4 +1,4 @@
-"""Records of the frame cache: what stands beside the frames of a video, and how it is read again."""
+"""Records of the frame cache: facts about the frames of a video, and how they are read again."""
 
 from __future__ import annotations
 

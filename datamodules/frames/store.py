@@ -18,12 +18,12 @@ from datamodules.video.readers import VideoReader, list_video, open_video
 
 Interpolation = Literal["area", "bilinear"]
 LONGEST_TO_SHORTEST = 10
-"""Frames that are longer than so many times their short side are not scaled by it: 16x1024 would become 128x8192, which
-takes a network minutes a frame. Panoramas of four cameras side by side are 7 times as long."""
+"""Longest ratio of long to short side at which frames are scaled by the short side. 16x1024 would become 128x8192,
+which takes a network minutes per frame. Panoramas of four cameras side by side are 7 times as long."""
 
 
 class FrameFacts(NamedTuple):
-    """Facts of a video besides its pixels."""
+    """Facts of a video apart from its pixels."""
 
     times: np.ndarray
     """(N,) float64, seconds from the start of the video."""
@@ -105,7 +105,7 @@ class FrameScale(NamedTuple):
 
 
 class DecodedFrames(FrameStore):
-    """Decodes every clip anew. For data too large for a cache, and for single passes over videos.
+    """Store that decodes every clip anew, for data too large for a cache and for single passes over videos.
 
     Args:
         scale: the size of the frames.

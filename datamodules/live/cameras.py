@@ -1,4 +1,4 @@
-"""Many sources in one process: whichever have a frame share a step of the network, and nobody waits for the others."""
+"""Many sources in one process: those that have a frame share a step of the network, and none waits for another."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from datamodules.live.source_list import NamedSource
 from datamodules.video.listing import VideoError
 
 JOIN_SECONDS = 1.0
-"""How long the end waits for threads; those whose source gives nothing may take longer, and end with the program."""
+"""Time for threads to end; those whose source sends nothing may take longer, and end with the program."""
 
 
 class CameraFeed:
@@ -59,7 +59,7 @@ class CameraFeed:
 
     @property
     def is_endless(self) -> bool:
-        """Whether there is a live source."""
+        """Return whether there is a live source."""
         return any(stream.live is not None for stream in self.streams)
 
     def find(self, rank: int = 0, world_size: int = 1) -> None:
@@ -114,7 +114,7 @@ class CameraFeed:
 
     def _of_lanes(self, lanes: dict[int, Lane]) -> Iterator[StreamBatch]:
         served = dict.fromkeys(lanes, 0)
-        """At which step each lane had its last frame."""
+        """Step at which each lane had its last frame."""
         with self._running(lanes):
             step = 0
             while ready := self._ready(lanes, served):

@@ -28,11 +28,11 @@ FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
 """Between two attempts to reconnect; every wait is twice the one before."""
 LARGEST_POWER = 30
-"""Of two, in a pause."""
+"""Largest power of two in a pause."""
 LARGEST_JUMP_SECONDS = 1.0
 """A time stamp that runs ahead of the clock by more is not believed."""
 POLL_SECONDS = 0.1
-"""How long a wait for frames goes on unaware that the run shall stop."""
+"""Longest time in which a wait for frames does not notice that the run shall stop."""
 
 
 class LiveFrame(NamedTuple):
@@ -43,13 +43,13 @@ class LiveFrame(NamedTuple):
     seconds: float
     """Since the first frame of the run, by the source's time stamps where it has any."""
     index: int
-    """How many frames were received before it."""
+    """Number of frames received before it."""
     received: float
     """``time.monotonic`` when it was there."""
 
 
 class StreamClock:
-    """One time for the frames of a source, however often it is lost, starts to count anew or jumps.
+    """One time axis for the frames of a source, also where it is lost, restarts its time stamps, or jumps.
 
     The step from one frame to the next is that of their time stamps, since frames arrive in bursts. Without time
     stamps, or where they go back or run ahead by more than LARGEST_JUMP_SECONDS, it is the time that has really passed.
@@ -101,7 +101,7 @@ class LiveSettings:
 
 
 class LiveCapture:
-    """Iterates over the newest frames of a live source while a thread receives them.
+    """Iterator over the newest frames of a live source, received by a thread.
 
     A source that cannot be opened in the first place is an error at once, unless it is ``awaited``. One that is lost
     later is looked for again, after 0.5 s, 1 s, 2 s, ... up to 30 s; pauses are reported as long as they grow.
@@ -114,7 +114,7 @@ class LiveCapture:
             the cost of as much delay.
         reconnect_attempts: attempts in a row after which a lost source is given up, with a ``VideoError``; None goes on
             for ever.
-        max_seconds: the iteration ends after so long, whatever came in; None sets no limit.
+        max_seconds: duration of the iteration, whether frames came or not; None sets no limit.
         first_wait_seconds: before the first attempt to reconnect.
         awaited: whether a source that was never there, or that sends what is no stream, is looked for like a lost one.
         changed: notified of every frame and of the end; one of several captures may wait for all of them.
@@ -192,7 +192,7 @@ class LiveCapture:
 
     @property
     def is_over(self) -> bool:
-        """Whether it was stopped or its time has run out."""
+        """Return whether it was stopped or its time has run out."""
         return self.stop.is_set() or time.monotonic() > self._deadline
 
     @property

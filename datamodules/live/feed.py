@@ -1,8 +1,8 @@
 """Bytes of a live stream on their way to the demuxer, of which no picture may take more than a limit.
 
-FFmpeg reads a part of a multipart stream (MJPEG over HTTP) whole, however long it is: a camera that is broken, or not
-one at all, would fill the memory. So one FFmpeg container fetches bare bytes, a second takes them from here, and here
-they are counted.
+FFmpeg reads each part of a multipart stream (MJPEG over HTTP) whole, at any length. A broken camera, or another kind of
+server, would fill the memory. So one FFmpeg container fetches bare bytes, a second takes them from here, and here they
+are counted.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class BoundedFeed:
         self._taken, self._deadline = 0, time.monotonic() + seconds
 
     def read(self, size: int) -> bytes:
-        """At most ``size`` bytes; none at the end.
+        """Return at most ``size`` bytes; none at the end.
 
         Raises:
             StreamTooLarge: too many since the last packet.

@@ -28,17 +28,17 @@ class Lane(Protocol):
     """Padded height and width of the last frame; None before the first."""
     is_live: bool
     error: Exception | None
-    """Why it was given up."""
+    """Reason why it was given up."""
 
     def start(self) -> None: ...
 
     @property
     def has_frame(self) -> bool:
-        """Whether ``take`` has something to give."""
+        """Return whether ``take`` has a frame to give."""
 
     @property
     def is_over(self) -> bool:
-        """Whether no frame will come any more, those that wait aside."""
+        """Return whether no further frame will come, apart from those that wait."""
 
     def take(self) -> StreamBatch | None:
         """Return the next frame, (1, 1, ...), at once; None if it cannot be used."""

@@ -12,7 +12,7 @@ from datamodules.live.sources import live_source
 from datamodules.text_files import check_one_line, read_lines, read_text
 
 LIST_ENDINGS = frozenset({".txt", ".yaml", ".yml"})
-"""Of files that list sources."""
+"""Endings of files that list sources."""
 RESERVED = frozenset({"health"})
 """Names of which files lie beside the results."""
 FORMS = (
@@ -25,7 +25,7 @@ class NamedSource(NamedTuple):
     """One of several sources."""
 
     name: str
-    """For files and messages, different from all others; holds no password."""
+    """Name in files and messages, different from all others; holds no password."""
     text: str
     """A number, an address or a path."""
 
@@ -33,9 +33,9 @@ class NamedSource(NamedTuple):
 def listed_sources(source: str | Sequence[str | int]) -> tuple[NamedSource, ...] | None:
     """Return the sources of a list, or of a file that lists some; None of what is a single source.
 
-    A text file holds one source a line, besides empty lines and those that begin with #. YAML holds a list, or names
-    with their sources. Sources without a name of their own are called after host and path, or after the file; where
-    names are equal, numbers are added in the order of the list. Paths are those of the command line.
+    A text file holds one source per line; empty lines and those that begin with # are ignored. YAML holds a list, or
+    names with their sources. Sources without a name are named after host and path, or after the file. Equal names are
+    numbered in the order of the list. Paths are those of the command line.
 
     Raises:
         UserError: there is no such file, it lists no sources, or two sources are given the same name.

@@ -1,4 +1,4 @@
-"""Where live frames come from: a camera of this machine, or a camera or stream in the network.
+"""Origins of live frames: a camera of this machine, or a camera or stream in the network.
 
 A source is connected to by iterating over it; it ends, or raises ``ConnectionError``, when the connection is lost, and
 can be iterated over again. What can never work raises ``VideoError``.
@@ -20,11 +20,11 @@ from datamodules.live.feed import FETCH, BoundedFeed
 from datamodules.video.listing import VideoError
 
 OPEN_SECONDS = 10.0
-"""How long a network source may take to answer."""
+"""Time that a network source has to respond."""
 UNDECODABLE_SECONDS = 30.0
-"""How long data may come of which no frame can be made: until the next keyframe, for instance."""
+"""Longest time in which data may come that give no frame: until the next keyframe, for instance."""
 COUNTED_PROTOCOLS = ("http:", "https:", "tcp:")
-"""Those over which a packet may be of any length."""
+"""Protocols over which a packet may be of any length."""
 PLAYLISTS = (b"#EXTM3U", b"<?xml", b"<MPD")
 PICTURE_LIMIT = {"max_pixels": str(64 * 2**20)}
 """Options of a decoder that bound a picture, to twice that of 8192x4320 pixels: its header may say anything."""
@@ -43,7 +43,7 @@ class Arrival(NamedTuple):
 
 class LiveSource(Protocol):
     name: str
-    """For files and messages; holds no password."""
+    """Name in files and messages; holds no password."""
 
     def __iter__(self) -> Generator[Arrival, None, None]: ...
 
@@ -70,7 +70,7 @@ class Camera:
         try:
             if not camera.isOpened():
                 raise ConnectionError("there is no such camera, or another program uses it")
-            camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # else some drivers show what is several frames old
+            camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # otherwise some drivers give frames that are several frames old
             while True:
                 came, picture = camera.read()
                 if not came:

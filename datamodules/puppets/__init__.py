@@ -1,4 +1,4 @@
-"""Puppets: a procedural video data set whose classes need time to be told apart."""
+"""Puppets: a procedural video data set whose classes only time distinguishes."""
 
 from datamodules.puppets.source import Puppets
 

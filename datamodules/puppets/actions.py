@@ -1,8 +1,8 @@
 """Actions of a puppet: the ten classes, and the poses each of them runs through.
 
 A pose is a function of a few controls (how far seated, how far bent, the phase of the gait, ...), never of the class.
-The members of an *order pair* drive one control along the same law in opposite directions; the members of a *speed
-pair* drive one phase at different cadences. So a single frame cannot tell the members of a pair apart, and time can.
+The members of an *order pair* drive one control along the same law in opposite directions. Those of a *speed pair*
+drive one phase at different cadences. So a single frame cannot tell the members of a pair apart, and time can.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ORDER_PAIRS = (("sit_down", "stand_up"), ("bend_down", "straighten_up"), ("raise
 SPEED_PAIRS = (("walk", "run"), ("slow_wave", "fast_wave"))
 
 CADENCE_HZ = {"walk": (0.9, 1.1), "run": (2.0, 2.4), "slow_wave": (0.8, 1.0), "fast_wave": (2.0, 2.4)}
-"""Range of the full cycles a second. The ranges of a pair are about an octave apart, with nothing between."""
+"""Range of the full cycles per second. The ranges of a pair are about an octave apart, with nothing between."""
 
 REVERSED = {a: b for pair in ORDER_PAIRS for a, b in (pair, pair[::-1])}
 """Action that results when time runs backwards; the cyclic actions stay as they are."""
@@ -48,7 +48,7 @@ class Span(NamedTuple):
     cadence_hz: float = 0.0
     """Cycles a second, of a gait or a wave."""
     phase: float = 0.0
-    """Of the cycle at ``start``, in radians."""
+    """Phase of the cycle at ``start``, in radians."""
 
     @property
     def stop(self) -> int:
@@ -119,7 +119,7 @@ def controls(spans: Iterable[Span], num_frames: int) -> Controls:
 def _progress(spans: list[Span], forth: str, back: str, num_frames: int) -> np.ndarray:
     value = np.zeros(num_frames)
     relevant = [span for span in spans if span.action in (forth, back)]
-    if relevant and relevant[0].action == back:  # whoever gets up first was seated from the start
+    if relevant and relevant[0].action == back:  # those who get up first were seated from the start
         value[: relevant[0].start] = 1.0
     for span in relevant:
         law = transition(span.length)

@@ -1,7 +1,7 @@
-"""How a video looks: colours, proportions, background, camera. None of it depends on what the puppets do.
+"""Look of a video: colours, proportions, background, camera. None of it depends on what the puppets do.
 
-Hues and skin tones lie on a scale whose even positions belong to training and whose odd ones to validation; a jitter
-smaller than half the distance between positions keeps the two apart.
+Hues and skin tones lie on a scale. Its even positions belong to training, its odd ones to validation; their jitter
+stays below half the distance between positions.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ PAINTED_EXCESS = 1.5
 """Canvas pixels by which OpenCV's anti-aliased lines of even width come out wider than asked for (odd ones: by 2.4)."""
 
 FAR_SHADE = 0.72
-"""The limbs on the far side are darker, so that left and right can be told apart."""
+"""The limbs on the far side are darker, so that left and right can be distinguished."""
 
 
 class Build(NamedTuple):

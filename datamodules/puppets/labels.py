@@ -57,7 +57,7 @@ def ava_rows(record: VideoRecord) -> list[tuple]:
 
 
 def tubes(record: VideoRecord) -> dict:
-    """Every action of every person with a box (pixels) a frame, from ``start_frame`` on."""
+    """Return every action of every person with a box (pixels) per frame, from ``start_frame`` on."""
     persons = {
         str(person): [
             {
@@ -73,7 +73,7 @@ def tubes(record: VideoRecord) -> dict:
 
 
 def segments(record: VideoRecord, split: str) -> dict:
-    """When somebody in the video does what, in ActivityNet's form; a segment ends where its last frame ends.
+    """Return the actions in the video in ActivityNet's form; a segment ends where its last frame ends.
 
     Two people who do the same at the same time make one segment: nothing in the form could hold them apart.
     """

@@ -18,7 +18,7 @@ SPLIT_KEYS = {"train": 0, "val": 1}
 HEIGHTS = {1: (72.0, 98.0), 2: (64.0, 94.0), 3: (60.0, 76.0)}
 """Range of the standing height in pixels, by the number of puppets in the video."""
 DRIFT_PIXELS = 7.0
-"""How far a puppet gets at most in one walk or run; it may as well stay on the spot."""
+"""Longest way of a puppet in one walk or run; it may also stay on the spot."""
 MAX_OVERLAP = 0.2
 """Two puppets' boxes stay below this IoU in every frame."""
 
@@ -28,7 +28,7 @@ class Actor(NamedTuple):
 
     spans: tuple[Span, ...]
     figure: Figure
-    """In pixels of the video, camera shake included."""
+    """Skeleton in pixels of the video, camera shake included."""
     boxes: np.ndarray
     """(T, 4) float64, xyxy in pixels, the extent of the figure inside the frame."""
 
@@ -44,7 +44,7 @@ class Distractor(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """Everything that is seen in a video, and everything that is to be known about it."""
+    """All that is visible in a video, and its ground truth."""
 
     actors: tuple[Actor, ...]
     distractors: tuple[Distractor, ...]
@@ -127,7 +127,7 @@ def _stand(
     path = np.zeros((num_frames, 2))
     for span in spans:
         if span.action in ("walk", "run"):
-            # How far is drawn alike for both, so that neither the place nor the distance tells them apart.
+            # The distance is drawn in the same way for both, so that neither it nor the place distinguishes them.
             pace = facing * float(rng.uniform(0.0, DRIFT_PIXELS)) / span.length
             path[:, 0] += pace * np.clip(np.arange(num_frames) - span.start, 0, span.length)
     figure = figure.moved(path)

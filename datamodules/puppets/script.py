@@ -1,4 +1,4 @@
-"""Who does what when: the action spans of one puppet, drawn from a random generator.
+"""Script of one puppet: its action spans, drawn from a random generator.
 
 A puppet has two tracks. The body sits, stands, bends, straightens, walks or runs; the arms rise, sink or wave while the
 body stands or moves on foot. Actions are separated by holds without a label, in which the puppet stays as the last
@@ -27,7 +27,7 @@ FOOT, ARMS_FREE = ("walk", "run"), ("raise_arms", "slow_wave", "fast_wave")
 
 
 def actors_before(video_index: int) -> int:
-    """How many puppets the videos before this one hold: actors_before(5) == 3 + 2 + 3 + 2 + 1."""
+    """Return the number of puppets in earlier videos: actors_before(5) == 3 + 2 + 3 + 2 + 1."""
     rounds, rest = divmod(video_index, len(ACTORS_CYCLE))
     return rounds * sum(ACTORS_CYCLE) + sum(ACTORS_CYCLE[:rest])
 
@@ -87,7 +87,7 @@ def _next_action(rng: np.random.Generator, seated: bool, bent: bool, raised: boo
 
 
 def _draw_block(rng: np.random.Generator, action: str, raised: bool) -> list[Span]:
-    """One action, or a walk or run with an action of the arms beside it, the two starting within half a second."""
+    """Draw one action, or a walk or run with an action of the arms beside it, at most half a second apart."""
     block = [_draw_span(rng, action, 0)]
     if action in FOOT and rng.random() < 0.7:
         arms = "lower_arms" if raised else str(rng.choice(ARMS_FREE))

@@ -1,4 +1,4 @@
-"""Puppets as a data set for temporal detection: when somebody in the video does what."""
+"""Puppets as a data set for temporal detection: the actions in a video, and their times."""
 
 from __future__ import annotations
 

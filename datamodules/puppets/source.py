@@ -80,7 +80,7 @@ class Puppets(DetectionSource):
                 self._make()
 
     def _is_complete(self) -> bool:
-        """Whether all videos are there; files of another recipe are refused."""
+        """Return whether all videos are there; files of another recipe are refused."""
         self._check_recipe()
         num_videos, _ = EXTENTS[self.size]
         paths = (path for split in num_videos for path in self._video_paths(split))
@@ -132,7 +132,7 @@ class Puppets(DetectionSource):
         return {"generator_version": GENERATOR_VERSION, "size": self.size, "seed": self.seed}
 
     def _check_recipe(self) -> bool:
-        """Whether a folder has been begun; one of another recipe is refused."""
+        """Return whether a folder has been begun; one of another recipe is refused."""
         markers = (self.folder / name for name in ("complete.json", "begun.json"))
         found = next((marker for marker in markers if marker.exists()), None)
         if found is not None and (present := json.loads(found.read_text())) != self._recipe:

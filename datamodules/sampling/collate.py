@@ -1,4 +1,4 @@
-"""From samples to batches: padding to a common size, and pixels from (H, W, 3) to (3, H, W)."""
+"""Collation of samples to batches: padding to a common size, and pixels from (H, W, 3) to (3, H, W)."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def stack_flow(flows: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
 
 
 def collate_clips(samples: Sequence[ClipSample], keyframes: tuple[int, ...]) -> ClipBatch:
-    """Samples of one shape of window to a batch; ``keyframes`` are the supervised positions in it."""
+    """Collate samples of one shape of window; ``keyframes`` are the supervised positions in it."""
     frames, sizes = stack_clips([sample.frames for sample in samples], [sample.size for sample in samples])
     return ClipBatch(
         frames=frames,

@@ -1,4 +1,4 @@
-"""Which frames make a clip, a window, a stream: integer arithmetic on frame numbers.
+"""Frames of a clip, a window, a stream: integer arithmetic on frame numbers.
 
 A *raw frame* is a frame of the file. A stream takes every ``stride``-th raw frame; the k-th frame taken is *slot* k.
 """
@@ -25,7 +25,7 @@ def window_indices(keyframe: int, past: int, future: int, stride: int, length: i
 
 
 def num_slots(length: int, stride: int) -> int:
-    """How many frames a stream takes of a video: frames 0, stride, 2 * stride, ...
+    """Return the number of frames that a stream takes of a video: frames 0, stride, 2 * stride, ...
 
     >>> num_slots(9, 4), num_slots(8, 4)
     (3, 2)
@@ -34,7 +34,7 @@ def num_slots(length: int, stride: int) -> int:
 
 
 def keyframes_on_grid(frame_indices: Sequence[int] | np.ndarray, stride: int, length: int) -> np.ndarray:
-    """Which annotated raw frames a stream is scored on: (S, 2) int64 rows (slot, position in ``frame_indices``).
+    """Return the annotated raw frames that a stream is scored on: (S, 2) int64 (slot, position in ``frame_indices``).
 
     An annotated frame belongs to the last sampled frame at or before it, since a later one has not been seen at that
     moment. Where several fall into one slot, the one nearest to the sampled frame stands for it. Rows are in order of
@@ -54,7 +54,7 @@ def keyframes_on_grid(frame_indices: Sequence[int] | np.ndarray, stride: int, le
 
 
 def annotated_at(frames: np.ndarray, annotated: np.ndarray, stride: int) -> np.ndarray:
-    """For each sampled frame the annotation that belongs to it: positions in ``annotated``, -1 where there is none.
+    """Return each sampled frame's annotation: positions in ``annotated``, -1 where there is none.
 
     The rule of ``keyframes_on_grid`` for a stream of any phase. ``annotated`` is ascending; sampled frames before the
     start of the video (negative) have none.
@@ -92,7 +92,7 @@ class StreamChunk(NamedTuple):
     start: int
     """First slot of the piece."""
     valid: int
-    """How many slots of the piece exist; the rest of the chunk is padding."""
+    """Number of slots of the piece that exist; the rest of the chunk is padding."""
     phase: int = 0
     """First raw frame of the stream that the piece belongs to."""
 
@@ -131,6 +131,6 @@ def stream_chunks(
         for phase, slots in enumerate(slots_per_video[video]):
             lane.extend(StreamChunk(video, start, min(chunk, slots - start), phase) for start in range(0, slots, chunk))
     steps = max((len(lane) for lane in table), default=0)
-    # A lane of its own for every rank in turn, so that the longest lanes do not all fall to the first rank.
+    # Ranks take lanes in turn, so that the longest lanes do not all fall to the first rank.
     mine = table[rank::world_size]
     return [tuple(lane[step] if step < len(lane) else NOTHING for lane in mine) for step in range(steps)]

@@ -1,6 +1,6 @@
 """Samples of every batch, on every rank, in every epoch.
 
-Both samplers yield whole batches and are told rank and world size. They are ``DistributedSampler``s only by name: it
+Both samplers yield whole batches and are given rank and world size. They are ``DistributedSampler``s only by name: it
 is how Lightning knows that the sharing out has been done and leaves them alone.
 """
 
@@ -19,7 +19,7 @@ from datamodules.errors import UserError
 STAND_IN = -1
 """Index of a sample that must not count."""
 GLOBAL_SEED = "PL_GLOBAL_SEED"
-"""Where Lightning leaves the seed of ``seed_everything``, for its subprocesses too."""
+"""Environment variable in which Lightning keeps the seed of ``seed_everything``, for its subprocesses too."""
 
 
 class Request(NamedTuple):
@@ -27,7 +27,7 @@ class Request(NamedTuple):
 
     index: int
     seed: int | None
-    """Of its augmentation; None for none. It comes with the request, so that results do not depend on workers."""
+    """Seed of its augmentation; None for none. It is part of the request, so results do not depend on workers."""
 
 
 class Position(NamedTuple):
@@ -35,18 +35,18 @@ class Position(NamedTuple):
 
     epoch: int
     batches: int
-    """Of this epoch that have been trained on."""
+    """Batches of this epoch that have been trained on."""
 
 
 class ShuffledBatches(DistributedSampler):
     """Training batches: a new seeded order each epoch, equally many batches of equal size on each rank.
 
-    A batch depends on seed, epoch and its number in the epoch alone, so a resumed training goes on with the batches
-    that it would have had.
+    A batch depends only on the seed, the epoch and its number in the epoch. So a resumed training continues with the
+    batches that it would have had.
 
     Args:
         size: number of samples there are.
-        batch_size: samples a batch and rank.
+        batch_size: samples per batch and rank.
         samples_per_epoch: how many to draw at random each epoch, over all ranks; None takes every sample once.
             More than there are repeat.
         seed: of order and augmentation; None takes that of Lightning's ``seed_everything``, 0 where it was not called.
@@ -82,7 +82,7 @@ class ShuffledBatches(DistributedSampler):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, wherever it is gone on with."""
+        """Yield the batches of a whole epoch, wherever training resumes in it."""
         return self.num_batches
 
     def _order(self, rng: np.random.Generator) -> np.ndarray:
@@ -107,8 +107,8 @@ class MixedBatches(ShuffledBatches):
         size: number of samples of the first kind. others: of the second kind, whose indices follow.
         others_share: how many of an epoch's samples are of the second kind.
 
-    The other arguments are those of ``ShuffledBatches``; None for ``samples_per_epoch`` takes each of the first kind
-    once and as many of the second as that makes.
+    The other arguments are those of ``ShuffledBatches``. With None for ``samples_per_epoch`` an epoch takes each sample
+    of the first kind once, and of the second as many as the share makes.
     """
 
     def __init__(
@@ -148,8 +148,8 @@ class EveryOnce(DistributedSampler):
     """Evaluation batches: every sample exactly once over all ranks, and equally many batches on each rank.
 
     A batch holds samples of one kind, in order, and the batches of a kind follow each other. Under DDP an evaluated
-    network still exchanges its buffers, so a rank with one batch more would wait for ever: ``STAND_IN`` is asked for
-    where a rank has nothing left.
+    network still exchanges its buffers, so a rank with one batch more would wait for ever. A rank with no sample left
+    requests ``STAND_IN``.
 
     Args:
         kinds: (S,) of what kind each sample is: what must not share a batch is of two kinds.

@@ -1,8 +1,8 @@
 """Windows cut out of untrimmed videos: steps at regular times, and the segments that a window shows.
 
-A step is a stored feature, or the frame that is on screen in the middle of the step. Step k lasts from
-``first_seconds + (k - 1/2) * step_seconds`` for ``step_seconds``: at 10 steps a second, frames of 30 a second and
-``first_seconds = 0.05``, step 0 lasts from 0 to 0.1 s and shows frame 1.
+A step is a stored feature, or the frame that is on screen in the middle of the step. Step k begins at ``first_seconds +
+(k - 1/2) * step_seconds`` and lasts ``step_seconds``. With 10 steps and 30 frames per second and ``first_seconds =
+0.05``, step 0 lasts from 0 to 0.1 s and shows frame 1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class SteppedVideo(NamedTuple):
     """A video whose time has been divided into N steps."""
 
     video: AnnotatedSegments
-    """Its duration is known."""
+    """The video, of known duration."""
     num_steps: int
     first_seconds: float
     """Middle of step 0."""
@@ -80,10 +80,10 @@ def step_features(video: AnnotatedSegments, resize_steps: int | None) -> Stepped
 
 
 def visible(segments: np.ndarray, begin: float | np.ndarray, end: float | np.ndarray, least: float) -> np.ndarray:
-    """Which segments (..., 2) windows from ``begin`` to ``end`` show: bool of the common shape.
+    """Return which segments (..., 2) windows from ``begin`` to ``end`` show: bool of the common shape.
 
-    Shown is one of which at least the fraction ``least`` lies inside; of a segment longer than the window, so much of
-    the window: otherwise the midst of a long action would pass for background.
+    A segment is shown if at least the fraction ``least`` of it lies inside. Of a segment longer than the window that
+    fraction of the window counts: otherwise the middle of a long action would pass for background.
     """
     inside = np.minimum(segments[..., 1], end) - np.maximum(segments[..., 0], begin)
     whole = np.minimum(segments[..., 1] - segments[..., 0], end - begin)
@@ -111,7 +111,7 @@ class StepWindow(NamedTuple):
 def training_windows(
     videos: Sequence[SteppedVideo], length: int, overlap: float | None, min_visibility: float
 ) -> list[StepWindow]:
-    """Windows that show at least one segment: sliding ones, or without ``overlap`` one a video, drawn each time."""
+    """Return windows that show a segment: sliding ones, or without ``overlap`` one per video, drawn each time."""
     windows = []
     for number, video in enumerate(videos):
         if overlap is not None:
@@ -124,7 +124,7 @@ def training_windows(
 
 
 def evaluation_windows(videos: Sequence[SteppedVideo], length: int | None, overlap: float) -> list[list[StepWindow]]:
-    """For each video the windows that cover it; without ``length`` a single one."""
+    """Return the windows that cover each video; without ``length`` a single one."""
     windows = []
     for number, video in enumerate(videos):
         size = length or video.num_steps
@@ -140,7 +140,7 @@ def evaluation_windows(videos: Sequence[SteppedVideo], length: int | None, overl
 
 
 def _random_starts(video: SteppedVideo, length: int, min_visibility: float) -> np.ndarray:
-    """All steps that a training window may begin with."""
+    """Return all steps that a training window may begin with."""
     starts = np.arange(max(video.num_steps - length, 0) + 1)
     return starts[_showing_something(video, starts, length, min_visibility)]
 
@@ -155,7 +155,7 @@ def _showing_something(video: SteppedVideo, starts: np.ndarray, length: int, min
 
 
 class Augmentation(NamedTuple):
-    """Transformation of the frames of a window, alike for all of them."""
+    """Transformation of the frames of a window, the same for all of them."""
 
     crop_size: int | None
     """Side of the square that is cut out; None keeps frames whole."""
@@ -302,6 +302,6 @@ class SegmentWindows(Dataset):
 
 
 def _padded(values: np.ndarray, length: int, axis: int) -> np.ndarray:
-    """Zeros after the last step, up to ``length`` steps."""
+    """Return zeros after the last step, up to ``length`` steps."""
     missing = length - values.shape[axis]
     return np.pad(values, [(0, missing if a == axis else 0) for a in range(values.ndim)]) if missing else values

@@ -1,4 +1,4 @@
-"""How long every annotated action has been and will be going on, and how fast people move: for scores by those."""
+"""Age and remaining time of every annotated action, and speed of people: scores are split by them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from datamodules.sampling.windows import TimedVideo
 def seconds_since_start(videos: Sequence[TimedVideo], grid: int) -> list[np.ndarray]:
     """Return (M, K) seconds for each keyframe of ``windows.true_keyframes``, NaN where the person does not do so.
 
-    An action of a person starts at the first annotated moment that has it, and goes on as long as every further one
-    does, whatever the grid. One that a video begins with starts with the video: that is when it can first be seen.
+    An action of a person starts at the first annotated moment that has it. It lasts as long as every further moment has
+    it, on any grid. One that a video begins with starts with the video: that is when it can first be seen.
     """
     result = []
     for video in videos:
@@ -42,8 +42,8 @@ def seconds_until_end(videos: Sequence[TimedVideo], grid: int) -> list[np.ndarra
 def speeds(videos: Sequence[TimedVideo], grid: int) -> list[np.ndarray]:
     """Return (M,) for each keyframe of ``windows.true_keyframes``: heights of the box that its centre moves a second.
 
-    From the annotated moment before to the one after, as far as the person is there; NaN where there is neither, or
-    where nobody says whose boxes they are.
+    Measured from the annotated moment before to the one after, as far as the person is there. NaN where there is
+    neither, or where people are not identified.
     """
     result = []
     for video in videos:
@@ -75,7 +75,7 @@ def _of_video(video: TimedVideo) -> list[np.ndarray]:
     for time, labels, tracks in zip(video.timestamps.tolist(), video.labels, video.tracks, strict=True):
         if tracks is None:
             raise UserError(
-                f"boxes at {time:g} s without a person, so nobody can say since when an action goes on",
+                f"boxes at {time:g} s without a person id, so the start of an action is unknown",
                 where=video.path,
                 remedy="annotate a person id, or score without the time since the start",
             )

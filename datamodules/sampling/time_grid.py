@@ -1,4 +1,4 @@
-"""Which frames of a video a stream takes by their time stamps, whatever the frame rate of the video."""
+"""Choice of a stream's frames by their time stamps, for videos of any frame rate."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterable
 import numpy as np
 
 EARLY = 0.09
-"""How far before its moment a frame may be shown and still be taken, in periods: cameras and time stamps jitter. Not
-one over a whole number: there rounding would decide between the frames of videos that divide a period evenly."""
+"""Periods by which a frame may precede its moment and still be taken: cameras and time stamps jitter. No fraction
+1/n: rounding would then decide between the frames of videos that divide a period evenly."""
 
 
 class TimeGrid:
-    """Takes the first frame of a stream and then one a period: the first that is due at the next moment of the grid.
+    """Choice of the first frame of a stream, and then of the first frame that is due at each moment of a time grid.
 
     Moments lie whole periods after the first frame, so that a frame that comes late, or not at all, delays no other.
 
-    A period of 0.1 s on 25 frames a second takes frames 0, 3 (0.12 s), 5 (0.2 s), 8 (0.32 s), 10 (0.4 s):
+    A period of 0.1 s on 25 frames per second takes frames 0, 3 (0.12 s), 5 (0.2 s), 8 (0.32 s), 10 (0.4 s):
 
     >>> grid = TimeGrid(0.1)
     >>> [frame for frame in range(11) if grid.takes(frame / 25)]
@@ -29,7 +29,7 @@ class TimeGrid:
         self._due = 0
 
     def takes(self, seconds: float) -> bool:
-        """Whether the frame shown at this moment is taken; moments must not go back."""
+        """Return whether the frame shown at this moment is taken; moments must not go back."""
         if self._start is None:
             self._start = seconds
         periods = (seconds - self._start) / self.period_seconds + EARLY

@@ -49,11 +49,11 @@ class ClipTransform:
 
     @property
     def mirrors_alone(self) -> bool:
-        """Whether it does nothing but mirror: all that can be done to maps, which have the mirror image's beside."""
+        """Return whether it only mirrors: all that maps allow, as the mirror image's maps lie beside them."""
         return self.scale_range == (1.0, 1.0) and not self.recolours
 
     def mirrors(self, seed: int) -> bool:
-        """Whether a clip of maps is mirrored; drawn by itself, of pixels ``__call__`` draws all steps together."""
+        """Return whether a clip of maps is mirrored. Maps draw this alone; for pixels ``__call__`` draws all steps."""
         return float(np.random.default_rng(seed).random()) < self.horizontal_flip
 
     def __call__(

@@ -23,9 +23,9 @@ from datamodules.video.picture_folder import Video
 from datamodules.video.readers import nearest_frame
 
 LATE_SECONDS = 1.0
-"""How far after its last frame a video may be annotated: containers and annotation tools round differently."""
+"""Seconds after its last frame that a video may be annotated: containers and annotation tools round differently."""
 REPLACEMENTS = 100
-"""How many other samples are tried for one that cannot be read."""
+"""Other samples tried, at most, for one that cannot be read."""
 
 
 class Window(NamedTuple):
@@ -38,7 +38,7 @@ class Window(NamedTuple):
     stride: int
     """Raw frames from one to the next; 0 repeats the keyframe."""
     supervised: int = 1
-    """How many of the last ``past`` frames carry loss."""
+    """Number of the last ``past`` frames that carry loss."""
 
     @property
     def keyframes(self) -> tuple[int, ...]:
@@ -60,7 +60,7 @@ class TimedVideo(NamedTuple):
     labels: tuple[np.ndarray, ...]
     """n arrays (M, K) multi-hot."""
     tracks: tuple[np.ndarray | None, ...]
-    """n arrays (M,) int64, whose boxes they are; None where nobody says."""
+    """n arrays (M,) int64, whose boxes they are; None where people are not identified."""
 
     def boxes_in_pixels(self, keyframe: int) -> np.ndarray:
         """(M, 4) float32 in pixels of the frames that the store gives."""
@@ -69,7 +69,7 @@ class TimedVideo(NamedTuple):
 
 
 def off_the_video(timestamps: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Which moments a video with frames at ``times`` does not show: (n,) bool."""
+    """Return which moments a video with frames at ``times`` does not show: (n,) bool."""
     return (timestamps < 0) | (timestamps > times[-1] + LATE_SECONDS)
 
 
@@ -201,7 +201,7 @@ class WindowDataset(Dataset):
 
 
 def annotated_samples(videos: Sequence[TimedVideo], min_boxes: int) -> np.ndarray:
-    """All annotated frames with at least ``min_boxes`` boxes: (S, 2) rows (video, raw frame)."""
+    """Return all annotated frames with at least ``min_boxes`` boxes: (S, 2) rows (video, raw frame)."""
     rows = [
         (number, frame)
         for number, video in enumerate(videos)
@@ -242,9 +242,9 @@ def true_keyframes(videos: Sequence[TimedVideo], grid: int, start_seconds: float
 def true_tubes(video: TimedVideo, grid: int) -> TrueTubes:
     """The ground truth of a video's tubes, in the frames that a stream of stride ``grid`` takes.
 
-    A tube is one person (track) doing one action. It ends where the person is absent or does something else, and
-    equally where no annotation belongs to a sampled frame; what comes after is another tube. Of several boxes of a
-    person in a frame the first counts.
+    A tube is one person (track) doing one action. It ends where the person is absent or does something else, and where
+    a sampled frame has no annotation. What comes after is another tube. Of several boxes of a person in a frame the
+    first counts.
     """
     length, scale = len(video.facts.times), _to_original(video)
     annotated, columns, boxes = {}, [np.empty((0, 3), np.int64)], [np.empty((0, 4), np.float32)]
@@ -254,8 +254,7 @@ def true_tubes(video: TimedVideo, grid: int) -> TrueTubes:
         tracks = video.tracks[position]
         if tracks is None:
             raise UserError(
-                f"has boxes at {video.timestamps[position]:g} s of which the annotation does not say whose they are (a "
-                "person id, or tubes), without which there is no video mAP",
+                f"has boxes at {video.timestamps[position]:g} s without person ids or tubes, which video mAP needs",
                 video.path,
                 "leave model.detection.video_map out",
             )
@@ -278,7 +277,7 @@ def _to_original(video: TimedVideo) -> np.ndarray:
 
 
 def slot_samples(videos: Sequence[TimedVideo], stride: int) -> np.ndarray:
-    """Every frame that a stream takes: (S, 2) rows (video, raw frame)."""
+    """Return every frame that a stream takes: (S, 2) rows (video, raw frame)."""
     rows = [
         (number, slot * stride)
         for number, video in enumerate(videos)

@@ -21,7 +21,7 @@ NAMES_SHOWN = 20
 
 
 class BrokenVideos:
-    """The broken videos that a process and the workers of its loaders came upon, each once.
+    """The broken videos that a process and the workers of its loaders met, each once.
 
     A worker writes a line to a file that all of them know. Unlike a queue it needs no thread, outlives the worker, and
     serves workers that are forked, spawned or kept alike. Send one to a worker only after ``prepare``.
@@ -47,7 +47,7 @@ class BrokenVideos:
         Args:
             video: what could not be read.
             reason: why.
-            of_all: every process of a run comes upon it, so that one of them tells it.
+            of_all: every process of a run meets it, so one of them reports it.
         """
         name = str(video)
         if name in self._found:
@@ -87,7 +87,7 @@ class BrokenVideos:
 
 
 class ReportBrokenVideos(Callback):
-    """Says at the end of every epoch which videos were found broken. A DataModule hears of no epoch's end itself."""
+    """Report the broken videos at the end of every epoch, which a DataModule is not called for."""
 
     def __init__(self, broken: BrokenVideos) -> None:
         self.broken = broken

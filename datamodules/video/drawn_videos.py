@@ -1,4 +1,4 @@
-"""Videos that prediction draws, told from those that it reads: they may lie in one folder."""
+"""Recognition of videos that prediction draws: they may lie in one folder with those that it reads."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 DRAWN = "drawn by Onlooker"
 """The comment inside such a file."""
 DRAWN_NAME = re.compile(r".*\.detections(\.\d+)?\.mp4", re.IGNORECASE | re.DOTALL)
-"""Their names, those of a later part too; not every file of such a name is one."""
+"""Names of such files, later parts included; not every file of such a name is one."""
 
 
 def is_drawn(path: Path) -> bool:
-    """Whether a file is a video that prediction drew; it may still be written, or cut off, at its start too."""
+    """Return whether a file is a video that prediction drew; it may still be written, or cut off, at its start too."""
     import av
 
     if not DRAWN_NAME.fullmatch(path.name) or not path.is_file():
@@ -23,4 +23,4 @@ def is_drawn(path: Path) -> bool:
         with path.open("rb") as file, av.open(file, metadata_errors="replace") as container:
             return container.metadata.get("comment") == DRAWN
     except (OSError, av.error.FFmpegError):
-        return False  # no video at all; whoever reads it says so
+        return False  # no video at all; reading it reports that

@@ -23,7 +23,7 @@ HEVC_IDR, HEVC_ENTRIES, HEVC_SLICES = range(19, 21), range(16, 22), range(32)
 VVC_IDR, VVC_ENTRIES, VVC_SLICES = range(7, 9), range(7, 10), range(12)
 """Number 10 of VVC is the picture of gradual refresh, which is no entry."""
 HEADER_BYTES = 16
-"""More than the two numbers at the start of a slice take."""
+"""Bytes to read of a slice: more than the two numbers at its start take."""
 
 
 class Entry(Enum):
@@ -110,7 +110,7 @@ def _h264_entry(units: Iterator[bytes]) -> Entry:
 
 
 def _recovers_at_once(message: bytes) -> bool:
-    """Whether supplemental information holds a recovery point with no frames to wait for."""
+    """Return whether supplemental information holds a recovery point with no frames to wait for."""
     payload, at = _unescaped(message), 0
     while at + 2 < len(payload):
         numbers = []

@@ -1,4 +1,4 @@
-"""Which frames a video file shows, and when: read from its packets, decoding next to nothing.
+"""Frames that a video file shows, and their times: read from its packets, with next to no decoding.
 
 The list also says which reader to trust with the file. decord is wrong about these, without an error:
 
@@ -28,10 +28,10 @@ from datamodules.errors import UserError
 from datamodules.video.entry_points import Entry, entry_test
 
 SEARCHABLE_CONTAINERS = frozenset({"mov", "mp4", "matroska", "webm"})
-"""Those whose packets carry the time stamps of their frames, and that can be entered at any keyframe."""
+"""Containers whose packets carry the time stamps of their frames, and that can be entered at any keyframe."""
 DECORD_CONTAINERS = SEARCHABLE_CONTAINERS | {"avi"}
 REORDERED_FRAMES = 32
-"""More frames than any codec stores out of order."""
+"""Number of frames larger than any reordering by a codec."""
 TRUNCATED = 0.9
 """A file with less than this part of the frames, or of the seconds, that its header promises has been cut off. Headers
 of whole files differ by a few frames from what they hold (packed B-frames, rounded durations)."""
@@ -53,7 +53,7 @@ class FrameListing(NamedTuple):
     height: int
     width: int
     av_only: str
-    """Why PyAV must read this file; empty where decord may."""
+    """Reason why PyAV must read this file; empty where decord may."""
 
 
 def list_frames(path: str | Path) -> FrameListing:
@@ -229,7 +229,7 @@ def _check_length(path: Path, container: Any, stream: Any, times: np.ndarray, en
 
 
 def _promised_seconds(container: Any, stream: Any) -> float:
-    """How long a Matroska file says that its pictures last; 0 where it does not, as in a recording without an end."""
+    """Return the duration that a Matroska file states for its pictures; 0 if none, as in recordings without end."""
     import av
 
     hours, minutes, seconds = ([*stream.metadata.get("DURATION", "").split(":"), "", ""])[:3]
@@ -265,7 +265,7 @@ def _list_by_decoding(path: Path, reason: str) -> FrameListing:
             raise VideoError("not a single frame can be decoded", path)
         if None not in pts and all(before < after for before, after in itertools.pairwise(pts)):
             times = _seconds(np.asarray(pts, dtype=np.int64), container, stream)
-        else:  # packed B-frames and the like: the number of a frame is all there is to go by
+        else:  # packed B-frames and similar: only the number of a frame is known
             start = min((value for value in pts if value is not None), default=0)
             rate = float(stream.average_rate or stream.guessed_rate or 25)
             times = _seconds(np.asarray([start]), container, stream) + np.arange(len(pts)) / rate
@@ -286,7 +286,7 @@ def _shown_size(frame: Any) -> tuple[int, int]:
 
 
 def decode(packets: Iterable[Any]) -> Iterator[Any]:
-    """All frames of a stream's packets. Damage before the first, as in a cut recording, is passed over."""
+    """Yield all frames of a stream's packets. Damage before the first, as in a cut recording, is passed over."""
     import av
 
     started = False

@@ -1,7 +1,7 @@
 """Videos that are kept as folders of numbered pictures: which there are, when each is shown, which are missing.
 
-Pictures count from 1, or from 0 where there is a picture 0: with 30 pictures a second, picture 31 is shown at 1 s. They
-are found by one look at the folder and are opened when they are asked for (video.py).
+Pictures count from 1, or from 0 where there is a picture 0: with 30 pictures per second, picture 31 is shown at 1 s.
+They are found by one look at the folder and are opened when they are asked for (video.py).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from datamodules.video.listing import VideoError, state_of
 
 NUMBERED = re.compile(r"(.*?)([0-9]+)(\.(?:jpg|jpeg|png))", re.IGNORECASE)
 PREFERRED_PREFIXES = ("{folder}_", "img_", "")
-"""Which pictures are the video's where a folder has several kinds; mmaction2 keeps optical flow beside its frames."""
+"""Prefixes of the video's pictures where a folder has several kinds; mmaction2 keeps optical flow beside frames."""
 NAMES_SHOWN = 5
 MISSING_PER_PICTURE, MISSING_AT_LEAST = 100, 100_000
-"""How many numbers may lack their picture, of which a frame is made each: numbers that leave out more are none that
-count pictures, but time stamps. A few pictures out of an hour of film that kept their numbers are fine."""
+"""Most numbers that may lack their picture; each becomes a frame. Numbers with larger gaps are time stamps and do not
+count pictures. A few pictures out of an hour of film that kept their numbers are fine."""
 
 
 class PictureFolder(NamedTuple):
@@ -118,7 +118,7 @@ def _numbered(folder: PictureFolder) -> dict[tuple[str, str], list[str]]:
 
 
 def _refuse_special(entry: os.DirEntry[str]) -> None:
-    """A pipe or a device would keep whoever opens it waiting for ever. Files cost no look."""
+    """Opening a pipe or a device would wait for ever. For files this costs no system call."""
     if entry.is_file():
         return
     try:

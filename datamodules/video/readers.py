@@ -1,8 +1,8 @@
 """Reading frames of videos by their number.
 
-decord reads by default. Some files it reads wrongly and without a word, others it refuses (`listing.py`), so
-``open_video`` first lists the frames from the packets and lets decord read only what it lists alike. PyAV reads
-everything else behind the same interface. A folder of pictures is a video too.
+decord reads by default. Decord reads some files wrongly without an error and refuses others (`listing.py`). So
+``open_video`` first lists the frames from the packets, and lets decord read only files that it lists in the same way.
+PyAV reads everything else behind the same interface. A folder of pictures is a video too.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _left_behind: list[Any] = []
 
 
 def _keep_decoders_of_the_parent() -> None:
-    """In a forked process: never end a decoder of its parent, for its threads are not here to be joined.
+    """Keep a forked process from ending a decoder of its parent, whose threads it does not have to join.
 
-    That hangs or ends the process. Decoders in reach are held; those that the parent had dropped in a cycle, as the
-    traceback of an error is, are left to no garbage collection here.
+    That hangs or ends the process. Reachable decoders are held. Garbage collection is kept from those that the parent
+    had dropped in a cycle, such as the traceback of an error.
     """
     _left_behind.extend(_decord_readers)
     gc.freeze()
@@ -82,7 +82,7 @@ class VideoReader:
 
 
 def list_video(video: Video) -> FrameListing | PictureListing:
-    """When each frame of a video is shown, and its size, decoding next to nothing."""
+    """List the times of a video's frames, and its size, with next to no decoding."""
     return list_pictures(video) if isinstance(video, PictureFolder) else list_frames(video)
 
 
@@ -160,7 +160,7 @@ class _DecordReader(VideoReader):
 
 
 class _AvReader(VideoReader):
-    """Decodes forwards from the nearest entry, or from the start of the file where it cannot be searched."""
+    """Decode forwards from the nearest entry, or from the start of a file that cannot be searched."""
 
     def __init__(self, path: Path, listing: FrameListing, num_threads: int) -> None:
         self.path, self.times, self.num_frames = path, listing.times, len(listing.times)

@@ -22,7 +22,7 @@ SOURCES = (
 
 
 def is_video_file(path: Path) -> bool:
-    """Whether a path is a file that its ending, in upper or lower case, makes a video; hidden files are none."""
+    """Return whether a path is a file that its ending, in upper or lower case, makes a video; hidden files are none."""
     return path.suffix.lower() in VIDEO_ENDINGS and not path.name.startswith(".") and path.is_file()
 
 
@@ -62,5 +62,5 @@ def files_of(source: str, picture_rate: float) -> list[tuple[str, Video]]:
 
 
 def _is_shown(relative: Path, folder: Path) -> bool:
-    """Whether a file is a video and neither it nor a folder on its way is hidden."""
+    """Return whether a file is a video and neither it nor a folder on its way is hidden."""
     return is_video_file(folder / relative) and not any(part.startswith(".") for part in relative.parts)

@@ -1,4 +1,4 @@
-"""Which actions are taken for which, of people (segments, tubes) that were found."""
+"""Confusion between actions, of people (segments, tubes) that were found."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def confusion(matched: Matched) -> np.ndarray:
     """Return what the true rows of each class were taken for: (K, K + 1), the last column for what was not found.
 
     Items, in order of their best score, each take the object that they overlap most, by the threshold at least, if it
-    is still free. Of an object that does n things the n best-scored actions of its item are looked at. Those that it
-    does are right; each thing that it does and that is not among them is shared out evenly over those that are wrong.
-    So every line adds up to the true rows of its class, and where objects do one thing it is the usual matrix.
+    is still free. For an object with n actions the n best-scored actions of its item count. Those that are true are
+    right. Each true action that is not among them is divided evenly among those that are wrong. So every line adds up
+    to the true rows of its class. Where objects have one action it is the usual matrix.
 
     A person walks and talks; the best scores of the box are "walk" and "sit". One for walk as walk, one for talk as
     sit.
@@ -39,7 +39,7 @@ def confusion(matched: Matched) -> np.ndarray:
     missing, wrong = true & ~said, said & ~true
     share = missing / np.maximum(missing.sum(axis=1, keepdims=True), 1)
     result[:, :num_classes] += share.T @ wrong
-    # Where an item has too few rows, what is left was not said at all.
+    # An item with too few rows leaves true actions without any prediction.
     result[:, num_classes] = (missing - share * wrong.sum(axis=1, keepdims=True)).sum(axis=0)
     result[:, num_classes] += does[item_of < 0].sum(axis=0)
     return result

@@ -1,8 +1,8 @@
-"""How much mAP errors cost: what is gained where one kind, or one error alone, is repaired.
+"""Cost of errors in mAP: the gain where one kind, or one error alone, is repaired.
 
-A wrong or misplaced row becomes a hit of its true row, if that one was missed and no better row could be repaired into
-it. Otherwise it is removed, as are duplicates, background and both. What was missed need no longer be found. So the
-costs of the kinds do not add up to what is missing to 100 %: several errors may stand in the way of one hit.
+A wrong or misplaced row becomes a hit of its true row, if that was missed and no better row could be repaired into it.
+Otherwise it is removed, as are duplicates, background and both. What was missed need no longer be found. So the costs
+of the kinds do not add up to the gap to 100 %: several errors may prevent one hit.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class KindCost(NamedTuple):
     """mAP that is gained where it alone is repaired, a fraction."""
     count: int
     confident: int
-    """How many of the count have a score that only N rows of their class reach, N being the class's true rows. Missed
-    ones have no score and all count."""
+    """Errors of the count whose score only N rows of their class reach, N being the class's true rows. Missed ones have
+    no score and all count."""
 
 
 class SingleError(NamedTuple):
@@ -38,9 +38,9 @@ class SingleError(NamedTuple):
     cost: float
     """mAP that is gained where it alone is repaired, a fraction."""
     row: int
-    """Of ``Matched``; -1 where something was missed."""
+    """Row of ``Matched``; -1 where something was missed."""
     true_row: int
-    """That it is about; -1 for none."""
+    """True row that the error is about; -1 for none."""
 
 
 def kind_costs(matched: Matched, errors: Errors, kinds: Iterable[Kind]) -> list[KindCost]:
@@ -138,7 +138,7 @@ def costliest(matched: Matched, errors: Errors, count: int, scenes: np.ndarray |
 
 
 def _single(matched: Matched, errors: Errors, row: int, true_row: int, before: np.ndarray) -> SingleError:
-    """One error with its exact cost."""
+    """Return one error with its exact cost."""
     counts, bounds = matched.true_counts, matched.bounds
     if row < 0:
         index = int(matched.true_classes[true_row])

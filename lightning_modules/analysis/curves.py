@@ -48,7 +48,7 @@ def score_histogram(matched: Matched, index: int | None = None) -> tuple[np.ndar
 
 
 class Calibration(NamedTuple):
-    """How often rows of a score are hits, in B bins of the score."""
+    """Share of hits among rows of a score, in B bins of the score."""
 
     edges: np.ndarray
     """(B + 1,)."""
@@ -66,7 +66,7 @@ class Calibration(NamedTuple):
 
     @property
     def error_of_likely(self) -> float:
-        """The same over all bins but the lowest, where most rows of a detector are that scores every action."""
+        """Expected calibration error without the lowest bin, which holds most rows of a detector of all actions."""
         return self._error(slice(1, None))
 
     def _error(self, bins: slice) -> float:

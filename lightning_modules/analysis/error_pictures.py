@@ -41,7 +41,7 @@ def draw_strip(frames: Sequence[Shown]) -> bytes:
             left, top, right, bottom = np.asarray(box.corners) * [width, height, width, height]
             style, sides = "--" if box.colour == TRUE else "-", [left, right, right, left, left]
             axes.plot(sides, [top, top, bottom, bottom, top], style, color=box.colour, linewidth=1.5)
-            # Each colour has a place of its own: boxes of the same person lie on each other.
+            # Each colour has its own place: boxes of one person overlap.
             y, va = {TRUE: (bottom, "bottom"), FOUND: (top, "top"), ERROR: (max(top, height / 12), "bottom")}[
                 box.colour
             ]

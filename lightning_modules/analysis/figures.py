@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 5
-"""Of small pictures, one a class."""
+"""Columns of small pictures, one picture per class."""
 MOST_CLASSES = 30
 """So many classes have a small picture: those with the lowest AP."""
 
@@ -42,7 +42,7 @@ def as_png(figure: Figure, dpi: int = 90) -> bytes:
 
 
 def draw_costs(summaries: Sequence[Summary]) -> bytes:
-    """Bars of the mAP that each kind costs."""
+    """Draw bars of the mAP that each kind costs."""
     figure, ((axes,),) = new_figure(8, 3.5)
     labels = [cost.kind.words for cost in summaries[0].kinds]
     _bars(axes, labels, [[100 * cost.cost for cost in each.kinds] for each in summaries], summaries)
@@ -102,7 +102,7 @@ def draw_confusion(summary: Summary, names: Sequence[str]) -> bytes:
 
 
 def draw_curves(summaries: Sequence[Summary], names: Sequence[str]) -> bytes:
-    """Precision against recall, a small picture a class, the lowest AP first."""
+    """Precision against recall, a small picture per class, the lowest AP first."""
     figure, panels, shown = _grid(summaries[0])
     for axes, index in zip(panels, shown, strict=True):
         for summary in summaries:
@@ -118,7 +118,7 @@ def draw_curves(summaries: Sequence[Summary], names: Sequence[str]) -> bytes:
 
 
 def draw_histograms(summary: Summary, names: Sequence[str]) -> bytes:
-    """Scores of hits and misses, a small picture a class."""
+    """Scores of hits and misses, a small picture per class."""
     figure, panels, shown = _grid(summary)
     for axes, index in zip(panels, shown, strict=True):
         edges, hits, misses = summary.histograms[index]
@@ -150,7 +150,7 @@ def _grid(summary: Summary) -> tuple[Figure, Sequence[Axes], np.ndarray]:
 
 
 def draw_reliability(summaries: Sequence[Summary]) -> bytes:
-    """How often rows of a score are hits; on the diagonal a score says so itself."""
+    """Draw the share of hits among rows of a score; a calibrated score lies on the diagonal."""
     figure, ((axes,),) = new_figure(5, 4.2)
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
     for summary in summaries:

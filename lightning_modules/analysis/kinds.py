@@ -1,4 +1,4 @@
-"""Kinds of error in TIDE's manner, for detectors that say several things of one person.
+"""Kinds of error in TIDE's manner, for detectors that predict several actions of one person.
 
 After TIDE (Bolya et al., 2020, https://arxiv.org/abs/2008.08115) and, for segments, DETAD (Alwassel et al., 2018,
 https://arxiv.org/abs/1807.10706). Every row that is no hit has exactly one kind, the first that holds:
@@ -11,10 +11,10 @@ https://arxiv.org/abs/1807.10706). Every row that is no hit has exactly one kind
 | background | with any object is at most ``background`` |
 | both | all others: the wrong action, and misplaced |
 
-What is not found and that no wrong or misplaced row could be repaired into is *missed*: ``missed action`` if an item
-does overlap the object enough, otherwise ``missed person``.
+A true row that is not found, and that no wrong or misplaced row could be repaired into, is *missed*. It is a ``missed
+action`` if an item does overlap the object enough, otherwise a ``missed person``.
 
-Where every object does one thing, these are TIDE's kinds, which asks for the overlap with *true rows* of other classes.
+Where every object has one action, these are TIDE's kinds, which asks for the overlap with *true rows* of other classes.
 A person who walks and talks would make every second detection of the walk a wrong action, since the row of the talk is
 there. So objects are compared here, not their rows.
 """
@@ -73,7 +73,7 @@ class Errors(NamedTuple):
     """(M,) int8, a kind of ``MISSED``; 0 where the true row is found, or would be by a repair."""
 
     def count(self, kind: Kind) -> int:
-        """How many errors there are of a kind."""
+        """Return the number of errors of a kind."""
         return int(np.count_nonzero((self.missed if kind in MISSED else self.kinds) == kind))
 
 
@@ -82,7 +82,7 @@ def find_errors(matched: Matched, background: float = BACKGROUND_OVERLAP) -> Err
 
     An example: one frame with a person who walks. A row "walk" on the person scored 0.9 is a hit, a second one scored
     0.8 a duplicate, a row "sit" a wrong action. At an overlap of 0.3 a row "walk" is misplaced, a row "sit" both. Any
-    row where nobody is counts as background.
+    row without a person counts as background.
     """
     num_rows, num_objects = len(matched.classes), len(matched.object_groups)
     kinds = np.zeros(num_rows, np.int8)
@@ -139,7 +139,7 @@ class _Nearest:
 
 
 def _aim(matched: Matched, targets: np.ndarray, rows: np.ndarray, objects: np.ndarray) -> None:
-    """Say which true row each wrong action is about: the best-scored about the first that nobody took, and so on.
+    """Say which true row each wrong action is about: the best-scored about the first that no other row took, and so on.
 
     Of an object whose true rows are all taken it is about the first of them.
     """
@@ -162,7 +162,7 @@ def _aim(matched: Matched, targets: np.ndarray, rows: np.ndarray, objects: np.nd
 
 
 def _repairs(matched: Matched, kinds: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Of the misplaced and wrong rows about a true row that nobody took, the best-scored finds it once repaired."""
+    """Assign to each missed true row the best-scored misplaced or wrong row about it: once repaired, it is the hit."""
     found = np.zeros(len(matched.true_classes), bool)
     found[matched.taken[matched.taken >= 0]] = True
     rows = np.flatnonzero(((kinds == Kind.MISPLACED) | (kinds == Kind.WRONG_ACTION)) & (targets >= 0))
@@ -175,7 +175,7 @@ def _repairs(matched: Matched, kinds: np.ndarray, targets: np.ndarray) -> np.nda
 
 
 def _missed(matched: Matched, repairs: np.ndarray) -> np.ndarray:
-    """(M,) the kinds of what nobody found and no repair finds."""
+    """(M,) the kinds of true rows that are not found, nor by any repair."""
     reached = np.zeros(len(matched.true_classes), bool)
     for rows in (matched.taken, repairs):
         reached[rows[rows >= 0]] = True

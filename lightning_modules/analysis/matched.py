@@ -1,7 +1,7 @@
 """Detections beside the ground truth that a protocol matched them to: the one form that all analyses take.
 
 Boxes, segments and tubes are *items*; a box with scores for several actions is one item with several rows. People,
-segments and tubes of the ground truth are *objects*; a person who does several things is one object with several true
+segments and tubes of the ground truth are *objects*; a person with several actions is one object with several true
 rows. Analyses look at rows, true rows and the overlaps of items with objects, and know nothing of boxes and times.
 """
 
@@ -50,7 +50,7 @@ class Matched(NamedTuple):
     threshold: float
     """Overlap from which on a row is a hit."""
     area: Callable[..., float]
-    """From hits in order and number of true rows to AP."""
+    """Function from hits in order and the number of true rows to AP."""
 
     @property
     def bounds(self) -> np.ndarray:
@@ -140,7 +140,7 @@ def match_segments(preds: SegmentRows, targets: SegmentRows, num_classes: int, t
     """Match segments as ``segment_map.average_precisions`` does. ``rows`` are positions in ``preds``.
 
     True rows are those of ``unique_segments(targets)`` in its order; segments of one video that begin and end together
-    are one object that does several things.
+    are one object with several actions.
     """
     targets = segment_map.unique_segments(targets)
     order = np.lexsort((*preds.segments.T[::-1], -preds.scores, preds.classes))
@@ -221,7 +221,7 @@ def match_tubes(
 
 
 def same_tubes(tubes: TubeRows) -> np.ndarray:
-    """(N,) the first of the tubes of a video that have the same frames and boxes: one person doing several things."""
+    """(N,) the first of the tubes of a video that have the same frames and boxes: one person with several actions."""
     if not len(tubes.starts):
         return np.zeros(0, np.int64)
     ends = tubes.offsets + tubes.lengths - 1

@@ -22,7 +22,7 @@ from .summary import Step, Summary, summarise
 FrameAt = Callable[[str, float], np.ndarray | None]
 """Gives the frame (H, W, 3) uint8 of a video at some seconds, None where there is none."""
 LEAST_IOU = 0.1
-"""Of what is drawn in the frames before and after with the box of the frame."""
+"""Least overlap of a box drawn in the frame before or after with the box of the frame itself."""
 
 
 class TrueBoxes(NamedTuple):
@@ -32,9 +32,9 @@ class TrueBoxes(NamedTuple):
     rows: FrameRows
     """M rows, as they are scored."""
     properties: Sequence[Property]
-    """Of the M rows."""
+    """Properties of the M rows."""
     class_names: Sequence[str]
-    """Of the K classes that are scored."""
+    """Names of the K classes that are scored."""
     frame_at: FrameAt
 
 
@@ -70,7 +70,7 @@ def analyse_boxes(
 
 
 class _Drawing:
-    """Draws single errors of one file."""
+    """Drawer of single errors of one file."""
 
     def __init__(self, matched: Matched, preds: FrameRows, truth: TrueBoxes) -> None:
         self.matched, self.preds, self.truth = matched, preds, truth
@@ -122,7 +122,7 @@ class _Drawing:
         return Shown(f"{keyframe.timestamp:.2f} s", picture, boxes)
 
     def _rows(self, error: SingleError, frame: int, *, is_middle: bool) -> list[tuple[int, str]]:
-        """The detections to draw: the error's own, the one that took its true row, and what is said there else."""
+        """The detections to draw: the error's own, the one that took its true row, and the other predictions there."""
         matched = self.matched
         if is_middle and error.row >= 0:
             others = np.flatnonzero(matched.taken == error.true_row).tolist() if error.true_row >= 0 else []

@@ -71,7 +71,7 @@ def _rows(videos: Sequence[Mapping[str, Tensor]]) -> SegmentRows:
 
 
 def segment_properties(targets: SegmentRows) -> list[Property]:
-    """How long true segments last, and how many there are in their video."""
+    """Return the properties of true segments: their length, and how many their video has."""
     counts = np.bincount(targets.videos)[targets.videos] if len(targets.videos) else np.zeros(0)
     return [
         thirds("duration of the action", targets.segments[:, 1] - targets.segments[:, 0], "s"),
@@ -80,7 +80,7 @@ def segment_properties(targets: SegmentRows) -> list[Property]:
 
 
 class _Drawing:
-    """Draws single errors of one file."""
+    """Drawer of single errors of one file."""
 
     def __init__(
         self,

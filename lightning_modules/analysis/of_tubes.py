@@ -26,12 +26,12 @@ class TrueVideos(NamedTuple):
     """The ground truth of tubes."""
 
     tubes: Mapping[str, TrueTubes]
-    """By video."""
+    """True tubes of each video."""
     class_names: Sequence[str]
     sizes: Mapping[str, tuple[int, int]]
     """Height and width of each video, of whose pixels boxes are; one that has no keyframe may be missing."""
     seconds_of: Callable[[str, int], float]
-    """When a video shows a sampled frame, as ``frame_at`` counts."""
+    """Function from a video and a sampled frame to its time, as ``frame_at`` counts."""
     frame_at: FrameAt
 
 
@@ -94,7 +94,7 @@ def _people(targets: TubeRows, videos: Mapping[str, TrueTubes]) -> np.ndarray:
 
 
 def tube_properties(targets: TubeRows) -> list[Property]:
-    """How long true tubes last, how large they are, and how many there are in their video."""
+    """Return the properties of true tubes: length, size, and how many their video has."""
     sides = (targets.boxes[:, 2:] - targets.boxes[:, :2]).clip(0)
     middle = targets.offsets + targets.lengths // 2
     sizes = np.sqrt(sides[middle].prod(axis=1)) if len(middle) else np.zeros(0)
@@ -107,7 +107,7 @@ def tube_properties(targets: TubeRows) -> list[Property]:
 
 
 class _Drawing:
-    """Draws single errors of one file."""
+    """Drawer of single errors of one file."""
 
     def __init__(self, matched: Matched, preds: TubeRows, targets: TubeRows, truth: TrueVideos) -> None:
         self.matched, self.truth = matched, truth

@@ -39,7 +39,7 @@ class Picture:
     """A PNG."""
 
     name: str
-    """Of its file, without ending."""
+    """Name of its file, without ending."""
     content: bytes
     caption: str
 
@@ -56,7 +56,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """All of it."""
+    """A page: title, paragraphs, sections, and the command that makes it."""
 
     title: str
     lead: Sequence[str]

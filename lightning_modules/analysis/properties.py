@@ -22,11 +22,11 @@ OVERLAP_EDGES = (0.01, 0.25)
 
 
 class Property(NamedTuple):
-    """One thing that true rows differ in."""
+    """One property in which true rows differ."""
 
     name: str
     labels: tuple[str, ...]
-    """Of the B bins."""
+    """Names of the B bins."""
     bins: np.ndarray
     """(M,) int64, that of each true row; -1 where it is not known."""
 
@@ -87,7 +87,7 @@ class PeopleOfFrame(NamedTuple):
     size: tuple[int, int]
     """Height and width of the frame."""
     speeds: np.ndarray | None = None
-    """(M,) heights of the box a second."""
+    """(M,) heights of the box per second."""
     since_start: np.ndarray | None = None
     """(M, K) seconds."""
     until_end: np.ndarray | None = None

@@ -12,9 +12,9 @@ from .pages import Page, Picture, Section, Table
 from .summary import Summary
 
 KINDS_TEXT = """\
-What is gained where one kind alone is repaired: a wrong action or a misplaced one becomes a hit where nothing else \
-found what it is about, and goes otherwise; duplicates, background and both at once go; what was missed need no longer \
-be found. The gains do not add up, since several errors may stand in the way of one hit.
+The gain in mAP where one kind alone is repaired. A wrong action or a misplaced row becomes a hit if nothing else \
+found its true row; otherwise it is removed. Duplicates, background and both at once are removed. What was missed need \
+no longer be found. The gains do not add up, since several errors may prevent one hit.
 
 The count is of all detections, however low their score. Confident are those among the N best of an action that has N \
 true ones."""
@@ -93,14 +93,14 @@ CLASSES_TEXT = """\
 AP and the confident errors of every class, the lowest AP first. Confident are those among the N best of a class of N \
 true ones."""
 CONFUSION_TEXT = """\
-Of people that a box was found for: which action was taken for which. A person who does n things is said to do the n \
-best-scored ones of the box; what is missing among them is shared out evenly over those that are wrong."""
+Confusion between actions, for people that a box was found for. For a person with n actions the n best-scored ones of \
+the box count. A true action that is not among them is divided evenly among those that are wrong."""
 SCORES_TEXT = """\
-A score that says how often it is right lies on the diagonal. The error is the mean distance from it, in points, over \
-all detections with a score of 0.1 or more; over all of them in brackets."""
+A calibrated score, which equals its share of hits, lies on the diagonal. The error is the mean distance from it in \
+points, over detections with a score of at least 0.1; in brackets over all."""
 PROPERTIES_TEXT = """\
-Each bin counts its own true rows alone, with precision as if there were as many as in all bins together; true rows of \
-other bins are neither hits nor misses."""
+Each bin counts its own true rows alone; those of other bins are neither hits nor misses. Precision is normalised as \
+if the bin had as many true rows as all bins together."""
 
 
 def kinds_table(summaries: Sequence[Summary]) -> Table:

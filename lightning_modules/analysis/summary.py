@@ -1,4 +1,4 @@
-"""All that a page says of one file of detections, small whatever the file's size."""
+"""Summary of one file of detections, for a page; small for any size of the file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .properties import Property, PropertyScores, by_property
 Step = Callable[[str], object]
 """Told what has been done, for a progress bar."""
 STEPS = 6
-"""How often ``summarise`` tells."""
+"""Number of reports that ``summarise`` makes."""
 
 
 class Summary(NamedTuple):
@@ -36,9 +36,9 @@ class Summary(NamedTuple):
     confusion: np.ndarray
     """(K, K + 1), see ``confusion``."""
     curves: list[Curve | None]
-    """Of each class, None without ground truth."""
+    """Curve of each class, None without ground truth."""
     histograms: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
-    """Of each class, see ``score_histogram``."""
+    """Histogram of each class, see ``score_histogram``."""
     calibration: Calibration | None
     calibration_errors: np.ndarray
     """(K,) expected calibration error, NaN where there is none."""

@@ -1,4 +1,4 @@
-"""Why tubes are misplaced: the person was switched, the tube is broken into pieces, or frames of it are lost.
+"""Reasons why tubes are misplaced: the person was switched, the tube is broken, or frames of it are lost.
 
 A tube that is about a true tube of its action but overlaps it too little is, the first that holds:
 
@@ -22,7 +22,7 @@ from .matched import Matched
 FOLLOWS_IOU = 0.5
 """A tube follows the person whose box it overlaps most, by so much at least."""
 LEAST_SHARE, LEAST_FRAMES = 0.2, 2
-"""Of a tube's frames on one person, for the tube to follow them."""
+"""Least part of a tube's frames that must be on one person for the tube to follow them."""
 
 
 def find_tube_errors(matched: Matched, preds: TubeRows, targets: TubeRows, people: np.ndarray) -> Errors:
@@ -31,7 +31,7 @@ def find_tube_errors(matched: Matched, preds: TubeRows, targets: TubeRows, peopl
     Args:
         matched, preds: from ``match_tubes``.
         targets: the true tubes that were matched to.
-        people: (N,) whose each true tube is, a number within the video; negative where nobody says.
+        people: (N,) whose each true tube is, a number within the video; negative where it is not annotated.
     """
     errors = find_errors(matched)
     kinds = errors.kinds.copy()
@@ -43,13 +43,13 @@ def find_tube_errors(matched: Matched, preds: TubeRows, targets: TubeRows, peopl
 
 
 class _Reasons:
-    """Looks at single tubes of ``preds`` and ``targets``."""
+    """Judge of single tubes of ``preds`` and ``targets``."""
 
     def __init__(self, preds: TubeRows, targets: TubeRows, people: np.ndarray) -> None:
         self.preds, self.targets, self.people = preds, targets, people
 
     def of(self, tube: int, target: int, alike: np.ndarray) -> Kind:
-        """Why a tube is no hit of a true one; ``alike`` are the tubes of its video and action, itself among them."""
+        """Return why a tube is no hit of a true one; ``alike`` are all tubes of its video and action, with itself."""
         if self._is_switched(tube):
             return Kind.SWITCHED
         shared, mean_iou = self._shared(tube, target)

@@ -27,14 +27,14 @@ BUILDERS = ("jsonargparse", "lightning.pytorch.cli")
 PACKAGES = {"cv2": "opencv-contrib-python-headless", "yaml": "pyyaml", "PIL": "pillow"}
 """Packages that are imported by another name than pip has them under."""
 ALSO_CALLED = {"duration": "max_time"}
-"""How Lightning's messages name arguments of the Trainer, where not by their own name."""
+"""Names in Lightning's messages of arguments that the Trainer calls otherwise."""
 
 Key = tuple[str, ...]
 
 
 @contextmanager
 def built_from(config: Namespace, settings: Settings) -> Iterator[None]:
-    """Turn what a constructor of ours refuses on purpose into a ``UserError``; a bug stays what it is.
+    """Turn an intended refusal by one of our constructors into a ``UserError``; a bug keeps its type.
 
     Args:
         config: what is built, with ``class_path`` and ``init_args``.
@@ -83,7 +83,7 @@ def trainer_running(settings: Settings) -> Iterator[None]:
 
 
 def _of_trainer(error: Exception, settings: Settings, form: str) -> UserError:
-    """The same with the key of the argument that a message names first; ``form`` is that of its words."""
+    """Return the error with the key of the first argument that its message names; ``form`` matches its words."""
     arguments = inspect.signature(Trainer).parameters
     words = (ALSO_CALLED.get(word, word) for word in re.findall(form, str(error)))
     named = next((word for word in words if word in arguments), None)
@@ -92,7 +92,7 @@ def _of_trainer(error: Exception, settings: Settings, form: str) -> UserError:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether code of ours, or any constructor itself, refuses something; or Lightning does."""
+    """Return whether our code, or any constructor itself, refuses something; or Lightning does."""
     if isinstance(error, MisconfigurationException):
         return True
     if not isinstance(error, ValueError | TypeError) or not was_raised(error):
@@ -101,7 +101,7 @@ def is_refusal(error: Exception) -> bool:
 
 
 def was_raised(error: Exception) -> bool:
-    """Whether a ``raise`` statement made it; what the interpreter raises by itself is a bug."""
+    """Return whether a ``raise`` statement made it; what the interpreter raises by itself is a bug."""
     last = last_of(error)
     return last is not None and dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
 
@@ -141,7 +141,7 @@ def _constructor(error: Exception) -> FrameType | None:
 
 
 def _alike(init_args: Namespace, local: dict[str, Any]) -> int:
-    """How many plain arguments have the same value in both."""
+    """Return the number of plain arguments that have the same value in both."""
     plain = {name: value for name, value in vars(init_args).items() if isinstance(value, int | float | str)}
     return sum(type(local.get(name)) is type(value) and local[name] == value for name, value in plain.items())
 

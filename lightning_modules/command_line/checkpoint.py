@@ -15,11 +15,11 @@ from .settings import Settings
 OF_THIS_PROCESS = ("best", "last")
 """Words for checkpoints of the run that is under way: a new run has none."""
 NO_FILES = ("hpc", "registry")
-"""How other words begin that Lightning understands."""
+"""Beginnings of other words that Lightning understands."""
 
 
 def has_hyper_parameters(config: Namespace, settings: Settings) -> bool:
-    """Whether the checkpoint that a command goes on from says how its model is built; our modules do not say it.
+    """Return whether the checkpoint that a command goes on from says how its model is built; our modules do not say it.
 
     Raises:
         UserError: see ``read_checkpoint``.

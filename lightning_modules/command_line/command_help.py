@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 FIRST, LAST = ("help", "config"), ("ckpt_path", "name", "print_config", "model", "data")
-"""Most used arguments of all commands, before and after those of the command at hand."""
+"""Most used arguments of all commands, before and after those of the command itself."""
 OF_THE_PARSER = ("options", "subcommands", "Linked arguments")
 """Titles of groups that the parser makes by itself."""
 TITLES = {
@@ -41,7 +41,7 @@ HELP = {
         "Train, measure and run video action detectors.", "python main.py fit --config configs/distill_dsta.yaml"
     ),
     "fit": CommandHelp(
-        "Train an experiment. Its config, metrics, pictures and checkpoints go to runs/<name>.",
+        "Train the experiment of a config. Its config, metrics, pictures and checkpoints go to runs/<name>.",
         "python main.py fit --config configs/distill_dsta.yaml",
         TRAINER,
     ),
@@ -64,12 +64,12 @@ HELP = {
         TRAINER[1:],
     ),
     "serve": CommandHelp(
-        "Predict, and show it in the browser: live pictures with boxes, delay, events, and /health as JSON.",
+        "Predict, and show the result in the browser: live pictures with boxes, delay, events, and /health as JSON.",
         "python main.py serve --weights results/weights/dsta.pt --source street.mp4",
         ("host", "port", "token", "rules", *TRAINER[1:]),
     ),
     "check": CommandHelp(
-        "Look through the data that a config names, draw some of it, and report every mistake with its remedy.",
+        "Check the data that a config names, draw some of it, and report every mistake with its remedy.",
         f"python main.py check --config configs/evad_own_videos.yaml {OWN_VIDEOS}",
         ("page", "page_clips", "every_frame", "names_shown"),
     ),
@@ -79,24 +79,25 @@ HELP = {
         ("predictions", "split", "metric", "video_protocol", "tiou_thresholds", "since_start", "verbose"),
     ),
     "analyse": CommandHelp(
-        "Explain the errors of saved predictions and what each kind costs, on a page of HTML and one of Markdown.",
+        "Explain the errors of saved predictions and the mAP that each kind costs, on pages of HTML and Markdown.",
         f"python main.py analyse {SAVED}",
         ("predictions", "against", "output", "split", "iou_threshold", "num_pictures"),
     ),
     "export": CommandHelp(
-        "Write a network for other runtimes: a student's step with its state as inputs and outputs, a teacher's clip.",
+        "Export a network to ONNX or torch.export, and compare the file with PyTorch.\n"
+        "A student's step has its state as inputs and outputs; a teacher takes a clip.",
         "python main.py export --config configs/distill_dsta.yaml --ckpt_path results/weights/dsta.pt",
         ("format", "output", "image_size", "batch_size", "dynamic_batch", "video", "benchmark"),
     ),
     "maps": CommandHelp(
-        "Compute once what a frozen stem makes of all frames and their mirror images, into data.frames.maps.\n"
-        "Training reads them in place of frames. The same command goes on where one was interrupted.",
+        "Compute once the feature maps of all frames and their mirror images by a frozen stem, into data.frames.maps.\n"
+        "Training reads them in place of frames. The same command resumes an interrupted one.",
         "python main.py maps --config configs/jhmdb/teacher.yaml \\\n"
         "        --model.network.backbone.stem.weights STEM.pth",
         ("runtime", "num_threads"),
     ),
 }
-"""By command; that of ``main.py`` itself has no name."""
+"""Help of each command; that of ``main.py`` itself has no name."""
 
 
 def beginning(about: CommandHelp) -> str:

@@ -1,4 +1,4 @@
-"""A file given for an object on the command line says all of it, whatever a config has said of the object before."""
+"""A file given for an object on the command line replaces all that a config has set for it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ SUFFIXES = (".yaml", ".yml")
 def with_whole_files(arguments: Sequence[str]) -> list[str]:
     """Arguments with files of objects (``class_path``, ``init_args``) replaced by these objects, defaults included.
 
-    jsonargparse lays ``--model.init_args.teacher other.yaml`` over the teacher of the config where both are of a class:
-    what the file leaves out stays as the config has it. With the defaults written out nothing is left to stay. Single
-    keys that come after the file still change it. Files for ``--config`` are overlays and stay as they are.
+    jsonargparse merges ``--model.init_args.teacher other.yaml`` with the teacher of the config where both are of a
+    class. Settings that the file leaves out would stay those of the config. With the defaults written out nothing is
+    left to stay. Single keys that come after the file still change it. Files for ``--config`` are overlays and stay as
+    they are.
     """
     replaced, previous = [], ""
     for argument in arguments:
@@ -43,7 +44,7 @@ def whole_file(value: str) -> str | None:
 
 
 def is_object(content: Any) -> bool:
-    """Whether it names a class that can be imported; the parser tells what is wrong with others."""
+    """Return whether it names a class that can be imported; the parser tells what is wrong with others."""
     return isinstance(content, dict) and locate(str(content.get("class_path"))) is not None
 
 
@@ -63,5 +64,5 @@ def completed(content: dict[str, Any], file: Path) -> dict[str, Any]:
             arguments = parser.parse_object({"object": given}).object
             written = json.loads(parser.dump(Namespace(object=arguments), format="json", skip_unset=False))["object"]
     except (ArgumentError, TypeError, ValueError):
-        return content  # the parser says what is wrong, and where
+        return content  # the parser reports the error and its place
     return {"class_path": content["class_path"], "init_args": written}

@@ -1,4 +1,4 @@
-"""Faults of the machine and of what is installed on it, as errors that a user can mend."""
+"""Faults of the machine and of installed packages, as errors that a user can resolve."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BY_MESSAGE = (
     (r"DataLoader worker \(pid.*(killed|exited)", "a process that reads data has ended", SMALLER),
     (r"PytorchStreamWriter failed writing", "a file of tensors cannot be written", "see if the disk is full"),
 )
-"""PyTorch's messages that tell of the machine; what is said then, and the way out."""
+"""PyTorch's messages about the machine, and for each the text to report and the remedy."""
 
 
 @contextmanager

@@ -15,7 +15,7 @@ ALWAYS_THERE = ("epoch", "step")
 
 
 class MonitorCheck(Callback):
-    """Compares what other callbacks monitor with what is logged.
+    """Compare the metrics that other callbacks monitor with those that are logged.
 
     Names that begin with ``train`` are looked for after the first batch, those with ``val`` after the first validation.
     Where Lightning's sanity check runs (``num_sanity_val_steps``), that is before training.

@@ -21,7 +21,7 @@ from .settings import FILE_ENDINGS, OBJECT_KEYS, Settings
 
 CLOSE = 0.6
 SHOWN = 12
-"""How many keys or choices are listed where none is close."""
+"""Number of keys or choices that are listed where none is close."""
 NO_SETTINGS = ("help", "print_config", "print_shtab")
 UNKNOWN_KEY = re.compile(r"(?:Group '(?P<group>[^']+)'|.*?)(?: does not accept option|Option) ?'(?P<key>[^']+)'")
 
@@ -32,7 +32,7 @@ class OnlookerParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs, allow_abbrev=False)
         self.settings = Settings(())
-        """Those of the command line that is being read."""
+        """Settings of the command line that is being read."""
 
     def parse_args(self, args: Sequence[str] | None = None, *others: Any, **settings: Any) -> Namespace:  # type: ignore[override]
         """Parse as jsonargparse does; a ``null`` within an object's settings stays one.
@@ -72,7 +72,7 @@ class OnlookerParser(LightningArgumentParser):
 
     @property
     def keys(self) -> list[str]:
-        """All keys that this parser accepts, objects as a whole."""
+        """Return all keys that this parser accepts, objects as a whole."""
         return [action.dest for action in self._actions if action.dest.rpartition(".")[2] not in NO_SETTINGS]
 
 
@@ -94,7 +94,7 @@ class Complaint:
                 self.key += tuple(key[1].split("."))
         self.last: Exception | None = self.chain[-1] if self.chain else None
         union = [link for link in self.chain if str(link).startswith("Does not validate against any of the Union")]
-        # The last union is what a value must be, unless what is wrong lies inside an object that it may be.
+        # The last union is the expected type, unless the error lies inside an object that the value may be.
         inside = self.chain[self.chain.index(union[-1]) :] if union else []
         is_inside = any(re.match(r"Problem with|Parser key", str(link)) for link in inside)
         self.union = None if is_inside or not union else str(union[-1])
@@ -215,7 +215,7 @@ def nearest(key: Sequence[str], known: Iterable[str]) -> str | None:
     """Return the known key that a dotted one is most like, part by part; what lies below an object is kept."""
     known = [tuple(name.split(".")) for name in known]
     if len(key) == 1 and not difflib.get_close_matches(key[0], [name[0] for name in known], 1, CLOSE):
-        # The name of something deeper, without what it belongs to.
+        # The name of a nested key, without its parents.
         return next((".".join(name) for name in known if name[-1] == key[0]), None)
     result: list[str] = []
     for depth, part in enumerate(key):

@@ -1,4 +1,4 @@
-"""Which precisions a machine computes in at a useful speed."""
+"""Choice of the precision in which a machine computes at a useful speed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BFLOAT16 = ("bf16-mixed", "bf16-true", "bf16")
 FLOAT16 = ("16-mixed", "16-true", 16, "16")
 FLOAT32 = "32-true"
 SIDE = 512
-"""Of the square matrices whose product is measured: a few milliseconds on one core."""
+"""Side of the square matrices whose product is measured: a few milliseconds on one core."""
 ROUNDS = 7
 CHOSEN = "ONLOOKER_CPU_PRECISION"
 """Environment variable in which the first process of a run passes its choice on to those that it starts."""
@@ -92,7 +92,7 @@ def useful_precision(
         )
     if precision not in BFLOAT16:
         return precision
-    # Processes of one run compute alike; those that this one starts find its choice among their variables.
+    # Processes of one run compute in one precision; child processes find the choice in their environment.
     if rank_zero_only.rank > 0 and (chosen := os.environ.get(CHOSEN)):
         return chosen
     os.environ[CHOSEN] = chosen = _chosen(str(precision), resumed, measure)

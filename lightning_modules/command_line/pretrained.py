@@ -26,7 +26,7 @@ from ..runtimes.opening import RuntimeChoice, require_fits
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 COMMANDS = ("predict", "serve")
-"""Those that predict; what they are made of besides weights and source is in the config of their name."""
+"""Commands that predict; all but weights and source is in the config of their name."""
 ALIASES = {"--source": "--data.init_args.source"}
 WEIGHTS, NETWORK, RATE = "model.init_args.weights", "model.init_args.network", "data.init_args.frame_rate"
 
@@ -39,9 +39,9 @@ def with_card(arguments: Sequence[str]) -> list[str]:
 
     ``--weights``, ``--source`` and ``--runtime`` are short for the keys of the module and of the data; without
     ``--config`` that of the command is taken. A student's exported file is run by itself, in the runtime asked for. The
-    card of the weights, be they named here or in the config, gives the network unless one is
-    given, the names of its classes, stride, frame rate and short side. Whatever else is given comes after it, so it
-    counts. Arguments of other commands are returned as they are.
+    card of the weights, named here or in the config, gives the network unless one is given. It also gives the names of
+    its classes, stride, frame rate and short side. Whatever else is given comes after it, so it counts. Arguments of
+    other commands are returned as they are.
 
     Raises:
         UserError: the weights have no card though a network is wanted, or none of a streaming detector.
@@ -94,7 +94,7 @@ def _of_card(card: Card, path: Path, has_network: bool, has_rate: bool) -> Setti
 
 
 def _frames_of(card: Card, path: Path, has_rate: bool) -> Settings:
-    """Which frames a network takes, and what its classes are called."""
+    """Return the settings of the frames that a network takes, and the names of its classes."""
     if card.frame_rate is None and not has_rate:
         raise UserError(
             "its card does not say the frame rate of the training videos", where=path, remedy=f"give --{RATE}"

@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 from datamodules.errors import UserError
 
 GRACE_SECONDS = 10.0
-"""How long a process waits to be ended by the first one, which may have met the same error."""
+"""Time in which a process waits for the first one, which may have met the same error, to end it."""
 PEER_LOST = re.compile(r"Connection (closed|reset)|[Bb]roken pipe|recvValue failed|failed to recv|NCCL.*remote process")
 
 

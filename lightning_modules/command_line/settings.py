@@ -1,4 +1,4 @@
-"""Where every setting of a command line stands: its argument, or its file and line."""
+"""Places of all settings of a command line: an argument, or a file and its line."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ DEEPEST = 16
 
 
 class Setting(NamedTuple):
-    """One key as it is spelt somewhere."""
+    """One key where it is set."""
 
     key: tuple[str, ...]
-    """From the outermost: ``("model", "init_args", "network")``."""
+    """Parts from the outermost: ``("model", "init_args", "network")``."""
     value: str | None
     """The text of a scalar, None for a mapping or a list."""
     file: str = ""
-    """As it is shown; empty for the command line."""
+    """File as it is shown; empty for the command line."""
     line: int = 0
 
     def __str__(self) -> str:
@@ -41,8 +41,8 @@ class Settings:
     """All settings of a command line, in the order in which they count: the last of a key holds.
 
     Raises:
-        UsageError: a config is absent, cannot be read, is no YAML, has a key twice, or something beside ``class_path``;
-            or an argument stands before the config that sets it too.
+        UsageError: a config is absent, cannot be read, is no YAML, has a key twice, or an unknown key beside
+            ``class_path``; or an argument precedes the config that sets it too.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -114,7 +114,7 @@ def _read_arguments(arguments: Sequence[str]) -> Iterator[Setting]:
         else:
             name, value, waiting = waiting, argument, ""
         if name in CONFIG:
-            if not value.lstrip().startswith("{"):  # JSON in the place of a file
+            if not value.lstrip().startswith("{"):  # JSON instead of a file
                 yield from _read_config(Path(value))
         elif name:
             yield from _read_value(tuple(name[2:].rstrip("+").split(".")), value, "", 0, Path(), 0)

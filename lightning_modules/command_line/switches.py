@@ -24,7 +24,7 @@ GPUS = {
     "mps": MPSAccelerator.is_available,
 }
 LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "log_every_n_steps": 0}
-"""Of settings that Lightning divides by without a look."""
+"""Least values of settings that Lightning divides by without a check."""
 NEEDED_BY: dict[str, tuple[type[Callback], ...]] = {
     "enable_progress_bar": (ProgressBar,),
     "enable_checkpointing": (Checkpoint,),
@@ -37,8 +37,8 @@ def check_settings(config: Namespace, settings: Settings) -> None:
     """Refuse what a command's settings ask of this machine or these networks in vain.
 
     Raises:
-        UserError: a seed that no generator takes, a number too small, a GPU that is not there, or networks computed
-            wholly in a precision other than float32.
+        UserError: a seed that no generator takes, a number too small, an absent GPU, or networks computed wholly in a
+            precision other than float32.
     """
     if not isinstance(config.seed_everything, bool) and not 0 <= config.seed_everything < 2**32:
         raise UserError(f"must lie within 0..{2**32 - 1}, got {config.seed_everything}", settings.place(SEED))
@@ -71,9 +71,9 @@ def possible_callbacks(config: Namespace) -> list[Callback]:
 
 
 class Amount:
-    """Marks a setting that is a whole number of batches or a share of all: 1 is one batch, 1.0 all of them.
+    """Mark of a setting that is a whole number of batches or a share of all: 1 is one batch, 1.0 all of them.
 
-    A parser that is told ``float | int`` takes every 1 for 1.0. Which of the two Lightning's ``Optional[Union[int,
+    A parser of the type ``float | int`` reads every 1 as 1.0. Which of the two Lightning's ``Optional[Union[int,
     float]]`` puts first depends on what other modules wrote down before, since ``typing`` takes both orders for equal.
     """
 

@@ -1,4 +1,4 @@
-"""The command ``analyse``: what saved detections get wrong, and what it costs."""
+"""The command ``analyse``: errors of saved detections, and their costs."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ def analyse(
     ckpt_path: str | None = None,
     weights_only: bool | None = None,
 ) -> None:
-    """Explain what detections that were saved earlier get wrong, and what each kind of error costs.
+    """Explain the errors of saved detections, and what each kind costs.
 
     Writes a page of HTML that needs no network, and one of Markdown with its pictures.
 
     Args:
-        predictions: a file as ``score`` takes it: a csv of boxes, a json of tubes or of segments.
-        against: a second one, shown beside the first.
-        split: whose ground truth; ``val`` for what ``validate`` saved.
-        metric: the protocol for boxes; that of the config's model by default.
-        video_protocol: the protocol for tubes; that of the config's model by default, otherwise ``act``.
-        iou_threshold: overlap from which on a tube or a segment is a hit; of boxes ``metric`` says it.
-        tolerance_seconds: how far a time stamp of a box may be from that of its keyframe.
-        num_pictures: so many of the costliest errors are drawn.
-        output: where the pages go, without ending.
-        ckpt_path, weights_only: not used; a run's ``config.yaml``, which has them, can be given as it is.
+        predictions: file as for ``score``: a csv of boxes, or a json of tubes or segments.
+        against: second file of predictions, compared with the first.
+        split: split whose ground truth is used; ``val`` for files that ``validate`` saved.
+        metric: protocol of frame mAP; that of the config's model by default.
+        video_protocol: protocol of video mAP; that of the config's model by default, otherwise ``act``.
+        iou_threshold: least IoU of a hit, for tubes and segments; for boxes it is part of ``metric``.
+        tolerance_seconds: largest distance of a box's time stamp from that of its keyframe.
+        num_pictures: number of errors to draw, the costliest first.
+        output: path of the pages, without ending.
+        ckpt_path, weights_only: not used; accepted so that a run's ``config.yaml``, which has them, can be given.
     """
     files = [predictions] if against is None else [predictions, against]
     if not 0 < iou_threshold <= 1:
@@ -157,12 +157,12 @@ def _of_boxes(
 
 
 def _properties(data: LightningDataModule, split: Literal["val", "test"], places: np.ndarray) -> list[Property]:
-    """Those that the annotation allows: it need not say whose boxes are whose."""
+    """Return the properties that the annotation allows: it need not identify people."""
     keyframes = data.true_keyframes(split)
     speeds = data.speeds(split)
     try:
         times = list(zip(data.seconds_since_start(split), data.seconds_until_end(split), strict=True))
-    except UserError:  # nobody says who is who, so nobody moves and no action has a start
+    except UserError:  # people are not identified, so there is no speed and no start of an action
         return box_properties([PeopleOfFrame(one.boxes, one.original_size) for one in keyframes], places)
     frames = [
         PeopleOfFrame(one.boxes, one.original_size, speed, *since_until)

@@ -1,4 +1,4 @@
-"""The command ``check``: a look through the data that a config names."""
+"""The command ``check``: mistakes in the data that a config names."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def check(
     ckpt_path: str | None = None,
     weights_only: bool | None = None,
 ) -> None:
-    """Look through the data that a config names, draw some of it, and say what is wrong.
+    """Check the data that a config names, draw some of it, and report every mistake.
 
-    The exit status is 1 where something is.
+    The exit status is 1 if there are mistakes.
 
     Args:
-        page: where the picture of clips with their boxes goes.
-        page_clips: how many clips it shows at most.
+        page: file for the picture of clips with their boxes.
+        page_clips: largest number of clips in the picture.
         every_frame: decode every frame, not only the first and the last of each video.
-        names_shown: how many lines or videos are named for each kind of mistake.
-        ckpt_path, weights_only: not used; a run's ``config.yaml``, which has them, can be given as it is.
+        names_shown: number of lines or videos that are named for each kind of mistake.
+        ckpt_path, weights_only: not used; accepted so that a run's ``config.yaml``, which has them, can be given.
     """
     report = check_data(datamodule, page, page_clips, every_frame)
     print(report.text(names_shown))

@@ -52,24 +52,25 @@ def export(
 
     Args:
         format: ``onnx`` for onnxruntime and others, ``torch_export`` for PyTorch alone.
-        output: the file, ``runs/export/<name>`` by default; its ending says the format whatever is given here.
+        output: file to write, ``runs/export/<name>`` by default. It gets the ending of the format.
         image_size: height and width of the frames in pixels, padded inside. By default the size of the video's frames
             as the data reads them, or without a video the square that the network was made for.
-        batch_size: streams (clips) a call. dynamic_batch: any number of them instead.
-        video: a film like those to come; what was exported is compared with PyTorch on its frames, or on moving
-            blobs where there is none.
-        parity_frames: over how many frames.
-        box_tolerance: largest difference of a box's corner, as a fraction of the frame's width or height.
-        score_tolerance: largest difference of a score.
+        batch_size: streams (of a teacher: clips) per call.
+        dynamic_batch: accept any number of streams per call.
+        video: film on whose frames the export is compared with PyTorch; moving blobs by default.
+        parity_frames: number of frames in that comparison.
+        box_tolerance: largest allowed difference of a box's corner, as a fraction of the frame's width or height.
+        score_tolerance: largest allowed difference of a score.
         opset: version of the ONNX operators, 18 to 25.
-        quantize: ``int8`` or ``static-int8`` products with onnxruntime; ``static-int8`` takes their ranges from frames
-            of the training data. What it costs is measured on frames of the validation data, or on the video's.
-        quantization: which of them.
-        frame_rate: of the videos that the network was trained on, for the card inside the file; that of the weights'
-            card by default.
-        benchmark: time what was exported and PyTorch in turn, a row each in ``results/benchmark.md``.
-        ckpt_path: checkpoint of a run; without it the weights that the config names.
-        weights_only: checkpoints are never read otherwise here.
+        quantize: quantise products with onnxruntime. ``int8`` finds their ranges in every call, ``static-int8`` takes
+            them from frames of the training data. The loss is measured on frames of the validation data, or of the
+            video.
+        quantization: choice of those frames.
+        frame_rate: frame rate of the training videos, for the card inside the file; that of the weights' card by
+            default.
+        benchmark: time the export and PyTorch in turn, and add a row for each to ``results/benchmark.md``.
+        ckpt_path: checkpoint of a run, in place of the weights that the config names.
+        weights_only: not used; checkpoints are always read as weights only.
     """
     if benchmark and batch_size != 1:
         raise UserError(

@@ -105,8 +105,8 @@ def export_graph(
     The metadata lie in the ONNX file (values other than text as JSON), or in ``<output>.json`` beside the ``pt2``.
 
     Args:
-        frames: uint8 (N, H, W, 3), consecutive, of ``graph.image_size``: what the graph is compared with PyTorch on,
-            from the start again where there are fewer than ``steps``.
+        frames: uint8 (N, H, W, 3), consecutive, of ``graph.image_size``, on which the graph is compared with PyTorch.
+            They are repeated from the start where there are fewer than ``steps``.
         class_names: those of the actions, in the order of the scores.
         batch_size: streams (clips) a call; None for any number.
         steps: frames whose detections are compared, one after the other, each side with a state of its own.
@@ -159,7 +159,7 @@ def export_graph(
             if state_path is not None:
                 np.savez(final.with_name(state_path.name), **state)
             write(final, metadata)
-            # The model comes last: whoever finds it finds what belongs to it.
+            # The model is written last: once it is there, the rest is too.
             for file in sorted(final.parent.iterdir(), key=lambda file: file.name == path.name):
                 with whole_path(path.with_name(file.name)) as unfinished:
                     file.replace(unfinished)

@@ -20,9 +20,9 @@ class Parity(NamedTuple):
     """Largest absolute differences of what an exported graph gives from what PyTorch gives."""
 
     boxes: float
-    """Of a corner, as a fraction of the frame's width (of x) or height (of y)."""
+    """Difference of a corner, as a fraction of the frame's width (of x) or height (of y)."""
     boxes_pixels: float
-    """Of a corner, in pixels of the frame."""
+    """Difference of a corner, in pixels of the frame."""
     person_scores: float
     action_scores: float
 

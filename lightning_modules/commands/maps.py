@@ -1,4 +1,4 @@
-"""The command ``maps``: what a frozen stem makes of every frame, computed once."""
+"""The command ``maps``: feature maps of every frame by a frozen stem, computed once."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def maps(
     """Compute the maps of all videos of a config's data with the frozen stem of its network.
 
     Args:
-        runtime: what computes; ``auto`` takes OpenVINO where it is installed, about three times as fast on a CPU.
-        num_threads: None for as many as there are processors.
-        ckpt_path, weights_only: not used; a run's ``config.yaml``, which has them, can be given as it is.
+        runtime: library that computes the maps. ``auto`` takes OpenVINO where it is installed, about three times as
+            fast on a CPU.
+        num_threads: threads of the runtime; one per processor by default.
+        ckpt_path, weights_only: not used; accepted so that a run's ``config.yaml``, which has them, can be given.
     """
     stem = stem_of(model.network)
     if stem is None or not stem.frozen:

@@ -1,4 +1,4 @@
-"""Products of an ONNX file in int8 with onnxruntime's quantiser, and what that changes."""
+"""Quantisation of an ONNX file's products to int8 by onnxruntime, and its effect on the outputs."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class QuantizationSettings:
     """Frames that a quantised network is calibrated and compared on.
 
     Args:
-        videos: of the training split, drawn at random, whose frames calibrate ``static-int8``.
-        frames: of each of them, from its start.
-        seed: of the draw.
-        map_videos: of the validation split, its first, on which mAP is measured in float32 and int8; 0 for none.
+        videos: number of training videos, drawn at random, whose frames calibrate ``static-int8``.
+        frames: number of frames of each of these videos, from its start.
+        seed: seed of the draw.
+        map_videos: number of validation videos on which mAP is measured in float32 and int8; 0 for none.
     """
 
     videos: int = 8
@@ -48,7 +48,7 @@ class QuantizationSettings:
 
 
 class Quantizer(NamedTuple):
-    """How a graph is quantised."""
+    """Settings by which a graph is quantised."""
 
     kind: Quantization
     clips: Sequence[np.ndarray] = ()
@@ -59,7 +59,7 @@ class Quantizer(NamedTuple):
     """Goes into the metadata."""
 
     def write(self, source: Path, target: Path, graph: ExportGraph, run: Run, lanes: int) -> None:
-        """Quantise the file ``source``, which ``run`` runs on so many streams a call; weights have one scale each."""
+        """Quantise the file ``source``, which ``run`` runs on so many streams per call; weights have one scale each."""
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
         logger = logging.getLogger()
@@ -98,8 +98,8 @@ class Differences:
     """Mean and largest absolute differences of proposals in int8 from those in float32, pair by pair.
 
     Args:
-        compared: how many pairs. people: whether they are those that float32 takes for people; else all, where it
-            takes nobody for one.
+        compared: how many pairs. people: whether they are those that float32 takes for people; else all, where it finds
+            none.
         boxes: of a corner, as a fraction of the frame's width or height. boxes_pixels: in pixels of the frame.
         person_scores, action_scores: of scores.
     """
@@ -128,8 +128,8 @@ def measure_differences(
 ) -> Differences:
     """Compare two graphs over consecutive frames, see ``side_by_side``.
 
-    Proposals are paired so that the differences of boxes and person scores are smallest in sum: where a graph chooses
-    among them, the same person may come out in another place.
+    Proposals are paired so that the sum of differences of boxes and person scores is smallest: a graph that chooses
+    among them may put the same person in another place.
     """
     height, width = graph.image_size
     sides_of = np.asarray([width, height, width, height])

@@ -1,4 +1,4 @@
-"""The command ``score``: detections that were saved, without a model, on the ground truth and metric of ``test``."""
+"""The command ``score``: saved detections on the ground truth and metric of ``test``, without a model."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def score(
     """Score detections that were saved earlier, without a model.
 
     Args:
-        predictions: what ``test`` saved with ``DetectionFile``, or another program in the
-            same form: a csv of ``video,seconds,x1,y1,x2,y2,action_id,score``; of tubes a json as
-            ``TubeFile`` saves it, of segments one in the form of the ActivityNet challenge.
-        split: whose ground truth; ``val`` for what ``validate`` saved.
-        metric: the protocol for boxes; that of the config's model by default.
-        video_protocol: the protocol for tubes; that of the config's model by default, otherwise ``act``.
-        tolerance_seconds: how far a time stamp of a box may be from that of its keyframe.
-        tiou_thresholds: overlaps of segments to average over; 0.3 to 0.7 by default.
+        predictions: file that ``test`` saved, or another program in the same form. Boxes: a csv of
+            ``video,seconds,x1,y1,x2,y2,action_id,score``, as ``DetectionFile`` saves it. Tubes: a json as ``TubeFile``
+            saves it. Segments: a json in the form of the ActivityNet challenge.
+        split: split whose ground truth is used; ``val`` for files that ``validate`` saved.
+        metric: protocol of frame mAP; that of the config's model by default.
+        video_protocol: protocol of video mAP; that of the config's model by default, otherwise ``act``.
+        tolerance_seconds: largest distance of a box's time stamp from that of its keyframe.
+        tiou_thresholds: temporal IoUs that segment mAP is averaged over; 0.3 to 0.7 by default.
         verbose: also print the AP of every class.
         since_start: also print the frame mAP of boxes by the time since their action's start.
-        ckpt_path, weights_only: not used; a run's ``config.yaml``, which has them, can be given as it is.
+        ckpt_path, weights_only: not used; accepted so that a run's ``config.yaml``, which has them, can be given.
     """
     names = datamodule.class_names
     if isinstance(datamodule, SegmentDataModule):

@@ -137,7 +137,7 @@ def rows_of_file(
 
 
 def _keyframes_of(found: FrameDetections, keyframes: Sequence[TrueKeyframe], tolerance: float) -> np.ndarray:
-    """For each row its keyframe, -1 where there is none, -2 where not even the video is known."""
+    """Return each row's keyframe, -1 where there is none, -2 where not even the video is known."""
     of_video: dict[str, list[int]] = {}
     for index, keyframe in enumerate(keyframes):
         of_video.setdefault(keyframe.video_id, []).append(index)
@@ -188,8 +188,8 @@ def _report_unknown(
         example = keyframes[0]
         raise UserError(
             f"{path}: none of its {len(found.videos)} detections can be scored: {'; '.join(complaints)}. The data has "
-            f"{example.video_id} at {example.timestamp:g} s, for instance; set --config and --split to those that the "
-            "file was made with, and start_seconds of the source to what the file calls the beginning of the videos"
+            f"{example.video_id} at {example.timestamp:g} s, for instance. Set --config and --split to those that the "
+            "file was made with, and start_seconds of the source to the file's time of the videos' first frames"
         )
     if complaints:
         rows = int((~known | (frames < 0)).sum())

@@ -21,16 +21,16 @@ def serve(
 ) -> None:
     """Predict on a source and show it on a page: live pictures with boxes, delay, events, and ``/health`` as JSON.
 
-    Where the config has a ``LivePage``, its settings count in the place of host, port and token.
+    If the config has a ``LivePage``, its settings replace host, port and token.
 
     Args:
-        host: 127.0.0.1 is seen from this machine alone; any other needs a token.
-        port: of the page; 0 takes a free one.
-        token: that requests must carry, ``?token=`` or ``Authorization: Bearer``; ``$NAME`` takes it from the
+        host: address that the page listens on. 127.0.0.1 is reachable from this machine alone; any other needs a token.
+        port: port of the page; 0 takes a free one.
+        token: secret that requests must carry, as ``?token=`` or ``Authorization: Bearer``. ``$NAME`` takes it from the
             environment.
-        rules: a file of rules, whose events are shown and written to ``runs/events``; see ``EventReporter``.
-        ckpt_path: checkpoint of a run; without it the weights that are given.
-        weights_only: checkpoints are never read otherwise here.
+        rules: file of event rules. Events are shown and written to ``runs/events``; see ``EventReporter``.
+        ckpt_path: checkpoint of a run, in place of ``--weights``.
+        weights_only: not used; checkpoints are always read as weights only.
     """
     if not any(isinstance(each, LivePage) for each in trainer.callbacks):
         # Before those that write, whose time is not part of the delay; behind the one that stops everything.

@@ -26,7 +26,7 @@ class Benchmark:
     unit: str
     """The word for that call in tables: ``clip``, ``frame``, ``window of 48 frames``."""
     step: Step
-    """The same call from normalised pixels to decoded predictions, which is timed."""
+    """Call from normalised pixels to decoded predictions, which is timed."""
     new_frames: int = 1
     """Sampled frames that one step adds: 1 for a stream and for a sliding window, more for a window as a whole."""
     delay: int | None = None

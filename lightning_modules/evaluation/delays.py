@@ -16,7 +16,7 @@ from ..networks.detection.outputs import ScoredBoxes
 from .predictions import Answer, StreamFrame
 
 MIN_IOU = 0.3
-"""From one sampled frame to the next, of the boxes of one person; what ``OnlineLinker`` asks too."""
+"""Least IoU of a person's boxes in successive sampled frames; the same as that of ``OnlineLinker``."""
 
 
 def check_delays(delays: Sequence[int]) -> None:
@@ -113,7 +113,7 @@ class _Known(NamedTuple):
 
 @dataclass
 class _Keyframe:
-    """An annotated frame that waits for its answers, and its N detections, followed to the newest frame."""
+    """An annotated frame that waits for late predictions, and its N detections, followed to the newest frame."""
 
     truth: Rows
     boxes: Tensor
@@ -161,7 +161,7 @@ class _Lane:
         self.waiting = [keyframe for keyframe in self.waiting if keyframe.age < self.delays[-1]]
 
     def end(self) -> Iterator[_Known]:
-        """The last frame answers what is still to be answered."""
+        """Score waiting frames with the last frame's predictions."""
         for keyframe in self.waiting:
             for delay in self.delays:
                 if delay > keyframe.age:
@@ -172,7 +172,7 @@ def same_people(earlier: ScoredBoxes, later: ScoredBoxes) -> Tensor:
     """Return for each of N detections its place among the M of the next frame, (N,) int64; -1 where there is none.
 
     Pairs have the largest total of IoU times both person scores (Hungarian). A detector puts several proposals around a
-    person; the scores lead from the one that it takes for the person to the one that it takes next.
+    person. The scores lead from the proposal taken for the person in one frame to that taken in the next.
     """
     iou = box_iou(earlier.boxes, later.boxes)
     worth = iou * earlier.person_scores[:, None] * later.person_scores

@@ -20,7 +20,7 @@ from .tubes import VideoEvaluation, VideoMapSettings
 
 @dataclass(frozen=True)
 class DetectionSettings:
-    """How detections are decoded and scored.
+    """Settings of decoding and scoring detections.
 
     Args:
         person_threshold, score: how they are decoded, see ``decode_detections``.
@@ -40,7 +40,7 @@ class DetectionSettings:
 
 
 class DetectionEvaluator(nn.Module):
-    """Holds the metrics of one run's data; a module, so that their states go to its device.
+    """Metrics of one run's data; a module, so that their states go to its device.
 
     Args:
         settings: protocols.

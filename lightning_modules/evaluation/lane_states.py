@@ -11,7 +11,7 @@ from ..networks.students.detector import DetectorState
 
 
 class LaneStates:
-    """Holds the state of each lane by itself, so that any of them make up a batch, whatever the size of their frames.
+    """States of single lanes, so that any of them make up a batch, whatever the size of their frames.
 
     Memory grows with the number of lanes alone.
     """

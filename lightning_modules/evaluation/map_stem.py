@@ -1,4 +1,4 @@
-"""Whether maps that were computed once are those that a network's stem would make."""
+"""Check that stored maps are those that a network's stem computes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which frame of a stream each answer of a detector is about, also where answers come a few frames late."""
+"""Assignment of a detector's outputs to the frames they are about, also where they come a few frames late."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StreamFrame(NamedTuple):
 
     lane: int
     is_first: bool
-    """Of its stream."""
+    """True for the first frame of its stream."""
     video_id: str
     index: int
     timestamp: float
@@ -43,10 +43,10 @@ class Answer(NamedTuple):
 
 
 class StreamAnswers:
-    """Hands every frame of parallel streams the answer that is about it, in order of lanes, then of time.
+    """Give every frame of parallel streams the output that is about it, in order of lanes, then of time.
 
-    What a detector with a look-ahead of k says at frame t is about frame t - k. The last k frames of a stream get what
-    is said after its end, where its last frame is shown k times more; without that, its last answer stands for them.
+    What a detector with a look-ahead of k says at frame t is about frame t - k. At the end of a stream its last frame
+    is shown k times more, which gives the last k frames their outputs. Without that, the last output stands for them.
 
     Args:
         look_ahead: k, in frames of the stream.

@@ -34,7 +34,7 @@ def with_last_repeated(frames: Tensor, is_valid: Tensor) -> Tensor:
 
 
 class StreamPredictor:
-    """Detects on every lane of a stream and places each prediction at the frame that it is about.
+    """Detect on every lane of a stream and assign each prediction to the frame that it is about.
 
     The one implementation: evaluation, ``predict`` and ``StreamSession`` go through it. The state of a lane is renewed
     where a stream starts and held where a lane has run out. At the end of a stream the last frame is repeated for as
@@ -82,8 +82,8 @@ class StreamPredictor:
         return [self._tracked(*prediction, class_names) for prediction in predictions]
 
     def detect(self, batch: StreamBatch) -> list[list[ScoredBoxes]]:
-        """Scored boxes of each lane's T frames, in pixels of the original video; where a stream ends with them, also
-        those of the frames after its end that are made up."""
+        """Scored boxes of each lane's T frames, in pixels of the original video. Where a stream ends with them, those
+        of the repeated frames after its end are included."""
         frames = normalise_frames(batch.frames, batch.image_sizes)
         ends = self.look_ahead > 0 and bool(batch.is_last.any())
         if ends:
@@ -108,7 +108,7 @@ class StreamPredictor:
         """Return the state of the batch's rows; ``fresh`` is that of streams that begin."""
         if batch.lanes is not None:
             return self.lane_states.joined(batch.lanes, batch.is_first.tolist(), fresh)
-        # Where no lane goes on, other videos begin, maybe of another size or on another number of lanes.
+        # Where no lane continues, other videos begin, perhaps of another size or on another number of lanes.
         if self.state is None or not bool((batch.is_valid[:, 0] & ~batch.is_first).any()):
             return fresh
         return select_lanes(batch.is_first, fresh, self.state)

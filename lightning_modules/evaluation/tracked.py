@@ -1,4 +1,4 @@
-"""Predictions as programs take them: who is in a frame, where, and what they do."""
+"""Predictions in the form that programs use: people in a frame, their boxes and actions."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class TrackedFrame(NamedTuple):
 
     video_id: str
     seconds: float
-    """Its time stamp."""
+    """Time stamp."""
     frame: int | None
-    """Its number in the video, counted from 0; None from detectors that do not know it."""
+    """Number in the video, counted from 0; None from detectors that do not know it."""
     size: tuple[int, int]
     """Height and width in pixels of the video."""
     people: tuple[TrackedPerson, ...]

@@ -1,4 +1,4 @@
-"""Who is who on one lane of a stream."""
+"""Identities of people on one lane of a stream."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ many (results/pages/trackers.md)."""
 
 
 class LaneTracks:
-    """Links the detections of the videos that follow each other on a lane.
+    """Link the detections of the videos that follow each other on a lane.
 
-    Ids count from 0 in every video. Where a video starts anew in its middle, as a camera does that was lost for long,
-    nobody is recognised, but ids go on, so that none stands for two people.
+    Ids count from 0 in every video. A video may start anew in its middle, for example a camera that was lost for long.
+    Nobody is recognised then, but ids go on counting, so that none stands for two people.
     """
 
     def __init__(self, num_classes: int) -> None:

@@ -1,11 +1,11 @@
 """The offline linking of ACT (Kalogeiton et al., ICCV 2017, section 3.3) and MOC, for numbers that compare with theirs.
 
 They link tubelets of several frames; this is the case of tubelets of one frame, which is what a detector of single
-frames gives. For each class and frame: non-maximum suppression, then the best ``max_boxes``. The live tubes of the
-class, those of the best mean score first, each take the best-scored free box that overlaps enough with their last one.
-What nobody takes starts a tube. IoU counts pixels (+1 on width and height), so boxes must be in pixels.
+frames gives. For each class and frame: non-maximum suppression, then the best ``max_boxes``. Each live tube of the
+class, in order of mean score, takes the best-scored free box that overlaps enough with its last one. A box that no tube
+takes starts one. IoU counts pixels (+1 on width and height), so boxes must be in pixels.
 
-In ACT a tubelet of six frames covers the up to five frames that a tube may miss; a single frame cannot, so here the
+In ACT a tubelet of six frames covers the up to five frames that a tube may miss. Single frames cannot, so here the
 boxes of missed frames are interpolated.
 """
 

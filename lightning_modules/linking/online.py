@@ -1,4 +1,4 @@
-"""Links the people of one stream frame by frame, with nothing but the past to go by; live and in evaluation alike."""
+"""Tracking of the people of one stream, frame by frame, from the past alone; the same live and in evaluation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LinkedFrame(NamedTuple):
 
 
 class OnlineLinker:
-    """Gives the detections of one stream, frame by frame, the numbers of the people they are.
+    """Online tracker: numbers the people in the detections of one stream, frame by frame.
 
     A frame is matched with the tracks so far such that the sum of their IoUs is largest. What is matched with nothing
     starts a track. Work and memory of a frame depend on the number of its boxes and on ``max_gap``, not on how long the
@@ -39,7 +39,7 @@ class OnlineLinker:
         max_gap: frames that a track may be unseen, with its last box, and still go on.
         smoothing: weight of the past in ``smoothed = smoothing * smoothed + (1 - smoothing) * scores``; 0 takes the
             scores as they are. A track starts with the scores of its first frame.
-        nms_threshold: a detection goes that overlaps by more than this with one of a better person score: detectors
+        nms_threshold: overlap above which a detection with a lower person score than the other is dropped. Detectors
             without non-maximum suppression see a person more than once.
     """
 
@@ -139,7 +139,7 @@ class OnlineTubes:
             nothing. That looks at the whole tube.
         begin_share: the same of its first frame alone; as ``end_share`` by default.
         lead: frames of its track that a tube begins earlier than that. Scores that know no future rise late, which a
-            tube can make good as soon as it begins, and fall late, which ``end_share`` makes good when it is over.
+            tube can correct as soon as it begins. They also fall late, which ``end_share`` corrects when it is over.
     """
 
     def __init__(

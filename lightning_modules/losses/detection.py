@@ -25,8 +25,8 @@ class DetectionLoss(nn.Module):
     """Named losses of a batch of keyframes: ``person``, ``l1``, ``giou`` and ``action``, and their weighted mean.
 
     Every refinement stage is matched and supervised on persons and boxes; every decoder block on actions, with the
-    matches of the last stage. A term is the mean over its stages or blocks, already weighted; ``total`` weighs each
-    stage and block equally, as EVAD's mean over all its terms does.
+    matches of the last stage. A term is the mean over its stages or blocks, already weighted. ``total`` weighs each
+    stage and block equally, like EVAD's mean over all its terms.
 
     - ``person``: cross-entropy over all proposals, class weights 1 and ``nobody_weight``, weighted mean.
     - ``l1``, ``giou``: summed over matched pairs, divided by the number of true boxes (mean over processes, at least

@@ -87,8 +87,8 @@ class ActionImitation(nn.Module):
 
 
 class BoxImitation(nn.Module):
-    """Boxes and person scores of the teacher: L1 + (1 - GIoU), weighted by its person score (equation 11), plus the
-    cross-entropy of the person scores.
+    """Imitation of the teacher's boxes and person scores: L1 + (1 - GIoU), weighted by its person score (equation 11),
+    plus the cross-entropy of the person scores.
 
     Shapes: student logits (R, B, Q, 2) and boxes (R, B, Q, 4) of R stages, each compared with the teacher's last
     (B, Q, 2) and (B, Q, 4); image_sizes (B, 2) height, width.

@@ -18,7 +18,7 @@ class Matches(NamedTuple):
 
 
 class BoxMatcher(nn.Module):
-    """Assigns each true box the proposal that is cheapest for all together; no gradient.
+    """One-to-one assignment of proposals to true boxes at the lowest total cost; no gradient.
 
     cost = class_cost * (-person probability) + l1_cost * L1 + giou_cost * (-GIoU), L1 over xyxy divided by the frame's
     size, GIoU in pixels.
@@ -36,7 +36,7 @@ class BoxMatcher(nn.Module):
         each; scale (B, 4) = width, height, width, height."""
         repeats = torch.tensor(counts, dtype=torch.long, device=boxes.device)  # an empty list would make floats
         owner = torch.arange(len(boxes), device=boxes.device).repeat_interleave(repeats)
-        # One row a true box against the proposals of its own keyframe: (M, Q).
+        # One row per true box against the proposals of its keyframe: (M, Q).
         own_boxes, own_persons = boxes.float()[owner], person_logits.float().softmax(-1)[owner, :, 0]
         l1 = ((own_boxes - targets[:, None]) / scale[owner][:, None]).abs().sum(-1)
         giou = paired_giou(own_boxes, targets[:, None].expand_as(own_boxes))
@@ -56,8 +56,8 @@ class ProposalMatcher(nn.Module):
 
     Where a student carries proposals over from the frame before, or has fewer than its teacher, their order says
     nothing. Each proposal that the teacher takes for a person goes to the nearest of the student. The cost of a pair is
-    the teacher's person probability x (l1_cost * L1 + giou_cost * (1 - GIoU) - reward), with L1 over xyxy divided by
-    the frame's size. The reward makes persons worth assigning, however far away.
+    the teacher's person probability x (l1_cost * L1 + giou_cost * (1 - GIoU) - reward). L1 is over xyxy divided by the
+    frame's size. The reward makes persons worth assigning, however far away.
     """
 
     reward = 100.0
@@ -86,7 +86,7 @@ class ProposalMatcher(nn.Module):
 
 
 def _starts(counts: list[int]) -> list[int]:
-    """Where each keyframe's rows begin: [2, 0, 3] -> [0, 2, 2]."""
+    """Return where each keyframe's rows begin: [2, 0, 3] -> [0, 2, 2]."""
     return [sum(counts[:index]) for index in range(len(counts))]
 
 

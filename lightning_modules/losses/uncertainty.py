@@ -19,8 +19,8 @@ class TaskWeighting(nn.Module):
     2018, https://arxiv.org/abs/1705.07115). s starts at -ln of the task's initial weight and is kept within
     ``LOG_VARIANCE_RANGE``. The total may fall below zero. ``fixed``: the initial weights throughout.
 
-    Tasks in ``pinned`` keep their weight in either mode. Otherwise learned weights can trade the ground truth away for
-    whatever is easiest to imitate.
+    Tasks in ``pinned`` keep their weight in either mode. Otherwise learned weights can neglect the ground truth in
+    favour of the term that is easiest to imitate.
 
     Args:
         weights: initial weight of every task; their names are the tasks' names.

@@ -1,8 +1,7 @@
-"""From overlaps to hits, and from hits to average precision, for the detections of one class.
+"""Matching of overlaps to hits, and average precision of hits, for the detections of one class.
 
-Detections are numbered by rank: number 0 is matched first. What they can be matched to are *pairs* of a detection and
-a target that may belong together, given as three equally long arrays: numbers of detections, numbers of targets,
-overlaps.
+Detections are numbered by rank: number 0 is matched first. *Pairs* of a detection and a target that may be matched are
+given as three equally long arrays: detection indices, target indices, overlaps.
 """
 
 from __future__ import annotations
@@ -55,8 +54,8 @@ def settle_ties(hits: np.ndarray, scores: np.ndarray, frames: np.ndarray) -> np.
 
     ``hits``, ``scores`` (descending) and ``frames`` are those of detections in the order in which they were matched.
     Within a frame that order stays. Frames with equal scores take turns: first the first such detection of each frame,
-    misses before hits, then the second ones. It is an order in which they could have been matched, and of those a
-    cautious one: a detector that scores everything alike is not credited with luck.
+    misses before hits, then the second ones. It is a possible and cautious order of matching: a detector that gives all
+    detections the same score is not credited with luck.
     """
     tie = np.cumsum(np.r_[0, scores[1:] != scores[:-1]][: len(scores)])
     if not len(tie) or tie[-1] == len(tie) - 1:
@@ -75,7 +74,7 @@ def precisions(hits: np.ndarray, hit_weight: float = 1.0) -> np.ndarray:
 
 
 def envelope_area(hits: np.ndarray, num_targets: int, hit_weight: float = 1.0) -> float:
-    """All-point AP (Pascal VOC since 2010): precision made monotone from the right, summed where recall rises."""
+    """Return all-point AP (Pascal VOC since 2010): precision made monotone from the right, summed as recall rises."""
     precision = precisions(hits, hit_weight)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(envelope[hits].sum() / num_targets)

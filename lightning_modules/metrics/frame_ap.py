@@ -1,4 +1,4 @@
-"""How well single frames are detected, under the three protocols of the field, on plain arrays.
+"""Frame mAP under the three protocols of the field, on plain arrays.
 
 | protocol | boxes | a taken ground-truth box | average precision | used for |
 |---|---|---|---|---|
@@ -60,7 +60,7 @@ class FrameMapSettings:
             raise ValueError(f"max_rows_per_frame must be at least 1 or None, got {self.max_rows_per_frame}")
 
     def __str__(self) -> str:
-        """Such as ``act frame mAP@0.5, best 50 rows a frame``: the protocol, and all that is not default."""
+        """Name the protocol and all that is not default: ``act frame mAP@0.5, best 50 rows a frame``."""
         ignoring = ", labelled frames only" if self.unlabelled_frames == "ignore" else ""
         cap = "" if self.max_rows_per_frame is None else f", best {self.max_rows_per_frame} rows a frame"
         return f"{self.protocol} frame mAP@{self.iou_threshold:g}{ignoring}{cap}"
@@ -99,7 +99,7 @@ class FrameMap(NamedTuple):
     num_classes: int
     """Classes with ground truth: those that the mean is over."""
     explanation: str
-    """Why the mean is 0 or NaN; otherwise empty."""
+    """Reason why the mean is 0 or NaN; otherwise empty."""
 
 
 def frame_mean_average_precision(
@@ -139,7 +139,7 @@ def average_precisions(
 ) -> np.ndarray:
     """AP of each class, (num_classes,) float64, NaN for a class without ground truth.
 
-    One frame with a ground-truth box and two detections of it, scores 0.9 and 0.8: the first is a hit (recall 1,
+    One frame has a ground-truth box and two detections of it, scored 0.9 and 0.8. The first is a hit (recall 1,
     precision 1), the second a false positive behind it, so AP is 1. With the scores swapped it is 1/2.
     """
     area = trapezoid_area if protocol == "act" else envelope_area
@@ -204,7 +204,7 @@ def _places_by_corners(boxes: np.ndarray) -> np.ndarray:
 
 
 def _by_class(classes: np.ndarray, num_classes: int) -> list[np.ndarray]:
-    """For each class its rows, in the order in which they come."""
+    """Return the rows of each class, in the order in which they come."""
     # Short integers are sorted in linear time.
     order = np.argsort(classes.astype(np.min_scalar_type(num_classes)), kind="stable")
     return np.split(order, np.cumsum(np.bincount(classes, minlength=num_classes))[:-1])
@@ -238,7 +238,7 @@ def _best_rows_of_each_frame(rows: FrameRows, limit: int) -> FrameRows:
 
 
 def _explain_zero(preds: FrameRows, targets: FrameRows, ids: np.ndarray, settings: FrameMapSettings) -> str:
-    """Why the mean is 0 or undefined, in words."""
+    """Return in words why the mean is 0 or undefined."""
     if not len(targets.owners):
         return "no ground truth: no frame has a box of a scored class"
     if not len(preds.owners):

@@ -28,8 +28,8 @@ class FrameMeanAveragePrecision(RowMetric):
     Args:
         num_classes: number of classes K; labels are 0..K-1 unless ``class_ids`` says otherwise.
         iou_threshold, protocol, unlabelled_frames, max_rows_per_frame: see ``FrameMapSettings``.
-        class_ids: the ids to score, for lists with holes (60 of AVA's 80); rows of other ids are dropped on both
-            sides, and results are keyed by id.
+        class_ids: the ids to score, for lists with holes (60 of AVA's 80). Rows of other ids are dropped on both sides;
+            results are keyed by id.
 
     Frames are identified by position, so every frame is passed exactly once. Leave out what a distributed sampler
     repeats to even out its ranks, and the frames that the data set excludes. The order of frames, and of the boxes of a
@@ -75,7 +75,7 @@ class FrameMeanAveragePrecision(RowMetric):
         return f"{self.settings}{some}"
 
     def _empty_states(self) -> dict[str, Tensor]:
-        """Frames count their boxes, and boxes their rows, one a class."""
+        """Frames count their boxes, and boxes their rows, one per class."""
         whole = torch.zeros(0, dtype=torch.int64, device=self.device)
         # In float32 an IoU of exactly 0.5 may come out as 0.49999997, a miss.
         boxes = torch.zeros(0, 4, dtype=torch.float64, device=self.device)
@@ -90,7 +90,7 @@ class FrameMeanAveragePrecision(RowMetric):
             preds: one dict per frame: ``boxes`` (N, 4) xyxy with ``scores`` (N, K) of all classes, column k being label
                 k. Instead ``scores`` (N,) may come with ``labels`` (N,) int; a detection with several actions is
                 repeated.
-            targets: one dict a frame: ``boxes`` (M, 4) xyxy, ``labels`` (M,) int. A box with several actions is
+            targets: one dict per frame: ``boxes`` (M, 4) xyxy, ``labels`` (M,) int. A box with several actions is
                 repeated, one row an action.
         """
         if len(preds) != len(targets):
@@ -102,7 +102,7 @@ class FrameMeanAveragePrecision(RowMetric):
         self._append(new)
 
     def _frame(self, frame: Rows, where: str, side: str) -> dict[str, Tensor]:
-        """One frame as rows; scores of all classes become a row each."""
+        """Return one frame as rows; scores of all classes become a row each."""
         all_classes = side == "pred" and "labels" not in frame and "scores" in frame and frame["scores"].ndim == 2
         if not all_classes:
             columns = ("boxes", "scores", "labels") if side == "pred" else ("boxes", "labels")
@@ -181,7 +181,7 @@ class FrameMeanAveragePrecision(RowMetric):
         }
 
     def _rows(self, side: str) -> tuple[FrameRows, int]:
-        """All rows of a side, and the number of frames."""
+        """Return all rows of a side, and the number of frames."""
         names = ("counts", "boxes", "row_counts", "labels", *(("scores",) if side == "pred" else ()))
         columns = self._gathered(side, names)
         counts, row_counts, classes = (columns[name].numpy() for name in ("counts", "row_counts", "labels"))

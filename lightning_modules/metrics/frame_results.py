@@ -42,7 +42,7 @@ class FrameDetections(NamedTuple):
 
 
 def read_frame_detections(path: str | Path) -> FrameDetections:
-    """Read detections from whatever program.
+    """Read detections of any program.
 
     The first line may be a header. Lines of two columns, frames without detection in some programs, are passed over.
     """
@@ -113,7 +113,7 @@ def _plain_rows(lines: list[str], path: Path, first: int) -> tuple[list[str], np
     try:
         numbers = np.loadtxt(lines, delimiter=",", usecols=range(1, len(COLUMNS)), comments=None, ndmin=2)
     except ValueError:
-        return _rows(lines, path, first)  # which says what is wrong
+        return _rows(lines, path, first)  # which reports the error
     actions = numbers[:, 5]
     if not np.isfinite(numbers).all() or (actions != np.rint(actions)).any() or (np.abs(actions) > LARGEST_ID).any():
         return _rows(lines, path, first)

@@ -5,7 +5,7 @@ ranked by score; equal scores share one threshold. AP is the sum of precisions a
 that each of them adds (no interpolation). Background is not scored. Frames marked ambiguous are left out, and classes
 without a positive frame are left out of the mean.
 
-Calibrated AP (De Geest et al., "Online Action Detection", ECCV 2016) makes rare and frequent classes comparable: with w
+Calibrated AP (De Geest et al., "Online Action Detection", ECCV 2016) makes rare and frequent classes comparable. With w
 negatives for each positive, precision becomes TP / (TP + FP / w).
 """
 
@@ -23,7 +23,7 @@ from torchmetrics.utilities import dim_zero_cat
 def frame_targets(
     times: Tensor, segments: Tensor, labels: Tensor, ambiguous: Tensor, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """From segments to frames: a frame shows an action if ``start <= time < end``, time being its middle.
+    """Turn segments into labels of frames: a frame shows an action if ``start <= time < end`` at its middle.
 
     This recipe is part of the protocol: published ones round chunks of frames differently, which moves the result.
 
@@ -33,7 +33,7 @@ def frame_targets(
         times: (T,) seconds.
         segments: (n, 2) seconds.
         labels: (n,) int.
-        ambiguous: (m, 2) seconds, spans in which nobody can say.
+        ambiguous: (m, 2) seconds, spans that are not scored.
         num_classes: K.
 
     Returns:
@@ -51,9 +51,9 @@ def frame_targets(
 def average_precision(scores: np.ndarray, positives: np.ndarray) -> tuple[float, float]:
     """AP and calibrated AP of one class over N frames; NaN without a positive frame.
 
-    Scores 0.9, 0.8, 0.8, 0.1, of which the second and the last are positive: the thresholds 0.9, 0.8, 0.1 have
-    precision 0, 1/3, 1/2 and recall 0, 1/2, 1, so AP is (1/3 + 1/2) / 2. There is one negative for each positive, so
-    calibrated AP is the same.
+    Scores are 0.9, 0.8, 0.8, 0.1; the second and the last are positive. The thresholds 0.9, 0.8, 0.1 have precision 0,
+    1/3, 1/2 and recall 0, 1/2, 1, so AP is (1/3 + 1/2) / 2. There is one negative for each positive, so calibrated AP
+    is the same.
 
     Args:
         scores: (N,) float.
@@ -165,7 +165,7 @@ class PerFrameMeanAveragePrecision(Metric):
 
 
 def _explain_nothing(num_frames: int, num_ignored: int) -> str:
-    """Why there is no result, in words. A mean of 0 cannot be: a positive frame ranked last still has a precision."""
+    """Return in words why there is no result. The mean is never 0: a positive frame ranked last has a precision."""
     if not num_frames:
         return f"no frame: all {num_ignored} are ambiguous" if num_ignored else "no frame was passed"
     return f"no ground truth: none of {num_frames} frames shows a class that is scored"

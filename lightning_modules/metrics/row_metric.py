@@ -13,9 +13,9 @@ from torchmetrics.utilities import dim_zero_cat
 class RowMetric(Metric):
     """A metric whose states are columns of rows, grouped by counts of consecutive rows.
 
-    A frame or a video is such a count, not a number that two ranks could both use. Gathering concatenates counts and
-    rows alike, rank after rank, and so keeps frames and videos whole and apart. Subclasses say in ``_empty_states``
-    what they keep, and call ``_start`` at the end of their constructor.
+    A frame or a video is such a count, not a number that two ranks could both use. Gathering concatenates both counts
+    and rows, rank after rank, and so keeps frames and videos whole and apart. Subclasses say in ``_empty_states`` what
+    they keep, and call ``_start`` at the end of their constructor.
     """
 
     is_differentiable = False
@@ -46,7 +46,7 @@ class RowMetric(Metric):
 
 
 def concatenate(parts: Iterable[Tensor], empty: Tensor) -> Tensor:
-    """All rows, of the dtype and on the device of ``empty``, which stands in where there is no row."""
+    """Return all rows, of the dtype and on the device of ``empty``, which is the result where there is no row."""
     rows = [part.detach().to(device=empty.device, dtype=empty.dtype) for part in parts if part.numel()]
     return torch.cat([empty, *rows])
 

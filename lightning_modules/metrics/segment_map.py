@@ -54,8 +54,8 @@ def average_precisions(
 ) -> np.ndarray:
     """AP at each threshold of each class: (thresholds, num_classes) float64, NaN for a class without ground truth.
 
-    A video with one segment, 10 s to 20 s, and two detections of it: 10 s to 20 s scored 0.8, 0 s to 5 s scored 0.9.
-    The first by score is a false positive, the second a hit at precision 1/2, so AP is 1/2.
+    A video has one segment, 10 s to 20 s, and two detections: 10 s to 20 s scored 0.8, and 0 s to 5 s scored 0.9. The
+    first by score is a false positive, the second a hit at precision 1/2, so AP is 1/2.
     """
     targets = unique_segments(targets)
     targets = targets.take(np.lexsort((*targets.segments.T[::-1], targets.videos, targets.classes)))
@@ -109,7 +109,7 @@ def pairwise_tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _explain_zero(preds: SegmentRows, targets: SegmentRows, threshold: float) -> str:
-    """Why the mean is 0 or undefined, in words."""
+    """Return in words why the mean is 0 or undefined."""
     if not len(targets.scores):
         return "no ground truth: no video has a segment"
     if not len(preds.scores):
@@ -139,7 +139,7 @@ class SegmentMeanAveragePrecision(RowMetric):
         tiou_thresholds: overlaps from which on a detection is a hit; 0.3 to 0.7 for THUMOS14, 0.5 to 0.95 in steps of
             0.05 for ActivityNet.
 
-    Videos are told apart by position, so every video is passed exactly once: leave out what a distributed sampler
+    Videos are identified by position, so every video is passed exactly once: leave out what a distributed sampler
     repeats to even out its ranks. A video without ground truth counts; all its detections are false positives.
     """
 
@@ -187,8 +187,9 @@ class SegmentMeanAveragePrecision(RowMetric):
         """Add whole videos; entry i of both sequences belongs to the same video.
 
         Args:
-            preds: one dict a video: ``segments`` (N, 2) start and end in seconds, ``scores`` (N,), ``labels`` (N,) int.
-            targets: one dict a video: ``segments`` (M, 2), ``labels`` (M,) int.
+            preds: one dict per video: ``segments`` (N, 2), start and end in seconds, ``scores`` (N,), ``labels`` (N,)
+                int.
+            targets: one dict per video: ``segments`` (M, 2), ``labels`` (M,) int.
         """
         if len(preds) != len(targets):
             raise ValueError(f"preds has {len(preds)} videos but targets has {len(targets)}")
@@ -246,7 +247,7 @@ class SegmentMeanAveragePrecision(RowMetric):
         }
 
     def _rows(self, side: str) -> SegmentRows:
-        """All rows of a side."""
+        """Return all rows of a side."""
         names = ("counts", "segments", "labels", *(("scores",) if side == "pred" else ()))
         columns = self._gathered(side, names)
         counts, labels = columns["counts"].numpy(), columns["labels"].numpy()

@@ -53,7 +53,7 @@ def write_results(
 
 
 def read_results(path: str | Path, class_names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-    """Read detections from whatever program: for each video ``segments``, ``scores`` (float64) and ``labels``.
+    """Read detections of any program: for each video ``segments``, ``scores`` (float64) and ``labels``.
 
     Videos are called as the file calls them. Detections of a class that is not among ``class_names`` are left out, as
     evaluators do; a file without any known class is an error.

@@ -14,8 +14,8 @@ one:
 | ``every`` | takes one frame after the other, however late it gets | a stream whose state needs every frame |
 | ``parallel`` | is never busy: every prediction comes its latency after its frame | a constant delay |
 
-An example with frames 0.1 s apart and a latency of 0.25 s: ``newest`` takes frames 0, 2, 5, 7 and finishes at 0.25,
-0.5, 0.75 and 1.0. So the frame at 0.5 s is scored against the prediction about frame 2.
+An example has frames 0.1 s apart and a latency of 0.25 s. ``newest`` takes frames 0, 2, 5, 7 and finishes at 0.25, 0.5,
+0.75 and 1.0. So the frame at 0.5 s is scored against the prediction about frame 2.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class StreamingMeanAveragePrecision(FrameMeanAveragePrecision):
 
     @property
     def streaming_description(self) -> str:
-        """Such as ``streaming ava frame mAP@0.5, newest frame, 12 ms, 3 frames awaited``."""
+        """Describe the protocol: ``streaming ava frame mAP@0.5, newest frame, 12 ms, 3 frames awaited``."""
         latency = 1e3 * float(np.median(np.atleast_1d(self.latency_seconds)))
         awaited = f", {self.frames_awaited} frames awaited" if self.frames_awaited else ""
         return f"streaming {self.description}, {self.schedule}, {latency:.3g} ms{awaited}"

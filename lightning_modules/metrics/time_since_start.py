@@ -1,12 +1,12 @@
 """Frame AP by how long an action has been going on: what a detector without delay can know, and what it cannot.
 
-The first frame of sitting down cannot be told from standing without the future. So the true rows are sorted into bins
-by the time since their action's start, and each bin gets an AP of its own:
+Without the future, the first frame of sitting down looks like standing. So the true rows are sorted into bins by the
+time since their action's start, and each bin gets an AP of its own:
 
 - Only the true rows of the bin count. A detection that is matched to a true row of another bin is ignored.
 - A detection that is matched to nothing is a false positive in every bin, since it has no age.
-- Bins hold unequally many rows beside the same false positives. So a hit of a bin with ``n`` of a class's ``N`` rows
-  counts ``N / n``: the precision is that of all rows, were they found as those of the bin are. This is normalised
+- Bins hold unequally many rows beside the same false positives. So a hit in a bin with ``n`` of a class's ``N`` rows
+  counts ``N / n``: precision is what it would be if all rows were found as those of the bin are. This is normalised
   precision (Hoiem et al., 2012, https://doi.org/10.1007/978-3-642-33712-3_25). With one bin it is the frame AP.
 
 Two rows of a class, one a bin, are detected with scores 0.9 and 0.7, and 0.8 is a false positive. The first bin has AP
@@ -24,7 +24,7 @@ from .average_precision import envelope_area, settle_ties, trapezoid_area
 from .frame_ap import FrameMapSettings, FrameRows, matches_by_class
 
 EDGES_SECONDS = (0.25, 0.5, 1.0)
-"""Where one bin ends and the next begins; the first begins at 0, the last has no end."""
+"""Edges between bins; the first bin begins at 0, the last has no end."""
 
 
 class TimeSinceStart(NamedTuple):

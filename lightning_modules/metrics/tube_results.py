@@ -28,7 +28,7 @@ class SavedTubes(NamedTuple):
     """Frames are numbered by the stride: sampled frame n is frame n ``frame_stride`` of the video."""
     frame_stride: int
     linker: str
-    """Who linked them."""
+    """Name of the linker that made them."""
 
 
 def write_tubes(
@@ -66,7 +66,7 @@ def write_tubes(
 
 
 def read_tubes(path: str | Path, class_names: Sequence[str]) -> SavedTubes:
-    """Read tubes from whatever program. Where the file does not say its stride, every frame has a box.
+    """Read tubes of any program. Where the file does not say its stride, every frame has a box.
 
     Tubes of a class that is not among ``class_names`` are left out; a file without any known class is an error.
     """

@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Tube(TypedDict):
-    """One person doing one thing."""
+    """One person doing one action."""
 
     label: int
     score: float
@@ -54,7 +54,7 @@ def without_duplicates(iou: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def fill_gaps(frames: np.ndarray, boxes: np.ndarray, interpolate: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Every frame from the first to the last, and its box: between those given either interpolated or the one before.
+    """Return every frame from first to last with a box: missing ones are interpolated or repeat the box before.
 
     >>> fill_gaps(np.array([3, 5]), np.array([[0.0, 0, 8, 8], [2.0, 0, 10, 8]]))[1].tolist()
     [[0.0, 0.0, 8.0, 8.0], [1.0, 0.0, 9.0, 8.0], [2.0, 0.0, 10.0, 8.0]]

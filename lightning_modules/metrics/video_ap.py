@@ -1,4 +1,4 @@
-"""How well tubes are detected, under the two protocols of the field, on plain arrays.
+"""Video mAP under the two protocols of the field, on plain arrays.
 
 | protocol | overlap | before matching | a taken tube | AP | used for |
 |---|---|---|---|---|---|
@@ -15,8 +15,8 @@ threshold is a hit. A class without ground truth is left out of the mean, a clas
 has AP 0.
 
 Where scores are tied the references leave the order to an unstable sort. Here tied tubes of a video come in the order
-of their frames and corners, and those of several videos take turns, misses before hits (``settle_ties``). The
-references allow this order, and it does not depend on the order of videos and tubes.
+of their frames and corners. Those of several videos take turns, misses before hits (``settle_ties``). The references
+allow this order, and it does not depend on the order of videos and tubes.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def average_precisions(
     """AP at each threshold of each class: (thresholds, num_classes) float64, NaN for a class without ground truth.
 
     A video with one tube and two detections: one elsewhere, scored 0.8, and one exactly there, scored 0.7. The first is
-    a false positive, the second a hit at precision 1/2 and recall 1: the trapezoid from precision 0 to 1/2 has area
-    1/4 (``act``), the area under the envelope is 1/2 (``multisports``).
+    a false positive, the second a hit at precision 1/2 and recall 1. The trapezoid from precision 0 to 1/2 has area 1/4
+    (``act``); the area under the envelope is 1/2 (``multisports``).
     """
     if protocol == "act":
         preds = preds.take(without_duplicate_tubes(preds, TUBE_NMS_THRESHOLD))
@@ -176,7 +176,7 @@ def without_duplicate_tubes(preds: TubeRows, threshold: float = TUBE_NMS_THRESHO
 
 
 def explain_zero(preds: TubeRows, targets: TubeRows, threshold: float, protocol: VideoProtocol) -> str:
-    """Why the mean at a threshold is 0 or undefined, in words."""
+    """Return in words why the mean at a threshold is 0 or undefined."""
     if not len(targets.scores):
         return "no ground truth: no video has a tube"
     if not len(preds.scores):

@@ -18,7 +18,7 @@ COCO_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 class VideoMeanAveragePrecision(RowMetric):
     """Video mAP over all videos that ``update`` has seen: how well tubes are found in space and time.
 
-    It scores tubes, whoever linked them: a number says which linker did.
+    It scores tubes of any linker; a result names the linker.
 
     Args:
         num_classes: number of classes K; labels are 0..K-1.
@@ -26,7 +26,7 @@ class VideoMeanAveragePrecision(RowMetric):
         average_over: overlaps over whose results the mean is taken.
         protocol: see ``video_ap``; ``act`` counts pixels and needs boxes in pixels of the original video.
 
-    Videos are told apart by position, so every video is passed exactly once: leave out what a distributed sampler
+    Videos are identified by position, so every video is passed exactly once: leave out what a distributed sampler
     repeats to even out its ranks. A video without ground truth counts; all its tubes are false positives. The order of
     videos, and of the tubes of a video, changes nothing.
     """
@@ -81,7 +81,7 @@ class VideoMeanAveragePrecision(RowMetric):
         """Add videos; entry i of both sequences belongs to the same video.
 
         Args:
-            preds: one dict a video: ``tubes``, a list of dicts with ``label`` int, ``score`` float, ``frames`` (T,)
+            preds: one dict per video: ``tubes``, a list of dicts with ``label`` int, ``score`` float, ``frames`` (T,)
                 consecutive int and ``boxes`` (T, 4) xyxy; tensors or arrays.
             targets: the same without ``score``.
         """
@@ -109,7 +109,7 @@ class VideoMeanAveragePrecision(RowMetric):
         )
 
     def _tube(self, tube: Mapping[str, Any], where: str, *, scored: bool) -> dict[str, Any]:
-        """One tube as numbers and boxes, checked."""
+        """Return one tube as numbers and boxes, checked."""
         columns = ("label", "frames", "boxes", *(("score",) if scored else ()))
         if missing := [column for column in columns if column not in tube]:
             raise ValueError(f"{where} has no {missing}; it has {sorted(tube)}")
@@ -164,7 +164,7 @@ class VideoMeanAveragePrecision(RowMetric):
         }
 
     def _rows(self, side: str) -> tuple[TubeRows, int]:
-        """All tubes of a side, and the number of videos."""
+        """Return all tubes of a side, and the number of videos."""
         names = ("counts", "labels", "starts", "lengths", "boxes", *(("scores",) if side == "pred" else ()))
         columns = {name: column.numpy() for name, column in self._gathered(side, names).items()}
         labels, counts = columns["labels"], columns["counts"]

@@ -9,10 +9,10 @@ from torch import nn
 
 
 class FrozenNetwork(nn.Module):
-    """Holds a network in eval mode, without gradients, and out of checkpoints.
+    """Frozen network: always in eval mode, without gradients, and out of checkpoints.
 
-    It stays in eval under ``train()``, adds nothing to a ``state_dict``, and loading a checkpoint, strict or not, asks
-    nothing of it and leaves it as it is: a teacher's weights come from the teacher's own file.
+    It stays in eval under ``train()`` and adds nothing to a ``state_dict``. Loading a checkpoint, strict or not, leaves
+    it as it is: a teacher's weights come from the teacher's own file.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -32,7 +32,7 @@ class FrozenNetwork(nn.Module):
         state_dict.update({f"{prefix}network.{key}": value for key, value in module.network.state_dict().items()})
 
     def train(self, mode: bool = True) -> FrozenNetwork:
-        """Stays in eval mode, whatever the modules around it do."""
+        """Stay in eval mode, whatever the modules around it do."""
         return super().train(False)
 
     @torch.no_grad()

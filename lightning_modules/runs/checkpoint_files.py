@@ -1,4 +1,4 @@
-"""Checkpoints as files that are whole or not there."""
+"""Checkpoint files that are written whole or not at all."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CHECKPOINT_OPTION = "--ckpt_path"
 GRACE_SECONDS = 5.0
-"""How long a killed process is waited for."""
+"""Time to wait for a killed process."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -33,7 +33,7 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(number)
         self.signal = signal.Signals(number)
         self.way_on: str | None = None
-        """Instruction for whoever stopped the program."""
+        """Advice to the user who stopped the program."""
 
     def __str__(self) -> str:
         cause = "Ctrl-C" if self.signal == signal.SIGINT else self.signal.name
@@ -143,7 +143,7 @@ def newest_checkpoint(trainer: L.Trainer) -> Path | None:
 
 
 def with_checkpoint(command: Sequence[str], checkpoint: Path) -> list[str]:
-    """Return the arguments of a command that goes on from a checkpoint, whatever it began from.
+    """Return the arguments of a command that resumes from a checkpoint, whatever it began from.
 
     >>> with_checkpoint(["main.py", "fit", "--ckpt_path", "a.ckpt", "--name", "b"], Path("c.ckpt"))
     ['main.py', 'fit', '--name', 'b', '--ckpt_path', 'c.ckpt']

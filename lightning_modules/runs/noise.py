@@ -16,16 +16,16 @@ SAID = (
     r"TPU available: False",
     r"\nDetected KeyboardInterrupt, attempting graceful shutdown",  # the last line says more
 )
-"""How uninteresting messages of Lightning's log begin."""
+"""Beginnings of uninteresting messages of Lightning's log."""
 
 
 class Warned(NamedTuple):
     """Warning that is not shown."""
 
     message: str
-    """How it begins."""
+    """Beginning of the message."""
     module: str
-    """Where it is raised."""
+    """Module in which it is raised."""
     category: type[Warning] = UserWarning
 
 
@@ -33,11 +33,11 @@ WARNED = (
     # A frozen teacher is meant to be in eval mode.
     Warned(r"Found \d+ module\(s\) in eval mode at the start of training", r"lightning\.pytorch\.loops\.fit_loop"),
     Warned(r"Precision .* is not supported by the model summary", r"lightning\.pytorch\.utilities\.model_summary"),
-    # Where nothing was scored, what is nan is named with the reason.
+    # Where nothing was scored, the nan is reported with its reason.
     Warned(
         r"The ``compute`` method of metric \w+ was called before the ``update``", r"torchmetrics\.utilities\.prints"
     ),
-    # Of torch's and Lightning's own code, which calls what it deprecates.
+    # Code of torch and Lightning that calls its own deprecated functions.
     Warned(r".*LeafSpec", r"lightning\.pytorch\.utilities\._pytree", Warning),
     Warned(r"`torch\.jit\.script` is deprecated", r"torch\.jit\._script", FutureWarning),
     Warned(r"`torch\.jit\.script` is deprecated", r"torch\.jit\._script", DeprecationWarning),
@@ -55,7 +55,7 @@ _UNINTERESTING = _Uninteresting()
 
 
 def quieten() -> None:
-    """Leave what nobody needs off the screen, from now on."""
+    """Keep useless messages off the screen, from now on."""
     for each in WARNED:
         warnings.filterwarnings("ignore", each.message, each.category, each.module)
     logging.getLogger(LIGHTNING_LOGGER).addFilter(_UNINTERESTING)

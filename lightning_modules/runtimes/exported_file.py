@@ -24,7 +24,7 @@ STATE = "initial_state_npz"
 
 
 class ExportedStep(NamedTuple):
-    """How a student's exported step is called, and what its predictions mean."""
+    """Call of a student's exported step, and the meaning of its predictions."""
 
     card: Card
     image_size: tuple[int, int]
@@ -32,7 +32,7 @@ class ExportedStep(NamedTuple):
     batch_size: int | None
     """Streams of a call; None for any number."""
     initial_state: dict[str, np.ndarray]
-    """Of one stream, by the names of the inputs."""
+    """State of one stream, by the names of the inputs."""
     score: ScoreRule
     precision: str
 

@@ -1,4 +1,4 @@
-"""Runtimes that run an ONNX file: which are installed, and how each opens it."""
+"""Runtimes for ONNX files: which are installed, and how each opens a file."""
 
 from __future__ import annotations
 

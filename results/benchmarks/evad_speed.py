@@ -47,7 +47,7 @@ class Setting(NamedTuple):
     enhanced_weight: float
 
     def teacher(self, device: torch.device | str, head: HeadFactory | None = None, **changes: Any) -> EvadTeacher:
-        """In eval mode, with random weights (seed 0) among which every part matters and boxes stay in reach."""
+        """Return a teacher in eval mode; its random weights (seed 0) use every part and keep boxes in reach."""
         rates = dict.fromkeys(KEEP_LAYERS, self.keep_rate)
         backbone = VideoViT(keep_rates=rates, enhanced_weight=self.enhanced_weight, **changes)
         teacher = EvadTeacher(80, backbone, head or DetectionHead)
@@ -93,7 +93,7 @@ def difference(found: DetectorOutputs | NaiveOutputs, expected: DetectorOutputs 
 
 @torch.no_grad()
 def measure_forward(setting: Setting, device: torch.device, side: int, rounds: int) -> dict[str, Any]:
-    """One row of the table of forward passes."""
+    """Measure one row of the table of forward passes."""
     teacher, (clip, sizes) = setting.teacher(device), clip_on(device, side)
 
     def in_bf16() -> Any:
@@ -143,8 +143,8 @@ def measure_forward(setting: Setting, device: torch.device, side: int, rounds: i
 def training_step(
     teacher: EvadTeacher, clip: Tensor, sizes: Tensor, outputs_of: Callable | None = None, context: Any = None
 ) -> Callable[[], object]:
-    """Forward, loss and backward with two people in the clip; another form of ``teacher.outputs`` may be given, and the
-    context (of autocast, say) to call it in."""
+    """Forward, loss and backward with two people in the clip. Another form of ``teacher.outputs`` may be given, and the
+    context (such as autocast) to call it in."""
     outputs_of = outputs_of or teacher.outputs
     loss, device, side = DetectionLoss(), clip.device, clip.shape[-1]
     boxes = torch.tensor([[0.1, 0.2, 0.4, 0.9], [0.5, 0.1, 0.8, 0.95]], device=device) * side
@@ -208,7 +208,7 @@ def peak_memory_alone(threads: int, *arguments: Any) -> float:
 
 
 def gradients(step: Callable[[], object], teacher: EvadTeacher) -> Tensor:
-    """All gradients of one training step, in a row."""
+    """Return all gradients of one training step, concatenated."""
     step()
     return torch.cat(
         [(torch.zeros_like(p) if p.grad is None else p.grad).float().flatten() for p in teacher.parameters()]

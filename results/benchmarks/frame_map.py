@@ -2,8 +2,8 @@
 
     python -m results.benchmarks.frame_map
 
-57,000 keyframes, 5 boxes each with scores for 60 actions (17.1 million rows), 3 people with 2 actions each in the
-ground truth, handed over 8 keyframes at a time as a run does. Scores are float32. Prints one line of JSON.
+There are 57,000 keyframes, 5 boxes each with scores for 60 actions (17.1 million rows). The ground truth has 3 people
+with 2 actions each. Keyframes come 8 at a time, as in a run. Scores are float32. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PEOPLE, ACTIONS = 3, 2
 def batches(
     keyframes: int, boxes: int, classes: int, generator: torch.Generator
 ) -> Iterator[tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]]:
-    """Some detections near people, some elsewhere; frames of 320 x 240."""
+    """Return random detections, some near people, some elsewhere; frames of 320 x 240."""
     for start in range(0, keyframes, BATCH):
         preds, targets = [], []
         for _ in range(min(BATCH, keyframes - start)):

@@ -21,7 +21,7 @@ LEAST_SPAN = 6.0
 def drawn_rows(rows: list[Row]) -> list[Row]:
     """The newest row of each experiment that has both figures, of the device and protocol of the newest row of all.
 
-    How late answers come, which a protocol names too, may differ: they are scored alike.
+    Delays, which a protocol names too, may differ: predictions are scored in the same way.
     """
     measured = []
     for row in rows:

@@ -2,9 +2,9 @@
 
     python -m results.benchmarks.motion_speed
 
-The networks of the Puppets configs with random weights (the time does not depend on them), on the frames of one Puppets
-video in one window, batch 1, fp32. The three are timed in turn in one run, from frames in memory to segments after
-suppression; the two-stream system computes its optical flow within the clock. Writes
+The networks are those of the Puppets configs with random weights, on which the time does not depend. They run on the
+frames of one Puppets video in one window, batch 1, fp32. The three are timed in turn in one run, from frames in memory
+to segments after suppression. The clock includes the optical flow of the two-stream system. Writes
 ``results/pages/motion_speed.md``, with the mAP that ``results/motion_distillation.jsonl`` has for each.
 """
 
@@ -36,14 +36,14 @@ from results.tables.markdown import markdown_table
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT_SIDE, FRAME_RATE = 64, 8
-"""As in configs/rgb_baseline.yaml."""
+"""Values of configs/rgb_baseline.yaml."""
 WINDOW_THRESHOLD, WINDOW_SEGMENTS = 0.001, 1000
 ROWS = {"RGB": "rgb_baseline", "RGB, distilled": "decomposed", "two-stream (RGB + flow)": "two_stream"}
 """Timed systems, and the rows of the experiments that have their mAP."""
 
 
 class Cost(NamedTuple):
-    """Of a second of video."""
+    """Cost of a second of video."""
 
     gflops: float
     milliseconds: float
@@ -68,7 +68,7 @@ def video(folder: Path) -> Any:
 
 
 def systems(frames: Any) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
-    """For each system what is timed, and the GFLOPs of its networks for all the frames."""
+    """Return the timed call of each system, and the GFLOPs of its networks for all the frames."""
     rgb, flow, distilled = build("temporal_tiny"), build("temporal_flow_tiny"), build("decomposed_tiny")
     both, method, suppression = (
         TwoStreamDetector(rgb.num_classes, lambda _: rgb, lambda _: flow).eval(),
@@ -100,7 +100,7 @@ def systems(frames: Any) -> tuple[dict[str, Callable[[], object]], dict[str, flo
 
 
 def measure(folder: Path, rounds: int) -> tuple[dict[str, Cost], float, int]:
-    """Of each system, the milliseconds of flow a second of video, and how many frames were looked at."""
+    """Return each system's cost, the milliseconds of flow per second of video, and the number of frames."""
     frames = video(folder)
     seconds = len(frames) / FRAME_RATE
     with torch.inference_mode():

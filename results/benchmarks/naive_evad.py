@@ -5,7 +5,7 @@ values. It follows `EVAD.md`, sections 2 to 6 step by step: attention maps are m
 before the pyramid's convolutions. The decoder refines all tokens in every block and classifies after each; RoIs are
 pooled by torchvision's operator slot by slot.
 
-Parameters are those of an ``EvadTeacher``, which is the only thing shared with it.
+Only the parameters are shared with an ``EvadTeacher``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lightning_modules.networks.detection.evad import EvadTeacher
 
 
 class NaiveOutputs(NamedTuple):
-    """As ``DetectorOutputs``: R stages, D blocks, B clips, P proposals; ``kept`` in order of place."""
+    """Outputs as ``DetectorOutputs``: R stages, D blocks, B clips, P proposals; ``kept`` in order of place."""
 
     person_logits: Tensor
     boxes: Tensor
@@ -165,7 +165,7 @@ def refine(
 ) -> Tensor:
     slots, height, width = grid
     per_slot, key = height * width, slots // 2
-    # Wherever the tokens stand, the places are filled in ascending order: nothing changes where both are in order.
+    # The places are filled in ascending order: nothing changes where tokens and places are in order.
     places = places.sort(dim=1).values
     tokens = decoder.encoder_to_decoder(tokens)
     batch, dim = len(tokens), tokens.shape[-1]

@@ -76,7 +76,7 @@ def autocast_step(
 
 
 def largest_errors(found: list[Detections], expected: list[Detections]) -> tuple[float, float]:
-    """Of boxes relative to their size, and of person and action probabilities."""
+    """Return the largest errors of boxes relative to their size, and of person and action probabilities."""
     boxes = scores = 0.0
     for ours, theirs in zip(found, expected, strict=True):
         size = (theirs.boxes[..., 2:] - theirs.boxes[..., :2]).amax(-1, keepdim=True).clamp(min=1)

@@ -20,7 +20,7 @@ FRAMES = 16
 ROOT = Path(__file__).parents[2]
 NETWORKS = ROOT / "configs" / "networks"
 NUM_CLASSES = {"tiny": 10, "vit_b": 80, "vit_s": 80, "vit_ti": 80}
-"""Those of Puppets and of AVA, by the size of a network."""
+"""Classes of Puppets and of AVA, by the size of a network."""
 KEEP_LAYERS = (3, 6, 9)
 
 
@@ -38,7 +38,7 @@ def configured(name: str, changes: Mapping[str, Any]) -> nn.Module:
 
 
 def shipped(name: str) -> nn.Module:
-    """One of the demo's trained networks."""
+    """Return one of the demo's trained networks."""
     return load_network(ROOT / "results" / "weights" / f"{name}.pt")[0]
 
 
@@ -65,7 +65,7 @@ def student(
 
 
 def clip_step(network: EvadTeacher, side: int, device: torch.device) -> Callable[[], object]:
-    """One clip to decoded detections."""
+    """Return a call from one clip to decoded detections."""
     clip = normalised_frames(FRAMES, side, device).transpose(1, 2)
     sizes = torch.tensor([[side, side]], device=device)
     return lambda: decode_detections(network(clip, sizes), sizes, sizes)

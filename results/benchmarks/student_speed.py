@@ -2,8 +2,8 @@
 
     python -m results.benchmarks.student_speed
 
-Random weights (no value changes the work), batch 1 unless lanes are the question. What is compared is timed in turn in
-one process, so that whatever else the machine does meets all of it.
+Random weights (no value changes the work), batch 1 unless lanes are the question. Compared calls are timed in turn in
+one process, so that other load of the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def measure_speed(device: torch.device, side: int, rounds: int) -> list[Row]:
         else frame_step(network, network.initial_state(1, (side, side), device=device), side, device)
         for name, network in networks.items()
     }
-    # A student's memory is full, and a step costs what it always will, after as many steps as it remembers frames.
+    # After as many steps as its memory has frames the memory is full, and a step costs what it always will.
     timed = timed_in_turn(steps, rounds=rounds, warmup=3, synchronize=synchronizer(device))
     dense, dropping = TEACHERS
     return [
@@ -148,7 +148,7 @@ def stopwatches(network: StreamingDetector, synchronize: Callable[[], None]) -> 
     for name, module in network.named_modules():
         if (part := part_of(name)) is not None:
             handles += [module.register_forward_pre_hook(begin(name)), module.register_forward_hook(end(name, part))]
-    # Whatever comes after the localizer is the decoder's, the memory it reads included.
+    # Time after the localizer is the decoder's, reading of the memory included.
     handles += [network.head.localizer.register_forward_hook(begin("decoder"))]
     handles += [network.register_forward_hook(end("decoder", "decoder"))]
     try:

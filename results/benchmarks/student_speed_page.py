@@ -11,11 +11,11 @@ Written by `make bench`: ViT-B, random weights, frames of {side} x {side} (a stu
 calls in turn; ratios are medians over rounds. GFLOPs count a multiply-add once.
 """
 SPEED_NOTE = """
-*faster* is against the dense teacher's sliding window, which sees a whole clip for every new frame; beside it against
-the teacher with keep rate 0.7. "EVAD's head" is the teacher's own, on one frame: {num_proposals} proposals,
-{num_stages} stages, {decoder_depth} decoder blocks; each saving is made alone, "as configured" are all that
-`configs/networks/*_vit_b.yaml` make; all students read the eight slots of their teacher's clip, and answers
-come seven sampled frames late. What each costs in mAP: `results/pages/student_heads.md`.
+*faster* is relative to the dense teacher's sliding window, which sees a whole clip for every new frame; the last column
+is relative to the teacher with keep rate 0.7. "EVAD's head" is the teacher's, on one frame: {num_proposals} proposals,
+{num_stages} stages, {decoder_depth} decoder blocks. Each saving is made alone; "as configured" makes all those of
+`configs/networks/*_vit_b.yaml`. All students read the eight slots of their teacher's clip, so they have a delay of
+seven sampled frames. The cost of each saving in mAP: `results/pages/student_heads.md`.
 """
 SIZES_NOTE = """
 The networks of `configs/networks/` with their own heads, against the dense ViT-B teacher's clip in PyTorch, in one run,
@@ -28,13 +28,13 @@ The students as configured; a part's time is what its modules took, the rest (po
 in the last row but one.
 """
 LANES_NOTE = """
-Streams in one batch, as configured. Each lane has a clock of its own: state is renewed and held lane by lane
+Streams in one batch, as configured. Each lane has its own clock: state is renewed and held lane by lane
 (`select_lanes`), timed with it.
 """
 COMPILED_NOTE = """
 `torch.compile` of the step and, where the processor computes it, bf16 autocast and both, against the plain step in
 fp32: errors are the largest over 20 frames of a stream, boxes relative to their size, scores as probabilities. All
-proposals are read (`num_actors` none): random weights score them so nearly alike that rounding would decide which are
+proposals are read (`num_actors` none): random weights score them so similarly that rounding would decide which are
 chosen. Recompilations are those after the second step.
 """
 STEADY_NOTE = """

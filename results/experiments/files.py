@@ -35,7 +35,7 @@ def newest_first(files: Iterator[Path]) -> list[Path]:
 
 
 def is_readable(checkpoint: Path) -> bool:
-    """Whether a checkpoint is whole: torch.save writes a zip file, whose parts carry checksums."""
+    """Return whether a checkpoint is whole: torch.save writes a zip file, whose parts carry checksums."""
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             return archive.testzip() is None

@@ -1,7 +1,7 @@
 """A list of experiments as a YAML file: rows to train and test, and what its table shows of them.
 
     title: Motion distillation on Puppets
-    description: Segment mAP over tIoU 0.3:0.1:0.7; 600 steps a run.      # Markdown, above the table
+    description: Segment mAP over tIoU 0.3:0.1:0.7; 600 steps per run.      # Markdown, above the table
     seeds: [0, 1, 2]
     metrics:                                                                  # columns, in this order
       - {key: test/map, title: mAP %, percent: true, drawn: true}             # a metric that `test` logged
@@ -62,13 +62,13 @@ class Stage:
     """Argument to the row whose checkpoint it is given."""
 
     def over(self, below: Stage) -> Stage:
-        """This stage where it says something, the one below where it does not."""
+        """Return this stage, completed with the settings of the one below."""
         return Stage(self.config or below.config, below.overrides | self.overrides, below.needs | self.needs)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One experiment. Once its list is read, only ``fit`` may still be None, and the rest is complete."""
+    """One experiment. Once its list is read, only ``fit`` may still be None; all else is filled in."""
 
     name: str
     title: str = ""
@@ -80,7 +80,7 @@ class Row:
 
     @property
     def own_seeds(self) -> list[int]:
-        """Its seeds once the list is read: those of the list where it names none."""
+        """Return its seeds once the list is read: those of the list where it names none."""
         return self.seeds or []
 
 
@@ -101,7 +101,7 @@ class Metric:
     percent: bool = False
     digits: int = 2
     drawn: bool = False
-    """Whether the picture shows it; the first metric where none is drawn."""
+    """True if the picture shows it; the first metric where none is drawn."""
 
 
 @dataclass(frozen=True)

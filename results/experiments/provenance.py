@@ -1,4 +1,4 @@
-"""Where a run comes from: the commit of the code, what differs from it, and the machine."""
+"""Origin of a run: the commit of the code, uncommitted changes, and the machine."""
 
 from __future__ import annotations
 

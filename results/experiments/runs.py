@@ -1,4 +1,4 @@
-"""One run, a row of a list with one seed: its folder, its commands, its checkpoints, and what it depends on."""
+"""One run, a row of a list with one seed: its folder, commands, checkpoints and dependencies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .lists import ExperimentList, Row, Stage
 
 Kind = Literal["fit", "test"]
 RUNS = Path("runs")
-"""Where main.py keeps runs, each in a folder of its name."""
+"""Folder in which main.py keeps runs, each under its name."""
 DEFAULTS = Path("configs/trainer/defaults.yaml")
 """Config that main.py reads before any other."""
 

@@ -2,8 +2,8 @@
 
     python -m results.experiments.stage fit results/lists/students.yaml students/distill_dsta-seed0
 
-A training that was interrupted goes on from its newest whole checkpoint, as long as its settings (configs, overrides,
-the trainings it starts from) are still the same. With others it begins anew, and what was there is kept in
+An interrupted training resumes from its newest whole checkpoint, as long as its settings (configs, overrides, the
+trainings it starts from) are the same. With others it begins anew, and what was there is kept in
 ``runs/experiments/<list>/superseded``. A training that has come to its end is never repeated with the same settings;
 delete its folder for that.
 """
@@ -32,11 +32,11 @@ from .runs import Kind, Run, runs_of
 
 TAIL_LINES = 20
 PATIENCE_SECONDS = 10.0
-"""How long a program that is asked to end may take for it."""
+"""Time that a program has to end after it was asked to."""
 ANEW = "to begin anew delete its folder"
 
 Facts = dict[str, Any]
-"""Where and how a command runs: commit, machine, threads, runs at a time."""
+"""Circumstances of a command: commit, machine, threads, runs at a time."""
 
 
 def fit(run: Run, command: Sequence[str], facts: Facts) -> None:
@@ -78,7 +78,7 @@ def test(run: Run, command: Sequence[str], facts: Facts) -> None:
     """Test a run and record what was measured."""
     trained = read_json(run.trained) if run.row.fit else None
     table = run.folder / "test" / "benchmark.jsonl"
-    table.unlink(missing_ok=True)  # the row of an earlier test would be taken for this one's, should this enter none
+    table.unlink(missing_ok=True)  # otherwise the row of an earlier test would be taken for this one
     before, began = versions(run.folder / "test"), time.monotonic()
     checkpoint = whole_checkpoint(run) if run.row.fit else None
     call(run, "test", command, run.arguments("test", checkpoint, needed(run, "test")))
@@ -157,7 +157,7 @@ def call(run: Run, kind: Kind, command: Sequence[str], arguments: list[str]) -> 
         output.write(f"$ {shlex.join(['python', 'main.py', *arguments])}\n".encode())
         output.flush()
         beginning = output.tell()
-        # A session of its own, so that a stop reaches its workers too.
+        # Its own session, so that a stop reaches its workers too.
         process = subprocess.Popen(
             [*command, *arguments],
             stdin=subprocess.DEVNULL,

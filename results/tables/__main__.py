@@ -2,8 +2,9 @@
 
     python -m results.tables results/lists/students.yaml
 
-The results of finished runs are added to ``results/<list>.jsonl`` (a line per run); ``results/pages`` gets
-``<list>.md`` (a row per experiment: mean and standard deviation over seeds, and the commands) and ``<list>.png``.
+The results of finished runs are added to ``results/<list>.jsonl``, a line per run. ``results/pages`` gets the picture
+``<list>.png`` and the page ``<list>.md``. The page has a row per experiment, with mean and standard deviation over
+seeds, and the commands.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where students fall short of their teacher, and how much of it is future they have not seen, in Markdown."""
+"""Gaps between students and their teacher, and the part of them that is unseen future, in Markdown."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ CLASSES_NOTE = """\
 AP@0.5 in percent, ± the standard deviation over seeds; in brackets the difference from the teacher. The class with the
 first student's widest gap comes first."""
 DELAYS_NOTE = """\
-The ground truth of sampled frame t against what was said k frames later than its own answer, mAP in percent. *Actions
-late*: the boxes of t with the actions that the same people have at t + k. *All late*: the boxes of t + k too. At a
-video's end its last frame answers, as it does in the teacher's clip. The last column is the part of the gap to the
-teacher without a delay that the best delay closes: what the student lacks of the future, rather than of the teacher's
-skill."""
+The ground truth of sampled frame t against predictions k frames later than its own, mAP in percent. *Actions late*:
+the boxes of t with the actions that the same people have at t + k. *All late*: the boxes of t + k too. At the end of a
+video the last frame is repeated, as in the teacher's clip. The last column is the part of the gap to the teacher
+without a delay that the best delay closes. That part is due to unseen future, the rest to the teacher's skill."""
 
 
 def page(comparison: Comparison, command: str) -> str:
-    """Everything that the Markdown file says; ``command`` is what writes it."""
+    """Return the text of the Markdown file; ``command`` is what writes it."""
     parts = [
         f"# {comparison.listing.title}: gaps to the teacher",
         "## By class",
@@ -37,7 +36,7 @@ def page(comparison: Comparison, command: str) -> str:
 
 
 def class_table(comparison: Comparison) -> str:
-    """A row a class, the mean over classes last."""
+    """A row per class, the mean over classes last."""
     teacher, students = comparison.teacher, comparison.students
     head, rows = ["class", teacher.title, *(student.title for student in students)], []
     for name in classes_by_gap(comparison):
@@ -80,7 +79,7 @@ def gap_closed(late: Mapping[int, Sequence[float]], teacher: Sequence[float]) ->
 
 
 def without_delays(students: Sequence[Results]) -> list[Results]:
-    """Those whose test was not told to score delays."""
+    """Return the students whose test scored no delays."""
     return [student for student in students if not student.delays(actions_alone=True)]
 
 

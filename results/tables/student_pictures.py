@@ -2,9 +2,9 @@
 
     python -m results.tables.student_pictures results/lists/students.yaml
 
-In ``results/pages`` are written ``student_classes.png`` (AP by class), ``student_weights.png`` (weights of the tasks
-over training, of the runs whose folders are here), ``student_delays.png`` (mAP against delay) and ``student_gaps.md``.
-Tests of students must have scored delays: ``model.detection.scored_delays: [0, 1, 2, 4]``.
+The program writes into ``results/pages``: ``student_classes.png`` (AP by class), ``student_delays.png`` (mAP against
+delay) and ``student_gaps.md``. ``student_weights.png`` has the weights of the tasks over training, of the runs whose
+folders are here. Tests of students must have scored delays: ``model.detection.scored_delays: [0, 1, 2, 4]``.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def draw_weights(comparison: Comparison) -> Figure:
 
 
 def draw_delays(comparison: Comparison) -> Figure:
-    """mAP of what is said k frames later; the band is the spread over seeds."""
+    """mAP of predictions k frames later; the band is the spread over seeds."""
     drawn = figure(8, 5)
     axes = drawn.subplots()
     teacher = statistics.mean(comparison.teacher.percent("test/map"))
@@ -171,7 +171,7 @@ def draw_delays(comparison: Comparison) -> Figure:
             ticks |= set(late)
     axes.plot([], [], "--", color="grey", label="boxes late too")
     axes.set_xticks(sorted(ticks))
-    axes.set_xlabel("delay k: the truth of sampled frame t against what is said at t + k")
+    axes.set_xlabel("delay k: the truth of sampled frame t against predictions at t + k")
     axes.set_ylabel("mAP, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

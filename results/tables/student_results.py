@@ -79,7 +79,7 @@ class Comparison(NamedTuple):
     teacher: Results
     students: list[Results]
     other_commands: str
-    """How many of them another command gave than the list has now, in words; empty where none did."""
+    """Sentence on the results that came from other commands than the list has now; empty where none did."""
 
 
 def compare(file: Path, teacher: str, students: Sequence[str], seeds: Sequence[int] | None = None) -> Comparison:

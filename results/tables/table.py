@@ -69,7 +69,7 @@ def unknown_metrics(listing: ExperimentList, lines: Sequence[Line]) -> list[str]
 
 
 def table_page(file: Path, listing: ExperimentList, runs: Sequence[Run], lines: Sequence[Line]) -> str:
-    """Everything that the Markdown file says."""
+    """Return the text of the Markdown file."""
     own = [line for row in listing.rows for line in lines_of(row, lines)]
     parts = [
         f"# {listing.title}",
@@ -105,7 +105,7 @@ def cell(values: Sequence[float], digits: int, runs: int) -> str:
 
 
 def measured_on(lines: Sequence[Line]) -> str:
-    """Where and how, each kind once."""
+    """Return machine and circumstances, each kind once."""
     kinds = dict.fromkeys(
         f"{line['machine']}; threads a run: {line['threads']}, runs at a time: {line['jobs']}; "
         f"precision of training: {line['fit_precision'] or '-'}, of the test: {line['test_precision'] or '-'}"

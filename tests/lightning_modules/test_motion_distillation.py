@@ -35,7 +35,7 @@ def ready(module, folder):
 
 
 def gradients(module, loss):
-    """Which parts of the network a loss moves."""
+    """Return the parts of the network that a loss moves."""
     module.zero_grad()
     loss.backward(retain_graph=True)
     return {

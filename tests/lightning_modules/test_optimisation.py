@@ -1,4 +1,4 @@
-"""Which parameter learns how fast, and when."""
+"""Learning rates of parameters over time."""
 
 from math import cos, pi
 from pathlib import Path

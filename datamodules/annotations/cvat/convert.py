@@ -10,9 +10,9 @@ frames. People have other numbers in each job, so the export of a whole task is 
 
 The action of a box is its label. Where the label is something else ("person"), ``--attribute NAME`` names the attribute
 that holds the action. Several are separated by commas; a check box stands for an action of its own name. ``none``,
-``__undefined__`` and nothing at all make a box of somebody without action. ``--attribute`` may be given more than once,
-and so may ``--leave-out LABEL``, for labels that are no action ("ball"). ``--check-boxes`` takes every check box for an
-action, as tracks made of predictions have them (``--from-predictions --help``).
+``__undefined__`` and an empty value make a box of a person without action. ``--attribute`` may be given more than once,
+and so may ``--leave-out LABEL``, for labels that are no action ("ball"). ``--check-boxes`` reads every check box as an
+action, as tracks made of predictions have them ( ``--from-predictions --help``).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from datamodules.video.readers import list_video
 
 
 class Added(NamedTuple):
-    """Changes of a task to a csv."""
+    """Settings that change a task on its way to a csv."""
 
     new: tuple[str, ...]
     """Actions that the list of classes did not have."""

@@ -31,8 +31,8 @@ def read_cvat(
 ) -> CvatTask:
     """Read a task, or one job of it, exported as "CVAT for video 1.1".
 
-    CVAT writes the box of every frame, in between those that somebody drew too, and one with ``outside`` set where a
-    person leaves; that one is no box. Boxes are cut off at the edges of the frame; of a rotated one its outer
+    CVAT writes a box for every frame, interpolated between those that were drawn. Where a person leaves it writes one
+    with ``outside`` set, which is no box. Boxes are cut off at the edges of the frame; of a rotated one its outer
     bounds are taken.
 
     Args:
@@ -91,7 +91,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             yield file
         return
     with zipfile.ZipFile(path) as archive, archive.open("annotations.xml") as file:
-        # No more is unpacked than the zip says here, whatever it holds.
+        # No more is unpacked than the zip declares here.
         unpacked = archive.getinfo("annotations.xml").file_size
         _check_size(path, unpacked, min(LARGEST_XML, max(NEVER_MIND, MOST_EXPANSION * size)))
         yield file

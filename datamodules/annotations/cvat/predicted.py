@@ -37,7 +37,7 @@ class Predictions(NamedTuple):
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Limits of what is worth an annotator's time.
+    """Limits below which predictions are not worth an annotator's time.
 
     Args:
         action_score, person_score: lesser ones are left out.

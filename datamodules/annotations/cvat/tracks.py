@@ -39,28 +39,28 @@ class CvatTask(NamedTuple):
     left_out: int
     """Shapes of labels that were not wanted."""
     frames: tuple[int, int] | None
-    """First and last frame that somebody looked at; None for the whole video."""
+    """First and last annotated frame; None for the whole video."""
     num_pictures: int | None
-    """How many pictures the task is made of; None for a video."""
+    """Number of pictures of the task; None for a video."""
 
 
 class _RawBox(NamedTuple):
     frame: int
     corners: tuple[float, float, float, float]
-    """In pixels, not cut off."""
+    """Corners in pixels, not clipped to the frame."""
     actions: tuple[str, ...]
     track: int
 
 
 class Export:
-    """Target of the parser: keeps the boxes and what is said about the task, and forgets all else at once."""
+    """Target of the parser: keeps the boxes and the facts about the task, and drops all else at once."""
 
     def __init__(self, path: Path, attributes: Sequence[str], leave_out: Sequence[str], check_boxes: bool) -> None:
         self.path, self.attributes, self.leave_out = path, attributes, frozenset(leave_out)
         self.check_boxes = check_boxes
         self.depth = 0
         self.builder: ElementTree.TreeBuilder | None = None
-        """Of the element that is being kept: ``meta``, or one shape of a track."""
+        """Builder of the element that is being kept: ``meta``, or one shape of a track."""
         self.meta = ElementTree.Element("meta")
         self.track: Mapping[str, str] = {}
         self.boxes: list[_RawBox] = []

@@ -1,9 +1,9 @@
 """Tracks written as "CVAT for video 1.1", so that CVAT imports them to be corrected.
 
-A track is one person. Its boxes lie on the frames that were predicted; between them CVAT draws lines, and of all boxes
-it takes only those that are marked as keyframes. So the fewest are marked from which the lines come within a tolerance
-of every box: who corrects a track has little to move. Actions are check boxes that may change from keyframe to
-keyframe. A box with ``outside`` set ends a track, and every part of it after which the person is lost for a while.
+A track is one person. Its boxes lie on the predicted frames. CVAT takes only those marked as keyframes and interpolates
+linearly between them. So the fewest are marked from which the lines come within a tolerance of every box: who corrects
+a track has little to move. Actions are check boxes that may change from keyframe to keyframe. A box with ``outside``
+set ends a track, and every part of it after which the person is lost for a while.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class VideoFacts(NamedTuple):
 
 
 class Written(NamedTuple):
-    """How much was written."""
+    """Counts of what was written."""
 
     boxes: int
     keyframes: int
-    """Of the boxes; without those that end a track."""
+    """Boxes that are keyframes, without those that end a track."""
 
 
 def write_cvat(
@@ -176,7 +176,7 @@ def _write_meta(xml: _Xml, video: VideoFacts, label: str, actions: Sequence[str]
 
 
 class _Xml:
-    """Writes elements as they come, so that a long track takes no memory."""
+    """Writer of elements as they come, so that a long track takes no memory."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.generator = XMLGenerator(file, encoding="utf-8", short_empty_elements=True)

@@ -1,4 +1,4 @@
-"""Arrays as numpy pickles them, built again without believing what is said of them.
+"""Arrays as numpy pickles them, rebuilt without trusting what the file claims about them.
 
 A dtype that claims to be of objects makes numpy follow eight bytes of a file as a pointer. A truth value of 255, or a
 shape that does not fit its data, can end in memory that is not the array's. So dtypes are numbers, bytes, text or
@@ -54,10 +54,10 @@ class PickledArrays:
         if self.left < 0:
             raise Forged("copies that take more memory than the file")
 
-    # In the place of numpy's functions.
+    # Replacements for numpy's functions.
 
     def dtype(self, name: str, align: int = 0, copy: int = 1) -> np.dtype:
-        """In the place of ``numpy.dtype``; the byte order comes later, by ``set_state``."""
+        """Replacement for ``numpy.dtype``; the byte order comes later, by ``set_state``."""
         if not isinstance(name, str) or not PLAIN_DTYPE.fullmatch(name) or (align, copy) != (0, 1):
             raise Refused(f"the numpy type {name!r}" if isinstance(name, str) else "an unnamed numpy type")
         dtype = np.dtype(name, align=False, copy=True)
@@ -65,7 +65,7 @@ class PickledArrays:
         return dtype
 
     def empty(self, kind: object, shape: object, code: object) -> np.ndarray:
-        """In the place of ``_reconstruct``; all but the class comes later, by ``set_state``."""
+        """Replacement for ``_reconstruct``; all but the class comes later, by ``set_state``."""
         if kind is not ARRAY_CLASS or shape != (0,) or code not in ("b", b"b"):
             raise Forged("an array that is not built as numpy does")
         array = np.empty(0, np.int8)
@@ -73,7 +73,7 @@ class PickledArrays:
         return array
 
     def scalar(self, dtype: object, data: object) -> np.generic:
-        """In the place of ``scalar``."""
+        """Replacement for ``scalar``."""
         dtype = _plain(dtype)
         data = raw_bytes(data)
         if dtype.itemsize == 0 and not data:  # text without a character
@@ -83,7 +83,7 @@ class PickledArrays:
     def from_buffer(
         self, buffer: object, dtype: object, shape: object, order: object, axes: object = None
     ) -> np.ndarray:
-        """In the place of ``_frombuffer``."""
+        """Replacement for ``_frombuffer``."""
         if type(buffer) not in (bytes, bytearray) or order not in ("C", "F", "K"):
             raise Forged("an array of a buffer that is not its own")
         # A copy of what could be changed afterwards.
@@ -98,7 +98,7 @@ class PickledArrays:
         return array
 
     def set_state(self, target: object, state: object) -> None:
-        """In the place of ``__setstate__``, once for each array and dtype; nothing else that is read has a state."""
+        """Replacement for ``__setstate__``, once per array and dtype; nothing else that is read has a state."""
         if self.unfinished.pop(id(target), None) is not target:
             raise Forged(f"a state for the type {type(target).__name__}")
         if isinstance(target, np.dtype):

@@ -1,8 +1,8 @@
 """Annotation pickles, read without running what is in them.
 
-An ordinary ``pickle.load`` calls whatever the file names, so that opening a downloaded annotation can do anything.
-Allowing numpy's own functions is not safe either (``pickled_arrays``). The interpreter is the standard library's in
-Python, whose instructions can be replaced: the one in C allocates whatever it is told to.
+An ordinary ``pickle.load`` calls any function that the file names, so that opening a downloaded annotation can do
+anything. Allowing numpy's own functions is not safe either (``pickled_arrays``). The interpreter is the standard
+library's in Python, whose instructions can be replaced: the one in C allocates any size that a file asks for.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from datamodules.annotations.pickles.arrays import ARRAY_CLASS, Forged, PickledA
 from datamodules.errors import UserError, printable
 
 ARRAY_MODULES = ("numpy.core.", "numpy._core.")
-"""Where numpy 1 and numpy 2 keep the functions that build an array; each can read what the other wrote."""
+"""Modules in which numpy 1 and numpy 2 keep the functions that build an array; each reads the other's files."""
 CONTAINERS = {kind.__name__: kind for kind in (dict, list, tuple, set, frozenset)}
 PLAIN_KEY = (str, bytes, int, float, type(None), np.generic)
 DEEPEST = 64
 """Containers within containers; annotations have up to five."""
 EXPANSION, SMALL = 8, 2**20
-"""How many times the length of a file its contents may have where it names things several times; 1 MiB is never too
-much."""
+"""Largest ratio of contents to length of a file, where it refers to an object several times; 1 MiB is always
+allowed."""
 LONGEST_REASON = 200
-SAVE_PLAINLY = "a pickle that names other things can run any code; write its contents as arrays, lists and dicts"
+SAVE_PLAINLY = "a pickle that names other objects can run any code; write its contents as arrays, lists and dicts"
 
 
 def load_pickle(path: str | Path) -> Any:
@@ -134,7 +134,7 @@ class _ArrayUnpickler(pickle._Unpickler):
         return bytearray(data)
 
     def _encode(self, text: str, encoding: str) -> bytes:
-        """How Python 3 writes bytes in the protocols of Python 2. Other encodings would be looked up by importing."""
+        """Replacement for the call by which Python 3 writes bytes in old protocols. Other encodings would import."""
         if encoding != "latin1":
             raise Refused(f"the encoding {encoding!r}" if isinstance(encoding, str) else "an encoding")
         self.arrays.spend(len(text))
@@ -150,7 +150,7 @@ class _ArrayUnpickler(pickle._Unpickler):
     dispatch[pickle.BUILD[0]] = load_build
 
     def load_bytearray8(self) -> None:
-        """As its original, which takes the memory before it knows whether there are so many bytes."""
+        """Read a bytearray; unlike the original, take no memory before its length is checked."""
         size = int.from_bytes(self.read(8), "little")
         if size > self.arrays.length:
             raise pickle.UnpicklingError("a bytearray longer than the file")
@@ -191,13 +191,13 @@ def _check_keys(keys: Iterable[Any]) -> None:
 
 
 def _no_bytes() -> bytes:
-    """How Python 3 writes bytes that are none in the protocols of Python 2."""
+    """Replacement for the call by which Python 3 writes empty bytes in the protocols of Python 2."""
     return b""
 
 
 def _complex(real: float, imag: float) -> complex:
     if not (isinstance(real, float) and isinstance(imag, float)):
-        raise Forged("a complex number of other things")
+        raise Forged("a complex number of other values")
     return complex(real, imag)
 
 
@@ -225,11 +225,11 @@ def _size(entry: Any) -> int:
 
 
 def _check_nesting(root: Any, largest: int) -> None:
-    """Refuse what is nested too deeply, holds itself, or names things so often that nobody can walk through it.
+    """Refuse contents that are nested too deeply, hold themselves, or repeat objects so often that a walk never ends.
 
     Args:
         root: what was read.
-        largest: how large it may be if each thing is counted as often as it is named.
+        largest: largest size, each object counted as often as it is named.
     """
     known: dict[int, tuple[int, int]] = {}  # how large each container is, and how deep
     end = object()
@@ -255,4 +255,4 @@ def _check_nesting(root: Any, largest: int) -> None:
             if len(path) + above.height > DEEPEST + 1:
                 raise Forged(f"containers more than {DEEPEST} deep")
             if above.size > largest:
-                raise Forged(f"the same things so often that they are {EXPANSION} times as long as the file")
+                raise Forged(f"the same objects so often that they are {EXPANSION} times as long as the file")

@@ -30,7 +30,7 @@ class SceneContext(NamedTuple):
     canvas: Tensor
     """(B, T', S, C): every place of the slots that actors are pooled in, the mask token where a token is missing."""
     slot_weights: Tensor | None
-    """(B, T') summing to one: what each slot counts in the pooling; None where all count alike."""
+    """(B, T') summing to one: weight of each slot in the pooling; None for equal weights."""
     sequence: Tensor
     """(B, M, C): the tokens that actors attend to."""
     readable: Tensor | None
@@ -74,7 +74,7 @@ class DecoderBlock(nn.Module):
 
 
 class ContextDecoder(Preparable):
-    """Pools each actor over all slots of a scene and refines it with every token, seen or remembered.
+    """Pool each actor over all slots of a scene and refine it with every token, seen or remembered.
 
     Prepared for inference on a CPU, it reads no more of the slots than actors ask for.
 
@@ -82,10 +82,10 @@ class ContextDecoder(Preparable):
 
     Args:
         tokens: what the trunk hands over. num_classes: K.
-        dim, depth, num_heads, mlp_ratio, drop_path_rate: of the transformer.
-        hidden_dim: of the action head of every block.
+        dim, depth, num_heads, mlp_ratio, drop_path_rate: sizes of the transformer.
+        hidden_dim: hidden dimension of each block's action head.
         roi_size: bins along a side of an actor's RoI. roi_extension: how much wider and taller than its box it is.
-        context: what blocks do with the tokens around the actors. ``refined``: they compute tokens and actors alike (as
+        context: what blocks do with the tokens around the actors. ``refined``: they compute both tokens and actors (as
             published). ``read``: they compute the actors alone, which read the tokens as the trunk left them, and each
             other. ``none``: actors are classified from their RoI features, reading each other.
         temporal_roi: an actor is pooled over all slots; in the keyframe's alone otherwise. No token is missing there,
@@ -127,7 +127,7 @@ class ContextDecoder(Preparable):
 
     @property
     def reads_other_slots(self) -> bool:
-        """Whether anything but the keyframe's slot changes the outputs."""
+        """Return whether anything but the keyframe's slot changes the outputs."""
         return self.temporal_roi or self.context != "none"
 
     def no_weight_decay(self) -> set[str]:
@@ -173,7 +173,7 @@ class ContextDecoder(Preparable):
         grid: tuple[int, int],
         slot_weights: Tensor | None = None,
     ) -> Tensor:
-        """One vector an actor: RoIAlign of its extended box in every slot, maximum over bins, mean over slots.
+        """Return one vector per actor: RoIAlign of its extended box in every slot, maximum over bins, mean over slots.
 
         Shapes: canvas (B, T', S, C), boxes (B, P, 4), slot_weights (B, T') summing to one, equal by default;
         returns (B, P, C).

@@ -18,7 +18,7 @@ from .vit import VideoViT
 
 
 class EvadTeacher(nn.Module):
-    """Detects the actors of a clip's keyframe and their actions.
+    """Clip detector: the actors of a clip's keyframe and their actions.
 
     Args:
         num_classes: K.
@@ -33,7 +33,7 @@ class EvadTeacher(nn.Module):
 
     @property
     def size(self) -> TrunkSize:
-        """Of the backbone."""
+        """Return the size of the backbone."""
         return self.backbone.size
 
     @property
@@ -56,7 +56,7 @@ class EvadTeacher(nn.Module):
 
     @property
     def keyframe(self) -> Keyframe:
-        """Where the keyframe stands in a clip."""
+        """Return the place of the keyframe in a clip."""
         return self.size.keyframe
 
     @property
@@ -78,11 +78,11 @@ class EvadTeacher(nn.Module):
     def outputs(
         self, clips: Tensor | Sequence[Tensor], image_sizes: Tensor | None = None, deep: bool = False
     ) -> DetectorOutputs:
-        """As ``forward``, with every refinement stage; ``deep`` asks for the action logits of every decoder block too.
+        """Detect as ``forward`` does, with every refinement stage; ``deep`` adds all decoder blocks' action logits.
 
         Args:
-            clips: normalised clips (3, T, H_i, W_i) of any sizes, or a batch (B, 3, T, H, W) padded to multiples of
-                twice the patch size, or a stem's maps of that.
+            clips: normalised clips (3, T, H_i, W_i) of any sizes; or a batch (B, 3, T, H, W) padded to multiples of
+                twice the patch size; or a stem's maps of such a batch.
             image_sizes: (B, 2) height and width before padding, of a batch; the whole frame by default.
         """
         if not isinstance(clips, Tensor):

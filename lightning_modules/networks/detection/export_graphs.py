@@ -105,10 +105,10 @@ class ExportGraph(nn.Module):
 
 
 class StepGraph(ExportGraph):
-    """One new frame of every stream: (B, H, W, 3) uint8 RGB and a state by name -> detections and the next state.
+    """Graph of one new frame per stream: (B, H, W, 3) uint8 RGB and a state by name -> detections, next state.
 
-    The state is whatever nested NamedTuple the network makes; its names and shapes are read from its initial state.
-    The state that comes back has the names of the one that went in.
+    The state is the nested NamedTuple of the network; its names and shapes are read from its initial state. The state
+    that comes back has the names of the one that went in.
     """
 
     def __init__(self, network: StreamingModule[Any], image_size: tuple[int, int], score: ScoreRule) -> None:

@@ -16,7 +16,7 @@ DecoderFactory = Callable[[TokenLayout, int], ContextDecoder]
 
 
 class DetectionHead(nn.Module):
-    """Finds actors in token maps and classifies what they do from the tokens around them.
+    """Head that localizes actors in token maps and classifies their actions from the tokens around them.
 
     Args:
         tokens: what the trunk hands over.

@@ -21,7 +21,7 @@ DELTA_WEIGHTS = (2.0, 2.0, 1.0, 1.0)
 
 
 class LocalizedActors(NamedTuple):
-    """Person logits (R, B, P, 2) (person, nobody) and boxes (R, B, P, 4) xyxy in pixels after each of R stages."""
+    """Person logits (R, B, P, 2) (person, background) and boxes (R, B, P, 4) xyxy in pixels after each of R stages."""
 
     person_logits: Tensor
     boxes: Tensor
@@ -83,7 +83,7 @@ class DynamicInteraction(nn.Module):
 
 
 class RefinementStage(nn.Module):
-    """One look at every proposal: self-attention, dynamic interaction with its RoI, MLP, class and box. Post-norm."""
+    """Refinement of every proposal: self-attention, dynamic interaction with its RoI, MLP, class, box. Post-norm."""
 
     def __init__(self, dim: int, num_heads: int, dynamic_dim: int, hidden_dim: int, roi_size: int) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class RefinementStage(nn.Module):
 class Localizer(Preparable):
     """Learned proposals refined over ``num_stages`` stages; boxes are detached between stages, features are not.
 
-    Prepared for inference on a CPU, it pools boxes by ``PyramidTable`` whatever ``roi_kernel`` says.
+    Prepared for inference on a CPU, it pools boxes by ``PyramidTable`` for any ``roi_kernel``.
 
     Args:
         proposal_boxes: where proposals start: the whole ``image`` (as published), or a ``grid`` of person-sized boxes,

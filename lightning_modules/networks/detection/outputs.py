@@ -12,7 +12,7 @@ class Detections(NamedTuple):
     """Q proposals of each of B keyframes (a streaming network puts a T axis behind B)."""
 
     person_logits: Tensor
-    """(B, Q, 2): person, nobody."""
+    """(B, Q, 2): person, background."""
     boxes: Tensor
     """(B, Q, 4) xyxy in pixels of the unpadded network input, unclipped."""
     action_logits: Tensor
@@ -20,7 +20,7 @@ class Detections(NamedTuple):
 
 
 class DetectorOutputs(NamedTuple):
-    """All that a detector can be supervised on, for B keyframes. Streaming networks fold their T axis into B."""
+    """Outputs with all that can be supervised, for B keyframes. Streaming networks fold their T axis into B."""
 
     person_logits: Tensor
     """(R, B, Q, 2) after each of R refinement stages."""
@@ -54,7 +54,7 @@ ScoreRule = Literal["person_x_action", "action"]
 def score_proposals(
     detections: Detections, image_sizes: Tensor, original_sizes: Tensor, score: ScoreRule = "action"
 ) -> ScoredBoxes:
-    """Every proposal's box, clipped to the frame, and scores: (B, Q, ...) of constant shape, nothing left out.
+    """Return every proposal's box, clipped to the frame, and scores: (B, Q, ...) of constant shape.
 
     Arguments as in ``decode_detections``.
     """
@@ -77,7 +77,7 @@ def decode_detections(
     person_threshold: float = 0.7,
     score: ScoreRule = "action",
 ) -> list[ScoredBoxes]:
-    """Boxes in the original video with action scores, one entry a keyframe.
+    """Boxes in the original video with action scores, one entry per keyframe.
 
     Proposals with a person score of at least ``person_threshold`` are kept; where there is none, all are (EVAD; no
     NMS). Boxes are clipped to the frame. ``score="action"`` is EVAD's rule; ``person_x_action`` multiplies by the
@@ -90,8 +90,8 @@ def decode_detections(
     if not finite.all():
         broken = (~finite.all(dim=1)).nonzero()[:, 0].tolist()
         raise ValueError(
-            f"detections of keyframes {broken} of {len(persons)} are NaN: the frames, the state of their stream or the "
-            "weights hold NaN, or the precision is too low for them; start such a stream anew with initial_state"
+            f"detections of keyframes {broken} of {len(persons)} are NaN: the frames, the stream's state or the "
+            "weights hold NaN, or the precision is too low. Start such a stream anew with initial_state"
         )
     keep = persons >= person_threshold
     keep = keep | ~keep.any(dim=1, keepdim=True)

@@ -22,8 +22,8 @@ class PublishedCost(NamedTuple):
     """GFLOPs of one clip, by part; a multiply-add counts once.
 
     Softmax, activations and RoIAlign count nothing. Heads that no output of inference reads count nothing either, as
-    the counter drops them: the action heads of all decoder blocks but the last, the person logits of all stages but the
-    last.
+    the counter drops them. These are the action heads of all decoder blocks but the last, and the person logits of all
+    stages but the last.
     """
 
     patch_embedding: float
@@ -31,7 +31,7 @@ class PublishedCost(NamedTuple):
     encoder_mlp: float
     pyramid: float
     localizer: float
-    """With its norms."""
+    """The localizer with its norms."""
     decoder_projection: float
     decoder_attention: float
     decoder_mlp: float

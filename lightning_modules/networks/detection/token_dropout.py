@@ -24,9 +24,9 @@ class KeyframeTokenDropout(nn.Module):
     ``keep_rate`` counts over all tokens, the S keyframe ones included: ceil(keep_rate * N) stay. A token's score is the
     attention it received, averaged over heads and queries, keyframe queries counted ``enhanced_weight`` times.
 
-    The kept tokens stay in order of their places. ``key_order="as_published"`` leaves them in order of their scores
-    while their places are reported in ascending order, as the published code does: tokens then stand at each other's
-    places further on. Weights published with that code were trained that way; nothing else should use it.
+    The kept tokens stay in order of their places. ``key_order="as_published"`` leaves them in order of their scores but
+    reports their places in ascending order, as the published code does. Later layers then see tokens at wrong places.
+    Weights published with that code were trained that way; nothing else should use it.
     """
 
     def __init__(self, keep_rate: float, enhanced_weight: float = 1.0, key_order: KeyOrder = "position") -> None:
@@ -46,7 +46,7 @@ class KeyframeTokenDropout(nn.Module):
         return weights
 
     def num_kept(self, num_tokens: int, num_keyframe_tokens: int) -> int:
-        """How many of the tokens outside the keyframe stay."""
+        """Return the number of tokens outside the keyframe that are kept."""
         kept = math.ceil(self.keep_rate * num_tokens) - num_keyframe_tokens
         if kept < 0:
             raise ValueError(

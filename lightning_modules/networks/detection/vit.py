@@ -89,7 +89,7 @@ class VideoViT(nn.Module):
         keep_rates: block number (from 0) -> share of tokens kept there; blocks not named keep all tokens.
         enhanced_weight, key_order: see ``KeyframeTokenDropout``.
         learned_positions: the position codes are a parameter instead of the fixed sine table.
-        drop_path_rate: of the last block; it rises from 0 at the first.
+        drop_path_rate: drop path rate of the last block; it rises from 0 at the first.
         checkpoint_blocks: recompute activations in the backward pass, for memory.
         stem: makes maps of frames, which are embedded in place of pixels; its stride must divide the patch size.
     """
@@ -182,7 +182,7 @@ def _check_shares(keep_rates: dict[int, float], num_slots: int) -> None:
     if shares and shares[-1] < 1 / num_slots - 1e-9:
         raise ValueError(
             f"keep rates {', '.join(f'{rate:g}' for rate in rates)} at blocks {', '.join(map(str, layers))} leave "
-            f"{', '.join(f'{share:.4g}' for share in shares)} of a clip's tokens, but the keyframe slot alone, which "
-            f"always stays whole, has 1/{num_slots} = {1 / num_slots:.4g} of them; raise the rates, drop in fewer "
-            f"layers, or take more frames than num_frames={num_slots * TUBELET}"
+            f"{', '.join(f'{share:.4g}' for share in shares)} of a clip's tokens, but the keyframe slot, which is "
+            f"never dropped, has 1/{num_slots} = {1 / num_slots:.4g} of them. Raise the rates, drop in fewer layers, "
+            f"or take more frames than num_frames={num_slots * TUBELET}"
         )

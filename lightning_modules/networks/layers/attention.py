@@ -72,10 +72,10 @@ def _times_transposed(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _better_in_pieces(query: Tensor) -> bool:
-    """Whether plain products are faster than torch's fused attention: in bfloat16 on a CPU, with many queries.
+    """Return whether plain products are faster than torch's fused attention: in bfloat16 on a CPU, with many queries.
 
-    The fused kernel takes as long in bfloat16 as in float32 there (2592 tokens, 12 heads, two cores of an EPYC: 147 ms
-    against 64 ms in pieces).
+    There the fused kernel takes as long in bfloat16 as in float32. With 2592 tokens, 12 heads and two cores of an EPYC
+    it takes 147 ms, plain products in pieces 64 ms.
     """
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return False
@@ -83,7 +83,7 @@ def _better_in_pieces(query: Tensor) -> bool:
 
 
 def _better_plain(query: Tensor, key: Tensor) -> bool:
-    """Whether to train on maps held whole: in bfloat16 on a CPU, where they are small.
+    """Return whether to train on maps held whole: in bfloat16 on a CPU, where they are small.
 
     The fused kernel's backward pass is slow there: 72 frames of 64 tokens, 4 heads, one core of an EPYC, forward and
     backward: 65 ms against 15 ms; 36 sequences of 268 tokens: 130 ms against 90 ms.
@@ -155,7 +155,7 @@ class SelfAttention(nn.Module):
         return self.merge(attend(query, key, value, mask))
 
     def _project_last(self, tokens: Tensor, num_queries: int) -> tuple[Tensor, Tensor, Tensor]:
-        """As ``project``, with queries for the last ``num_queries`` tokens only."""
+        """Project as ``project`` does, with queries for the last ``num_queries`` tokens only."""
         dim = tokens.shape[-1]
         query = linear(tokens[..., -num_queries:, :], self.qkv.weight[:dim], self.q_bias)
         bias = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
@@ -164,6 +164,6 @@ class SelfAttention(nn.Module):
         return query, key, value
 
     def with_received(self, tokens: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``forward``, and the attention every token received under ``row_weights`` (N,): (B, N), no gradient."""
+        """Attend, and return the attention each token received under ``row_weights`` (N,): (B, N), no gradient."""
         outputs, received = attention_and_received(*self.project(tokens), row_weights)
         return self.merge(outputs.to(tokens.dtype)), received

@@ -1,9 +1,9 @@
 """Linear layers that a CPU computes in oneDNN.
 
-torch gives matrix products in float32 to MKL, which on AMD processors leaves the wider half of AVX-512 unused; its
-convolutions go to oneDNN, which does not. In training a linear layer is therefore a 1x1 convolution. On two cores of an
+torch gives matrix products in float32 to MKL, which leaves the wider half of AVX-512 unused on AMD processors. Its
+convolutions go to oneDNN, which uses it. In training a linear layer is therefore a 1x1 convolution. On two cores of an
 EPYC with AVX-512 the same product takes 0.45x the time, forward and backward (2592 x 768 x 3072; few rows gain
-nothing). On two cores of an EPYC without AVX-512 the convolution would take 1.6x the time, and a single thread gains
+nothing). On two cores of an EPYC without AVX-512 the convolution would take 1.6x the time. A single thread gains
 nothing either, since torch does its 1x1 convolutions itself. A layer that is prepared for inference also keeps its
 weight in oneDNN's order, which saves reordering it in every call. 256 x 768 x 3072 then take 0.42x of torch's time, 100
 x 256 x 32768 take 0.28x.
@@ -24,7 +24,7 @@ FEWEST_ROWS = 256
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear``, faster for many rows of float32 on a CPU. Values agree to rounding."""
-    # First, so that nothing else is traced: a compiler chooses for itself, and what is exported stays plain.
+    # First, so that nothing else is traced: compilers choose for themselves, and exported graphs stay plain.
     if torch.compiler.is_compiling() or not _goes_to_mkl(inputs) or not _convolves_faster(inputs):
         return F.linear(inputs, weight, bias)
     rows = inputs.shape[:-1].numel()
@@ -35,7 +35,7 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def _goes_to_mkl(inputs: Tensor) -> bool:
-    """Whether torch would leave this product to MKL though oneDNN is at hand."""
+    """Return whether torch would leave this product to MKL though oneDNN is available."""
     return (
         inputs.device.type == "cpu"
         and inputs.dtype == torch.float32
@@ -45,7 +45,7 @@ def _goes_to_mkl(inputs: Tensor) -> bool:
 
 
 def _convolves_faster(inputs: Tensor) -> bool:
-    """Whether convolutions go to oneDNN, do more than MKL's products there, and have rows enough to gain by it."""
+    """Return whether convolutions go to oneDNN, use more than MKL's products, and have rows enough to gain by it."""
     return (
         inputs.shape[:-1].numel() >= FEWEST_ROWS
         and torch.get_num_threads() > 1
@@ -60,7 +60,7 @@ class Linear(Preparable, nn.Linear):
         return self.with_bias(inputs, self.bias)
 
     def with_bias(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
-        """As ``forward``, with another bias."""
+        """Compute ``forward`` with another bias."""
         in_order = self.kept
         if in_order is None or inputs.numel() == 0 or not _goes_to_mkl(inputs):
             return linear(inputs, self.weight, bias)

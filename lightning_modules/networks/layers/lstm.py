@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class LSTM(nn.Module):
-    """One layer of ``torch.nn.LSTM(dim, dim, batch_first=True)``, with its parameters, their names and their start.
+    """LSTM of one layer, with parameters, names and start of ``torch.nn.LSTM(dim, dim, batch_first=True)``.
 
     torch.compile refuses torch's module. On a CPU the values come from the operator below it, elsewhere and where a
     graph is made, from plain products step by step.

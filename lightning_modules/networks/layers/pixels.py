@@ -1,4 +1,4 @@
-"""From uint8 pixels to network input, on the device."""
+"""Conversion of uint8 pixels to network input, on the device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def normalise_frames(frames: Tensor, image_sizes: Tensor | None = None, dtype: t
     rows = torch.arange(frames.shape[-2], device=frames.device) < image_sizes[:, 0, None]  # (B, H)
     columns = torch.arange(frames.shape[-1], device=frames.device) < image_sizes[:, 1, None]  # (B, W)
     inside = rows[:, :, None] & columns[:, None, :]
-    # A masked fill, not a product: padding must be zero whatever it held.
+    # A masked fill, not a product: padding must be zero for any content.
     return normalised.masked_fill(~inside[:, None, None], 0)
 
 

@@ -22,7 +22,7 @@ def keyframe_slot(num_slots: int, keyframe: Keyframe) -> int:
 def sine_table(num_positions: int, dim: int) -> Tensor:
     """Sine/cosine codes over flat positions, (num_positions, dim) float32, computed in float64.
 
-    Channel j of position p has the angle p / 10000^(2 floor(j / 2) / dim); even channels hold its sine, odd ones its
+    Channel j of position p has the angle p / 10000^(2 floor(j / 2) / dim). Even channels hold its sine, odd ones its
     cosine (VideoMAE, https://arxiv.org/abs/2203.12602; `EVAD.md`, section 2).
     """
     positions = torch.arange(num_positions, dtype=torch.float64)[:, None]
@@ -37,8 +37,8 @@ class SpaceTimePositions(Preparable):
     """Position codes of a clip's slots (tubelets), made for ``num_slots`` x ``grid`` x ``grid`` patches.
 
     Other frame sizes resize every slot's grid bicubically (align_corners false, no antialiasing); time is never
-    resized. A clip with fewer slots takes those around ``keyframe``, so that its keyframe slot keeps its code: that is
-    what a curriculum from one slot to the whole clip needs. ``learned`` codes are a parameter that starts at the fixed
+    resized. A clip with fewer slots takes those around ``keyframe``, so that its keyframe slot keeps its code. A
+    curriculum from one slot to the whole clip needs that. ``learned`` codes are a parameter that starts at the fixed
     ones. Prepared for inference, the codes of every frame size met are kept.
     """
 

@@ -1,4 +1,4 @@
-"""Tensors made of a network's weights, kept for inference so that no call makes them anew."""
+"""Tensors computed from a network's weights, kept for inference so that no call computes them again."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 def prepare_for_inference(network: nn.Module) -> None:
     """Let every module that can keep something made of its weights do so.
 
-    Worth its memory (about as much again as the weights, on a CPU) where a network runs often with weights that stay as
-    they are, above all on few rows at a time: a stream. A module gives up what it kept when it is trained, moved or
+    On a CPU this takes about as much memory again as the weights. It pays where a network runs often with unchanged
+    weights, above all on few rows at a time: a stream. A module gives up what it kept when it is trained, moved or
     given other weights. Values agree with those of an unprepared network to rounding.
     """
     for module in network.modules():
@@ -21,7 +21,7 @@ def prepare_for_inference(network: nn.Module) -> None:
 
 
 def in_float32_on_cpu(values: Tensor) -> bool:
-    """Whether a module computes these values in float32 on a CPU: what most that is kept is made for."""
+    """Return whether a module computes in float32 on a CPU, which most prepared values are made for."""
     return values.dtype == torch.float32 and values.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 

@@ -1,7 +1,7 @@
 """RoIAlign as two small matrix products per box.
 
 Bilinear sampling on a grid of points is separable: one matrix gathers rows, one gathers columns. The values are those
-of torchvision's compiled operator with ``aligned=True`` and no gradient to the boxes; samples more than one cell
+of torchvision's compiled operator with ``aligned=True``, without gradient to the boxes. Samples more than one cell
 outside the map count as zero. Unlike it the products have a fast backward pass, share their weights over all slots of a
 clip, and export as plain matrix products.
 """
@@ -19,7 +19,7 @@ RoiKernel = Literal["separable", "torchvision"]
 
 
 def has_compiled_kernel(maps: Tensor) -> bool:
-    """Whether torchvision would run its compiled operator on these maps.
+    """Return whether torchvision would run its compiled operator on these maps.
 
     Where it cannot load, and on GPUs under ``torch.use_deterministic_algorithms``, torchvision takes a plain Python
     form instead, whose values differ from the operator's. To ``torch.compile`` the operator is opaque and its choice of

@@ -38,9 +38,9 @@ class ConvolutionalStem(nn.Module):
     -> (B, T, channels, h, w).
 
     Args:
-        name: of the model in timm, any that has ``features_only``.
-        stages: which of its features, counted from 0: of an EfficientNet 3 has stride 16, 4 has stride 32.
-        weights: a file in timm's naming, or that of ``efficientnet-lite-pytorch``; ``timm`` for those of timm's hub;
+        name: name of the model in timm, any that has ``features_only``.
+        stages: indices of its feature levels, from 0. Of an EfficientNet, 3 has stride 16 and 4 has stride 32.
+        weights: a file in the naming of timm or of ``efficientnet-lite-pytorch``; ``timm`` for those of timm's hub.
             None starts at random, for weights that come from a checkpoint.
         frozen: whether its weights stay as they are; its maps can be computed once then.
     """
@@ -80,7 +80,7 @@ class ConvolutionalStem(nn.Module):
         return self
 
     def are_maps(self, frames: Tensor) -> bool:
-        """Whether (B, T, C, h, w) are maps that were computed before, and no pixels."""
+        """Return whether (B, T, C, h, w) are maps computed before, not pixels."""
         return frames.shape[2] == self.channels
 
     def pixel_size(self, frames: Tensor) -> tuple[int, int]:

@@ -34,7 +34,7 @@ class TrunkSize:
     """Sizes of a trunk, ViT-B's by default; weights of a clip's trunk fit the stream's of the same size.
 
     Args:
-        dim, depth, num_heads, mlp_ratio: of the transformer.
+        dim, depth, num_heads, mlp_ratio: sizes of the transformer.
         patch_size: side of a patch in pixels.
         num_frames: frames of a full clip, whose slots have position codes; a stream's frames stand where its keyframe
             does.
@@ -42,7 +42,7 @@ class TrunkSize:
         pyramid_layers: blocks (from 0) whose token maps are handed on, for the pyramid's finest level first.
         keyframe: where the keyframe stands in a clip: in the ``middle``, so that half of the clip is its future (as
             published), or ``last``.
-        in_channels: of a frame: 3 for RGB or its temporal gradient, 2 for optical flow.
+        in_channels: channels of a frame: 3 for RGB or its temporal gradient, 2 for optical flow.
     """
 
     dim: int = 768

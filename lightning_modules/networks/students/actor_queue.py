@@ -1,4 +1,4 @@
-"""Actors that wait for what follows them: found in a frame, answered for a few frames later."""
+"""Queue of actors that are localized in one frame and classified a few frames later."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class QueueState(NamedTuple):
 
 
 class ActorQueue:
-    """Hands on, at every frame of a stream, the actors of the frame that came ``length`` frames before it."""
+    """Delay line of actors: at every frame of a stream, those of the frame ``length`` frames before it."""
 
     def __init__(self, length: int, num_stages: int, num_proposals: int) -> None:
         self.length, self.num_stages, self.num_proposals = length, num_stages, num_proposals
@@ -35,7 +35,7 @@ class ActorQueue:
         return QueueState(person_logits.copy_(torch.tensor(NOBODY)), boxes)
 
     def needed(self, num_frames: int, last: int) -> int:
-        """The first frame of a chunk of T whose actors are needed to answer at its ``last`` ones."""
+        """The first frame of a chunk of T whose actors the outputs at its ``last`` frames need."""
         return max(0, num_frames - last - self.length)
 
     def __call__(
@@ -43,8 +43,8 @@ class ActorQueue:
     ) -> tuple[QueueState, QueueState]:
         """The actors that wait no longer at the ``last`` of T frames, (B, last, ...), and the state after the chunk.
 
-        ``found`` are those of the chunk's frames from ``needed`` on. Where its newest frames are left out, the answers
-        are the same and the state is of no use.
+        ``found`` are those of the chunk's frames from ``needed`` on. If its newest frames are left out, the outputs are
+        the same, but the state cannot be used.
         """
         first = self.needed(num_frames, last)
         if first == 0:

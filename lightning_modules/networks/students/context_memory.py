@@ -20,8 +20,8 @@ class MemorySize:
 
     Args:
         frames: K, past frames that are remembered; 0 for no memory.
-        stride: of them those are read that are so many, twice so many ... frames old. 2, with all tokens kept, gives
-            the context decoder slots as the teacher's, which do not share frames.
+        stride: frames are read whose age is a multiple of it. 2, with all tokens kept, gives the context decoder slots
+            as the teacher's, which do not share frames.
         keep_rate: share of a frame's tokens that is kept.
     """
 
@@ -43,12 +43,12 @@ class MemorySize:
 
     @property
     def chooses(self) -> bool:
-        """Whether the attention that tokens receive decides what is kept."""
+        """Return whether the attention that tokens receive decides what is kept."""
         return self.frames > 0 and self.keep_rate < 1
 
 
 class MemoryState(NamedTuple):
-    """The kept tokens of the K newest frames, oldest first; n tokens a frame, C decoder width."""
+    """The kept tokens of the K newest frames, oldest first; n tokens per frame, C decoder width."""
 
     tokens: Tensor
     """(B, K, n, C), projected to the decoder's width."""
@@ -62,8 +62,8 @@ class ContextMemory(nn.Module):
     """Ring buffer of past frames' most attended tokens, and the scene that they make with the newest frame.
 
     A frame is whole while it is the newest. Then the ``keep_rate`` of its tokens that received most attention are kept,
-    once and for all. When it is read, a kept token gets three codes: of its place, of the teacher's slot for the
-    frame's age, and a learned one of the age itself, which starts at zero.
+    once and for all. When it is read, a kept token gets three codes: its place, the teacher's slot for the frame's age,
+    and a learned code of the age, which starts at zero.
 
     Args:
         size: see ``MemorySize``. dim: C.

@@ -1,7 +1,7 @@
 """Decomposed Spatial-Temporal Attention: attention inside the frame, an LSTM over time.
 
-A re-implementation from the abstract of "Distilling Offline Action Detection Models into Real-Time Streaming Models"
-(Patel et al., WACV 2026), which names the two parts; their order, width and gate are our choices.
+This is a re-implementation from the abstract of "Distilling Offline Action Detection Models into Real-Time Streaming
+Models" (Patel et al., WACV 2026). The abstract names the two parts; their order, width and gate are our choices.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ class RecurrentState(NamedTuple):
 class DecomposedAttention(CausalAttention[RecurrentState]):
     """s = x + attention(LayerNorm(x)) inside the frame, then s + gate * LSTM(LayerNorm(s)) over time.
 
-    The LSTM's weights are shared by all patches, each of which has a state of its own. What leads out of it starts at
-    zero, so an untrained block is a block of the frame-wise ViT whose weights it took.
+    The LSTM's weights are shared by all patches, each of which has its own state. What leads out of it starts at zero,
+    so an untrained block is a block of the frame-wise ViT whose weights it took.
 
-    Shapes: B streams, T frames of the chunk, N patches a frame, C channels, R = lstm_dim: (B, T, N, C) -> (B, T, N, C).
+    Shapes: B streams, T frames of the chunk, N patches per frame, C channels, R = lstm_dim: (B, T, N, C) -> (B, T, N,
+        C).
     """
 
     receptive_field = None

@@ -28,14 +28,14 @@ class DetectorState(NamedTuple):
     memory: MemoryState
     """Tokens of past frames that the context decoder reads."""
     actors: QueueState
-    """Those whose output is still to come; none without a look-ahead."""
+    """Actors whose output is still to come; none without a look-ahead."""
 
 
 class StreamingDetector(StreamingModule[DetectorState]):
-    """Detects actors and actions in a stream, frame by frame, from the newest frame and a state of constant size.
+    """Streaming detector of actors and actions, from the newest frame and a state of constant size.
 
-    The head localizes actors in each frame by itself; it classifies them in the newest frame with what the context
-    memory keeps of the frames before it.
+    The head localizes actors in each frame by itself. It classifies them in the newest frame, with the tokens of
+    earlier frames in the context memory.
 
     Args:
         num_classes: K.
@@ -43,8 +43,8 @@ class StreamingDetector(StreamingModule[DetectorState]):
         head: makes the head for the trunk's tokens.
         memory: what is kept of past frames.
         timing: delay of the output, and which frame boxes come from.
-        num_actors: at inference the decoder reads, and the detections are, the so many most person-like proposals; all
-            of them by default and in training.
+        num_actors: number of proposals, the most person-like, that the decoder reads and that are detections at
+            inference; all of them by default and in training.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class StreamingDetector(StreamingModule[DetectorState]):
 
     @property
     def size(self) -> TrunkSize:
-        """Of the trunk."""
+        """Return the size of the trunk."""
         return self.trunk.size
 
     @property
@@ -156,10 +156,10 @@ class StreamingDetector(StreamingModule[DetectorState]):
         last: int | None = None,
         deep: bool = False,
     ) -> tuple[DetectorOutputs, DetectorState]:
-        """All there is to supervise on the chunk's ``last`` frames (all by default), their axis folded into the batch.
+        """Return all that is supervised on the chunk's ``last`` frames (all by default), folded into the batch axis.
 
         The frames before them only advance the state: that is how training warms it up. ``deep`` asks for what training
-        supervises: the action logits of every decoder block, and of all proposals whatever ``num_actors`` says.
+        supervises: the action logits of every decoder block, and of all proposals, for any ``num_actors``.
         """
         encoded, trunk = self.encode(frames, state)
         outputs, memory, actors = self.detect(encoded, state, image_sizes, last, deep)

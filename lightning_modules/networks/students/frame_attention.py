@@ -20,7 +20,7 @@ class NoState(NamedTuple):
 class FrameAttention(CausalAttention[NoState]):
     """x + attention(LayerNorm(x)) inside each frame; has the teacher's weights and no other.
 
-    Shapes: B streams, T frames of the chunk, N patches a frame, C channels: (B, T, N, C) -> (B, T, N, C).
+    Shapes: B streams, T frames of the chunk, N patches per frame, C channels: (B, T, N, C) -> (B, T, N, C).
     """
 
     receptive_field = 1

@@ -96,7 +96,7 @@ class TemporalShiftAttention(CausalAttention[ShiftState]):
         earlier = self._delay(moving, state.past)
         has_past = torch.ones(moving.shape[:2], dtype=torch.bool, device=moving.device)  # (B, T)
         has_past = torch.cat([state.filled[:, None], has_past[:, 1:]], dim=1)
-        # In a stream's first frame the frame itself stands in, so that it behaves as a plain frame-wise ViT.
+        # In a stream's first frame the frame itself takes its place, so that it behaves as a frame-wise ViT.
         earlier = torch.where(has_past[:, :, None, None, None, None], earlier, moving)
         past_key, past_value = earlier.unbind(2)
         key_code, value_code = self.past_code.to(key.dtype)
@@ -105,5 +105,5 @@ class TemporalShiftAttention(CausalAttention[ShiftState]):
 
     @staticmethod
     def _delay(chunk: Tensor, past: Tensor) -> Tensor:
-        """Each frame's entry replaced by the one before it; the first comes from the state."""
+        """Replace each frame's entry by that of the frame before; the first comes from the state."""
         return torch.cat([past[:, None].to(chunk.dtype), chunk[:, :-1]], dim=1)

@@ -1,4 +1,4 @@
-"""How late a streaming detector's predictions are, and which frames they are made of: the one place for all delay."""
+"""Delay of a streaming detector's predictions, and the frames they are made of: the one place for all delay."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Timing:
-    """When the predictions for a frame are made, and from what.
+    """Delay of predictions, and the frames they are made from.
 
     The output at frame ``t + look_ahead`` is about frame ``t``. With ``look_ahead=3``::
 
@@ -26,8 +26,8 @@ class Timing:
         boxes_from: the frame whose tokens boxes are found in. ``answered`` is the frame that the output is about.
             ``next`` is the one after it, whose tokens are of both, as those of the teacher's keyframe are. ``newest``
             is the last one seen, whose tokens then have to show where people were.
-        keyframe_code: which frame stands in the context decoder where the teacher's keyframe does: the ``newest`` or
-            the ``answered`` one, so that newer frames stand in its future.
+        keyframe_code: frame that has the code of the teacher's keyframe in the context decoder: the ``newest``, or the
+            ``answered`` one, so that newer frames have codes of its future.
     """
 
     look_ahead: int = 0

@@ -43,8 +43,8 @@ class TrunkState(NamedTuple):
 class StreamingTrunk(StreamingModule[TrunkState]):
     """Causal tokens of frames, for detection and for temporal networks.
 
-    Each frame is a slot of its own. It is embedded with the frame before it, as a tubelet of the teacher is, and has
-    the position code of the teacher's keyframe slot at any time. Weights of a ``VideoViT`` of the same size fit.
+    Each frame makes one slot. It is embedded with the frame before it, like a tubelet of the teacher, and always has
+    the position code of the teacher's keyframe slot. Weights of a ``VideoViT`` of the same size fit.
 
     Shapes: normalised frames (B, T, in_channels, H, W), H and W multiples of the patch size, or a stem's maps of them
     -> ``EncodedFrames``.
@@ -114,9 +114,9 @@ class StreamingTrunk(StreamingModule[TrunkState]):
         needed = (frames.shape[0], *grid, self.size.dim)
         if tuple(state.embedding.past.shape) != needed:
             raise ValueError(
-                f"the state is one of {tuple(state.embedding.past.shape)} (streams, rows, columns, channels) but the "
-                f"frames need {needed}; where the number of streams or the size of their frames changes, start anew "
-                "with initial_state(batch_size, frame_size)"
+                f"the state is of {tuple(state.embedding.past.shape)} (streams, rows, columns, channels) but the "
+                f"frames need {needed}. When the number of streams or the size of frames changes, start anew with "
+                "initial_state(batch_size, frame_size)"
             )
         tokens, embedding = self.patch_embed(frames, state.embedding)  # (B, T, N, C)
         keyframe_slot = constant((self.positions.keyframe_slot,), frames, torch.long)

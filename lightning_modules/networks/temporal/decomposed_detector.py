@@ -87,7 +87,7 @@ class DecomposedDetector(nn.Module):
         return self._joint(motion, appearance, mask)
 
     def branches(self, steps: Tensor, mask: Tensor) -> DecomposedOutputs:
-        """The same with the outputs of either branch."""
+        """Run the detector and return the outputs of both branches too."""
         if self.branch_head is None:
             raise ValueError("the detector has no branch head; call add_branch_head before it trains")
         motion, appearance, mask = self._split(steps, mask)

@@ -13,7 +13,7 @@ FEWEST_QUERIES = 64
 def local_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, window: int) -> Tensor:
     """Softmax attention of each step to the ``window`` steps around it, as far as ``mask`` lets them be read.
 
-    The steps are cut into pieces of queries, each with the keys that its window reaches; the pieces lie in the batch of
+    The steps are cut into pieces of queries, each with the keys that its window reaches. All pieces form the batch of
     one call of torch's fused attention. A step with nothing to read reads itself.
 
     Shapes: query, key, value (B, H, T, D); mask (B, T) bool, True where a key may be read; window odd; returns

@@ -1,4 +1,4 @@
-"""How the features of motion and appearance become those of the joint detector (DCMD)."""
+"""Fusion of motion and appearance into the features of the joint detector (DCMD)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ModalityGate(nn.Module):
 
 
 class LocalAttentiveFusion(ModalityFusion):
-    """Each modality gated by the other, one above the other: D channels of motion, then D of appearance.
+    """Each modality gated by the other, concatenated: D channels of motion, then D of appearance.
 
     Lee et al., CVPR 2023, https://arxiv.org/abs/2303.17285, equations 12 to 15. That the mean aggregates over time, and
     that either direction has weights of its own, is inferred.
@@ -110,7 +110,7 @@ class CrossAttention(nn.Module):
 
 
 class GlobalAttentionFusion(ModalityFusion):
-    """Each modality with what its attention over all times of the other finds, one above the other.
+    """Each modality with the result of its attention over all times of the other, concatenated.
 
     The paper compares its fusion with attention over time; the form, heads and residual included, is ours.
     """

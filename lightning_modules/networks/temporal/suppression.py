@@ -1,4 +1,4 @@
-"""Which of many overlapping segments are kept: soft-NMS and NMS, per class, and voting on where a segment lies."""
+"""Suppression of overlapping segments: soft-NMS and NMS, per class, and voting on a segment's place."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def top_segments(scores: Tensor, segments: Tensor, threshold: float, max_segment
 
 @dataclass(frozen=True)
 class SegmentSuppression:
-    """Thins out the segments of one video, merged from its windows, class by class.
+    """Suppression of the segments of one video, merged from its windows, class by class.
 
     - ``soft``: Gaussian soft-NMS (Bodla et al., ICCV 2017). The best segment is taken, the scores of the others
       of its class are multiplied by exp(-tIoU^2 / sigma), and so on.
     - ``hard``: a segment is left out if its tIoU with a better one of its class is above ``iou_threshold``.
     - ``none``: threshold and number only.
 
-    With ``voting``, each kept segment becomes the mean of all candidates of its class whose tIoU with it is at least
-    ``voting``, weighted by their original score times that tIoU (ActionFormer). Its score stays.
+    With ``voting``, each kept segment becomes a weighted mean of all candidates of its class with a tIoU of at least
+    ``voting``. Weights are their original scores times that tIoU (ActionFormer). Its score stays.
     """
 
     method: Literal["soft", "hard", "none"] = "soft"

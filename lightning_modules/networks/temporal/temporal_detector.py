@@ -35,7 +35,7 @@ class FeatureProjection(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Zero where ``mask`` (B, T') is False, whatever was there."""
+        """Set to zero where ``mask`` (B, T') is False."""
         hidden = self.conv(features.masked_fill(~mask[:, None], 0))
         hidden = self.norm(hidden.transpose(1, 2)).relu().transpose(1, 2)
         return hidden.masked_fill(~mask[:, None], 0)

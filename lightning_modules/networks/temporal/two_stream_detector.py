@@ -1,4 +1,4 @@
-"""Two temporal detectors, one on RGB and one on motion, whose answers are averaged: what distillation shall replace."""
+"""Two temporal detectors, one on RGB and one on motion, whose outputs are averaged. Distillation is to replace it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TwoStreamDetector(nn.Module):
 
     @property
     def backbone(self) -> SegmentBackbone:
-        """That of RGB, which says how long a feature lasts."""
+        """Return the backbone of RGB, which says how long a feature lasts."""
         return self.rgb.backbone
 
     @property
@@ -65,5 +65,5 @@ class TwoStreamDetector(nn.Module):
 
 
 def mean(first: Tensor, second: Tensor) -> Tensor:
-    """Of two tensors; of masks and whole numbers, which are the same in both, the first."""
+    """Return the mean of two tensors; of masks and whole numbers, which are the same in both, the first."""
     return (first + second) / 2 if first.is_floating_point() else first

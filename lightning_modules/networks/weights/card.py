@@ -16,17 +16,17 @@ OURS = re.compile(rf"({re.escape(NETWORKS)}(\.\w+)*|{NETWORKS.partition('.')[0]}
 
 @dataclass(frozen=True)
 class Card:
-    """How a network was built and trained, and what its frames must be like.
+    """Description of a network: how it was built and trained, and what frames it takes.
 
     Args:
         network: its config, class and arguments, see ``build_network``; classes without their modules.
         classes: names in the order of the scores.
-        frame_stride: of the frames it was trained on: every so many of a video.
-        frame_rate: of these videos before the stride, in frames per second; None where it is not known.
-        short_side: of its frames in pixels; None where they came in the size of the video.
+        frame_stride: raw frames from one training frame to the next.
+        frame_rate: frames per second of the training videos before the stride; None where it is not known.
+        short_side: short side of its frames in pixels; None where they came in the size of the video.
         trained_on: data and split. commit: of the code that trained it.
         look_ahead: delay of its output in frames of the stream; 0 for a clip.
-        mean, std: of the normalisation of pixels between 0 and 1.
+        mean, std: normalisation of pixels between 0 and 1.
     """
 
     network: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Networks from what describes them: a file of ``configs/networks``, or the plain dict of a weights file's card."""
+"""Networks built from a description: a file of ``configs/networks``, or the plain dict of a weights file's card."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def network_config(file: str | Path, num_classes: int, changes: Sequence[str] = 
 def build_network(config: Mapping[str, Any]) -> nn.Module:
     """Build a network from its config; weights are random.
 
-    A config may come from a file that somebody else wrote, so it can name nothing but this project's networks.
+    A config may come from a stranger's file, so it can name nothing but this project's networks.
 
     Raises:
         ValueError: the config names something else, or arguments that the class does not take.

@@ -36,7 +36,7 @@ def state_of_release(content: Mapping[str, Any]) -> Mapping[str, Tensor]:
 
 
 def is_release(content: Mapping[str, Any]) -> bool:
-    """Whether this is a checkpoint of EVAD's release."""
+    """Return whether this is a checkpoint of EVAD's release."""
     return any("s0_headseries." in str(key) for key in content.get("model_state", content))
 
 
@@ -64,12 +64,12 @@ class ReleaseSizes(NamedTuple):
 
     num_classes: int
     trunk: dict[str, Any]
-    """Of ``TrunkSize``."""
+    """Arguments of ``TrunkSize``."""
     learned_positions: bool
     localizer: dict[str, Any]
-    """Of ``Localizer``."""
+    """Arguments of ``Localizer``."""
     decoder: dict[str, Any]
-    """Of ``ContextDecoder``."""
+    """Arguments of ``ContextDecoder``."""
 
 
 def sizes_from_shapes(state: Mapping[str, Tensor]) -> ReleaseSizes:
@@ -134,6 +134,6 @@ def _own_name(name: str) -> str:
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbered parts there are below a prefix."""
+    """Return the number of numbered parts below a prefix."""
     numbers = (int(key.removeprefix(f"{prefix}.").split(".")[0]) for key in state if key.startswith(f"{prefix}."))
     return 1 + max(numbers, default=-1)

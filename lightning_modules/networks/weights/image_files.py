@@ -17,9 +17,9 @@ from datamodules.tensor_file import read_tensor_file
 from .safetensors_file import SUFFIX, read_safetensors
 
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Where in a checkpoint the weights are, if they are not the whole of it; averaged ones first, as timm does."""
+"""Keys of a checkpoint that may hold the weights; averaged ones first, as timm does."""
 HUB = "timm"
-"""In the place of a file: the weights that timm has for a model."""
+"""Word given instead of a file: the weights that timm has for a model."""
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of pixels between 0 and 1."""
 LITE_BLOCK = re.compile(r"_blocks\.(\d+)\.([^.]+)\.(.+)")
@@ -32,9 +32,9 @@ LITE_INSIDE = {
     "_project_conv": "conv_pwl",
     "_bn2": "bn3",
 }
-"""From the names of efficientnet-lite-pytorch to timm's, of a block that widens its input."""
+"""Names of efficientnet-lite-pytorch and timm's for them, in a block that widens its input."""
 LITE_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-"""The same of one that does not: the first."""
+"""The same names in the first block, which does not widen its input."""
 
 
 def read_image_weights(path: str | Path) -> dict[str, Tensor]:
@@ -87,7 +87,7 @@ def require_model(name: str) -> None:
 
 
 def normalisation_of(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation that a model of timm was trained with, ImageNet's where nobody says."""
+    """Return mean and standard deviation that a model of timm was trained with, ImageNet's where it is not stated."""
     config = timm.get_pretrained_cfg(name)
     return IMAGENET if config is None else (tuple(config.mean), tuple(config.std))
 

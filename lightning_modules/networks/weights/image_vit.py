@@ -1,4 +1,4 @@
-"""Starting from an image ViT in timm's naming: its weights as those of a video ViT whose frames are alike."""
+"""Starting from an image ViT in timm's naming: its weights as those of a video ViT on a clip of equal frames."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load_pretrained(network: nn.Module, weights: str | Path | Mapping[str, objec
     Args:
         network: a ``VideoViT``, a ``StreamingTrunk``, or a detector with one of them.
         weights: a file or its content, see ``load_videomae`` and ``load_image_vit``; or ``timm:`` and the name of a
-            model, such as ``timm:vit_small_patch14_dinov2.lvd142m``, for the weights that timm has.
+            model of timm's, such as ``timm:vit_small_patch14_dinov2.lvd142m``.
 
     Raises:
         ValueError: the weights do not fit. UserError: they cannot be read or fetched.
@@ -43,7 +43,7 @@ def load_pretrained(network: nn.Module, weights: str | Path | Mapping[str, objec
 
 
 def is_image_vit(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether weights are those of a ViT that embeds pictures, not tubelets."""
+    """Return whether weights are those of a ViT that embeds pictures, not tubelets."""
     return PATCH in tensors and tensors[PATCH].dim() == 4
 
 
@@ -55,11 +55,11 @@ def load_image_vit(
 ) -> PretrainedReport:
     """Start a network's encoder from an image ViT in timm's naming. An error leaves the network as it was.
 
-    A clip whose frames are alike then has the tokens of the picture, as the ViT without its class token and registers
-    makes them. Every step is a note of the report:
+    A clip of equal frames then has the tokens of the picture, as the ViT without its class token and registers makes
+    them. Every step is a note of the report:
 
-    * the patch kernel is resized to the network's patches (by FlexiViT's pseudo-inverse), halved and repeated over the
-      two frames of a slot; the model's normalisation of pixels becomes a part of it;
+    * the patch kernel is resized to the network's patches (by FlexiViT's pseudo-inverse), then halved and repeated over
+      the two frames of a slot, and takes in the model's normalisation of pixels;
     * positions are resampled to the network's grid and repeated over the slots, which start alike in time;
     * LayerScale becomes a part of the layer before it; biases of keys, which change nothing, are left out;
     * class token, registers and their positions are left out.

@@ -80,8 +80,8 @@ def read_weights(path: str | Path, prefix: str = "network.") -> tuple[dict[str, 
 def load_exactly(network: nn.Module, state_dict: Mapping[str, Tensor], fresh: Sequence[str] = ()) -> None:
     """Load weights so that nothing is missing, left over or misshapen; an error lists what is.
 
-    ``fresh`` are patterns (``decoder.blocks.*.action_logits.*``) of parameters that keep their present values and whose
-    weights in the file, if any, are passed over: what fine-tuning for other classes needs.
+    ``fresh`` are patterns (``decoder.blocks.*.action_logits.*``) of parameters that keep their present values, for
+    fine-tuning on other classes. Their weights in the file, if any, are ignored.
     """
     own = network.state_dict()
 
@@ -153,16 +153,16 @@ def evad_from_release(
     """The teacher of a checkpoint that EVAD's authors published, in eval mode, in float32.
 
     Every size that shapes tell is read from them; the arguments are what they do not tell. The defaults are those of
-    the published ViT-B models with token dropout; the one without has ``roi_extension=(0, 0)``, ViT-L has 16, 8 and 8
+    the published ViT-B models with token dropout. The model without has ``roi_extension=(0, 0)``, ViT-L has 16, 8 and 8
     heads and ``pyramid_layers=(5, 11, 17, 23)``.
 
     Args:
         state_dict: a release checkpoint as ``torch.load(..., weights_only=True)`` gives it, or its ``model_state``.
         keep_rates: encoder block (from 0) -> keep rate, or one rate a block; ``{}`` where nothing is dropped.
         enhanced_weight: how often a keyframe query counts in the scores of token dropout.
-        key_order: ``position`` puts kept tokens back where they came from. The published code puts them at each other's
-            places (see ``KeyframeTokenDropout``), and its weights were trained that way: with dropout,
-            ``as_published`` is what reproduces their published results, and a warning says so.
+        key_order: ``position`` puts kept tokens back where they came from. The published code permutes the kept tokens
+            (see ``KeyframeTokenDropout``), and its weights were trained that way. With dropout only ``as_published``
+            reproduces their published results; a warning says so.
 
     Raises:
         ValueError: keys missing, left over or misshapen, or sizes that contradict the arguments; it lists them.
@@ -177,8 +177,8 @@ def evad_from_release(
         keep_rates = dict(enumerate(keep_rates))
     if key_order == "position" and any(rate < 1 for rate in keep_rates.values()):
         warnings.warn(
-            "published weights with token dropout were trained with kept tokens at each other's places; "
-            'key_order="as_published" reproduces their results, "position" is right for training on',
+            "published weights with token dropout were trained with permuted kept tokens; "
+            'key_order="as_published" reproduces their results, "position" is right for further training',
             stacklevel=2,
         )
     trunk = TrunkSize(

@@ -1,8 +1,8 @@
 """Weights of a wide network as the start of a narrow one of the same kind.
 
-The narrow network takes every so many channels of each layer, the same ones wherever layers meet (uniform selection of
-Xu et al., "Initializing Models with Larger Ones", ICLR 2024). Values stay as they are. It computes something else than
-the wide network, but learns sooner than from random weights.
+The narrow network takes evenly spaced channels of each layer, the same ones wherever layers meet. This is uniform
+selection (Xu et al., "Initializing Models with Larger Ones", ICLR 2024). Values stay as they are. It computes something
+else than the wide network, but learns sooner than from random weights.
 """
 
 from __future__ import annotations

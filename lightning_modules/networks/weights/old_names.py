@@ -1,7 +1,8 @@
 """Names of parameters in weights and checkpoints from before detectors were made of parts.
 
-A clip detector had its pyramid, localizer and decoder beside its backbone; a streaming detector had the trunk's parts
-beside them, and called a block's attention ``temporal``, as temporal networks did. Values and their order are the same.
+A clip detector had its pyramid, localizer and decoder beside its backbone. A streaming detector had the trunk's parts
+beside them. Its blocks called their attention ``temporal``, like those of temporal networks. Values and their order are
+the same.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m lightning_modules.networks.weights.take runs/dsta/latest/checkpoints/last.ckpt dsta.pt card.yaml
 
-The card is a YAML file with the entries of ``Card``; its ``network`` may be the name of a network's file, which has as
-many classes as the card names.
+The card is a YAML file with the entries of ``Card``. Its ``network`` may be the name of a network's file; the number of
+classes is that of the card.
 """
 
 from __future__ import annotations

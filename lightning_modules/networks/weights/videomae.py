@@ -20,9 +20,9 @@ CHECKED = ("patch_embed", "blocks", "norm")
 """Parts of the encoder whose every parameter must fit."""
 ROWS_FIRST = ("patch_embed", "positions", "blocks", "norm", "decoder")
 IN_A_STREAM = re.compile(r"^(blocks\.\d+)\.attention\.(norm1|attn)\.")
-"""Where a streaming trunk has what a clip's block has itself."""
+"""Names under which a streaming trunk has the parts of a clip's block."""
 CODES_TOLERANCE = 1e-2
-"""Of position codes between -1 and 1, so that a table stored in bfloat16 is recognised."""
+"""Tolerance of position codes between -1 and 1, so that a table stored in bfloat16 is recognised."""
 
 
 class PretrainedReport(NamedTuple):
@@ -38,7 +38,7 @@ class PretrainedReport(NamedTuple):
     """Remarks for the user, one sentence each."""
 
     def table(self) -> str:
-        """One row a part of the network or the file; under them the notes."""
+        """Return one row per part of the network or the file; under them the notes."""
         missing = tuple(name.removeprefix("head.").removeprefix("trunk.") for name in self.missing)
         columns = (self.used, self.left_over, missing)
         parts = [[part_of(our_name(name)) for name in names] for names in columns]
@@ -67,14 +67,14 @@ def load_videomae(network: nn.Module, weights: str | Path | Mapping[str, object]
       16 (L, H, g).
     * Final norm: a fine-tuned classifier has ``fc_norm`` instead, made for the mean of all tokens and not for tokens.
       It is left over and ``norm`` keeps its start, as in the published EVAD.
-    * Context decoder: a pre-training decoder of its width gives it its first blocks, the projection and the mask token
-      (which the published EVAD forgets; in both it stands for tokens that nobody has seen). Any other is left over, as
-      are its final norm and its head, which have no place here.
-    * Positions: VideoMAE's are fixed codes that the network makes itself, for frames of any size, if ``num_frames``,
-      ``patch_size`` and ``pretrain_size`` are those of the pre-training. A table in the file counts as used where it
-      holds the network's own codes; a learned one needs ``learned_positions``.
-    * Biases of keys, which newer transformers store, change nothing: they add the same to all scores of a query, and a
-      softmax does not see that. The network has none, and they count as used.
+    * Context decoder: a pre-training decoder of its width gives it the first blocks, the projection and the mask token.
+      The published EVAD forgets that token, which in both networks stands for tokens not seen. Any other is left over,
+      as are its final norm and its head, which have no place here.
+    * Positions: VideoMAE's are fixed codes, which the network computes itself for frames of any size. ``num_frames``,
+      ``patch_size`` and ``pretrain_size`` must be those of the pre-training. A table in the file counts as used where
+      it holds the network's own codes; a learned one needs ``learned_positions``.
+    * Biases of keys, which newer transformers store, change nothing: they add the same to all scores of a query, which
+      a softmax ignores. The network has none, and they count as used.
 
     Raises:
         ValueError: where the file holds no VideoMAE encoder, or none of the network's sizes; it lists what differs.
@@ -165,7 +165,7 @@ def place(
 
 
 def lost_biases(stored: Mapping[str, Stored]) -> bool:
-    """Whether all biases are zero in a file that has them as transformers 5 has."""
+    """Return whether all biases are zero in a file that has them as transformers 5 has."""
     biases = [
         entry for name, entry in stored.items() if name.startswith("blocks.") and name.endswith(("q_bias", "v_bias"))
     ]

@@ -17,9 +17,9 @@ from datamodules.tensor_file import read_tensor_file
 from .loading import KEYS_SHOWN
 
 CONTAINERS = ("model", "module", "state_dict", "model_state")
-"""Where in a checkpoint the weights are, if they are not the whole of it."""
+"""Keys of a checkpoint that may hold the weights."""
 WRAPPERS = ("module.", "model.", "_orig_mod.", "backbone.")
-"""Prefixes that stand for whatever was wrapped around the network when it was saved; in any order, any number."""
+"""Prefixes of wrappers around the network when it was saved; in any order, any number."""
 RENAMES = (
     (r"^videomae\.", ""),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
@@ -38,7 +38,7 @@ RENAMES = (
     (r"\.layernorm_before\.", ".norm1."),
     (r"\.layernorm_after\.", ".norm2."),
 )
-"""From the names of VideoMAE (pre-training and fine-tuned) and of Hugging Face's transformers to ours, one by one."""
+"""Names of VideoMAE (pre-training and fine-tuned) and of Hugging Face's transformers, and ours for them, in turn."""
 
 
 class Stored(NamedTuple):
@@ -111,7 +111,7 @@ def by_our_names(tensors: Mapping[str, Tensor]) -> dict[str, Stored]:
     for attention in [name.removesuffix("query.weight") for name in stored if name.endswith(".attn.query.weight")]:
         names = [f"{attention}{part}.weight" for part in ("query", "key", "value")]
         if not all(name in stored for name in names):
-            continue  # what is left here is reported as having no place
+            continue  # names left over here are reported as unused
         parts = [stored.pop(name) for name in names]
         parts_keys = [*parts, *filter(None, [stored.pop(f"{attention}key.bias", None)])]
         stored[f"{attention}qkv.weight"] = Stored(

@@ -1,4 +1,4 @@
-"""Detectors by name: the commands that save their predictions and time them, and what was found."""
+"""Detectors by name: the commands that save their predictions and time them, and the results."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ TIMED = ("--trainer.callbacks+=LatencyMonitor", "--trainer.callbacks.repeats=50"
 
 @dataclass(frozen=True)
 class Detector:
-    """One line of the picture.
+    """One detector: a line of the picture.
 
     What is not given is taken from a run of ``validate``; with ``predictions`` and ``latency_ms`` there is none.
     """
 
     name: str
     config: str | None = None
-    """Of the experiment whose network it is."""
+    """Config of the experiment whose network it is."""
     arguments: str = ""
-    """Further ones for it: network, weights."""
+    """Further arguments for it: network, weights."""
     export: str | None = None
     """Arguments of ``export``, such as ``--quantize int8``; the exported file is validated then."""
     predictions: str | None = None
@@ -45,13 +45,13 @@ class Detector:
     frames_awaited: int | None = None
     """Sampled frames after its own that a prediction waits for."""
     schedule: Schedule | None = None
-    """Which frames get a prediction, see ``lightning_modules.metrics.streaming_map``."""
+    """Rule that chooses the frames that get a prediction, see ``lightning_modules.metrics.streaming_map``."""
     note: str = ""
-    """Where the latency comes from."""
+    """Origin of the latency."""
 
     @property
     def folder(self) -> Path:
-        """Where its files are kept."""
+        """Return the folder of its files."""
         return FOLDER / "".join(letter if letter.isalnum() else "_" for letter in self.name)
 
     def as_given(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class Detector:
         return {key: value for key, value in asdict(self).items() if value not in (None, "") and key != "note"}
 
     def needs_a_run(self) -> bool:
-        """Whether predictions or their time are missing."""
+        """Return whether predictions or their time are missing."""
         return self.predictions is None or self.latency_ms is None
 
 
@@ -82,7 +82,7 @@ def completed(detector: Detector, arguments: str = "", command: Sequence[str] = 
 
     Args:
         detector: as the list has it; what it says itself stays.
-        arguments: of the data, for all detectors alike.
+        arguments: arguments of the data, for all detectors.
         command: what stands before the arguments.
     """
     check(detector)

@@ -2,9 +2,9 @@
 
     python -m results.benchmarks.accuracy.error_analysis
 
-57,000 keyframes, 5 boxes each with scores for 60 actions (17.1 million rows), 3 people with 2 actions each in the
-ground truth, whose speed and times are known as AVA's are. Prints one line of JSON; seconds are those of the processor,
-beside those of a clock. ``--keyframes`` makes it smaller: all but a constant part grows with the rows.
+There are 57,000 keyframes, 5 boxes each with scores for 60 actions (17.1 million rows). The ground truth has 3 people
+with 2 actions each, whose speed and times are known, as in AVA. Prints one line of JSON; seconds are those of the
+processor, beside those of a clock. ``--keyframes`` makes it smaller: all but a constant part grows with the rows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from results.benchmarks.frame_map import peak_mib
 PEOPLE, ACTIONS, BOXES, CLASSES = 3, 2, 5, 60
 SIZE = (240, 320)
 FRAMES_OF_VIDEO = 897
-"""Of a film of AVA."""
+"""Annotated frames in a film of AVA."""
 
 
 def write(path: Path, keyframes: int) -> list[TrueKeyframe]:

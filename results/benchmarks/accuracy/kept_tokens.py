@@ -1,9 +1,9 @@
-"""Which tokens EVAD's dropout keeps on Puppets, people's or background's.
+"""Share of people's and of background's tokens that EVAD's dropout keeps on Puppets.
 
     python -m results.benchmarks.accuracy.kept_tokens
 
 The shipped teacher looks at clips of `full`, validation. A token outside the keyframe's slot counts as a person's if it
-overlaps a person's box in the keyframe: people move little in half a second. Writes ``results/pages/kept_tokens.md``.
+overlaps a person's box in the keyframe. People move little in half a second. Writes ``results/pages/kept_tokens.md``.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ SETTINGS: tuple[tuple[str, Mapping[int, float], float], ...] = (
 )
 HEADER = """# What token dropout keeps on Puppets
 
-Written by `python -m results.benchmarks.accuracy.kept_tokens{options}`: of the tokens outside the keyframe's slot, how
-many percent are left after each block that drops some, of those that overlap a person's box in the keyframe and of the
-others. The shipped teacher (trained with keep rate 0.8 in blocks 2, 3 and 4) looks at {clips} clips of `full`,
-validation, stride 2. People's boxes cover {share:.0f} % of the tokens.
+Written by `python -m results.benchmarks.accuracy.kept_tokens{options}`: the percentage of tokens outside the keyframe's
+slot that is left after each block that drops some. It is given for tokens that overlap a person's box in the keyframe,
+and for the others. The shipped teacher (trained with keep rate 0.8 in blocks 2, 3 and 4) looks at {clips} clips of
+`full`, validation, stride 2. People's boxes cover {share:.0f} % of the tokens.
 """
 HEAD = ("keep rate", "people's, %", "background's, %")
 
@@ -55,7 +55,7 @@ def people_tokens(boxes: Sequence[Tensor], grid: tuple[int, int], patch_size: in
 
 
 def kept_of(kept: Tensor, people: Tensor) -> tuple[Tensor, Tensor]:
-    """How many tokens are kept, and how many there were: people's and background's, (2,) each.
+    """Return the numbers of kept tokens and of all tokens: people's and background's, (2,) each.
 
     kept (B, M) are places over the slots without the keyframe's, people (B, N) bool says what is there.
     """

@@ -2,8 +2,8 @@
 
     python -m results.benchmarks.accuracy.streaming_accuracy results/benchmarks/accuracy/streaming_accuracy.yaml
 
-A machine of speed 2 takes half as long. The list names detectors: a config with arguments, which `validate` runs to
-get predictions, their time and their delay, or a csv that was saved before, with a latency. Results are kept in
+A machine of speed 2 takes half as long. The list names detectors. Each is a config with arguments, which `validate`
+runs to get predictions, their time and their delay; or a saved csv with a latency. Results are kept in
 ``<page>.jsonl``, a line per detector. What is there already and stands in the list as it did is not measured again;
 ``--rows NAME ...`` measures those alone, ``--again`` all.
 """
@@ -173,7 +173,7 @@ def main(args: Sequence[str] | None = None) -> None:
             write_whole(record, "".join(json.dumps(line) + "\n" for line in lines))
     shown = [kept[name] for name, each in detectors.items() if kept.get(name, {}).get("given") == given(each, listing)]
     for name in (name for name in detectors if name not in {line["name"] for line in shown}):
-        print(f"{name}: not measured as it stands in the list, so not on the page; --rows {name!r} measures it")
+        print(f"{name}: not measured with its present settings, so not on the page; --rows {name!r} measures it")
     if not shown:
         raise UserError("no detector of it has been measured", arguments.list, "leave --draw_only out")
     command = f"python -m results.benchmarks.accuracy.streaming_accuracy {arguments.list}"

@@ -7,8 +7,8 @@ needs two libraries:
     pip install --no-deps trackeval==1.3.0 trackers==2.6.1 supervision==0.31.2
     pip install defusedxml pycocotools pydeprecate requests rich
 
-Neither library is in an extra: both ask for opencv-python, which shares its folder with the opencv-python-headless that
-albumentations brings; without their own dependencies they take the one that is there.
+Neither library is in an extra. Both require opencv-python, which shares its folder with the opencv-python-headless of
+albumentations. Installed without dependencies they use the one that is there.
 
 The arguments of every tracker are chosen on training videos, by HOTA, and scored on validation videos once. Both are
 done at the pace of the student and at a quarter of it, where people have moved further. All get the same detections;
@@ -48,11 +48,11 @@ from results.tables.markdown import markdown_table
 Settings = dict[str, float]
 PACKAGES = ("trackeval", "trackers", "supervision")
 NMS_THRESHOLD = 0.6
-"""That of ``OnlineLinker``."""
+"""The threshold of ``OnlineLinker``."""
 
 
 class Frame(NamedTuple):
-    """One sampled frame: what was found, and who is there."""
+    """One sampled frame: its detections and its people."""
 
     found: ScoredBoxes
     boxes: np.ndarray
@@ -202,7 +202,7 @@ CANDIDATES: Mapping[str, tuple[Callable[..., Tracker], list[Settings]]] = {
 
 
 PACES = (1, 4)
-"""One sampled frame of so many is looked at."""
+"""Spacings of the tracked frames: every sampled one, and one of four."""
 
 
 Row = dict[str, object]

@@ -38,7 +38,7 @@ DATA, SIZE = ROOT / "data" / "puppets", "full"
 
 
 class Extent(NamedTuple):
-    """How much is measured."""
+    """Amount of data that is measured."""
 
     videos: int = 48
     """Validation videos of the mAP."""

@@ -24,7 +24,7 @@ from results.benchmarks.page import Row, memory_mib, timed_in_turn
 
 FRAMES = 10_000
 YOUNG_SHARE, COMPARED_SHARE = 0.01, 0.1
-"""Of them: what the young stream has seen before it is timed, and over how many both are timed."""
+"""Shares of these frames: seen by the young stream before it is timed, and timed of both streams."""
 
 
 class Stream(Protocol):

@@ -65,7 +65,7 @@ def measure_sizes(device: torch.device, side: int, rounds: int, students: Sequen
 def exported(network: StreamingDetector, path: Path, side: int) -> dict[str, Path]:
     """Files of a step in float32 and int8.
 
-    Differences are not bounded: random weights score proposals so nearly alike that rounding decides which are chosen.
+    Differences are not bounded: random weights score proposals so similarly that rounding decides which are chosen.
     """
     graph, blobs = StepGraph(network, (side, side), "person_x_action"), moving_blobs(2, (side, side))
     names = [str(number) for number in range(network.num_classes)]

@@ -22,11 +22,11 @@ WARMUP = 3
 
 
 class Form(NamedTuple):
-    """How a step is computed."""
+    """One way to compute a step."""
 
     name: str
     tf32: bool = False
-    """Whether products and convolutions of float32 tensors may round their inputs to TF32."""
+    """True if products and convolutions of float32 tensors may round their inputs to TF32."""
     bf16: bool = False
     """bf16 autocast."""
     separable: bool = True
@@ -35,7 +35,7 @@ class Form(NamedTuple):
     compiled: bool = False
 
     def runs_on(self, device: torch.device) -> bool:
-        """Whether a device has it: CUDA graphs and TF32 are a GPU's, bfloat16 is not every processor's."""
+        """Return whether a device supports it: CUDA graphs and TF32 are a GPU's, bfloat16 is not every processor's."""
         is_gpu = device.type == "cuda"
         return (is_gpu or not (self.graph or self.tf32)) and (not self.bf16 or computes_bfloat16(device))
 

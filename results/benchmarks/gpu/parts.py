@@ -19,7 +19,7 @@ MEASURES: Mapping[str, Measure] = {
 
 
 def deadlines(parts: list[str], begin: float, seconds: float) -> dict[str, float]:
-    """Moments at which parts must have ended: the time is divided among them by their shares."""
+    """Deadlines of parts: the time is divided among them by their shares."""
     total, so_far, found = sum(SHARES[part] for part in parts), 0.0, {}
     for part in parts:
         so_far += SHARES[part]

@@ -68,7 +68,7 @@ def run_part(measure: Measure, settings: Settings, into: Connection) -> None:
 def rows_until(
     measure: Measure, settings: Settings, deadline: float, part: str, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Row | None]:
-    """Yield rows of a part as they come in, at most until ``deadline`` (of the clock); None about once a second.
+    """Yield rows of a part as they come in, at most until ``deadline`` (of the clock); None about once per second.
 
     The last row says so where a part was cut short: by the deadline, or by an error that ended its process.
     """

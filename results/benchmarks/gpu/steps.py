@@ -25,11 +25,11 @@ from results.benchmarks.random_weights import randomise
 from results.benchmarks.student_forms import largest_errors
 
 SIDE = 256
-"""Of the frames of networks at ViT-B size."""
+"""Side of the frames of networks at ViT-B size."""
 COMPARED_FRAMES, COMPARED_CLIPS, COMPARED_IN_LANES = 16, 3, 4
 """Over so many of them errors are the largest."""
 GROUP_SECONDS = 4.0
-"""Most time for the timed calls of one network in all its forms."""
+"""Longest time for the timed calls of one network in all its forms."""
 LANES = {"cuda": (1, 2, 4, 8, 16, 32, 64), "cpu": (1, 2)}
 COMPILED_ORDER = ("bf16", "TF32", "float32")
 """The most useful first: a compilation takes a minute or two, and the time may not suffice for all."""
@@ -41,13 +41,13 @@ class Candidate(NamedTuple):
     name: str
     make: Callable[[], nn.Module]
     side: int | None
-    """Of its frames; that which it was made for by default."""
+    """Side of its frames; None for the side that it was made for."""
 
 
 def vit_b(name: str, **changes: Any) -> nn.Module:
     """A network at ViT-B size with random weights, among which every part matters; all its actors are classified.
 
-    Random weights score proposals so nearly alike that rounding would decide which are chosen.
+    Random weights score proposals so similarly that rounding would decide which are chosen.
     """
     network = student_networks.configured(f"{name}_vit_b", changes)
     if hasattr(network, "num_actors"):
@@ -69,7 +69,7 @@ TINY = tuple(
 
 
 def candidates(size: str) -> tuple[Candidate, ...]:
-    """All networks of a size; the shipped ones are measured beside the large ones."""
+    """Return all networks of a size; the shipped ones are measured beside the large ones."""
     return TINY if size == "tiny" else (*VIT_B, *TINY)
 
 
@@ -81,7 +81,7 @@ def on_device(candidate: Candidate, device: torch.device) -> tuple[nn.Module, in
 
 
 def material(network: Any, side: int, lanes: int) -> Tensor:
-    """Blobs that wander: N clips (N, lanes, 3, T, H, W) or frames (N, lanes, 1, 3, H, W), other ones in each lane."""
+    """Return wandering blobs: N clips (N, lanes, 3, T, H, W) or frames (N, lanes, 1, 3, H, W), different per lane."""
     is_clip = isinstance(network, EvadTeacher)
     count = COMPARED_CLIPS if is_clip else COMPARED_FRAMES if lanes == 1 else COMPARED_IN_LANES
     length = network.num_frames if is_clip else 1
@@ -106,7 +106,7 @@ def free(device: torch.device) -> None:
 
 
 def back_to_back_ms(call: Callable[[], object], device: torch.device, calls: int) -> float:
-    """Milliseconds a call where the CPU does not wait in between."""
+    """Return the milliseconds per call where the CPU does not wait in between."""
     wait = synchronizer(device)
     wait()
     if device.type != "cuda":
@@ -125,7 +125,7 @@ def back_to_back_ms(call: Callable[[], object], device: torch.device, calls: int
 
 
 def fitting_rounds(calls: Sequence[Callable[[], object]], rounds: int, device: torch.device) -> int:
-    """How many rounds of these calls fit into ``GROUP_SECONDS``: ``rounds`` at most, 3 at least."""
+    """Return the rounds of these calls that fit into ``GROUP_SECONDS``: ``rounds`` at most, 3 at least."""
     wait = synchronizer(device)
     wait()
     begin = time.perf_counter()
@@ -199,7 +199,7 @@ def measure_forms(
 
 
 def measure_steps(settings: Settings) -> Iterator[Row]:
-    """Every network in every form, one stream or clip."""
+    """Measure every network in every form, one stream or clip."""
     device = torch.device(settings.device)
     for candidate in candidates(settings.size):
         network, side = on_device(candidate, device)
@@ -209,7 +209,7 @@ def measure_steps(settings: Settings) -> Iterator[Row]:
 
 
 def measure_lanes(settings: Settings) -> Iterator[Row]:
-    """Students on 1 to 64 streams side by side, each with a clock of its own: state is renewed and held by lane."""
+    """Measure students on 1 to 64 streams side by side, each with its own clock: state is renewed and held by lane."""
     device = torch.device(settings.device)
     for candidate in (TINY if settings.size == "tiny" else VIT_B)[:2]:
         network, side = on_device(candidate, device)
@@ -220,7 +220,7 @@ def measure_lanes(settings: Settings) -> Iterator[Row]:
 
 
 def measure_compiled(settings: Settings) -> Iterator[Row]:
-    """Networks under ``torch.compile``, launched call by call and as a CUDA graph."""
+    """Measure networks under ``torch.compile``, launched call by call and as a CUDA graph."""
     device = torch.device(settings.device)
     some = TINY[:1] if settings.size == "tiny" else (VIT_B[0], VIT_B[2], VIT_B[1])
     for arithmetic in COMPILED_ORDER:

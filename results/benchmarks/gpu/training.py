@@ -1,4 +1,4 @@
-"""Training steps a second of the teacher and of distillation on a GPU, and what bf16 and TF32 do to the gradients."""
+"""Training steps per second of the teacher and of distillation on a GPU, and what bf16 and TF32 do to the gradients."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def batch_of(size: int, length: int, keyframes: tuple[int, ...], side: int, num_
 
 
 class Repeated(L.LightningDataModule):
-    """One batch in the CPU's memory, again and again."""
+    """DataModule that repeats one batch in the CPU's memory."""
 
     def __init__(self, batch: ClipBatch, steps: int, num_classes: int, pinned: bool) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ import numpy as np
 from lightning_modules.evaluation.tracked import TrackedFrame, TrackedPerson
 
 CENTRED = (40.0, 20.0, 60.0, 80.0)
-"""Of a frame of 100x100 pixels: its foot is at (0.5, 0.8), its centre at (0.5, 0.5)."""
+"""Box in a frame of 100x100 pixels: its foot is at (0.5, 0.8), its centre at (0.5, 0.5)."""
 
 
 def person(score: float, track: int | None = 0, box=CENTRED, sure: float = 0.9, action: str = "wave") -> TrackedPerson:

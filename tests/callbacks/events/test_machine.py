@@ -113,7 +113,7 @@ def test_the_dead_time_holds_for_everybody_but_not_for_who_had_begun_before():
 
 
 def test_a_person_who_gets_another_number_is_one_event_with_a_dead_time():
-    """Whether the first is over shows only when it is lost; the second begins before that."""
+    """Return whether the first is over shows only when it is lost; the second begins before that."""
     events = machine(dead_seconds=30.0, shortest_seconds=0.5, lost_seconds=2.0)
     found = []
     for number in range(40):

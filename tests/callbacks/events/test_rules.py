@@ -78,7 +78,7 @@ def test_a_mistake_in_a_rule_is_told_with_its_place(row, message):
         ({}, "holds no rules"),
         ({"zones": [1], "rules": [{"action": "a"}]}, "zones are names with a polygon each"),
         ({"zones": {"z": [[0, 0]]}, "rules": [{"action": "a"}]}, "rules: zones.z: a zone has at least three corners"),
-        ([{"action": "a"}, {"action": "a"}], "two rules are called 'a'; give each a name of its own"),
+        ([{"action": "a"}, {"action": "a"}], "two rules are called 'a'; give each its own name"),
         ("rules: [\n", "rules: is no YAML"),
         ("nowhere.yaml", "nowhere.yaml: no such file of rules"),
     ],

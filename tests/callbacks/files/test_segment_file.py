@@ -40,7 +40,7 @@ def test_the_file_is_there_with_the_folders_on_its_way(tmp_path, capsys):
 
 
 def test_two_videos_of_one_name_are_refused(tmp_path):
-    with pytest.raises(UserError, match="two videos are called 'kitchen'; give them names of their own"):
+    with pytest.raises(UserError, match="two videos are called 'kitchen'; give each its own name"):
         write(SegmentFile(tmp_path / "segments.json"), "kitchen", "garden", "kitchen")
     evaluation, file = SimpleNamespace(on_finished=None), TubeFile(tmp_path / "tubes.json")
     trainer = SimpleNamespace(state=SimpleNamespace(fn="test"), log_dir=None)

@@ -20,7 +20,7 @@ DATA = ROOT.parent / "shared/data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="real annotations are not on this machine")
 
 PER_FRAME = {"video_test_0000324": {"anno": np.eye(3, 22), "feature_length": np.int64(3)}}
-"""As OadTR keeps THUMOS14."""
+"""Form in which OadTR keeps THUMOS14."""
 CONTAINERS = {
     "arrays": [np.arange(6, dtype=np.uint8).reshape(2, 3), np.asfortranarray(np.eye(2, dtype=np.float32))],
     "numbers": (np.float32(0.5), np.uint16(300), np.bool_(True), 1 + 2j, 3, None),

@@ -21,9 +21,9 @@ class Connection(NamedTuple):
     video: Path
     start: int = 0
     frames: int | None = None
-    """How many frames are sent before the connection ends; None sends the whole file."""
+    """Frames sent before the connection ends; None sends the whole file."""
     stalls: bool = False
-    """Whether it is then held open without data instead of being closed."""
+    """True if it is then held open without data instead of being closed."""
 
 
 @contextmanager

@@ -256,7 +256,7 @@ def endless(connection: socket.socket) -> None:
 
 
 def frames_until_the_end(address: str, stall_seconds: float = 1.0) -> tuple[int, str]:
-    """How many frames a stream gives, and how it ends."""
+    """Number of frames that a stream gives, and its end."""
     count = 0
     try:
         for arrival in NetworkStream(address, stall_seconds):

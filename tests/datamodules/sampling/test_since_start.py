@@ -1,4 +1,4 @@
-"""How long annotated actions have been going on."""
+"""Age of annotated actions."""
 
 from __future__ import annotations
 

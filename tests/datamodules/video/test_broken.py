@@ -69,7 +69,7 @@ def shown(batch):
 
 
 def unreadable(number, frames):
-    """Whether any of the frames cannot be decoded: those from the damage on up to the next group of four."""
+    """Return whether any of the frames cannot be decoded: those from the damage on up to the next group of four."""
     first = DAMAGED.get(number, 10**6)
     return any(first <= frame < first // 4 * 4 + 4 for frame in frames)
 

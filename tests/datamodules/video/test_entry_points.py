@@ -1,4 +1,4 @@
-"""Which packets are pictures of their own: bits written by hand after the standards."""
+"""Packets that are pictures of their own: bits written by hand after the standards."""
 
 import pytest
 

@@ -36,7 +36,7 @@ def explained(found, true, num_frames=1, num_classes=3, **settings) -> tuple[Mat
 
 
 def counts(errors: Errors) -> dict[str, int]:
-    """How many errors there are of each kind that occurs."""
+    """Return the number of errors of each kind that occurs."""
     return {kind.words: errors.count(kind) for kind in Kind if kind and errors.count(kind)}
 
 

@@ -1,4 +1,4 @@
-"""Which frame of a stream an answer is about."""
+"""Frames of a stream that outputs are about."""
 
 import pytest
 import torch

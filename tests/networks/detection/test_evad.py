@@ -21,7 +21,7 @@ from tests.networks.tiny import CONFIG, teacher_of, tiny_teacher
 SIZES = [(50, 90), (64, 96)]
 """Not square, and the first not a multiple of anything; both are padded to 64 x 96, a 4 x 6 grid."""
 RELEASED_PARAMETERS = 185_359_636
-"""Of the published ViT-B model (`evad-state-dict-vitb.txt`), in 528 parameters."""
+"""Weights of the published ViT-B model (`evad-state-dict-vitb.txt`), in 528 parameters."""
 
 
 def some_clips(sizes=SIZES, frames=8, seed=1):

@@ -1,4 +1,4 @@
-"""Which tokens stay: by hand, and against a plain selection over whole attention maps."""
+"""Tokens that are kept: by hand, and against a plain selection over whole attention maps."""
 
 import math
 

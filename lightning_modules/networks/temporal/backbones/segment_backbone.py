@@ -25,5 +25,5 @@ class SegmentBackbone(nn.Module, ABC):
         """Normalised frames (B, T, C, H, W), or features (B, T, C), and ``mask`` (B, T) bool -> (B, out_channels, T').
 
         T' is T / step_stride. Where ``mask`` is False (after the end of a video) the input is zero and the output
-        arbitrary; it is set to zero by the detector.
+        arbitrary. The detector sets it to zero.
         """

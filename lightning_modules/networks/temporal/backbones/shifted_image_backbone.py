@@ -30,11 +30,11 @@ BRANCH_STARTS: dict[type[nn.Module], tuple[str, ...]] = {
 class FrameShift(nn.Module):
     """Replace a part of the channels of each frame by those of its neighbours in time.
 
-    The temporal shift module (Lin et al., ICCV 2019, https://arxiv.org/abs/1811.08383, section 3). Offline one
-    ``fold_div``-th of the channels comes from the next frame and as much from the previous one; ``causal``, the paper's
-    online form, takes from the previous one alone. Where there is no such frame the channels are zero.
+    The temporal shift module (Lin et al., ICCV 2019, https://arxiv.org/abs/1811.08383, section 3). Offline 1 /
+    ``fold_div`` of the channels come from the next frame and as many from the previous one. ``causal``, the paper's
+    online form, takes them from the previous one alone. Where there is no such frame the channels are zero.
 
-    ``follows`` (N,) is set by whoever runs the frames: whether frame n shows what comes right after frame n - 1.
+    ``follows`` (N,) is set by the caller: whether frame n shows what comes right after frame n - 1.
 
     Shapes: frames in their order, maps (N, C, h, w), or tokens (N, prefix + h w, C) of which the first stay.
     """
@@ -54,7 +54,7 @@ class FrameShift(nn.Module):
         return torch.cat([prefix, self.shift(patches, 2)], dim=1)
 
     def shift(self, features: Tensor, axis: int) -> Tensor:
-        """The same along the channels of ``axis``."""
+        """Shift a part of the channels, which lie along ``axis``."""
         fold = features.shape[axis] // self.fold_div
         if fold == 0:
             raise ValueError(f"{features.shape[axis]} channels are too few for fold_div={self.fold_div}")

@@ -12,12 +12,12 @@ from .segment_backbone import SegmentBackbone
 
 
 class StreamingFeatures(StreamingModule[State]):
-    """One feature a step of a stream: (B, T, in_channels, H, W), or (B, T, in_channels) -> (B, T, out_channels)."""
+    """One feature per step of a stream: (B, T, in_channels, H, W), or (B, T, in_channels) -> (B, T, out_channels)."""
 
     in_channels: int
     out_channels: int
     step_shape: tuple[int, ...]
-    """Of the steps it was made for: (C, H, W) of a frame, (C,) of a stored feature."""
+    """Shape of the steps it was made for: (C, H, W) of a frame, (C,) of a stored feature."""
 
     @abstractmethod
     def initial_state(

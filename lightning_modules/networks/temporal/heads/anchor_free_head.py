@@ -33,7 +33,7 @@ class AnchorFreeOutput(NamedTuple):
 
 
 class Tower(nn.Module):
-    """Convolutions shared by all levels, then one without norm to ``out_dim`` values a point."""
+    """Convolutions shared by all levels, then one without norm to ``out_dim`` values per point."""
 
     def __init__(self, dim: int, out_dim: int, depth: int) -> None:
         super().__init__()
@@ -48,22 +48,22 @@ class Tower(nn.Module):
 class AnchorFreeHead(SegmentHead[AnchorFreeOutput]):
     """Head whose points each give class scores and the distances to the start and the end of their segment.
 
-    Level l has a point at each 2^l-th feature, where its strided kernels are centred. Its segments are those whose more
-    distant end is ``finest_range`` x 2^(l - 1) to 2^l features away; the first level begins at 0, the last is open.
+    Level l has a point at each 2^l-th feature, where its strided kernels are centred. Its segments have their more
+    distant end ``finest_range`` x 2^(l - 1) to 2^l features away. The first level begins at 0, the last is open.
 
     Differences from ActionFormer:
 
     - Distances pass a softplus, since a ReLU leaves points with distance zero without gradient.
-    - Losses are divided by the number of positive points of the batch (at least 1) instead of its running mean, so the
-      loss is a function of the batch alone.
-    - The gates of the blocks start at ``layer_scale`` = 0.1 (there 1e-4): a gate moves by about the learning rate per
+    - Losses are divided by the number of positive points of the batch (at least 1) instead of its running mean. So the
+      loss depends on the batch alone.
+    - The gates of the blocks start at ``layer_scale`` = 0.1 (there 1e-4). A gate moves by about the learning rate per
       step, and trainings here are short.
 
     Args:
         in_channels: C of the features. num_classes: K.
         pyramid: sizes of the pyramid.
         tower_depth: convolutions in front of class scores and of distances.
-        finest_range: distance in features up to which the finest level answers.
+        finest_range: largest distance in features that the finest level predicts.
         centre_radius: points at most so many strides from the middle of a segment learn to find it.
         segment_weight: of the distance-IoU loss in ``total``; the focal loss counts once.
         imitation_threshold: segments are imitated where the teacher's highest class score is above it.

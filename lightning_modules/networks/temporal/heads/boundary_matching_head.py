@@ -61,8 +61,8 @@ def sampling_kernel(max_duration: int, num_samples: int, context: float) -> tupl
     """Weights with which the samples of a cell read features around its start: (D, N, W), and the place of the start.
 
     A cell of duration d, and ``context`` x d on both sides of it, is divided into N bins. A sample is the mean over a
-    bin of the linearly interpolated features (BMN's sampling). Which features lie in a bin does not depend on where a
-    cell starts, so sampling is a convolution and needs no matrix of the size of a window.
+    bin of the linearly interpolated features (BMN's sampling). The features in a bin do not depend on where a cell
+    starts. So sampling is a convolution and needs no matrix of the size of a window.
     """
     durations = torch.arange(1, max_duration + 1, dtype=torch.float64)[:, None]
     spread = 1 + 2 * context
@@ -83,7 +83,7 @@ class BoundaryMatchingLayer(nn.Module):
     """Features (B, T, in_dim) -> cells (B, D, T, dim): the samples of a cell, weighted by a learned matrix each.
 
     BMN samples first and then applies a convolution over the samples. Both are linear, so here the features pass the N
-    matrices first and are sampled afterwards: the same result without its (N, D, T, C) tensor.
+    matrices first and are sampled afterwards. The result is the same, without BMN's (N, D, T, C) tensor.
     """
 
     kernel: Tensor
@@ -108,7 +108,7 @@ class BoundaryMatchingHead(SegmentHead[BoundaryMatchingOutput]):
 
     BMN proposes without classes; here the map has K class scores a cell, learned with the focal loss. A segment's score
     is its class score times the root of completeness, start and end scores. BMN draws cells and boundaries until its
-    classes are balanced; here they are weighted, which is the same on average and the same in every run.
+    classes are balanced. Here they are weighted, which is the same on average and deterministic.
 
     Args:
         in_channels: C of the features. num_classes: K.

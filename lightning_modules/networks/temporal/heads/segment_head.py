@@ -30,8 +30,8 @@ class ScoredSegments(NamedTuple):
 class SegmentHead(nn.Module, ABC, Generic[Dense]):
     """Dense predictions from features, the loss against ground truth, the imitation of a teacher, and decoding.
 
-    Two heads made with the same arguments predict at the same places: entry n of a student's output is about the same
-    place as entry n of its teacher's. So imitation needs no assignment.
+    Two heads made with the same arguments predict at the same places. So entry n of a student's output is about the
+    same place as entry n of its teacher's. So imitation needs no assignment.
     """
 
     in_channels: int
@@ -59,7 +59,7 @@ class SegmentHead(nn.Module, ABC, Generic[Dense]):
 
     @abstractmethod
     def decode(self, outputs: Dense, score_threshold: float, max_segments: int) -> list[ScoredSegments]:
-        """For each of B windows at most ``max_segments`` best by score, above the threshold, no suppression yet.
+        """Return at most ``max_segments`` of the best segments above the threshold for each of B windows, unsuppressed.
 
         A place may be decoded with several classes.
         """

@@ -47,8 +47,8 @@ def imitation_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
 def class_imitation(logits: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """``imitation_entropy`` summed over valid places and classes, divided by what the teacher believes to have found.
 
-    That is the sum over places of its highest class score, at least 1. It stands for the number of positives in the
-    loss against ground truth, so the two terms are alike in size however many places are background. Shapes: logits and
+    That is the sum over places of its highest class score, at least 1. It replaces the number of positives in the loss
+    against ground truth. So the two terms are of similar size however many places are background. Shapes: logits and
     teacher (..., K), mask (...).
     """
     found = (teacher.detach().sigmoid().amax(-1) * mask).sum().clamp(min=1)

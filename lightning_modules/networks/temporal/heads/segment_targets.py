@@ -18,7 +18,7 @@ SAME_LENGTH = 1e-3
 
 
 class Truth(NamedTuple):
-    """True segments as tensors; at least one row a window."""
+    """True segments as tensors; at least one row per window."""
 
     segments: Tensor
     """(B, N, 2) float32, zeros where there is none."""
@@ -65,7 +65,7 @@ def as_truth(segments: Sequence[Tensor], labels: Sequence[Tensor], num_classes: 
 def point_targets(
     truth: Truth, times: Tensor, strides: Tensor, nearest: Tensor, farthest: Tensor, radius: float
 ) -> PointTargets:
-    """Each point answers for the shortest segment that it is allowed to (ActionFormer's rule).
+    """Assign to each point the shortest segment that it may have (ActionFormer's rule).
 
     Allowed is one around the point, whose middle is less than ``radius`` strides away, and whose more distant end is
     ``nearest`` to ``farthest`` away. Of equally short segments the point takes all classes and the first one's ends.
@@ -107,7 +107,7 @@ def cell_targets(truth: Truth, cells: Tensor, threshold: float) -> CellTargets:
 
 
 def boundary_targets(truth: Truth, length: int, radius: float) -> tuple[Tensor, Tensor]:
-    """Whether a true segment starts at most ``radius`` from time i, and whether one ends so near time i + 1: (B, T)."""
+    """Return where a true segment starts within ``radius`` of time i, and where one ends so near i + 1: (B, T) each."""
     times = torch.arange(length, device=truth.segments.device, dtype=torch.float32)
     start, end = truth.segments[..., None].unbind(-2)  # (B, N, 1)
     starts = ((times - start).abs() <= radius) & truth.is_real[..., None]

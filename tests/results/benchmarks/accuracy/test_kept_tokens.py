@@ -1,4 +1,4 @@
-"""Which tokens are people's, and how many of them are kept, counted by hand."""
+"""People's tokens, and the number of them that are kept, counted by hand."""
 
 import torch
 

@@ -117,7 +117,7 @@ def test_what_is_measured_already_is_not_measured_again(tmp_path, measured):
 def test_one_row_is_measured_alone(tmp_path, measured, capsys):
     main(["list.yaml", "--out", "page.md", "--rows", "two"])
     assert measured == ["two"] and shown_in(tmp_path / "page.md") == ["two"]
-    assert "three: not measured as it stands in the list" in capsys.readouterr().out
+    assert "three: not measured with its present settings" in capsys.readouterr().out
     main(["list.yaml", "--out", "page.md", "--rows", "two", "one"])
     assert measured == ["two", "two", "one"] and shown_in(tmp_path / "page.md") == ["one", "two"]
     with pytest.raises(UserError, match=r"list.yaml: has no detector 'tow'; name one of one, two, three"):
