@@ -273,7 +273,7 @@ def test_missing_videos_are_named_and_no_video_at_all_is_refused(numbered, tmp_p
         source.prepare()
     assert sorted(joined(clips_of(source, "train"))) == list(TRAIN[:-2])
     with pytest.raises(UserError, match="no such folder"):
-        ComposedJHMDB(tmp_path / "absent", few / "gt.pkl", tmp_path / "none").prepare()
+        ComposedJHMDB(tmp_path / "absent", few / "gt.pkl", tmp_path / "none", background=[]).prepare()
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds none of the 14 train videos"):
         ComposedJHMDB(tmp_path / "empty", few / "gt.pkl", tmp_path / "none", background=[]).prepare()
