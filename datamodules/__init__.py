@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "annotations.activitynet": ["ActivityNet"],
         "annotations.ava": ["Ava"],
+        "annotations.composed": ["ComposedJHMDB"],
         "annotations.features": ["FeatureFolder"],
         "annotations.few_labels": ["FewLabels"],
         "annotations.jhmdb": ["JHMDB"],

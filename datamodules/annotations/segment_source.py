@@ -17,6 +17,7 @@ from datamodules.video.picture_folder import PictureFolder, Video
 from datamodules.video.source_files import VIDEO_ENDINGS
 
 NO_SPANS = np.empty((0, 2), np.float64)
+NO_CUTS = np.empty(0, np.int64)
 
 
 class AnnotatedSegments(NamedTuple):
@@ -33,6 +34,8 @@ class AnnotatedSegments(NamedTuple):
     """(n,) int64 class ids."""
     ambiguous: np.ndarray = NO_SPANS
     """(m, 2) float64, spans that are annotated as ambiguous."""
+    cuts: np.ndarray = NO_CUTS
+    """(c,) int64, increasing: frames that begin another shot, as far as known; no motion leads to them."""
 
 
 class SegmentSource:

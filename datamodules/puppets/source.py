@@ -20,9 +20,9 @@ from datamodules.errors import UserError
 from datamodules.files import sweep, write_whole
 from datamodules.puppets.actions import CLASS_NAMES, FRAMES_PER_SECOND
 from datamodules.puppets.appearance import FRAME_SIZE
-from datamodules.puppets.files import write_mp4
 from datamodules.puppets.labels import PersonRecord, VideoRecord, write_annotations
 from datamodules.puppets.scene import draw_scene, render
+from datamodules.video.written import write_mp4
 
 GENERATOR_VERSION = 1
 """Raised whenever the same seed would give other videos or labels."""
@@ -148,7 +148,7 @@ def make_video(seed: int, split: str, index: int, num_frames: int, path: Path) -
     """Render one video unless its file is there already; its annotation is computed either way."""
     scene = draw_scene(seed, split, index, num_frames)
     if not path.exists():
-        write_mp4(path, render(scene), FRAME_SIZE, FRAMES_PER_SECOND, scene.crf, scene.preset)
+        write_mp4(path, render(scene), (FRAME_SIZE,) * 2, FRAMES_PER_SECOND, scene.crf, scene.preset)
     return VideoRecord(path.stem, num_frames, tuple(PersonRecord(actor.spans, actor.boxes) for actor in scene.actors))
 
 

@@ -49,6 +49,13 @@ class SteppedVideo(NamedTuple):
         stop = np.minimum(start + length, self.num_steps)
         return tuple(self.first_seconds + self.step_seconds * (edge - 0.5) for edge in (start, stop))
 
+    def flow(self, store: FlowStore, start: int, stop: int) -> np.ndarray:
+        """(stop - start, 2, h, w), the flow that leads to steps; zero where a cut lies between a step and the last."""
+        flow = store.get(self.video.media, self.frames, start, stop)
+        shots = np.searchsorted(self.video.cuts, self.frames, side="right")  # a cut is the first frame of its shot
+        flow[np.diff(shots, prepend=shots[0])[start:stop] > 0] = 0
+        return flow
+
 
 def step_frames(video: AnnotatedSegments, facts: FrameFacts, frame_rate: float | None) -> SteppedVideo:
     """Divide a video of frames into steps, ``frame_rate`` of them a second; None for as many as it has frames."""
@@ -249,9 +256,7 @@ class SegmentWindows(Dataset):
             frames, image_sizes = stack_frames([_padded(value, length, axis=0) for value in values])
         if self.flow is not None:
             values = [
-                self.augmentation.of_flow(
-                    self.flow.get(video.video.media, video.frames, window.start, stop), request.seed
-                )
+                self.augmentation.of_flow(video.flow(self.flow, window.start, stop), request.seed)
                 for video, window, stop, request in zip(stepped, windows, stops, requests, strict=True)
             ]
             flow = stack_flow([_padded(value, length, axis=0) for value in values], frames.shape[-2:])

@@ -23,9 +23,9 @@ from datamodules.puppets.actions import (
 )
 from datamodules.puppets.appearance import FRAME_SIZE, draw_background, draw_clothes, draw_hue
 from datamodules.puppets.figure import SUPERSAMPLING, paint
-from datamodules.puppets.files import write_mp4
 from datamodules.puppets.scene import MAX_OVERLAP, draw_scene, render
 from datamodules.puppets.script import CYCLE_FRAMES, HOLD_FRAMES, TRANSITION_FRAMES, draw_script, reverse
+from datamodules.video.written import write_mp4
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -347,7 +347,7 @@ def test_a_video_appears_whole_or_not_at_all(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_mp4(tmp_path / "video.mp4", frames(), 128, fps=16, crf=23, preset="ultrafast")
+        write_mp4(tmp_path / "video.mp4", frames(), (128, 128), fps=16, crf=23, preset="ultrafast")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Videos of the Puppets data."""
+"""Videos that data sets are made of: h264 that every decoder reads alike."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ import numpy as np
 from datamodules.files import whole_path
 
 
-def write_mp4(path: Path, frames: Iterable[np.ndarray], size: int, fps: int, crf: int, preset: str) -> None:
-    """Encode square frames, (size, size, 3) uint8 RGB each, as h264; the file is whole or not there.
+def write_mp4(path: Path, frames: Iterable[np.ndarray], size: tuple[int, int], fps: int, crf: int, preset: str) -> None:
+    """Encode frames, (height, width, 3) uint8 RGB each, as h264; the file is whole or not there.
 
     No B-frames: with them the container needs an edit list, which not every decoder respects. One thread: many videos
     are encoded side by side, and their bytes shall not depend on the number of cores.
+
+    Args:
+        size: height and width, even numbers.
+        fps: frames a second.
+        crf, preset: quality and speed, as of x264.
     """
     import av
 
     options = {"crf": str(crf), "preset": preset, "g": "16", "bf": "0"}
     with whole_path(path) as unfinished, av.open(str(unfinished), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
-        stream.width = stream.height = size
+        stream.height, stream.width = size
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
         for frame in frames:
