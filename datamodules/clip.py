@@ -55,6 +55,10 @@ class ClipDataModule(DetectionDataModule):
         super().__init__(source, frames, loader, predict_videos, augmentation)
         require_at_least(0, frame_stride=frame_stride)
         require_at_least(1, num_frames=num_frames, keyframe_grid=keyframe_grid)
+        if loader.every_frame:
+            raise UserError(
+                "clips are scored on a grid of frames", "data.loader.every_frame", "set data.keyframe_grid 1"
+            )
         past = num_frames // 2 + 1 if past_frames is None else past_frames
         if not 1 <= past <= num_frames:
             raise UserError(f"past_frames must lie within 1..num_frames ({num_frames}), got {past}")

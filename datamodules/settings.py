@@ -88,10 +88,14 @@ class KeyframeLoaderSettings(LoaderSettings):
         min_keyframe_boxes: training keyframes hold at least this many boxes.
         on_error: ``raise`` stops at a video that cannot be read; ``skip`` leaves it out and reports it after the epoch,
             see ``DetectionDataModule``.
+        every_frame: streams are scored on all raw frames, as published protocols have it. With stride s a video is s
+            streams then, which begin at its frames 0 to s - 1 and follow each other. Prediction has one of them. Of
+            clips ``keyframe_grid`` says the same.
     """
 
     min_keyframe_boxes: int = 1
     on_error: OnError = "raise"
+    every_frame: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -168,8 +168,6 @@ class StreamDataModule(DetectionDataModule):
         loss_frames: L, how many of the last past frames are keyframes; those without annotation say so.
         lanes: B, parallel streams in evaluation; fewer where there are fewer videos of one size.
         chunk_frames: T, frames a stream and step in evaluation.
-        every_frame: evaluate all raw frames, as published protocols do, and not only those of one stream: a video is s
-            streams then, which begin at its frames 0 to s - 1 and follow each other. Prediction has one.
         unlabelled: windows of videos without labels, from which a teacher alone can teach; None draws none.
         frames: size and cache of the frames.
         augmentation: random changes of training windows.
@@ -186,7 +184,6 @@ class StreamDataModule(DetectionDataModule):
         loss_frames: int = 1,
         lanes: int = 8,
         chunk_frames: int = 8,
-        every_frame: bool = False,
         unlabelled: UnlabelledSettings | None = None,
         frames: FrameSettings = FrameSettings(),
         augmentation: ClipTransform = ClipTransform(),
@@ -211,12 +208,11 @@ class StreamDataModule(DetectionDataModule):
         self.frame_stride = frame_stride
         self.lanes = lanes
         self.chunk_frames = chunk_frames
-        self.every_frame = every_frame
         self.unlabelled = unlabelled
 
     @property
     def evaluation_grid(self) -> int:
-        return 1 if self.every_frame else self.frame_stride
+        return 1 if self.loader.every_frame else self.frame_stride
 
     def train_dataloader(self) -> DataLoader:
         videos = self.videos("train")
@@ -268,7 +264,7 @@ class StreamDataModule(DetectionDataModule):
         videos = self.videos(split)
         if not videos:
             raise UserError(f"the {split} split of {type(self.source).__name__} has no videos")
-        phases = self.frame_stride if self.every_frame and split != "predict" else 1
+        phases = self.frame_stride if self.loader.every_frame and split != "predict" else 1
         steps, sizes = self._steps(videos, phases)
         dataset = ChunkDataset(
             videos,
