@@ -186,7 +186,9 @@ def test_annotation_beyond_the_end_is_reported_with_the_file(source, tmp_path):
 def test_what_cannot_work_is_refused(source, tmp_path):
     with pytest.raises(ValueError, match="past_frames"):
         clip_data(source, num_frames=4, past_frames=5)
-    with pytest.raises(ValueError, match=r"every_frame: clips are scored on a grid; set data\.keyframe_grid 1"):
+    with pytest.raises(
+        ValueError, match=r"every_frame: clips are scored on a grid of frames; set data\.keyframe_grid 1"
+    ):
         clip_data(source, every_frame=True)
     nonsense = {"num_frames": 0, "batch_size": 0, "eval_batch_size": -1, "keyframe_grid": 0, "samples_per_epoch": 0}
     nonsense |= {"frame_stride": -1, "num_workers": -1, "short_side": 0, "min_keyframe_boxes": -1, "cache_max_gib": -1}

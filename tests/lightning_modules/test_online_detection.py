@@ -124,7 +124,7 @@ def test_windows_out_of_order_are_refused(tmp_path):
     batch = next(iter(opened(tmp_path, eval_overlap=0.0, eval_batch_size=3).val_dataloader()))
     first, _, third = (row for row in range(3))
     ours.advance(batch._replace(video_ids=(batch.video_ids[first], "", "")))
-    with pytest.raises(ValueError, match=r"video_3 goes on at 16.25 s, but the stream is at 8.25 s"):
+    with pytest.raises(ValueError, match=r"a window of video_3 begins at 16.25 s, but the stream is at 8.25 s"):
         ours.advance(batch._replace(video_ids=("", "", batch.video_ids[third])))
 
 

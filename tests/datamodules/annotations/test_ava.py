@@ -162,7 +162,7 @@ def test_a_whole_film_read_as_if_it_were_cut_is_refused(root):
         ava(root).videos("train")
     with (
         pytest.warns(UserWarning, match=r"two \(1 of 1"),
-        pytest.raises(UserError, match="start_seconds=0 must be what"),
+        pytest.raises(UserError, match="start_seconds=0 must be the time in the csv"),
     ):
         ava(root, start_seconds=0).videos("val")
 

@@ -88,7 +88,7 @@ def test_the_first_of_several_boxes_of_a_person_counts(tmp_path):
 
 def test_annotations_that_cannot_make_tubes_say_so(tmp_path):
     walking = [(1, LEFT, WALK)]
-    with pytest.raises(ValueError, match="whose they are"):
+    with pytest.raises(ValueError, match="without person ids or tubes"):
         tubes_of(tmp_path, dict.fromkeys(range(4), walking), has_tracks=False)
     with pytest.raises(ValueError, match="one in 2 of the frames that a stream of stride 1 takes"):
         tubes_of(tmp_path, dict.fromkeys((0, 2, 4), walking))

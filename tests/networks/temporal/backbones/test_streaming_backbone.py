@@ -74,7 +74,7 @@ def test_flow_has_two_channels():
 def test_a_state_for_other_frames_and_frames_that_do_not_divide_are_refused():
     module = trunk()
     state = module.initial_state(2, (32, 64), dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"need \(2, 4, 2, 8\); .*start anew"):  # as many patches, in other places
+    with pytest.raises(ValueError, match=r"need \(2, 4, 2, 8\)\. .*start anew"):  # as many patches, in other places
         module(frames(height=64), state)
     with pytest.raises(ValueError, match=r"need \(2, 2, 2, 8\)"):
         module(frames(), module.initial_state(3, dtype=torch.float64))
