@@ -8,10 +8,12 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock
 
 from .errors import UserError
 
@@ -98,6 +100,28 @@ def require_writable(path: str | Path) -> None:
         trial = _beside(path)
         trial.touch()
         trial.unlink()
+
+
+def make_once(folder: Path, is_complete: Callable[[], bool], make: Callable[[], None]) -> None:
+    """Make a folder's files unless they are there. Several processes may ask, on several machines: one makes them.
+
+    Args:
+        folder: is made by ``make``; a lock lies beside it.
+        is_complete: whether all files are there.
+        make: makes what is missing.
+
+    Raises:
+        UserError: the folder's parent cannot be made.
+    """
+    if is_complete():
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot be made ({error.strerror})", folder.parent, "choose another root") from error
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if not is_complete():
+            make()
 
 
 def sweep(folder: str | Path, older_names: bool = False) -> None:

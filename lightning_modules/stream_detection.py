@@ -148,7 +148,7 @@ class StreamDetectionModule(DetectionModule):
         return losses
 
     def encode(self, batch: ClipBatch, frames: Tensor) -> tuple[EncodedFrames, DetectorState]:
-        """Training windows up to the output about their last supervised frame, and the state before the m.
+        """Encode training windows up to the output about their last supervised frame; return the state before them too.
 
         ``frames`` are the batch's, normalised.
         """

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from filelock import FileLock
 
 from datamodules.annotations.jhmdb import JHMDB
 from datamodules.annotations.segment_source import AnnotatedSegments, SegmentSource
 from datamodules.annotations.source import AnnotatedVideo, Split
 from datamodules.errors import UserError
-from datamodules.files import sweep, write_whole
+from datamodules.files import make_once, sweep, write_whole
 from datamodules.text_files import check_names, read_json
 from datamodules.video.picture_folder import Video
 from datamodules.video.readers import list_video, open_video
@@ -89,16 +88,7 @@ class ComposedJHMDB(SegmentSource):
 
     def prepare(self) -> None:
         self.class_names()
-        if self._is_complete():
-            return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot be made ({error.strerror})", self.folder, "choose another root") from error
-        # Processes of several machines may share the folder: one makes the streams, the others wait for it.
-        with FileLock(self.folder.parent / f".{self.folder.name}.lock"):
-            if not self._is_complete():
-                self._make()
+        make_once(self.folder, self._is_complete, self._make)
 
     def videos(self, split: Split) -> tuple[AnnotatedSegments, ...]:
         part = "train" if split == "train" else "val"
@@ -148,7 +138,7 @@ class ComposedJHMDB(SegmentSource):
         from tqdm import tqdm
 
         begun = self.folder / "recipe.json"
-        if not begun.exists() and any(self.folder.iterdir()):
+        if not begun.exists() and self.folder.exists() and any(self.folder.iterdir()):
             raise UserError("holds files that are no composed streams", self.folder, "choose another root")
         # Names before pixels: what cannot be composed is refused before anything is written.
         plans = {part: self._plan(part) for part in SPLITS}

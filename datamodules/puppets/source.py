@@ -13,11 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, get_args
 
-from filelock import FileLock
-
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
 from datamodules.errors import UserError
-from datamodules.files import sweep, write_whole
+from datamodules.files import make_once, sweep, write_whole
 from datamodules.puppets.actions import CLASS_NAMES, FRAMES_PER_SECOND
 from datamodules.puppets.appearance import FRAME_SIZE
 from datamodules.puppets.labels import PersonRecord, VideoRecord, write_annotations
@@ -68,16 +66,7 @@ class Puppets(DetectionSource):
         return CLASS_NAMES
 
     def prepare(self) -> None:
-        if self._is_complete():
-            return
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot be made ({error.strerror})", self.root, "choose another root") from error
-        # Processes of several machines may share the folder: one makes the videos, the others wait for it.
-        with FileLock(self.root / f".{self.size}.lock"):
-            if not self._is_complete():
-                self._make()
+        make_once(self.folder, self._is_complete, self._make)
 
     def _is_complete(self) -> bool:
         """Return whether all videos are there; files of another recipe are refused."""

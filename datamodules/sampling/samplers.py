@@ -82,7 +82,7 @@ class ShuffledBatches(DistributedSampler):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Yield the batches of a whole epoch, wherever training resumes in it."""
+        """Return the number of batches of a whole epoch, wherever training resumes in it."""
         return self.num_batches
 
     def _order(self, rng: np.random.Generator) -> np.ndarray:

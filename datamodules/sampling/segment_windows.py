@@ -307,6 +307,6 @@ class SegmentWindows(Dataset):
 
 
 def _padded(values: np.ndarray, length: int, axis: int) -> np.ndarray:
-    """Return zeros after the last step, up to ``length`` steps."""
+    """Pad with zeros after the last step, up to ``length`` steps."""
     missing = length - values.shape[axis]
     return np.pad(values, [(0, missing if a == axis else 0) for a in range(values.ndim)]) if missing else values

@@ -118,7 +118,7 @@ def _numbered(folder: PictureFolder) -> dict[tuple[str, str], list[str]]:
 
 
 def _refuse_special(entry: os.DirEntry[str]) -> None:
-    """Opening a pipe or a device would wait for ever. For files this costs no system call."""
+    """Refuse a pipe or a device: opening one would wait for ever. For files this costs no system call."""
     if entry.is_file():
         return
     try:

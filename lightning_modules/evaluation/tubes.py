@@ -97,7 +97,7 @@ class _OpenVideo:
 
 
 class VideoEvaluation:
-    """Takes the detections of every sampled frame of several videos, and links those of each in order of time.
+    """Link the detections of every sampled frame of several videos, those of each in order of time.
 
     What comes before its turn waits for it. What is kept of a video are its linked detections, and those until its last
     frame: then its tubes go to the metric. A video that loses a frame or does not come to its end is not scored;
