@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import get_start_method, parent_process
 from pathlib import Path
 from threading import Thread
 from typing import Any, Generic, Literal, TypeVar
@@ -189,12 +190,20 @@ def _as_it_is(batch: BatchT) -> BatchT:
 def _start_worker(worker: int) -> None:
     """Keep a worker to one thread (OpenCV starts one a core, and the cores are taken) and end it with its process.
 
-    PyTorch's own watch over the process does not see that it was killed while a large batch waits to be fetched.
+    PyTorch's own watch over the process does not see that it was killed while a large batch waits to be fetched, nor
+    before the worker had come as far as to look for it.
     """
     import cv2
 
     cv2.setNumThreads(0)
-    Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
+    Thread(target=_end_after, args=(_process_of_worker(),), daemon=True).start()
+
+
+def _process_of_worker() -> int:
+    """Return the process whose child a worker is, or was before that process ended."""
+    maker = parent_process()
+    # A fork server's children are not those of the process that has asked for them.
+    return os.getppid() if maker is None or get_start_method() == "forkserver" else maker.pid
 
 
 def _end_after(process: int) -> None:

@@ -27,6 +27,9 @@ def test_a_file_to_predict_on_that_is_named_twice_is_refused(again):
         _named(["a/1.mp4", "b/1.mp4", again])
 
 
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's list of processes")
+
+
 class LargeBatches(Dataset):
     """Batches of 900 tensors, of which no pipe holds two; the first says which process has made it."""
 
@@ -51,7 +54,22 @@ def is_alive(process: int) -> bool:
         return False
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's list of processes")
+def wait_for_workers_that_come_late() -> None:
+    os.register_at_fork(after_in_child=lambda: time.sleep(2))
+    next(iter(SourceDataModule._loader(None, LargeBatches(), SequentialSampler(LargeBatches()), num_workers=2)))  # type: ignore[arg-type]
+
+
+def assert_end(workers: list[int]) -> None:
+    until = time.monotonic() + 30
+    while any(map(is_alive, workers)) and time.monotonic() < until:
+        time.sleep(0.1)
+    left = [worker for worker in workers if is_alive(worker)]
+    for worker in left:
+        os.kill(worker, signal.SIGKILL)
+    assert not left
+
+
+@needs_proc
 def test_workers_end_with_their_process_however_it_ends_and_whatever_waits_to_be_fetched():
     here, there = get_context("fork").Pipe(duplex=False)
     process = get_context("fork").Process(target=read_two_and_wait, args=(there,))
@@ -61,10 +79,17 @@ def test_workers_end_with_their_process_however_it_ends_and_whatever_waits_to_be
     assert all(map(is_alive, workers))
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    until = time.monotonic() + 30
-    while any(map(is_alive, workers)) and time.monotonic() < until:
-        time.sleep(0.1)
-    left = [worker for worker in workers if is_alive(worker)]
-    for worker in left:
-        os.kill(worker, signal.SIGKILL)
-    assert not left
+    assert_end(workers)
+
+
+@needs_proc
+def test_workers_whose_process_is_killed_before_they_have_begun_end_as_well():
+    process = get_context("fork").Process(target=wait_for_workers_that_come_late)
+    process.start()
+    children, workers = Path(f"/proc/{process.pid}/task/{process.pid}/children"), []
+    while len(workers) < 2:
+        workers = list(map(int, children.read_text().split()))
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert all(map(is_alive, workers))
+    assert_end(workers)
