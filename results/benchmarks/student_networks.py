@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from callbacks.measures.flops import count_gflops
 from lightning_modules.networks.detection.evad import EvadTeacher
 from lightning_modules.networks.detection.outputs import Detections, decode_detections
 from lightning_modules.networks.layers.prepared import prepare_for_inference
@@ -62,6 +63,20 @@ def student(
         network.trunk = trunk.trunk
     prepare_for_inference(network)
     return network
+
+
+def gflops(network: nn.Module, side: int, device: torch.device) -> tuple[float, dict[str, float]]:
+    """GFLOPs of a clip or a frame, and those of every sub-module."""
+    sizes = torch.tensor([[side, side]], device=device)
+    if isinstance(network, EvadTeacher):
+        inputs: tuple = (normalised_frames(FRAMES, side, device).transpose(1, 2), sizes)
+    else:
+        state = network.initial_state(1, (side, side), device=device)
+        inputs = (normalised_frames(1, side, device), state, sizes)
+    count = count_gflops(network, *inputs)
+    if count.uncounted:
+        raise RuntimeError(f"nothing counts {', '.join(count.uncounted)}")
+    return count.gflops, count.by_module
 
 
 def clip_step(network: EvadTeacher, side: int, device: torch.device) -> Callable[[], object]:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from callbacks.measures.flops import count_gflops
 from callbacks.measures.latency import Latency, synchronizer
 from lightning_modules.networks.detection.evad import EvadTeacher
 from lightning_modules.networks.detection.outputs import Detections
@@ -28,8 +27,7 @@ from results.benchmarks.exported.steadiness import FRAMES, measure_steadiness
 from results.benchmarks.exported.student_sizes import STUDENTS, measure_sizes
 from results.benchmarks.page import Row, page_parser, row_ratio, timed_in_turn, write_page
 from results.benchmarks.student_forms import measure_compiled
-from results.benchmarks.student_networks import FRAMES as CLIP_FRAMES
-from results.benchmarks.student_networks import clip_step, frame_step, normalised_frames, student, teacher
+from results.benchmarks.student_networks import clip_step, frame_step, gflops, student, teacher
 from results.benchmarks.student_speed_page import HEADER, PARTS
 
 SIDE = 256
@@ -93,20 +91,6 @@ def measure_speed(device: torch.device, side: int, rounds: int) -> list[Row]:
         }
         for name, network in networks.items()
     ]
-
-
-def gflops(network: nn.Module, side: int, device: torch.device) -> tuple[float, dict[str, float]]:
-    """GFLOPs of a clip or a frame, and those of every sub-module."""
-    sizes = torch.tensor([[side, side]], device=device)
-    if isinstance(network, EvadTeacher):
-        inputs: tuple = (normalised_frames(CLIP_FRAMES, side, device).transpose(1, 2), sizes)
-    else:
-        state = network.initial_state(1, (side, side), device=device)
-        inputs = (normalised_frames(1, side, device), state, sizes)
-    count = count_gflops(network, *inputs)
-    if count.uncounted:
-        raise RuntimeError(f"nothing counts {', '.join(count.uncounted)}")
-    return count.gflops, count.by_module
 
 
 def part_of(name: str) -> str | None:

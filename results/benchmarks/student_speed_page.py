@@ -21,7 +21,8 @@ SIZES_NOTE = """
 The networks of `configs/networks/` with their own heads, against the dense ViT-B teacher's clip in PyTorch, in one run,
 in turn. Random weights, stride 4 and seven frames late as their configs say. `int8` is what `export --quantize int8`
 writes. In the other runtimes a step begins at pixels; in PyTorch it begins at normalised frames. What int8 costs in
-mAP: `results/pages/int8.md`.
+mAP: `results/pages/int8.md`. The *limit* is the time that a network's GFLOPs would take at the rate of a large product
+of matrices, measured in turn with the rest: {product_gflops:.0f} GFLOP/s (a multiply-add is two operations there).
 """
 PARTS_NOTE = """
 The students as configured; a part's time is what its modules took, the rest (position codes, residuals, the memory) is
@@ -38,9 +39,10 @@ proposals are read (`num_actors` none): random weights score them so similarly t
 chosen. Recompilations are those after the second step.
 """
 STEADY_NOTE = """
-The shipped students of the demo on noise (stride 2, three frames late), one stream of 128 x 128: median latency of
-frames {young} to {young_to} of one stream and of frames {old} to {old_to} of another, frame by frame in turn; state and
-memory of the process after {young} frames of the latter and at the end.
+The shipped students of the demo (stride 2, at once) on noise, one stream of 128 x 128: median latency of frames
+{young} to {young_to} of one stream and of frames {old} to {old_to} of another. All streams of a student are timed frame
+by frame in turn; *faster* is relative to PyTorch's old one. State and memory of the process after {young} frames of
+the old stream and at its end.
 """
 PARTS = {
     "speed": Part(
@@ -62,6 +64,7 @@ PARTS = {
             "form": lambda row: row["form"],
             "ms": lambda row: f"{row['ms']:.0f}",
             "faster": lambda row: f"{row['faster']:.2f}x",
+            "of the limit": lambda row: "-" if row["limit_share"] is None else f"{100 * row['limit_share']:.0f} %",
             "file, MB": lambda row: "-" if row["megabytes"] is None else f"{row['megabytes']:.0f}",
         },
     ),
@@ -110,6 +113,7 @@ PARTS = {
             "old, ms": lambda row: f"{row['old_ms']:.2f}",
             "old / young": lambda row: f"{row['ratio']:.3f}",
             "old, p95": lambda row: f"{row['old_p95_ms']:.2f}" if "old_p95_ms" in row else "-",
+            "faster": lambda row: f"{row['faster']:.2f}x" if "faster" in row else "-",
             "state, bytes": lambda row: " -> ".join(f"{count:,}" for count in row["state_bytes"]),
             "memory, MiB": lambda row: " -> ".join(f"{mib:.0f}" for mib in row["memory_mib"]),
         },

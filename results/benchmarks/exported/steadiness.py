@@ -20,7 +20,7 @@ from lightning_modules.networks.students.detector import StreamingDetector
 from lightning_modules.runtimes.sessions import installed, open_session
 from results.benchmarks import student_networks
 from results.benchmarks.exported.student_sizes import ExportedStream, exported
-from results.benchmarks.page import Row, memory_mib, timed_in_turn
+from results.benchmarks.page import Row, memory_mib, row_ratio, timed_in_turn
 
 FRAMES = 10_000
 YOUNG_SHARE, COMPARED_SHARE = 0.01, 0.1
@@ -78,41 +78,51 @@ def streams(temporal: str, device: torch.device, folder: Path) -> Iterator[tuple
 
 @torch.inference_mode()
 def measure_steadiness(device: torch.device, side: int, rounds: int, frames: int = FRAMES) -> list[Row]:
-    """The last frames of an old stream against those of a young one, frame by frame in turn.
+    """The last frames of an old stream against those of a young one, all forms of a student frame by frame in turn.
 
     ``side`` and ``rounds`` are those of other parts: the students have a frame size of their own.
     """
     compared = max(2, round(COMPARED_SHARE * frames))
     age, first = frames - compared, max(1, round(YOUNG_SHARE * frames))
     rows = []
-    with TemporaryDirectory() as folder:
-        for temporal in ("tsa", "dsta"):
+    for temporal in ("tsa", "dsta"):
+        pairs: dict[str, tuple[Stream, Stream]] = {}
+        states, memory = {}, {}
+        with TemporaryDirectory() as folder:
             for form, make in streams(temporal, device, Path(folder)):
-                young, old = make(), make()
+                young, old = pairs[form] = make(), make()
                 for _ in range(first):
                     old.step()
                 first_state, first_memory = bytes_of(old.state), memory_mib(device)
                 for _ in tqdm(range(age - first), desc=f"{temporal}, {form}", unit="frame", leave=False):
                     old.step()
+                states[form], memory[form] = (first_state, bytes_of(old.state)), (first_memory, memory_mib(device))
                 for _ in range(first):
                     young.step()
-                steps = {"young": young.step, "old": old.step}
-                timed = timed_in_turn(steps, rounds=compared, warmup=0, synchronize=synchronizer(device))
-                young_ms, old_ms = (timed.latencies[name].p50_ms for name in steps)
-                rows.append(
-                    {
-                        "student": temporal,
-                        "form": form,
-                        "young_ms": young_ms,
-                        "old_ms": old_ms,
-                        "ratio": old_ms / young_ms,
-                        "old_p95_ms": timed.latencies["old"].p95_ms,
-                        "state_bytes": (first_state, bytes_of(old.state)),
-                        "memory_mib": (first_memory, memory_mib(device)),
-                        "young": first,
-                        "young_to": first + compared,
-                        "old": age,
-                        "old_to": frames,
-                    }
-                )
+        steps = {
+            f"{form}, {age_of}": stream.step
+            for form, pair in pairs.items()
+            for age_of, stream in zip(("young", "old"), pair, strict=True)
+        }
+        timed = timed_in_turn(steps, rounds=compared, warmup=0, synchronize=synchronizer(device))
+        plain, *_ = pairs
+        for form in pairs:
+            young_ms, old_ms = (timed.latencies[f"{form}, {age_of}"].p50_ms for age_of in ("young", "old"))
+            rows.append(
+                {
+                    "student": temporal,
+                    "form": form,
+                    "young_ms": young_ms,
+                    "old_ms": old_ms,
+                    "ratio": old_ms / young_ms,
+                    "faster": 1 / row_ratio(timed, f"{form}, old", f"{plain}, old"),
+                    "old_p95_ms": timed.latencies[f"{form}, old"].p95_ms,
+                    "state_bytes": states[form],
+                    "memory_mib": memory[form],
+                    "young": first,
+                    "young_to": first + compared,
+                    "old": age,
+                    "old_to": frames,
+                }
+            )
     return rows

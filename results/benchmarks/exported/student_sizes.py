@@ -15,15 +15,18 @@ from lightning_modules.commands.export_graph import export_graph
 from lightning_modules.commands.export_parity import load, moving_blobs
 from lightning_modules.commands.quantization import Quantizer
 from lightning_modules.networks.detection.export_graphs import FRAMES, NEXT, StepGraph
+from lightning_modules.networks.layers.linear import linear
 from lightning_modules.networks.layers.prepared import prepare_for_inference
 from lightning_modules.networks.students.detector import StreamingDetector
 from lightning_modules.runtimes.sessions import Run, installed, open_session
 from results.benchmarks import student_networks
+from results.benchmarks.evad_speed import matrix_product
 from results.benchmarks.page import Row, row_ratio, timed_in_turn
 
 TEACHER = "evad_vit_b, dense"
 STUDENTS = ("dsta_vit_b", "tsa_vit_b", "dsta_vit_s", "tsa_vit_s", "dsta_vit_ti")
 """Files of ``configs/networks``."""
+PYTORCH, PRODUCT = "PyTorch, float32", "product of matrices"
 NAMES = {"onnx": "onnxruntime", "openvino": "OpenVINO"}
 
 
@@ -31,7 +34,10 @@ NAMES = {"onnx": "onnxruntime", "openvino": "OpenVINO"}
 def measure_sizes(device: torch.device, side: int, rounds: int, students: Sequence[str] = STUDENTS) -> list[Row]:
     """The teacher's clip and a step of each student in every form, all in turn, on the CPU."""
     cpu = torch.device("cpu")
-    steps = {(TEACHER, "PyTorch, float32"): student_networks.clip_step(student_networks.teacher(1.0, cpu), side, cpu)}
+    teacher = student_networks.teacher(1.0, cpu)
+    steps = {(TEACHER, PYTORCH): student_networks.clip_step(teacher, side, cpu)}
+    product, multiply_adds = matrix_product(cpu, torch.float32, linear)
+    gigaflops = {(TEACHER, PYTORCH): student_networks.gflops(teacher, side, cpu)[0]}
     sizes: dict[tuple[str, str], float] = {}
     with TemporaryDirectory() as folder:
         for name in tqdm(students, desc="exporting", unit="student", leave=False):
@@ -39,22 +45,31 @@ def measure_sizes(device: torch.device, side: int, rounds: int, students: Sequen
             files = exported(network, Path(folder) / name, side)
             prepare_for_inference(network)
             start = network.initial_state(1, (side, side))
-            steps[name, "PyTorch, float32"] = student_networks.frame_step(network, start, side, cpu)
+            steps[name, PYTORCH] = student_networks.frame_step(network, start, side, cpu)
+            gigaflops[name, PYTORCH] = student_networks.gflops(network, side, cpu)[0]
             graph = StepGraph(network, (side, side), "person_x_action")
             for precision, path in files.items():
                 for runtime in installed():
                     form = name, f"{NAMES[runtime]}, {precision}"
                     steps[form] = ExportedStream(open_session(path, runtime), graph, side).step
                     sizes[form] = path.stat().st_size / 1e6
-        named = {", ".join(form): step for form, step in steps.items()}
+        named = {", ".join(form): step for form, step in steps.items()} | {PRODUCT: product}
         timed = timed_in_turn(named, rounds=rounds, warmup=2, synchronize=lambda: None)
-    teacher, *_ = named
+
+    def share(form: tuple[str, str]) -> float | None:
+        """Part of a step's time that its multiply-adds would take in one large product."""
+        if form not in gigaflops:
+            return None
+        return gigaflops[form] * 1e9 / multiply_adds / row_ratio(timed, ", ".join(form), PRODUCT)
+
     return [
         {
             "name": name,
             "form": form,
             "ms": timed.latencies[f"{name}, {form}"].p50_ms,
-            "faster": 1 / row_ratio(timed, f"{name}, {form}", teacher),
+            "faster": 1 / row_ratio(timed, f"{name}, {form}", f"{TEACHER}, {PYTORCH}"),
+            "limit_share": share((name, form)),
+            "product_gflops": 2e-6 * multiply_adds / timed.latencies[PRODUCT].p50_ms,
             "megabytes": sizes.get((name, form)),
         }
         for name, form in steps
