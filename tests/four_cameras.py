@@ -190,9 +190,9 @@ Written by `python -m tests.four_cameras --seconds {seconds:g} --threads {thread
 (MJPEG, {fps} frames a second, Puppets of size `tiny`) and runs `python main.py predict` on them with
 `results/weights/dsta.pt`; jsonl, mp4 and events with clips are written. One is well. One shows frames for {shows:g} s
 and then holds the connection open without any. One sends noise, as pictures or without end. One is there for
-{shows:g} s and away for {away:g} s. A frame every 125 ms is due (stride 2) and answered at once. Delay is from a frame's
-arrival to its detections. An event is a person who does one of the ten actions with a score of 0.5 or
-more for half a second, down to 0.3. The run is ended by SIGTERM.
+{shows:g} s and away for {away:g} s. A frame every 125 ms is due (stride 2) and answered at once. Delay is from a
+frame's arrival to its detections. An event is a person who does one of the ten actions with a score of 0.5 or more for
+half a second, down to 0.3. The run is ended by SIGTERM.
 """
 RULE = {"start_score": 0.5, "end_score": 0.3, "shortest_seconds": 0.5, "lost_seconds": 1.5}
 KINDS = {"steady": "well", "stalling": "stalls", "leaving": "leaves and comes back", "garbage": "sends garbage"}

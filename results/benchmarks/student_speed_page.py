@@ -40,8 +40,8 @@ chosen. Recompilations are those after the second step.
 """
 STEADY_NOTE = """
 The shipped students of the demo (stride 2, at once) on noise, one stream of 128 x 128: median latency of frames
-{young} to {young_to} of one stream and of frames {old} to {old_to} of another. All streams of a student are timed frame
-by frame in turn; *faster* is relative to PyTorch's old one. State and memory of the process after {young} frames of
+{young} to {young_to} of one stream and of frames {old} to {old_to} of another, frame by frame in turn; forms take turns
+ten times. *Faster* is relative to PyTorch, of the old streams. State and memory of the process after {young} frames of
 the old stream and at its end.
 """
 PARTS = {
@@ -108,12 +108,12 @@ PARTS = {
         STEADY_NOTE,
         {
             "student": lambda row: row["student"],
-            "form": lambda row: row.get("form", "PyTorch, float32"),
+            "form": lambda row: row["form"],
             "young, ms": lambda row: f"{row['young_ms']:.2f}",
             "old, ms": lambda row: f"{row['old_ms']:.2f}",
             "old / young": lambda row: f"{row['ratio']:.3f}",
-            "old, p95": lambda row: f"{row['old_p95_ms']:.2f}" if "old_p95_ms" in row else "-",
-            "faster": lambda row: f"{row['faster']:.2f}x" if "faster" in row else "-",
+            "old, p95": lambda row: f"{row['old_p95_ms']:.2f}",
+            "faster": lambda row: f"{row['faster']:.2f}x",
             "state, bytes": lambda row: " -> ".join(f"{count:,}" for count in row["state_bytes"]),
             "memory, MiB": lambda row: " -> ".join(f"{mib:.0f}" for mib in row["memory_mib"]),
         },
