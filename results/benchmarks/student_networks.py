@@ -33,7 +33,9 @@ def normalised_frames(count: int, side: int, device: torch.device, lanes: int = 
 
 def configured(name: str, changes: Mapping[str, Any]) -> nn.Module:
     """The network of a file in ``configs/networks`` with changes: place -> value."""
-    arguments = [f"{place}={json.dumps(value)}" for place, value in changes.items()]
+    # A word in quotation marks would be taken for a word that has them.
+    texts = {place: value if isinstance(value, str) else json.dumps(value) for place, value in changes.items()}
+    arguments = [f"{place}={text}" for place, text in texts.items()]
     num_classes = next(classes for size, classes in NUM_CLASSES.items() if name.endswith(f"_{size}"))
     return network_of(NETWORKS / f"{name}.yaml", num_classes, arguments)
 
