@@ -84,11 +84,14 @@ def interleave(
     synchronize: Callable[[], None],
     clock: Clock = time.perf_counter,
     tick: Callable[[], object] = lambda: None,
+    untimed: int = 0,
 ) -> Interleaved:
     """Time several steps in turn, one call of each a round.
 
     A temporary slowdown of the machine (a neighbour, heat, frequency scaling) then affects all of them equally. Ratios
-    hold even where absolute figures do not. ``tick`` is called after each call, outside its time.
+    hold even where absolute figures do not. ``tick`` is called after each round of a step, outside its time.
+    ``untimed`` calls of a step precede each timed one: the processor's caches then hold its weights instead of those of
+    the step before it, as where it runs alone.
     """
     if not steps:
         raise ValueError("there is no step to measure")
@@ -99,6 +102,8 @@ def interleave(
     durations: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(-warmup, rounds):
         for name, step in steps.items():
+            for _ in range(untimed):
+                step()
             synchronize()
             begin = clock()
             step()

@@ -44,12 +44,14 @@ def row_ratio(timed: Interleaved, name: str, reference: str) -> float:
 
 
 def timed_in_turn(
-    steps: Mapping[str, Step], *, rounds: int, warmup: int, synchronize: Callable[[], None]
+    steps: Mapping[str, Step], *, rounds: int, warmup: int, synchronize: Callable[[], None], untimed: int = 0
 ) -> Interleaved:
     """Time steps as ``interleave`` does, behind a bar."""
     calls = (rounds + warmup) * len(steps)
     with tqdm(total=calls, desc="timing", unit="call", leave=False, mininterval=1.0) as bar:
-        return interleave(steps, rounds=rounds, warmup=warmup, synchronize=synchronize, tick=bar.update)
+        return interleave(
+            steps, rounds=rounds, warmup=warmup, synchronize=synchronize, tick=bar.update, untimed=untimed
+        )
 
 
 def memory_mib(device: torch.device, *, peak: bool = False) -> float:

@@ -19,10 +19,12 @@ seven sampled frames. The cost of each saving in mAP: `results/pages/student_hea
 """
 SIZES_NOTE = """
 The networks of `configs/networks/` with their own heads, against the dense ViT-B teacher's clip in PyTorch, in one run,
-in turn. Random weights, stride 4 and seven frames late as their configs say. `int8` is what `export --quantize int8`
-writes. In the other runtimes a step begins at pixels; in PyTorch it begins at normalised frames. What int8 costs in
-mAP: `results/pages/int8.md`. The *limit* is the time that a network's GFLOPs would take at the rate of a large product
-of matrices, measured in turn with the rest: {product_gflops:.0f} GFLOP/s (a multiply-add is two operations there).
+in turn; an untimed call precedes each timed one, so that the caches hold a network's own weights, as in a stream that
+runs alone. Random weights, stride 4 and seven frames late as their configs say. `int8` is what `export --quantize
+int8` writes. In the other runtimes a step begins at pixels; in PyTorch it begins at normalised frames. What int8 costs
+in mAP: `results/pages/int8.md`. The *limit* is the time that a network's GFLOPs would take at the rate of a large
+product of matrices, measured in turn with the rest: {product_gflops:.0f} GFLOP/s (a multiply-add is two operations
+there).
 """
 PARTS_NOTE = """
 The students as configured; a part's time is what its modules took, the rest (position codes, residuals, the memory) is

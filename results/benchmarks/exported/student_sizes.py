@@ -54,7 +54,7 @@ def measure_sizes(device: torch.device, side: int, rounds: int, students: Sequen
                     steps[form] = ExportedStream(open_session(path, runtime), graph, side).step
                     sizes[form] = path.stat().st_size / 1e6
         named = {", ".join(form): step for form, step in steps.items()} | {PRODUCT: product}
-        timed = timed_in_turn(named, rounds=rounds, warmup=2, synchronize=lambda: None)
+        timed = timed_in_turn(named, rounds=rounds, warmup=1, synchronize=lambda: None, untimed=1)
 
     def share(form: tuple[str, str]) -> float | None:
         """Part of a step's time that its multiply-adds would take in one large product."""

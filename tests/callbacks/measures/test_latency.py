@@ -94,6 +94,17 @@ def test_interleaved_steps_take_turns_and_are_compared_with_the_first(device):
     assert result.ratios == pytest.approx({"teacher": 1, "student": 4})
 
 
+def test_untimed_calls_of_a_step_precede_each_timed_one(device):
+    steps = {
+        "one": device.step(9.0, 0.001, 9.0, 0.002, name="one"),
+        "other": device.step(9.0, 0.003, 9.0, 0.004, name="other"),
+    }
+    result = interleave(steps, rounds=2, warmup=0, synchronize=device.synchronize, clock=device.clock, untimed=1)
+    assert device.calls == ["one", "one", "other", "other"] * 2
+    assert result.latencies["one"].samples == pytest.approx((1, 2))
+    assert result.latencies["other"].samples == pytest.approx((3, 4))
+
+
 def test_what_shows_progress_is_called_after_each_call_and_not_timed(device):
     ticks = []
 
