@@ -108,17 +108,18 @@ def given(detector: Detector, listing: dict[str, Any]) -> dict[str, Any]:
 
 def draw(lines: Sequence[dict]) -> bytes:
     """mAP against speed; what a detector would have without time as a mark at the right."""
-    figure, ((axes,),) = new_figure(7.5, 4.5)
+    figure, ((axes,),) = new_figure(9.5, 5.5)
     for number, line in enumerate(lines):
         heights = [100 * line["maps"][f"{speed:g}"] for speed in SPEEDS]
-        axes.plot(SPEEDS, heights, marker="o", color=f"C{number}", label=line["name"])
-        axes.plot([SPEEDS[-1] * 1.4], [100 * line["maps"]["offline"]], marker="_", markersize=18, color=f"C{number}")
+        style = {"color": f"C{number % 10}", "linestyle": ("-", "--")[number // 10 % 2]}
+        axes.plot(SPEEDS, heights, marker="o", label=line["name"], **style)
+        axes.plot([SPEEDS[-1] * 1.4], [100 * line["maps"]["offline"]], marker="_", markersize=18, **style)
     axes.set_xscale("log", base=2)
     axes.set_xticks([*SPEEDS, SPEEDS[-1] * 1.4], [*(f"{speed:g}x" for speed in SPEEDS), "no time"], fontsize=8)
     axes.set_xlabel("speed of the machine, over the one that was measured")
     axes.set_ylabel(f"streaming {lines[0]['protocol']}, %")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return as_png(figure, dpi=110)
 
 
