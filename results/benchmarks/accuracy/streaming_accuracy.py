@@ -34,7 +34,7 @@ from lightning_modules.metrics.frame_ap import FrameMapSettings, FrameRows, fram
 from lightning_modules.metrics.streaming_map import arrivals, finish_times, newest_finished, rows_at
 from results.benchmarks.accuracy.detector_runs import Detector, check, completed
 
-SPEEDS = (0.25, 0.5, 1, 2, 4, 8, 16)
+SPEEDS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 16)
 TEXT = """\
 The ground truth of each frame is scored, at the moment of that frame, against the newest prediction that is finished \
 by then (Li et al., 2020). At speed 1 a prediction takes as long as it was measured to take, at speed 2 half of that. \
@@ -100,6 +100,11 @@ def measure(detector: Detector, listing: dict[str, Any], settings: FrameMapSetti
     return asdict(complete) | found | {"commit": commit(Path(__file__).parent)}
 
 
+def shown(speed: float) -> str:
+    """Return a speed as the page has it: 1/4x, 4x."""
+    return f"1/{round(1 / speed)}x" if speed < 1 else f"{speed:g}x"
+
+
 def given(detector: Detector, listing: dict[str, Any]) -> dict[str, Any]:
     """Return everything that the list says about a line; one that was measured with another is measured again."""
     common = {key: listing[key] for key in ("data", "arguments", "metric") if key in listing}
@@ -113,9 +118,9 @@ def draw(lines: Sequence[dict]) -> bytes:
         heights = [100 * line["maps"][f"{speed:g}"] for speed in SPEEDS]
         style = {"color": f"C{number % 10}", "linestyle": ("-", "--")[number // 10 % 2]}
         axes.plot(SPEEDS, heights, marker="o", label=line["name"], **style)
-        axes.plot([SPEEDS[-1] * 1.4], [100 * line["maps"]["offline"]], marker="_", markersize=18, **style)
+        axes.plot([SPEEDS[-1] * 2], [100 * line["maps"]["offline"]], marker="_", markersize=18, **style)
     axes.set_xscale("log", base=2)
-    axes.set_xticks([*SPEEDS, SPEEDS[-1] * 1.4], [*(f"{speed:g}x" for speed in SPEEDS), "no time"], fontsize=8)
+    axes.set_xticks([*SPEEDS, SPEEDS[-1] * 2], [*map(shown, SPEEDS), "no time"], fontsize=8)
     axes.set_xlabel("speed of the machine, over the one that was measured")
     axes.set_ylabel(f"streaming {lines[0]['protocol']}, %")
     axes.grid(alpha=0.3)
@@ -125,7 +130,7 @@ def draw(lines: Sequence[dict]) -> bytes:
 
 def page(lines: Sequence[dict], command: str) -> Page:
     """Return the page of all detectors."""
-    head = ["detector", "latency", "awaits", "frames", *(f"{speed:g}x" for speed in SPEEDS), "no time"]
+    head = ["detector", "latency", "awaits", "frames", *map(shown, SPEEDS), "no time"]
     rows = [
         [
             line["name"],
@@ -137,7 +142,11 @@ def page(lines: Sequence[dict], command: str) -> Page:
         ]
         for line in lines
     ]
-    notes = [f"{line['name']}: {line['note']}" for line in lines if line["note"]]
+    names: dict[str, list[str]] = {}
+    for line in lines:
+        names.setdefault(line["note"], []).append(line["name"])
+    of_all = len(names) == 1
+    notes = [f"{'Latencies' if of_all else '; '.join(those)}: {note}" for note, those in names.items() if note]
     section = Section(f"Streaming {lines[0]['protocol']}", "\n\n".join([TEXT, *notes]), [Table(head, rows)])
     return Page("Streaming accuracy", [], [section], command)
 
@@ -172,14 +181,16 @@ def main(args: Sequence[str] | None = None) -> None:
             # After each, so that an interruption costs one.
             lines = [kept[name] for name in detectors if name in kept]
             write_whole(record, "".join(json.dumps(line) + "\n" for line in lines))
-    shown = [kept[name] for name, each in detectors.items() if kept.get(name, {}).get("given") == given(each, listing)]
-    for name in (name for name in detectors if name not in {line["name"] for line in shown}):
+    complete = [
+        kept[name] for name, each in detectors.items() if kept.get(name, {}).get("given") == given(each, listing)
+    ]
+    for name in (name for name in detectors if name not in {line["name"] for line in complete}):
         print(f"{name}: not measured with its present settings, so not on the page; --rows {name!r} measures it")
-    if not shown:
+    if not complete:
         raise UserError("no detector of it has been measured", arguments.list, "leave --draw_only out")
     command = f"python -m results.benchmarks.accuracy.streaming_accuracy {arguments.list}"
-    made = page(shown, command)
-    picture = Picture(arguments.out.stem, draw(shown), "streaming mAP against the speed of the machine")
+    made = page(complete, command)
+    picture = Picture(arguments.out.stem, draw(complete), "streaming mAP against the speed of the machine")
     made = Page(made.title, made.lead, [*made.sections, Section("Picture", pictures=[picture])], made.command)
     write_whole(arguments.out.with_suffix(".png"), picture.content)
     write_whole(arguments.out, as_markdown(made))

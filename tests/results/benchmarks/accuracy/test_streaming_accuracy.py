@@ -97,7 +97,7 @@ def test_the_page_is_drawn_again_without_the_predictions(tmp_path, measured):
     main(["list.yaml", "--out", "page.md", "--draw_only"])
     text = (tmp_path / "page.md").read_text()
     assert measured == ["one", "two", "three"] == shown_in(tmp_path / "page.md")
-    assert "## Streaming ava frame mAP@0.5" in text and "one: measured here." in text and "](page.png)" in text
+    assert "## Streaming ava frame mAP@0.5" in text and "Latencies: measured here." in text and "](page.png)" in text
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
 
 
