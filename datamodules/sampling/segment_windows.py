@@ -25,7 +25,7 @@ from datamodules.frames.store import FrameFacts, FrameStore
 from datamodules.sampling.collate import stack_flow, stack_frames
 from datamodules.sampling.indexing import sliding_windows
 from datamodules.sampling.samplers import STAND_IN, Request
-from datamodules.sampling.transforms import ClipTransform
+from datamodules.sampling.transforms import ClipTransform, load_albumentations
 
 
 class SteppedVideo(NamedTuple):
@@ -227,6 +227,8 @@ class SegmentWindows(Dataset):
         self.min_visibility = min_visibility
         self.resize_steps = resize_steps
         self.flow = flow
+        if augmentation.colour is not None:
+            load_albumentations()
 
     def __len__(self) -> int:
         return len(self.windows)

@@ -101,6 +101,18 @@ def mirrored_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
     return np.stack([width - x2, y1, width - x1, y2], axis=1)
 
 
+def load_albumentations() -> Any:
+    """Import and return the library, which takes a second.
+
+    Data sets call it before their workers are forked: what watches imports, as wandb does, may fail in a worker.
+    """
+    # On import it otherwise asks the network for its newest version.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations
+
+    return albumentations
+
+
 @lru_cache(maxsize=256)
 def _compose(
     height: int,
@@ -113,10 +125,7 @@ def _compose(
     min_visibility: float,
 ) -> Any:
     """The steps for frames of one size, built once in a process; None where there is nothing to do."""
-    # On import albumentations otherwise asks the network for its newest version.
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    import albumentations as A
-
+    A = load_albumentations()
     steps: list[Any] = []
     if scale_range != (1.0, 1.0):
         steps += [

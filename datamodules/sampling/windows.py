@@ -16,7 +16,7 @@ from datamodules.frames.store import FrameFacts, FrameStore
 from datamodules.sampling.collate import ClipSample, collate_clips
 from datamodules.sampling.indexing import annotated_at, keyframes_on_grid, num_slots, window_indices
 from datamodules.sampling.samplers import STAND_IN, Request
-from datamodules.sampling.transforms import ClipTransform, mirrored_boxes
+from datamodules.sampling.transforms import ClipTransform, load_albumentations, mirrored_boxes
 from datamodules.video.broken import BrokenVideos
 from datamodules.video.listing import VideoError
 from datamodules.video.picture_folder import Video
@@ -130,6 +130,8 @@ class WindowDataset(Dataset):
         self.broken = broken
         self._unreadable: dict[int, str] = {}
         """Samples that cannot be read, and why."""
+        if transform is not None:
+            load_albumentations()
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -1,4 +1,7 @@
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,3 +127,32 @@ def test_colour_alone_neither_moves_boxes_nor_warns():
 def test_impossible_scales_are_refused():
     with pytest.raises(ValueError, match="scale_range"):
         ClipTransform(scale_range=(1.2, 0.8))
+
+
+DATA_SETS = {
+    "windows": """
+from datamodules.sampling.windows import Window, WindowDataset
+WindowDataset((), np.zeros((0, 2)), Window(8, 0, 1), 1, None, {transform})
+""",
+    "segments": """
+from datamodules.sampling.segment_windows import Augmentation, SegmentWindows
+SegmentWindows((), (), None, Augmentation(None, 0.5, {transform}), 0.5)
+""",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data_set", DATA_SETS)
+@pytest.mark.parametrize("transform", ["ClipTransform()", "None"])
+def test_what_transforms_need_is_imported_before_workers_are_forked(data_set, transform):
+    """wandb watches imports and fails in a forked process; where nothing is transformed a second is saved."""
+    program = f"""
+import sys
+import numpy as np
+from datamodules.sampling.transforms import ClipTransform
+{DATA_SETS[data_set].format(transform=transform)}
+print("albumentations" in sys.modules)
+"""
+    root = Path(__file__).parents[3]
+    said = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    assert said.stdout.strip() == str(transform != "None"), said.stderr
