@@ -12,6 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
 from datamodules.annotations.segment_source import SegmentSource
 from datamodules.annotations.source import DetectionSource, Split
@@ -153,6 +154,10 @@ class SourceDataModule(LightningDataModule, Generic[Opened]):
 
     def _loader(self, dataset: Dataset, sampler: Sampler, num_workers: int) -> DataLoader:
         """A loader whose sampler yields whole batches and whose data set returns them collated."""
+        if num_workers > 0:
+            # A bar's thread that starts while a worker is forked may leave that worker waiting for ever: in CPython
+            # 3.11 the child takes a lock of the list of threads, which a thread that is being made holds.
+            tqdm.monitor_interval = 0
         return LateLoader(
             dataset,
             batch_size=None,

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
 from torch.utils.data import Dataset, SequentialSampler
+from tqdm import tqdm
 
 from datamodules.errors import UserError
 from datamodules.source_data import SourceDataModule, _named
@@ -52,6 +54,15 @@ def is_alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize(("num_workers", "seconds"), [(0, 10), (1, 0)])
+def test_no_bar_starts_a_thread_while_workers_are_forked(monkeypatch, num_workers, seconds):
+    """Seen in CI: a worker that was forked while tqdm's thread began never returned from the fork."""
+    monkeypatch.setattr(tqdm, "monitor_interval", 10)
+    data = LargeBatches()
+    SourceDataModule._loader(None, data, SequentialSampler(data), num_workers)  # type: ignore[arg-type]
+    assert TQDMProgressBar().init_train_tqdm().monitor_interval == seconds
 
 
 def wait_for_workers_that_come_late() -> None:
