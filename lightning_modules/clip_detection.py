@@ -52,11 +52,17 @@ class ClipDetectionModule(DetectionModule):
         self.one_slot_until = one_slot_until
 
     def setup(self, stage: str) -> None:
-        """Compare where network and data have the keyframe of a clip."""
+        """Compare the frames of a clip, and the place of its keyframe, in network and data."""
         super().setup(stage)
         data = self.trainer.datamodule
         if not hasattr(data, "window"):
             return
+        if data.num_frames % TUBELET:
+            raise UserError(
+                f"the network embeds {TUBELET} frames at a time, so a clip of {data.num_frames} does not fit",
+                where="data.num_frames",
+                remedy=f"take a multiple of {TUBELET}",
+            )
         in_network, in_data = self.network.keyframe_of(data.num_frames), data.window.past - 1
         if in_network != in_data:
             raise UserError(

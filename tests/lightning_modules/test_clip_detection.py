@@ -63,6 +63,13 @@ def test_whole_clips_follow_the_time_of_the_keyframe_slot_alone(folder, tmp_path
     torch.testing.assert_close(shown[0], shown[-1][:, :, 2:4], rtol=0, atol=0)
 
 
+def test_a_clip_that_the_network_cannot_embed_is_refused_with_the_way_out(folder, tmp_path):
+    data = tiny.clips(tiny.videos(folder / "videos"), folder / "cache", num_frames=3)
+    module = ClipDetectionModule(tiny.teacher())
+    with pytest.raises(UserError, match=r"data\.num_frames: .*a clip of 3 does not fit; take a multiple of 2"):
+        tiny.trainer(tmp_path).validate(module, data)
+
+
 @pytest.mark.parametrize(("keyframe", "past_frames"), [("last", None), ("last", 3), ("middle", 4)])
 def test_data_with_the_keyframe_elsewhere_are_refused_with_the_way_out(folder, tmp_path, keyframe, past_frames):
     data = tiny.clips(tiny.videos(folder / "videos"), folder / "cache", past_frames=past_frames)
