@@ -9,9 +9,8 @@ A detector has seen the training videos, but the settings have no part in its we
 
 from __future__ import annotations
 
-import itertools
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from lightning_modules.evaluation.tubes import VideoMapSettings
 from lightning_modules.linking.online import OnlineTubes
 from lightning_modules.metrics.video_map import VideoMeanAveragePrecision
 from lightning_modules.networks.detection.outputs import ScoredBoxes
+from results.benchmarks.accuracy.trackers import grid
 from results.tables.markdown import markdown_table
 
 LINKED: Mapping[str, tuple[float, ...]] = {"smoothing": (0.0, 0.2, 0.4)}
@@ -96,16 +96,6 @@ def detect(arguments: Sequence[str]) -> Found:
     return next(each.found for each in cli.trainer.callbacks if type(each).__name__ == KeepDetections.__name__)
 
 
-def grid(settings: Mapping[str, Sequence[float]]) -> Iterator[dict[str, float]]:
-    """Yield every combination.
-
-    >>> list(grid({"smoothing": [0, 0.2], "lead": [1]}))
-    [{'smoothing': 0, 'lead': 1}, {'smoothing': 0.2, 'lead': 1}]
-    """
-    for values in itertools.product(*settings.values()):
-        yield dict(zip(settings, values, strict=True))
-
-
 def linked(found: Found, settings: VideoMapSettings) -> dict[str, OnlineTubes]:
     """Link the people of every video."""
     videos = {}
@@ -133,9 +123,9 @@ def video_map(found: Found, videos: Mapping[str, OnlineTubes], cut: Mapping[str,
 def best(found: Found, title: str) -> dict[str, float]:
     """Return the settings of the grid with the best video mAP."""
     tried: list[tuple[float, dict[str, float]]] = []
-    for common in grid(LINKED):
+    for common in grid(**LINKED):
         videos = linked(found, replace(VideoMapSettings(), **common))
-        for cut in tqdm(list(grid(CUT)), desc=f"{title}, {common}", unit="setting", leave=False):
+        for cut in tqdm(grid(**CUT), desc=f"{title}, {common}", unit="setting", leave=False):
             tried.append((video_map(found, videos, cut)[CHOSEN_BY], common | cut))
     return max(tried, key=lambda pair: pair[0])[1]
 
