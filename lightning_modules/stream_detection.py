@@ -193,13 +193,15 @@ class StreamDetectionModule(DetectionModule):
         answers = self.stream.add(batch)
         self.link(answers)
         self.evaluator.delays.add(answers)
+        pairs = list(zip(answers, self.stream.link(answers), strict=True))
+        linked = [seen for answer, seen in pairs if answer.frame.annotated]
         frames = [answer.frame for answer in answers if answer.frame.annotated]
         scored = [answer.found for answer in answers if answer.frame.annotated]
         boxes, labels = [frame.boxes for frame in frames], [frame.labels for frame in frames]
         nothing = batch.image_sizes[:0]
         image_sizes = torch.stack([frame.image_size for frame in frames]) if frames else nothing
         original_sizes = torch.stack([frame.original_size for frame in frames]) if frames else nothing
-        self.evaluator.add_keyframes(scored, boxes, labels, image_sizes, original_sizes)
+        self.evaluator.add_keyframes(scored, boxes, labels, image_sizes, original_sizes, linked)
         shown = [frame.pixels for frame in frames]
         pictures = self.pictures(shown, scored, boxes, labels, image_sizes, original_sizes)
         videos, times = [frame.video_id for frame in frames], [frame.timestamp for frame in frames]
@@ -215,6 +217,7 @@ class StreamDetectionModule(DetectionModule):
 
     def log_metric(self, stage: str) -> None:
         super().log_metric(stage)
+        self.log(f"{stage}/tracked_map", self.evaluator.finish_tracked(), rank_zero_only=True)
         late = {f"{stage}/{name}": value for name, value in self.evaluator.delays.finish().items()}
         self.log_dict(late, rank_zero_only=True)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from datamodules.batches import TrueTubes
 
+from ..linking.online import LinkedFrame
 from ..metrics.frame_ap import FrameMapSettings
 from ..metrics.frame_map import FrameMeanAveragePrecision, action_rows
 from ..metrics.video_map import VideoMeanAveragePrecision
@@ -62,6 +63,7 @@ class DetectionEvaluator(nn.Module):
     ) -> None:
         super().__init__()
         self.metric = FrameMeanAveragePrecision(num_classes, class_ids=class_ids, **asdict(settings.metric))
+        self.tracked_metric = self.metric.clone()
         self.delays = DelayedEvaluation(delays, self.metric)
         self.video_metric: VideoMeanAveragePrecision | None = None
         self.videos: VideoEvaluation | None = None
@@ -76,17 +78,29 @@ class DetectionEvaluator(nn.Module):
         labels: Sequence[Tensor],
         image_sizes: Tensor,
         original_sizes: Tensor,
+        linked: Sequence[LinkedFrame] = (),
     ) -> None:
-        """Add annotated keyframes, whose true ``boxes`` are in pixels of the network input."""
+        """Add annotated keyframes, whose true ``boxes`` are in pixels of the network input.
+
+        ``linked``, from streams, are the same frames as ``predict`` reports them: followed by the online linker.
+        """
         scale = (original_sizes / image_sizes).flip(-1).repeat(1, 2).float()
         predictions, targets = [], []
         for found, true_boxes, true_labels, factor in zip(scored, boxes, labels, scale, strict=True):
             predictions.append({"boxes": found.boxes, "scores": found.scores})
             targets.append(action_rows(true_boxes * factor, true_labels))
         self.metric.update(predictions, targets)
+        if linked:
+            self.tracked_metric.update([{"boxes": seen.boxes, "scores": seen.scores} for seen in linked], targets)
 
     def finish(self) -> dict[str, Any]:
         """Return the result of frame mAP over all processes and start over."""
         result = self.metric.compute()
         self.metric.reset()
+        return result
+
+    def finish_tracked(self) -> float:
+        """Return the frame mAP of tracked people over all processes and start over."""
+        result = float(self.tracked_metric.compute()["map"])
+        self.tracked_metric.reset()
         return result

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 
 from datamodules.batches import StreamBatch
 
+from ..linking.online import LinkedFrame
 from ..networks.detection.outputs import Detections, ScoredBoxes
 from ..networks.layers.pixels import normalise_frames
 from ..networks.streaming import select_lanes
@@ -79,7 +80,18 @@ class StreamPredictor:
 
     def track(self, predictions: Sequence[Answer], class_names: Sequence[str]) -> list[TrackedFrame]:
         """Recognise people from frame to frame; predictions come as ``add`` and ``finish`` return them."""
-        return [self._tracked(*prediction, class_names) for prediction in predictions]
+        pairs = zip(predictions, self.link(predictions), strict=True)
+        return [_tracked(prediction.frame, linked, class_names) for prediction, linked in pairs]
+
+    def link(self, predictions: Sequence[Answer]) -> list[LinkedFrame]:
+        """Do the same for tensors."""
+        linked = []
+        for frame, found in predictions:
+            tracks = self._tracks.setdefault(frame.lane, LaneTracks(found.scores.shape[1]))
+            if frame.is_first:
+                tracks.start(frame.video_id)
+            linked.append(tracks.update(found))
+        return linked
 
     def detect(self, batch: StreamBatch) -> list[list[ScoredBoxes]]:
         """Scored boxes of each lane's T frames, in pixels of the original video. Where a stream ends with them, those
@@ -133,11 +145,9 @@ class StreamPredictor:
         )
         return [scored[lane * length : (lane + 1) * length] for lane in range(lanes)]
 
-    def _tracked(self, frame: StreamFrame, found: ScoredBoxes, class_names: Sequence[str]) -> TrackedFrame:
-        tracks = self._tracks.setdefault(frame.lane, LaneTracks(len(class_names)))
-        if frame.is_first:
-            tracks.start(frame.video_id)
-        track_ids, *seen = tracks.update(found)
-        people = people_of(ScoredBoxes(*seen), class_names, track_ids)
-        size = tuple(frame.original_size.tolist())
-        return TrackedFrame(frame.video_id, frame.timestamp, frame.index, size, people, frame.picture)
+
+def _tracked(frame: StreamFrame, linked: LinkedFrame, class_names: Sequence[str]) -> TrackedFrame:
+    track_ids, *seen = linked
+    people = people_of(ScoredBoxes(*seen), class_names, track_ids)
+    size = tuple(frame.original_size.tolist())
+    return TrackedFrame(frame.video_id, frame.timestamp, frame.index, size, people, frame.picture)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from datamodules.sampling.collate import stack_frames
+from lightning_modules.commands.score_boxes import score_file
 from lightning_modules.networks.detection.outputs import Detections
 from lightning_modules.networks.layers.pixels import normalise_frames
 from lightning_modules.networks.students.timing import Timing
@@ -123,6 +124,27 @@ def test_accuracy_and_keyframes_are_the_same_however_videos_are_streamed(
         found.append(scores["test/map"])
     assert 0 < found[0] < 1  # or the comparison would say nothing
     assert found == pytest.approx([found[0]] * len(CUTS), abs=1e-6)
+
+
+@pytest.mark.parametrize("look_ahead", [0, 3])
+def test_tracked_map_is_that_of_what_predict_reports(source, folder, tmp_path, look_ahead):
+    """The reference: the people of ``predict`` in a csv, scored as another program's would be."""
+    student = module(look_ahead=look_ahead)
+    data = tiny.streams(source, folder / "cache", lanes=3, chunk_frames=4)
+    (scores,) = tiny.trainer(tmp_path).test(student, datamodule=data, verbose=False)
+    batches, file = tiny.trainer(tmp_path).predict(student, datamodule=data), tmp_path / "people.csv"
+    with file.open("w") as lines:
+        for frame in (frame for batch in batches for frame in batch):
+            height, width = frame.size
+            for person in frame.people:
+                box = np.asarray(person.box) / [width, height, width, height]
+                for action, score in enumerate(person.actions.values(), 1):
+                    lines.write(",".join(map(str, [frame.video_id, frame.seconds, *box, action, score])) + "\n")
+    keyframes = data.true_keyframes("test")
+    with pytest.warns(UserWarning, match="are left out"):  # frames without an annotation
+        reference = score_file(file, keyframes, len(data.class_names)).result.mean
+    assert scores["test/tracked_map"] == pytest.approx(reference, abs=1e-6)
+    assert 0 < reference < 1 and reference != pytest.approx(scores["test/map"], abs=1e-4)
 
 
 @pytest.mark.slow
