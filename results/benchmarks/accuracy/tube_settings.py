@@ -36,14 +36,14 @@ from results.benchmarks.accuracy.trackers import grid
 from results.tables.markdown import markdown_table
 
 LINKED: Mapping[str, tuple[float, ...]] = {"smoothing": (0.0, 0.2, 0.4)}
-"""What the numbers and the smoothed scores of people depend on: linked once for each."""
+"""Settings of following people: they are linked once for each."""
 CUT: Mapping[str, tuple[float, ...]] = {
     "score_threshold": (0.1, 0.15, 0.25),
     "begin_share": (0.0, 0.3, 0.6),
     "end_share": (0.0, 0.3, 0.6),
     "lead": (0, 1, 2),
 }
-"""What decides where a tube begins and ends."""
+"""Settings of where a tube begins and ends."""
 KEPT = "results.benchmarks.accuracy.tube_settings.KeepDetections"
 """The callback below; the class that the command line imports is another than that of this program."""
 OVERLAPS = {"map_20": "@0.2", "map_50": "@0.5", "map_75": "@0.75", "map_50_95": "@0.5:0.95"}
@@ -63,7 +63,7 @@ class TrainingVideos(WrappedSource):
 
 @dataclass
 class Found:
-    """What a detector found in some videos, and what is true there."""
+    """Detections in some videos, and their ground truth."""
 
     frames: dict[str, dict[int, ScoredBoxes]]
     """By video and number of the sampled frame."""
