@@ -138,7 +138,8 @@ class FeatureMaps(FrameStore):
             self.about  # noqa: B018  (its absence has another remedy)
             found = self._read_facts(video)
             if found is None:
-                raise UserError(f"has no maps in {self.folder}", where=str(_path(video)), remedy=f"make them: {MAKE}")
+                kind = "no whole maps of its present state" if self._file(video).exists() else "no maps"
+                raise UserError(f"has {kind} in {self.folder}", where=str(_path(video)), remedy=f"make them: {MAKE}")
             self._facts[video] = found
         return self._facts[video]
 

@@ -95,7 +95,7 @@ def test_maps_that_are_damaged_or_of_another_state_of_the_video_are_made_again(t
     else:
         write_video(video, numbered_frames(7), fps=10)
     again = FeatureMaps(tmp_path / "maps", SCALE)
-    with pytest.raises(UserError, match=r"a!b.*has no maps.*python main.py maps"):
+    with pytest.raises(UserError, match=r"a!b.*has no whole maps of its present state in .*python main.py maps"):
         again.facts(video)
     assert again.build([video], STEM, means) == 1
     assert len(again.facts(video).times) == (7 if harm == "changed video" else 40)
