@@ -167,11 +167,11 @@ def main(args: Sequence[str] | None = None) -> None:
     text = f"""\
 # Where tubes begin and end
 
-Video mAP (ACT's rules, online linker) of the shipped detectors on Puppets `full`, stride 2. {listing["text"].strip()}
+{listing["text"].strip()}
 
 {markdown_table(head, lines)}
 
-One run each; {device_name(torch.device("cpu"))}, {torch.get_num_threads()} threads, float32; commit
+One run each; {device_name(torch.device("cpu"))}, threads: {torch.get_num_threads()}, float32; commit
 {commit(Path(__file__).parent)}.
 
 Written by `python -m results.benchmarks.accuracy.tube_settings {arguments.list}`.
