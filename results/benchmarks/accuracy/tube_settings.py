@@ -20,7 +20,6 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
-import main as command_line
 from callbacks.benchmark.provenance import commit, device_name
 from datamodules.annotations.few_labels import WrappedSource
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
@@ -32,6 +31,7 @@ from lightning_modules.evaluation.tubes import VideoMapSettings
 from lightning_modules.linking.online import OnlineTubes
 from lightning_modules.metrics.video_map import VideoMeanAveragePrecision
 from lightning_modules.networks.detection.outputs import ScoredBoxes
+from results.benchmarks.accuracy.detector_runs import COMMAND, call
 from results.benchmarks.accuracy.trackers import grid
 from results.tables.markdown import markdown_table
 
@@ -45,7 +45,8 @@ CUT: Mapping[str, tuple[float, ...]] = {
 }
 """Settings of where a tube begins and ends."""
 KEPT = "results.benchmarks.accuracy.tube_settings.KeepDetections"
-"""The callback below; the class that the command line imports is another than that of this program."""
+FOLDER = Path("runs/tube_settings")
+"""Folder of the detections and of the output of commands."""
 OVERLAPS = {"map_20": "@0.2", "map_50": "@0.5", "map_75": "@0.75", "map_50_95": "@0.5:0.95"}
 CHOSEN_BY = "map_50_95"
 
@@ -72,28 +73,35 @@ class Found:
 
 
 class KeepDetections(Callback):
-    """Keep what the linker gets in ``test``."""
+    """Keep what the linker gets in ``test``, in a file that ``torch.load`` reads."""
 
-    found: Found
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.found: Found | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         evaluation = pl_module.evaluator.videos
-        self.found = Found({}, evaluation.truth, evaluation.metric.num_classes)
+        kept = self.found = Found({}, evaluation.truth, evaluation.metric.num_classes)
         passed_on = evaluation.add
 
         def add(frames: Sequence[tuple[str, int]], scored: Sequence[ScoredBoxes]) -> None:
             for (video, slot), found in zip(frames, scored, strict=True):
-                self.found.frames.setdefault(video, {})[slot] = ScoredBoxes(*(column.cpu().clone() for column in found))
+                kept.frames.setdefault(video, {})[slot] = ScoredBoxes(*(column.cpu().clone() for column in found))
             passed_on(frames, scored)
 
         evaluation.add = add
 
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        torch.save(self.found, self.path)
 
-def detect(arguments: Sequence[str]) -> Found:
+
+def detect(arguments: Sequence[str], name: str) -> Found:
     """Run ``test`` with these arguments."""
-    saved = ["--model.detection.video_map.linker=online", "--trainer.callbacks=[]"]
-    cli = command_line.main(["test", *arguments, *saved, f"--trainer.callbacks+={KEPT}", "--name=tube_settings"])
-    return next(each.found for each in cli.trainer.callbacks if type(each).__name__ == KeepDetections.__name__)
+    file = FOLDER / f"{name}.pt"
+    saved = ["--model.detection.video_map.linker=online", "--trainer.callbacks=[]", f"--trainer.callbacks+={KEPT}"]
+    saved += [f"--trainer.callbacks.path={file}", "--name=tube_settings/run"]
+    call(COMMAND, ["test", *arguments, *saved], FOLDER / f"{name}.log")
+    return torch.load(file, weights_only=False)
 
 
 def linked(found: Found, settings: VideoMapSettings) -> dict[str, OnlineTubes]:
@@ -159,8 +167,8 @@ def main(args: Sequence[str] | None = None) -> None:
     lines: list[list[str]] = []
     for line in listing["detectors"]:
         begin = [*shlex.split(line["arguments"]), *shlex.split(listing["arguments"])]
-        training = detect([*begin, f"--data.source={listing['training']}"])
-        validation = detect([*begin, f"--data.source={listing['validation']}"])
+        training = detect([*begin, f"--data.source={listing['training']}"], "training")
+        validation = detect([*begin, f"--data.source={listing['validation']}"], "validation")
         lines += rows_of(line["name"], training, validation, presets)
     head = ["detector", "settings of the linker", f"training videos, {OVERLAPS[CHOSEN_BY]} %"]
     head += [f"validation, {overlap} %" for overlap in OVERLAPS.values()]
