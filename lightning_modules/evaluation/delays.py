@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 
 from ..metrics.frame_map import FrameMeanAveragePrecision, Rows, action_rows
 from ..networks.detection.outputs import ScoredBoxes
-from .predictions import Answer, StreamFrame
+from .predictions import Answer, StreamFrame, on_cpu
 
 MIN_IOU = 0.3
 """Least IoU of a person's boxes in successive sampled frames; the same as that of ``OnlineLinker``."""
@@ -53,17 +53,13 @@ class DelayedEvaluation(nn.Module):
         """Take what was said about the next frames of every lane, in order."""
         if not self.delays:
             return
-        counts = [len(answer.found.boxes) for answer in answers]
-        # One copy from the device for all frames.
-        columns = zip(*(answer.found for answer in answers), strict=True)
-        found = [torch.cat(column).cpu().split(counts) for column in columns]
         known: list[_Known] = []
-        for (frame, _), *parts in zip(answers, *found, strict=True):
+        for (frame, _), found in zip(answers, on_cpu([answer.found for answer in answers]), strict=True):
             if frame.is_first:
                 known += self._end(frame.lane)
                 self._lanes[frame.lane] = _Lane(self.delays)
             truth = _truth(frame) if frame.annotated else None
-            known += self._lanes[frame.lane].add(ScoredBoxes(*parts), truth)
+            known += self._lanes[frame.lane].add(found, truth)
         self._score(known)
 
     def finish(self) -> dict[str, float]:

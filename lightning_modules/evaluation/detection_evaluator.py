@@ -78,7 +78,7 @@ class DetectionEvaluator(nn.Module):
         labels: Sequence[Tensor],
         image_sizes: Tensor,
         original_sizes: Tensor,
-        linked: Sequence[LinkedFrame] = (),
+        linked: Sequence[LinkedFrame] | None = None,
     ) -> None:
         """Add annotated keyframes, whose true ``boxes`` are in pixels of the network input.
 
@@ -90,7 +90,7 @@ class DetectionEvaluator(nn.Module):
             predictions.append({"boxes": found.boxes, "scores": found.scores})
             targets.append(action_rows(true_boxes * factor, true_labels))
         self.metric.update(predictions, targets)
-        if linked:
+        if linked is not None:
             self.tracked_metric.update([{"boxes": seen.boxes, "scores": seen.scores} for seen in linked], targets)
 
     def finish(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from datamodules.batches import StreamBatch
@@ -40,6 +41,13 @@ class Answer(NamedTuple):
 
     frame: StreamFrame
     found: ScoredBoxes
+
+
+def on_cpu(scored: Sequence[ScoredBoxes]) -> list[ScoredBoxes]:
+    """Copy the detections of some frames from their device, all at once."""
+    counts = [len(found.boxes) for found in scored]
+    columns = [torch.cat(column).cpu().split(counts) for column in zip(*scored, strict=True)]
+    return [ScoredBoxes(*parts) for parts in zip(*columns, strict=True)]
 
 
 class StreamAnswers:

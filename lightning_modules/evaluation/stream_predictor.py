@@ -16,7 +16,7 @@ from ..networks.layers.pixels import normalise_frames
 from ..networks.streaming import select_lanes
 from ..networks.students.detector import DetectorState, StreamingDetector
 from .lane_states import LaneStates
-from .predictions import Answer, StreamAnswers, StreamFrame
+from .predictions import Answer, StreamAnswers, StreamFrame, on_cpu
 from .tracked import TrackedFrame, people_of
 from .tracks import LaneTracks
 
@@ -84,9 +84,10 @@ class StreamPredictor:
         return [_tracked(prediction.frame, linked, class_names) for prediction, linked in pairs]
 
     def link(self, predictions: Sequence[Answer]) -> list[LinkedFrame]:
-        """Do the same for tensors."""
+        """Do the same for tensors, which are on the CPU then."""
         linked = []
-        for frame, found in predictions:
+        found_of_frames = on_cpu([prediction.found for prediction in predictions])
+        for (frame, _), found in zip(predictions, found_of_frames, strict=True):
             tracks = self._tracks.setdefault(frame.lane, LaneTracks(found.scores.shape[1]))
             if frame.is_first:
                 tracks.start(frame.video_id)

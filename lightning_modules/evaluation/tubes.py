@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-import torch
-
 from datamodules.batches import TrueTubes
 
 from ..linking.act import ActTubes
@@ -17,6 +15,7 @@ from ..metrics.tubes import Tube
 from ..metrics.video_ap import VideoProtocol
 from ..metrics.video_map import VideoMeanAveragePrecision
 from ..networks.detection.outputs import ScoredBoxes
+from .predictions import on_cpu
 
 Linker = Literal["online", "act"]
 ACT_MISSED_FRAMES, ACT_SHORTEST_TUBE = 5, 15
@@ -124,13 +123,8 @@ class VideoEvaluation:
 
     def add(self, frames: Sequence[tuple[str, int]], scored: Sequence[ScoredBoxes]) -> None:
         """Detections of some frames, each named by its video and its number among the sampled frames."""
-        if not frames:
-            return
-        counts = [len(found.boxes) for found in scored]
-        # One copy from the device for all frames.
-        columns = [torch.cat(column).cpu().split(counts) for column in zip(*scored, strict=True)]
-        for (video, slot), *found in zip(frames, *columns, strict=True):
-            self._add(video, slot, ScoredBoxes(*found))
+        for (video, slot), found in zip(frames, on_cpu(scored), strict=True):
+            self._add(video, slot, found)
 
     def _add(self, video: str, slot: int, found: ScoredBoxes) -> None:
         if video not in self._open or slot == 0:

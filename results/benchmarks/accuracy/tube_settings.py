@@ -45,6 +45,7 @@ CUT: Mapping[str, tuple[float, ...]] = {
 }
 """Settings of where a tube begins and ends."""
 KEPT = "results.benchmarks.accuracy.tube_settings.KeepDetections"
+"""Class path of the callback below, for the command line."""
 FOLDER = Path("runs/tube_settings")
 """Folder of the detections and of the output of commands."""
 OVERLAPS = {"map_20": "@0.2", "map_50": "@0.5", "map_75": "@0.75", "map_50_95": "@0.5:0.95"}
@@ -117,7 +118,7 @@ def linked(found: Found, settings: VideoMapSettings) -> dict[str, OnlineTubes]:
 
 
 def video_map(found: Found, videos: Mapping[str, OnlineTubes], cut: Mapping[str, Any]) -> dict[str, float]:
-    """Return the video mAP at each overlap, in percent, of tubes that are cut so."""
+    """Return the video mAP at each overlap, in percent, of tubes cut so, else as they were linked."""
     metric = VideoMeanAveragePrecision(found.num_classes)
     for video, tubes in videos.items():
         for name, value in cut.items():
@@ -140,9 +141,7 @@ def best(found: Found, title: str) -> dict[str, float]:
 
 def scored(found: Found, settings: Mapping[str, Any]) -> dict[str, float]:
     """Return the video mAP of settings of the linker."""
-    cut = {name: value for name, value in vars(replace(VideoMapSettings(), **settings)).items() if name in CUT}
-    cut["begin_share"] = cut["end_share"] if cut["begin_share"] is None else cut["begin_share"]
-    return video_map(found, linked(found, replace(VideoMapSettings(), **settings)), cut)
+    return video_map(found, linked(found, replace(VideoMapSettings(), **settings)), {})
 
 
 def rows_of(name: str, training: Found, validation: Found, presets: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
