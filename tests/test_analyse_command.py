@@ -212,4 +212,6 @@ def test_segments(truth, tmp_path, capsys):
     lines = {" ".join(line.split()[:-3]): line.split()[-3:] for line in said.splitlines() if "+" in line}
     assert lines["wrong action"] == ["+50.00", "1", "0"]
     assert lines["background"] == ["+16.67", "1", "1"]
-    assert "Costliest errors" in (tmp_path / "segments.md").read_text()
+    page = (tmp_path / "segments.md").read_text()
+    assert "Costliest errors" in page and "missed segment: nothing overlaps it enough" in page
+    assert not any(word in page for word in ("person", "people", "somebody", "nobody"))

@@ -12,7 +12,7 @@ https://arxiv.org/abs/1807.10706). Every row that is no hit has exactly one kind
 | both | all others: the wrong action, and misplaced |
 
 A true row that is not found, and that no wrong or misplaced row could be repaired into, is *missed*. It is a ``missed
-action`` if an item does overlap the object enough, otherwise a ``missed person``.
+action`` if an item does overlap the object enough, otherwise a ``missed person``, or a ``missed segment``.
 
 Where every object has one action, these are TIDE's kinds, which asks for the overlap with *true rows* of other classes.
 A person who walks and talks would make every second detection of the walk a wrong action, since the row of the talk is
@@ -34,7 +34,7 @@ BACKGROUND_OVERLAP = 0.1
 
 
 class Kind(IntEnum):
-    """Kind of a row; ``HIT`` is no error. Those from ``SWITCHED`` on say why a tube is misplaced."""
+    """Kind of a row; ``HIT`` is no error. ``SWITCHED``, ``BROKEN`` and ``FRAMES_LOST`` say why a tube is misplaced."""
 
     HIT = 0
     WRONG_ACTION = 1
@@ -47,6 +47,7 @@ class Kind(IntEnum):
     SWITCHED = 8
     BROKEN = 9
     FRAMES_LOST = 10
+    MISSED_SEGMENT = 11
 
     @property
     def words(self) -> str:
@@ -54,9 +55,9 @@ class Kind(IntEnum):
         return self.name.lower().replace("_", " ")
 
 
-MISSED = (Kind.MISSED_PERSON, Kind.MISSED_ACTION)
+MISSED = (Kind.MISSED_PERSON, Kind.MISSED_SEGMENT, Kind.MISSED_ACTION)
 BOX_KINDS = tuple(kind for kind in Kind if Kind.HIT < kind < Kind.SWITCHED)
-SEGMENT_KINDS = BOX_KINDS
+SEGMENT_KINDS = tuple(Kind.MISSED_SEGMENT if kind == Kind.MISSED_PERSON else kind for kind in BOX_KINDS)
 TUBE_KINDS = (*BOX_KINDS[:2], Kind.SWITCHED, Kind.BROKEN, Kind.FRAMES_LOST, *BOX_KINDS[2:])
 
 
@@ -77,8 +78,8 @@ class Errors(NamedTuple):
         return int(np.count_nonzero((self.missed if kind in MISSED else self.kinds) == kind))
 
 
-def find_errors(matched: Matched, background: float = BACKGROUND_OVERLAP) -> Errors:
-    """Return the kind of every row and of every true row.
+def find_errors(matched: Matched, background: float = BACKGROUND_OVERLAP, missed: Kind = Kind.MISSED_PERSON) -> Errors:
+    """Return the kind of every row and of every true row; ``missed`` is the kind of those that nothing overlaps.
 
     An example: one frame with a person who walks. A row "walk" on the person scored 0.9 is a hit, a second one scored
     0.8 a duplicate, a row "sit" a wrong action. At an overlap of 0.3 a row "walk" is misplaced, a row "sit" both. Any
@@ -118,7 +119,7 @@ def find_errors(matched: Matched, background: float = BACKGROUND_OVERLAP) -> Err
     if wrong:
         _aim(matched, targets, *(np.concatenate(part) for part in zip(*wrong, strict=True)))
     repairs = _repairs(matched, kinds, targets)
-    return Errors(kinds, targets, repairs, _missed(matched, repairs))
+    return Errors(kinds, targets, repairs, _missed(matched, repairs, missed))
 
 
 class _Nearest:
@@ -174,7 +175,7 @@ def _repairs(matched: Matched, kinds: np.ndarray, targets: np.ndarray) -> np.nda
     return repairs
 
 
-def _missed(matched: Matched, repairs: np.ndarray) -> np.ndarray:
+def _missed(matched: Matched, repairs: np.ndarray, kind_unseen: Kind) -> np.ndarray:
     """(M,) the kinds of true rows that are not found, nor by any repair."""
     reached = np.zeros(len(matched.true_classes), bool)
     for rows in (matched.taken, repairs):
@@ -184,5 +185,5 @@ def _missed(matched: Matched, repairs: np.ndarray) -> np.ndarray:
     close = (matched.overlaps >= matched.threshold) & has_row[matched.pair_items]
     seen = np.zeros(len(matched.object_groups), bool)
     seen[matched.pair_objects[close]] = True
-    kind = np.where(seen[matched.true_objects], Kind.MISSED_ACTION, Kind.MISSED_PERSON)
+    kind = np.where(seen[matched.true_objects], Kind.MISSED_ACTION, kind_unseen)
     return np.where(reached, 0, kind).astype(np.int8)

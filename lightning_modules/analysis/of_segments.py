@@ -10,7 +10,7 @@ from torch import Tensor
 from ..metrics.segment_map import SegmentRows, unique_segments
 from .costs import SingleError
 from .error_pictures import ERROR, FOUND, TRUE, Bar, draw_timeline
-from .kinds import SEGMENT_KINDS, find_errors
+from .kinds import SEGMENT_KINDS, Kind, find_errors
 from .matched import Matched, match_segments
 from .pages import Picture
 from .properties import Property, thirds
@@ -42,7 +42,7 @@ def analyse_segments(
     preds, targets = _rows(videos), unique_segments(_rows(list(truth.values())))
     matched = match_segments(preds, targets, len(class_names), threshold)
     step("matching")
-    errors = find_errors(matched)
+    errors = find_errors(matched, missed=Kind.MISSED_SEGMENT)
     step("kinds")
     said = f"segment mAP@tIoU {threshold:g} on {evaluated_on}"
     summary = summarise(name, said, matched, errors, SEGMENT_KINDS, segment_properties(targets), num_pictures, step)

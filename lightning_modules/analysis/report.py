@@ -29,6 +29,11 @@ WORDS = {
     Kind.SWITCHED: "follows two people",
     Kind.BROKEN: "another piece has further frames",
     Kind.FRAMES_LOST: "begins or ends too early or too late",
+    Kind.MISSED_SEGMENT: "nothing overlaps it enough",
+}
+SEGMENT_WORDS = {
+    Kind.WRONG_ACTION: "another action happens there",
+    Kind.BACKGROUND: "nothing happens there",
 }
 
 
@@ -54,7 +59,7 @@ def error_page(
         Section("Classes", CLASSES_TEXT, [classes_table(each, names) for each in summaries]),
         Section(
             "Confusion",
-            CONFUSION_TEXT,
+            SEGMENT_CONFUSION_TEXT if _of_segments(summaries) else CONFUSION_TEXT,
             [confusion_table(each, names) for each in summaries],
             [
                 Picture(f"confusion_{number}", figures.draw_confusion(each, names), each.name)
@@ -95,6 +100,8 @@ true ones."""
 CONFUSION_TEXT = """\
 Confusion between actions, for people that a box was found for. For a person with n actions the n best-scored ones of \
 the box count. A true action that is not among them is divided evenly among those that are wrong."""
+SEGMENT_CONFUSION_TEXT = """\
+Confusion between actions, for segments that one was found for: the action that scores best there."""
 SCORES_TEXT = """\
 A calibrated score, which equals its share of hits, lies on the diagonal. The error is the mean distance from it in \
 points, over detections with a score of at least 0.1; in brackets over all."""
@@ -108,9 +115,10 @@ def kinds_table(summaries: Sequence[Summary]) -> Table:
     head = ["kind"]
     for each in summaries:
         head += [f"{each.name}: mAP", "count", "confident"] if len(summaries) > 1 else ["mAP", "count", "confident"]
+    words = WORDS | SEGMENT_WORDS if _of_segments(summaries) else WORDS
     rows = []
     for place, cost in enumerate(summaries[0].kinds):
-        line = [f"{cost.kind.words}: {WORDS[cost.kind]}"]
+        line = [f"{cost.kind.words}: {words[cost.kind]}"]
         for each in summaries:
             of = each.kinds[place]
             line += [f"+{100 * of.cost:.2f}", str(of.count), str(of.confident)]
@@ -190,6 +198,10 @@ def property_tables(summaries: Sequence[Summary]) -> list[Table]:
         aps = [f"{each.name}: AP %" if several else "AP %" for each in summaries]
         tables.append(Table([first.property.name, "true", *aps], rows))
     return tables
+
+
+def _of_segments(summaries: Sequence[Summary]) -> bool:
+    return any(cost.kind == Kind.MISSED_SEGMENT for cost in summaries[0].kinds)
 
 
 def _points(value: float) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lightning_modules.analysis.costs import after_repair, kind_costs
-from lightning_modules.analysis.kinds import SEGMENT_KINDS, TUBE_KINDS, Errors, find_errors
+from lightning_modules.analysis.kinds import SEGMENT_KINDS, TUBE_KINDS, Errors, Kind, find_errors
 from lightning_modules.analysis.matched import Matched, match_segments, match_tubes
 from lightning_modules.analysis.tubes import find_tube_errors
 from lightning_modules.metrics.segment_map import SegmentRows
@@ -161,7 +161,7 @@ SEGMENT_CASES = {
     # tIoU 4 / 10.
     "misplaced": ([(0, WALK, 10, 14, 0.9)], [(0, WALK, 10, 20, 1)], {"misplaced": 1.0}),
     # Nothing says "walk": only once it need not be found AP is 1.
-    "both": ([(0, SIT, 10, 14, 0.9)], [(0, WALK, 10, 20, 1)], {"both": 0.0, "missed person": 1.0}),
+    "both": ([(0, SIT, 10, 14, 0.9)], [(0, WALK, 10, 20, 1)], {"both": 0.0, "missed segment": 1.0}),
     # Hit, miss, hit: (1 + 2/3) / 2.
     "duplicate": (
         [(0, WALK, 10, 20, 0.9), (0, WALK, 10, 19, 0.8), (1, WALK, 0, 5, 0.7)],
@@ -174,7 +174,11 @@ SEGMENT_CASES = {
         [(0, WALK, 10, 20, 1)],
         {"background": 0.5},
     ),
-    "missed person": ([(0, WALK, 10, 20, 0.9)], [(0, WALK, 10, 20, 1), (0, WALK, 30, 40, 1)], {"missed person": 0.5}),
+    "missed segment": (
+        [(0, WALK, 10, 20, 0.9)],
+        [(0, WALK, 10, 20, 1), (0, WALK, 30, 40, 1)],
+        {"missed segment": 0.5},
+    ),
     # Both actions go on from 10 s to 20 s, and only one is said.
     "missed action": ([(0, WALK, 10, 20, 0.9)], [(0, WALK, 10, 20, 1), (0, SIT, 10, 20, 1)], {"missed action": 0.5}),
 }
@@ -185,7 +189,7 @@ def test_kinds_of_segments(kind):
     """The mAP that each kind costs: AP is 0, 5/6 or 1/2 as it is and 1 repaired, see the cases."""
     found, true, expected = SEGMENT_CASES[kind]
     matched = match_segments(segments(found), segments(true), 2, 0.5)
-    errors = find_errors(matched)
+    errors = find_errors(matched, missed=Kind.MISSED_SEGMENT)
     assert kind in counts(errors)
     assert costs(matched, errors, SEGMENT_KINDS) == pytest.approx(expected)
 
@@ -202,7 +206,7 @@ def test_repairing_everything_gives_100_percent_for_segments():
         preds = SegmentRows(videos[places], said, found, random.random(60).round(1))
         targets = SegmentRows(videos, classes, true, np.ones(20))
         matched = match_segments(preds, targets, 4, 0.5)
-        errors = find_errors(matched)
+        errors = find_errors(matched, missed=Kind.MISSED_SEGMENT)
         scored = matched.true_counts > 0
         assert (after_repair(matched, errors, SEGMENT_KINDS)[scored] == 1).all()
         expected = segment_precisions(preds, targets, 4, [0.5])[0]
