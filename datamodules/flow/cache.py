@@ -5,7 +5,7 @@ whole or not at all. ``numpy.load`` opens it and reads only what is asked for. I
 compares::
 
     data/cache/flow/<name>-<digest of path, size, steps, method and grid>.npz
-        source       bytes and time of the last change (ns) of the file it came from
+        source       JSON, the state of the file it came from: bytes, time of the last change (ns), SHA-256
         precision    pixels that 1 stands for
         steps_0      (32, 2, H, W) int8 or int16, steps 0 to 31
         steps_32     ...
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import multiprocessing
 import os
 import re
@@ -25,7 +26,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
 
 import numpy as np
@@ -35,8 +36,9 @@ from datamodules.files import sweep, whole_path
 from datamodules.flow.store import FlowSettings, FlowStore
 from datamodules.frames.cache_entries import DamagedEntry, check_space, clear_damaged, damage, read_or_make
 from datamodules.frames.store import FrameStore
-from datamodules.video.listing import VideoError, state_of
+from datamodules.video.listing import VideoError
 from datamodules.video.picture_folder import Video
+from datamodules.video.states import VideoState, path_of
 
 CHUNK_STEPS = 32
 """Steps that are computed and compressed at a time: what a window reads beyond its ends is less than that."""
@@ -157,7 +159,7 @@ class FlowCache(FlowStore):
         return flow
 
     def _entry(self, video: Video, steps: np.ndarray) -> Path:
-        path = _path(video)
+        path = path_of(video)
         digest = hashlib.sha256(np.asarray(steps, np.int64).tobytes())
         # The steps say at which frame rate; all of the scale, since it decides what the frames look like.
         settings = (path.resolve(), *self.frames.scale, self.method.identity(), self.grid.identity())
@@ -170,7 +172,7 @@ class FlowCache(FlowStore):
         Raises:
             DamagedEntry: there is something that cannot be opened.
         """
-        state = _state(video)
+        state = VideoState.of(video)
         try:
             archive = ZipFile(entry)
         except FileNotFoundError:
@@ -178,7 +180,7 @@ class FlowCache(FlowStore):
         except UNREADABLE as error:
             raise damage(entry, error) from error
         try:
-            current = _member(archive, entry, "source").tolist() == state
+            current = state.is_recorded(_source(archive, entry))
         except DamagedEntry:
             archive.close()
             raise
@@ -200,14 +202,14 @@ class FlowCache(FlowStore):
 
     def _write(self, job: SteppedFrames) -> None:
         video, steps = job
-        state, before = _state(video), None
+        source, before = VideoState.of(video).record(), None
         with whole_path(self._entry(video, steps)) as unfinished, ZipFile(unfinished, "w", ZIP_DEFLATED) as archive:
             for start in range(0, len(steps), CHUNK_STEPS):
                 # The last frame is kept: to go back for it, a decoder would begin again at the last key frame.
                 frames = self.frames.get(video, steps[start : start + CHUNK_STEPS])
                 _add(archive, f"steps_{start}", self.grid.to_integers(self.method.of_steps(frames, before)))
                 before = frames[-1].copy()
-            _add(archive, "source", np.asarray(state, np.int64))
+            _add(archive, "source", np.asarray(json.dumps(source)))
             _add(archive, "precision", np.asarray(self.grid.precision))
 
     def _num_pixels(self, video: SteppedFrames) -> int:
@@ -258,10 +260,12 @@ def _member(archive: ZipFile, entry: Path, name: str) -> np.ndarray:
     return np.load(io.BytesIO(content), allow_pickle=False)
 
 
-def _path(video: Video) -> Path:
-    return Path(str(video))
-
-
-def _state(video: Video) -> list[int]:
-    facts = state_of(_path(video), "video")
-    return [facts.st_size, facts.st_mtime_ns]
+def _source(archive: ZipFile, entry: Path) -> dict[str, Any]:
+    """State of the video that an entry was computed of; older entries hold two numbers."""
+    source = _member(archive, entry, "source")
+    if source.dtype.kind == "i":
+        return dict(zip(("bytes", "mtime_ns"), source.tolist(), strict=True))
+    try:
+        return json.loads(str(source))
+    except ValueError as error:
+        raise damage(entry, error) from error

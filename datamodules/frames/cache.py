@@ -43,9 +43,10 @@ from datamodules.frames.cache_entries import (
 )
 from datamodules.frames.records import Record, read_record
 from datamodules.frames.store import FrameFacts, FrameScale, FrameStore
-from datamodules.video.listing import VideoError, state_of
+from datamodules.video.listing import VideoError
 from datamodules.video.picture_folder import PictureFolder, Video
 from datamodules.video.readers import list_video, open_video
+from datamodules.video.states import VideoState, path_of
 
 CHUNK_FRAMES = 64
 """Frames decoded at a time, so that memory does not grow with the length of a video."""
@@ -195,7 +196,7 @@ class FrameCache(FrameStore):
         return self._records[video]
 
     def _entry(self, video: Video) -> Path:
-        path, short_side = _path(video), self.scale.short_side
+        path, short_side = path_of(video), self.scale.short_side
         name = f"{path.resolve()}|{short_side}"
         if self.scale != FrameScale(short_side):  # what came later is only named where it is used: old entries stay
             name += f"|{self.scale.max_long_side}|{self.scale.interpolation}"
@@ -218,7 +219,7 @@ class FrameCache(FrameStore):
         Raises:
             DamagedEntry: there is an entry that cannot be used.
         """
-        state = _file_state(video)  # first: it names a video that is not there
+        state = VideoState.of(video)  # first: it names a video that is not there
         return read_record(self._entry(video), state)
 
     def _num_bytes(self, video: Video, record: Record | None) -> int:
@@ -259,7 +260,7 @@ class FrameCache(FrameStore):
 
     def _decode(self, video: Video, file: Path) -> dict[str, Any]:
         """Write the frames of a video, as ``numpy.save`` would; return the record of them."""
-        source, checksums = _file_state(video), []
+        source, checksums = VideoState.of(video).record(), []
         with open_video(video) as reader, file.open("wb") as output:
             size = self.scale.size(reader.height, reader.width, video)
             header = {"descr": "|u1", "fortran_order": False, "shape": (reader.num_frames, *size, 3)}
@@ -286,12 +287,3 @@ class FrameCache(FrameStore):
 def _say_no_missing_pictures() -> None:
     """Silence warnings about missing pictures: they were given where the videos were first listed."""
     warnings.filterwarnings("ignore", message=".* pictures are missing")
-
-
-def _path(video: Video) -> Path:
-    return video.path if isinstance(video, PictureFolder) else video
-
-
-def _file_state(video: Video) -> dict[str, int]:
-    facts = state_of(_path(video), "video")
-    return {"bytes": facts.st_size, "mtime_ns": facts.st_mtime_ns}

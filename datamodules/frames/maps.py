@@ -26,9 +26,10 @@ from datamodules.errors import UserError
 from datamodules.files import sweep, whole_file, write_whole
 from datamodules.frames.store import FrameFacts, FrameScale, FrameStore
 from datamodules.sampling.collate import padded_size, stack_frames
-from datamodules.video.listing import VideoError, state_of
+from datamodules.video.listing import VideoError
 from datamodules.video.picture_folder import PictureFolder, Video
 from datamodules.video.readers import open_video
+from datamodules.video.states import VideoState, path_of
 
 ABOUT = "maps.json"
 OPEN_MAPS = 128
@@ -139,22 +140,22 @@ class FeatureMaps(FrameStore):
             found = self._read_facts(video)
             if found is None:
                 kind = "no whole maps of its present state" if self._file(video).exists() else "no maps"
-                raise UserError(f"has {kind} in {self.folder}", where=str(_path(video)), remedy=f"make them: {MAKE}")
+                raise UserError(f"has {kind} in {self.folder}", where=str(path_of(video)), remedy=f"make them: {MAKE}")
             self._facts[video] = found
         return self._facts[video]
 
     def _read_facts(self, video: Video) -> tuple[FrameFacts, int] | None:
         """Facts of a video whose maps are there and of the file as it is now, and the bytes before the first map."""
-        state = _state(video)  # first: it names a video that is not there
+        state = VideoState.of(video)  # first: it names a video that is not there
         try:
             with self._file(video).open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(length))
                 size = file.seek(0, os.SEEK_END)
             facts = json.loads(header["__metadata__"]["facts"])
-            if facts["state"] != state or facts["stem"] != self.about.stem or header["maps"]["dtype"] != "F16":
+            if not state.is_recorded(facts["state"]) or facts["stem"] != self.about.stem:
                 return None
-            if size != 8 + length + header["maps"]["data_offsets"][1]:
+            if header["maps"]["dtype"] != "F16" or size != 8 + length + header["maps"]["data_offsets"][1]:
                 return None
         except (OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError):
             return None  # missing or damaged: either way it is made again
@@ -167,7 +168,7 @@ class FeatureMaps(FrameStore):
             shape = [reader.num_frames, 2, *self._map_shape(size)]
             facts = {
                 "stem": stem.stem,
-                "state": _state(video),
+                "state": VideoState.of(video).record(),
                 "times": reader.times.tolist(),
                 "original_size": [reader.height, reader.width],
                 "size": size,
@@ -192,22 +193,13 @@ class FeatureMaps(FrameStore):
                 file.write(np.ascontiguousarray(pairs, np.float16).tobytes())
 
     def _file(self, video: Video) -> Path:
-        name = f"{_path(video).resolve()}|{video.frame_rate if isinstance(video, PictureFolder) else ''}"
+        name = f"{path_of(video).resolve()}|{video.frame_rate if isinstance(video, PictureFolder) else ''}"
         digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-        return self.folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', _path(video).stem)[:60]}-{digest}.safetensors"
+        return self.folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', path_of(video).stem)[:60]}-{digest}.safetensors"
 
     def __getstate__(self) -> dict[str, object]:
         # A pickled memory map would carry its content along.
         return {**self.__dict__, "_maps": OrderedDict()}
-
-
-def _path(video: Video) -> Path:
-    return video.path if isinstance(video, PictureFolder) else video
-
-
-def _state(video: Video) -> dict[str, int]:
-    facts = state_of(_path(video), "video")
-    return {"bytes": facts.st_size, "mtime_ns": facts.st_mtime_ns}
 
 
 def _words(scale: FrameScale) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from datamodules.frames.cache_entries import damage
 from datamodules.frames.store import FrameFacts
+from datamodules.video.states import VideoState
 
 
 class Record(NamedTuple):
@@ -26,7 +27,7 @@ class Record(NamedTuple):
     """Bytes of ``frames.npy`` before the first frame."""
 
 
-def read_record(entry: Path, state: dict[str, int]) -> Record | None:
+def read_record(entry: Path, state: VideoState) -> Record | None:
     """Read the record of an entry; None where there is none, or its video was in another ``state``.
 
     Raises:
@@ -44,7 +45,7 @@ def read_record(entry: Path, state: dict[str, int]) -> Record | None:
         raise damage(entry, error) from error
     if zlib.crc32(json.dumps(record).encode()) != checksum:
         raise damage(entry, "facts.json is not what was written")
-    if record["source"] != state:
+    if not state.is_recorded(record["source"]):
         return None
     if record["bytes"] != size:
         raise damage(entry, f"frames.npy has {size} bytes, {record['bytes']} were written")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from datamodules.flow.store import ComputedFlow, FlowGrid, FlowSettings
 from datamodules.frames.cache_entries import DamagedEntry
 from datamodules.frames.store import DecodedFrames, FrameScale
 from datamodules.video.picture_folder import PictureFolder
+from datamodules.video.states import VideoState
 from tests.datamodules.miniature import write_pictures
 from tests.datamodules.moving import moving_frames
 from tests.datamodules.written_videos import write_video
@@ -237,7 +239,7 @@ def test_no_damage_is_served_or_ends_in_another_error(tmp_path, film, short):
     cache = cache_of(tmp_path)
     cache.folder.mkdir()
     entry = cache.folder / file.name
-    state = flow_cache._state(film)
+    state = VideoState.of(film)
     found = 0
     for _ in range(1500):
         harmed = bytearray(content)
@@ -252,7 +254,7 @@ def test_no_damage_is_served_or_ends_in_another_error(tmp_path, film, short):
             found += 1
         else:  # what was hit says nothing of the flow, such as the date of a member
             assert flow is None or np.array_equal(flow, expected)
-    assert found > 1000 and state == flow_cache._state(film)
+    assert found > 1000 and state == VideoState.of(film)
 
 
 def test_what_killed_programs_left_is_swept(tmp_path, film):
@@ -273,6 +275,28 @@ def test_a_changed_video_is_noticed(tmp_path):
     write_video(path, moving_frames(8, (-2, 0)), fps=8)
     assert np.median(cache_of(tmp_path).get(path, steps, 1, 8)[:, 0]) < -0.5
     assert len(list((tmp_path / "flow").iterdir())) == 1
+
+
+def test_flow_of_a_copy_with_other_times_is_kept(tmp_path, monkeypatch):
+    path, steps = tmp_path / "video.mp4", np.arange(8)
+    write_video(path, moving_frames(8, (2, 0)), fps=8)
+    before = cache_of(tmp_path).get(path, steps, 0, 8)
+    os.utime(path, (1, 1))
+    monkeypatch.setattr(FlowCache, "_write", None)
+    np.testing.assert_array_equal(cache_of(tmp_path).get(path, steps, 0, 8), before)
+
+
+def test_an_entry_of_before_there_were_digests_is_read(tmp_path, monkeypatch):
+    path, steps = tmp_path / "video.mp4", np.arange(8)
+    write_video(path, moving_frames(8, (2, 0)), fps=8)
+    before = cache_of(tmp_path).get(path, steps, 0, 8)
+    (file,) = (tmp_path / "flow").iterdir()
+    with np.load(file) as entry:
+        arrays = dict(entry)
+    facts = path.stat()
+    np.savez_compressed(file, **{**arrays, "source": np.asarray([facts.st_size, facts.st_mtime_ns])})
+    monkeypatch.setattr(FlowCache, "_write", None)
+    np.testing.assert_array_equal(cache_of(tmp_path).get(path, steps, 0, 8), before)
 
 
 def test_settings_do_not_share_flow(tmp_path, film):

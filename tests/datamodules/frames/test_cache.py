@@ -63,6 +63,13 @@ def test_a_video_is_decoded_once(tmp_path, video, monkeypatch):
     assert read_numbers(again.get(video, [7])) == [7]
 
 
+def test_a_copy_with_other_times_is_not_decoded_again(tmp_path, video, monkeypatch):
+    FrameCache(tmp_path / "cache", FrameScale(48)).build([video])
+    os.utime(video, (1, 1))
+    monkeypatch.setattr("datamodules.frames.cache.open_video", None)
+    assert read_numbers(FrameCache(tmp_path / "cache", FrameScale(48)).get(video, [7])) == [7]
+
+
 def test_a_changed_video_is_decoded_again(tmp_path, video):
     folder = tmp_path / "cache"
     FrameCache(folder, FrameScale(None)).build([video])

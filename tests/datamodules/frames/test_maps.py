@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +101,12 @@ def test_maps_that_are_damaged_or_of_another_state_of_the_video_are_made_again(t
         again.facts(video)
     assert again.build([video], STEM, means) == 1
     assert len(again.facts(video).times) == (7 if harm == "changed video" else 40)
+
+
+def test_maps_stay_those_of_a_copy_with_other_times(tmp_path, video):
+    FeatureMaps(tmp_path / "maps", SCALE).build([video], STEM, means)
+    os.utime(video, (1, 1))
+    assert FeatureMaps(tmp_path / "maps", SCALE).build([video], STEM, None) == 0
 
 
 def test_maps_of_another_stem_or_size_are_refused(tmp_path, video):
