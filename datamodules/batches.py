@@ -42,6 +42,8 @@ class ClipBatch(NamedTuple):
     """L indices into T, ascending, the same for every clip of the batch."""
     annotated: Tensor
     """(B, L) bool: whether the keyframe carries annotation at all (an annotated keyframe may hold no box)."""
+    exists: Tensor
+    """(B, L) bool: False before the start of the video, where its first frame is repeated, and in a placeholder."""
     boxes: tuple[Tensor, ...]
     """B * L entries, clip-major: (M, 4) float32."""
     labels: tuple[Tensor, ...]

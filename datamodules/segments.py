@@ -19,6 +19,7 @@ from datamodules.errors import UserError
 from datamodules.flow.cache import FlowCache, SteppedFrames
 from datamodules.flow.store import ComputedFlow, FlowSettings, FlowStore
 from datamodules.frames.store import FrameStore
+from datamodules.sampling.collate import padded_size
 from datamodules.sampling.samplers import VideoWindows
 from datamodules.sampling.segment_windows import (
     Augmentation,
@@ -183,8 +184,17 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
     def _evaluation_loader(self, split: Split | Literal["predict"]) -> DataLoader:
         windows = evaluation_windows(self.videos(split), self.windows.in_evaluation, self.windows.eval_overlap)
         dataset = self._dataset(split, [window for video in windows for window in video], Augmentation(self.crop_size))
-        sampler = VideoWindows([len(video) for video in windows], self.loader.in_evaluation, self.rank, self.world_size)
+        counts = [len(video) for video in windows]
+        sampler = VideoWindows(counts, self._kinds(split), self.loader.in_evaluation, self.rank, self.world_size)
         return self._loader(dataset, sampler, self.loader.num_workers)
+
+    def _kinds(self, split: Split | Literal["predict"]) -> np.ndarray:
+        """(V,) which videos may share a batch: those of one padded size, lest padding change what is predicted."""
+        videos, store = self.videos(split), self.frames_of(split)
+        if self.crop_size is not None or videos[0].frames is None:
+            return np.zeros(len(videos), np.int64)
+        sizes = np.asarray([padded_size(*store.facts(video.video.media).size) for video in videos])
+        return np.unique(sizes, axis=0, return_inverse=True)[1].reshape(-1)
 
     def _flow_of(self, split: Split | Literal["predict"]) -> FlowStore | None:
         """Return the store of these videos' flow; None where flow is not used."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 
-from .networks.weights.classes import check_classes
+from .networks.weights.card import Card
+from .networks.weights.classes import check_classes, other_classes
 from .networks.weights.loading import load_weights, misfits
 from .networks.weights.old_names import has_old_names, renamed_from_old
 from .optimisation import Schedule, WarmupCosine, parameter_groups, scheduled
@@ -68,8 +69,11 @@ class ExperimentModule(L.LightningModule):
         self.schedule = training.schedule or WarmupCosine()
         self.network_lr_multipliers = network_lr_multipliers(network, training)
         self.new_lr_multiplier = training.new_lr_multiplier
+        self._card: Card | None = None
+        """That of ``weights``, unless some of its parameters are left alone."""
         if weights is not None:
-            load_weights(network, weights, training.fresh)
+            card = load_weights(network, weights, training.fresh)
+            self._card = None if training.fresh else card
         elif training.fresh:
             raise UserError(
                 "names parameters that the weights shall leave alone, but there are no weights",
@@ -89,6 +93,8 @@ class ExperimentModule(L.LightningModule):
                 where="model.network",
                 remedy=f"build it with num_classes={in_data}; the command line does so by itself",
             )
+        if difference := other_classes(self._card, getattr(self.trainer.datamodule, "class_names", None)):
+            rank_zero_warn(f"model.weights={self.weights} {difference}; every score is taken for that of this number")
         self._zeros_explained.clear()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -121,9 +127,15 @@ class ExperimentModule(L.LightningModule):
         groups = parameter_groups(self.trained_modules(), self.lr_multipliers(), optimizer.defaults["lr"])
         optimizer = self.optimizer(groups)
         self.trainer.fit_loop.setup_data()  # else a run with max_steps alone does not know its epochs yet
-        total_steps = int(self.trainer.estimated_stepping_batches)
+        total_steps = self.trainer.estimated_stepping_batches
+        if total_steps == math.inf:
+            raise UserError(
+                "the schedule of the learning rate needs to know how long training lasts",
+                where="trainer.max_epochs",
+                remedy="set it, or trainer.max_steps, beside max_time",
+            )
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        scheduler = scheduled(optimizer, self.schedule, total_steps, steps_per_epoch)
+        scheduler = scheduled(optimizer, self.schedule, int(total_steps), steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

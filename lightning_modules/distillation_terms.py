@@ -33,6 +33,16 @@ class Lesson:
     """True if proposal n of the student is the teacher's proposal n; otherwise they are assigned to each other."""
 
     @cached_property
+    def inside(self) -> Tensor:
+        """Return which tokens begin inside their frame, not in the padding: (N, h, w) bool."""
+        patch, grid = self.networks[0].patch_size, self.maps[0].shape[-2:]
+        within = [
+            torch.arange(length, device=self.image_sizes.device) * patch < self.image_sizes[:, axis, None]
+            for axis, length in enumerate(grid)
+        ]
+        return within[0][:, :, None] & within[1][:, None]
+
+    @cached_property
     def imitated(self) -> Detections:
         """The teacher's detections in the order of the student's proposals."""
         detections = self.teacher.detections
@@ -90,7 +100,7 @@ class FeatureTerm(DistillationTerm):
         return self.loss
 
     def __call__(self, lesson: Lesson) -> Tensor:
-        return self.loss(lesson.maps, lesson.teacher.maps)
+        return self.loss(lesson.maps, lesson.teacher.maps, lesson.inside)
 
 
 class ActionTerm(DistillationTerm):
@@ -151,7 +161,7 @@ class AttentionTerm(DistillationTerm):
                 with torch.no_grad():
                     wanted = teaching.attn.project(teaching.norm1(taught.flatten(2).transpose(1, 2)))[:2]
                 paid = block.attn.project(block.norm1(own.flatten(2).transpose(1, 2)))[:2]
-                losses.append(self.loss(paid, wanted))
+                losses.append(self.loss(paid, wanted, lesson.inside.flatten(1)))
         return torch.stack(losses).mean()
 
 

@@ -110,7 +110,30 @@ class StreamDetectionModule(DetectionModule):
         self.delay_training, self.imitation = delay_training, ActionImitation()
         for delay in delay_training.delays if delay_training else ():
             replace(network.timing, look_ahead=delay)  # which refuses what cannot be
+        if delay_training and network.timing.look_ahead not in delay_training.delays:
+            raise UserError(
+                f"are {list(delay_training.delays)}, and the network is evaluated with a delay of "
+                f"{network.timing.look_ahead}",
+                where="model.delay_training.delays",
+                remedy="add that one, or set model.network.timing.look_ahead to one of them",
+            )
         self.stream = StreamPredictor(network, self.decode)
+
+    def setup(self, stage: str) -> None:
+        """Refuse windows without labels where nothing would be learned from them."""
+        super().setup(stage)
+        unlabelled = getattr(self.trainer.datamodule, "unlabelled", None)
+        if stage == "fit" and unlabelled is not None and not self.learns_without_labels:
+            raise UserError(
+                f"{type(self).__name__} as configured learns from labels alone",
+                where="data.unlabelled",
+                remedy="leave it out, or let a teacher teach (DistillationModule with terms)",
+            )
+
+    @property
+    def learns_without_labels(self) -> bool:
+        """Return whether anything is learned from windows without labels."""
+        return self.delay_training is not None and self.delay_training.imitation > 0
 
     @property
     def delays(self) -> Sequence[int]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from datamodules.batches import ClipBatch
@@ -26,6 +27,7 @@ from .networks.layers.pixels import gather_clips, normalise_frames
 from .networks.layers.prepared import prepare_for_inference
 from .networks.students.detector import StreamingDetector
 from .networks.students.trunk import EncodedFrames
+from .networks.weights.classes import other_classes
 from .networks.weights.loading import load_weights
 from .networks.weights.student_start import student_from_teacher
 from .stream_detection import StreamDetectionModule, StreamSettings
@@ -83,12 +85,13 @@ class DistillationModule(StreamDetectionModule):
         proposal_matching: Literal["index", "assignment"] | None = None,
     ) -> None:
         clip_network = teacher(network.num_classes)
-        load_weights(clip_network, teacher_weights)
+        self.teacher_weights, card = teacher_weights, load_weights(clip_network, teacher_weights)
         if start_from == "teacher":
             student_from_teacher(network, clip_network.state_dict())
             start_from = None
         super().__init__(network, weights, optimizer, training, detection, loss=loss, start_from=start_from)
         self.teacher = FrozenNetwork(clip_network)
+        self._teacher_card = card
         self.weighting_lr_multiplier = weighting.lr_multiplier
         proposals = clip_network.num_proposals
         same_number = network.num_proposals == proposals
@@ -111,6 +114,28 @@ class DistillationModule(StreamDetectionModule):
         shares = {"detection": weighting.truth} if self.learns_truth else {}
         self.task_weighting = TaskWeighting(shares | {term.name: term.weight for term in self.terms}, weighting.kind)
 
+    def setup(self, stage: str) -> None:
+        """Compare the teacher's classes and stride with the data's before it teaches."""
+        super().setup(stage)
+        data, card = self.trainer.datamodule, self._teacher_card
+        if stage != "fit" or card is None:
+            return
+        if difference := other_classes(card, getattr(data, "class_names", None)):
+            raise UserError(
+                f"{self.teacher_weights} {difference}",
+                where="model.teacher_weights",
+                remedy="take a teacher of these classes, in this order",
+            )
+        if card.frame_stride != getattr(data, "frame_stride", card.frame_stride):
+            rank_zero_warn(
+                f"model.teacher_weights={self.teacher_weights} was trained at a stride of {card.frame_stride} frames "
+                f"and is asked about clips of stride {data.frame_stride}"
+            )
+
+    @property
+    def learns_without_labels(self) -> bool:
+        return bool(self.terms)
+
     def trained_modules(self) -> list[tuple[str, nn.Module]]:
         return [*super().trained_modules(), ("task_weighting", self.task_weighting), ("beside", self.beside)]
 
@@ -123,11 +148,12 @@ class DistillationModule(StreamDetectionModule):
         encoded, state = self.encode(batch, frames)
         student = self.detect_supervised(batch, encoded, state)
         detection = self.losses(batch, student)
+        shown = batch.exists.flatten().nonzero()[:, 0]  # the others repeat a video's first frame
         lesson = Lesson(
-            student,
-            self.ask_teacher(batch, frames),
-            self.supervised_maps(encoded, batch),
-            batch.image_sizes.repeat_interleave(len(batch.keyframes), dim=0),
+            student.of(shown),
+            self.ask_teacher(batch, frames, shown),
+            [maps[shown] for maps in self.supervised_maps(encoded, batch)],
+            batch.image_sizes.repeat_interleave(len(batch.keyframes), dim=0)[shown],
             (self.network, self.teacher.network),
             self.proposal_matching == "index",
         )
@@ -148,10 +174,10 @@ class DistillationModule(StreamDetectionModule):
         first, last = (batch.keyframes[end] + self.network.timing.token_delay for end in (0, -1))
         return [levels[:, first : last + 1].flatten(0, 1) for levels in encoded.maps]
 
-    def ask_teacher(self, batch: ClipBatch, frames: Tensor) -> DetectorOutputs:
-        """The teacher's outputs for the clip around every supervised frame, in the student's order: B L of them.
+    def ask_teacher(self, batch: ClipBatch, frames: Tensor, shown: Tensor) -> DetectorOutputs:
+        """The teacher's outputs for the clips around supervised frames, in the student's order.
 
-        ``frames`` are the batch's, normalised.
+        ``frames`` are the batch's, normalised; ``shown`` (N,) are the wanted ones of the B L supervised frames.
         """
         num_frames, length = self.teacher.network.num_frames, batch.frames.shape[1]
         keyframe = self.teacher.network.keyframe_of(num_frames)
@@ -164,10 +190,10 @@ class DistillationModule(StreamDetectionModule):
                 f"the teacher's clips of {num_frames} frames reach outside the sample of {length}; set at least "
                 f"data.init_args.train_past_frames={past} and data.init_args.train_future_frames={future}"
             )
-        sizes = batch.image_sizes.repeat_interleave(len(keyframes), dim=0)
+        sizes = batch.image_sizes.repeat_interleave(len(keyframes), dim=0)[shown]
         if torch.is_autocast_enabled(frames.device.type):
             frames = frames.to(torch.get_autocast_dtype(frames.device.type))  # half as much to copy
-        return self.teacher(gather_clips(frames, needed), sizes, method="outputs")
+        return self.teacher(gather_clips(frames, needed, shown), sizes, method="outputs")
 
     def reference_step(self) -> Step:
         """Return the teacher's sliding window: one full clip for one new frame."""

@@ -31,6 +31,8 @@ class ClipSample(NamedTuple):
     """(T, h, w, 3) uint8, or maps of them (T, C, h, w) float16."""
     annotated: np.ndarray
     """(L,) bool."""
+    exists: np.ndarray
+    """(L,) bool."""
     boxes: list[np.ndarray]
     """L arrays (M, 4), xyxy in pixels of the frames."""
     labels: list[np.ndarray]
@@ -93,6 +95,7 @@ def collate_clips(samples: Sequence[ClipSample], keyframes: tuple[int, ...]) -> 
         image_sizes=sizes,
         keyframes=keyframes,
         annotated=torch.from_numpy(np.stack([sample.annotated for sample in samples])),
+        exists=torch.from_numpy(np.stack([sample.exists for sample in samples])),
         boxes=tuple(torch.from_numpy(boxes.astype(np.float32)) for sample in samples for boxes in sample.boxes),
         labels=tuple(torch.from_numpy(labels.astype(np.float32)) for sample in samples for labels in sample.labels),
         video_ids=tuple(sample.video_id for sample in samples),

@@ -194,21 +194,29 @@ class InOrder(DistributedSampler):
 class VideoWindows(DistributedSampler):
     """Evaluation batches of windows that follow each other: those of a video stay on one rank, in order.
 
-    Videos go to the rank with the least to do, those of most windows first. All ranks take equally many batches;
-    ``STAND_IN`` is asked for where a rank has nothing left.
+    Videos go to the rank with the least to do, those of most windows first. A batch holds windows of one kind. All
+    ranks take equally many batches; ``STAND_IN`` is asked for where a rank has nothing left.
 
     Args:
         windows: how many windows each video has; a window's index counts through all videos.
+        kinds: (V,) of what kind each video is, as in ``EveryOnce``.
     """
 
-    def __init__(self, windows: Sequence[int], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, windows: Sequence[int], kinds: np.ndarray, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
         first = np.cumsum([0, *windows])
-        shares: list[list[int]] = [[] for _ in range(world_size)]
+        shares: list[dict[int, list[int]]] = [{} for _ in range(world_size)]
+        loads = [0] * world_size
         for video in sorted(range(len(windows)), key=lambda v: (-windows[v], v)):
-            min(shares, key=len).extend(range(first[video], first[video + 1]))
-        num_batches = math.ceil(max(map(len, shares)) / batch_size)
-        mine = shares[rank]
-        self.batches = [mine[i * batch_size : (i + 1) * batch_size] or [STAND_IN] for i in range(num_batches)]
+            least = loads.index(min(loads))
+            loads[least] += windows[video]
+            shares[least].setdefault(int(kinds[video]), []).extend(range(first[video], first[video + 1]))
+        batches = [
+            [of_kind[i : i + batch_size] for of_kind in share.values() for i in range(0, len(of_kind), batch_size)]
+            for share in shares
+        ]
+        self.batches = batches[rank] + [[STAND_IN]] * (max(map(len, batches)) - len(batches[rank]))
 
     def set_epoch(self, epoch: int) -> None:
         """The order never changes."""

@@ -289,7 +289,8 @@ class SegmentWindows(Dataset):
         window = self.windows[0 if request.index == STAND_IN else request.index]
         if window.start is None:
             starts = _random_starts(self.videos[window.video], window.length, self.min_visibility)
-            window = window._replace(start=int(np.random.default_rng(request.seed).choice(starts)))
+            rng = np.random.default_rng([request.seed, 2])  # 2: not the augmentation's, which would follow the start
+            window = window._replace(start=int(rng.choice(starts)))
         return window
 
     def _features(self, video: SteppedVideo, start: int, stop: int) -> np.ndarray:

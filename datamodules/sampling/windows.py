@@ -168,9 +168,9 @@ class WindowDataset(Dataset):
         frames = self.store.blank(facts.size, self.window.past + self.window.future)
         nothing = [np.empty((0, 4), np.float32)] * self.window.supervised
         no_labels = [np.empty((0, self.num_classes), np.uint8)] * self.window.supervised
-        unsupervised, no_time = np.zeros(self.window.supervised, bool), np.zeros(self.window.supervised)
+        none, no_time = np.zeros(self.window.supervised, bool), np.zeros(self.window.supervised)
         size = facts.size if isinstance(self.store, FeatureMaps) else None
-        return ClipSample(frames, unsupervised, nothing, no_labels, "", no_time, facts.original_size, size)
+        return ClipSample(frames, none, none, nothing, no_labels, "", no_time, facts.original_size, size)
 
     def _sample(self, request: Request) -> ClipSample:
         number, keyframe = self.samples[request.index].tolist()
@@ -193,7 +193,8 @@ class WindowDataset(Dataset):
             frames, size = self.store.get(video.path, indices), None
             if transform is not None:
                 frames, boxes, labels = transform(frames, boxes, labels, request.seed)
-        return ClipSample(frames, found >= 0, boxes, labels, video.video_id, times, video.facts.original_size, size)
+        original, exists = video.facts.original_size, shown >= 0
+        return ClipSample(frames, found >= 0, exists, boxes, labels, video.video_id, times, original, size)
 
     def _annotations(self, video: TimedVideo, shown: np.ndarray) -> np.ndarray:
         """Positions of the keyframes that belong to the supervised frames, -1 where there is none."""

@@ -17,7 +17,8 @@ class FeatureLoss(nn.Module):
     Without learned scale or shift: what is compared is a token's direction, not its size. A student of another width is
     compared through a learned linear map at each layer (Romero et al., "FitNets", 2015), which serves training alone.
 
-    Shapes: two sequences of maps, (B, C, h, w) of the student and (B, D, h, w) of the teacher.
+    Shapes: two sequences of maps, (B, C, h, w) of the student and (B, D, h, w) of the teacher; inside (B, h, w) bool,
+    False for tokens of padding, which do not count (None: all do).
 
     Args:
         dims: C and D, where they differ. num_layers: maps that are compared.
@@ -28,11 +29,11 @@ class FeatureLoss(nn.Module):
         maps = [nn.Conv2d(*dims, kernel_size=1, bias=False) for _ in range(num_layers)] if dims else []
         self.projections = nn.ModuleList(maps)
 
-    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor], inside: Tensor | None = None) -> Tensor:
         if self.projections:
             student = [project(own) for project, own in zip(self.projections, student, strict=True)]
         losses = [
-            (self._normed(own) - self._normed(taught)).square().mean()
+            _mean((self._normed(own) - self._normed(taught)).square().mean(-1), inside)
             for own, taught in zip(student, teacher, strict=True)
         ]
         return torch.stack(losses).mean()
@@ -48,16 +49,23 @@ class AttentionImitation(nn.Module):
     Only same-frame attention is compared: the student has no joint map over space and time that could follow the
     teacher's (`PAPERS.md`, 1.4). Zero where both agree.
 
-    Shapes: queries and keys (B, H, N, D) of the student and of the teacher.
+    Shapes: queries and keys (B, H, N, D) of the student and of the teacher; inside (B, N) bool, False for tokens of
+    padding, which neither pay nor get attention (None: there are none).
     """
 
-    def forward(self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
-        own, other = (self._log_attention(*pair) for pair in (student, teacher))
-        return F.kl_div(own, other, log_target=True, reduction="none").sum(-1).mean()
+    def forward(
+        self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], inside: Tensor | None = None
+    ) -> Tensor:
+        own, other = (self._log_attention(*pair, inside) for pair in (student, teacher))
+        divergence = F.kl_div(own, other, log_target=True, reduction="none").sum(-1)
+        return _mean(divergence.mean(dim=1), inside)
 
     @staticmethod
-    def _log_attention(query: Tensor, key: Tensor) -> Tensor:
-        return (query.float() * query.shape[-1] ** -0.5 @ key.float().transpose(-2, -1)).log_softmax(-1)
+    def _log_attention(query: Tensor, key: Tensor, inside: Tensor | None) -> Tensor:
+        scores = query.float() * query.shape[-1] ** -0.5 @ key.float().transpose(-2, -1)
+        if inside is not None:
+            scores = scores.masked_fill(~inside[:, None, None], -1e9)  # not infinite: 0 times infinity is NaN
+        return scores.log_softmax(-1)
 
 
 class ActionImitation(nn.Module):
@@ -78,9 +86,11 @@ class ActionImitation(nn.Module):
         self.confidence = confidence
 
     def forward(self, student: Tensor, teacher: Tensor, persons: Tensor) -> Tensor:
-        soft = teacher.float().sigmoid().expand_as(student)
+        logits = teacher.float().expand_as(student)
+        soft = logits.sigmoid()
         loss = F.binary_cross_entropy_with_logits(student.float(), soft, reduction="none")
-        entropy = F.binary_cross_entropy(soft, soft, reduction="none")
+        # From logits: autocast on a GPU refuses the cross-entropy of probabilities.
+        entropy = F.binary_cross_entropy_with_logits(logits, soft, reduction="none")
         divergence = (loss - entropy) * (torch.maximum(soft, 1 - soft) >= self.confidence)
         weighted = divergence.mean(dim=(0, 3)) * persons
         return weighted.sum() / persons.sum().clamp(min=1e-6)
@@ -113,3 +123,8 @@ class BoxImitation(nn.Module):
             reduction="none",
         )
         return places.sum() / persons[..., 0].sum().clamp(min=1e-6) + self.person_weight * divergence.sum(-1).mean()
+
+
+def _mean(values: Tensor, inside: Tensor | None) -> Tensor:
+    """Mean over the tokens inside the frames."""
+    return values.mean() if inside is None else (values * inside).sum() / inside.sum()

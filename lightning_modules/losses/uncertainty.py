@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -37,14 +38,15 @@ class TaskWeighting(nn.Module):
         super().__init__()
         if any(weight <= 0 for weight in weights.values()):
             raise ValueError(f"weights must be above 0 (leave a task out instead), got {dict(weights)}")
+        least, most = (math.exp(-bound) for bound in LOG_VARIANCE_RANGE[::-1])
+        is_learned = weighting == "uncertainty"
+        learned = {name: weight for name, weight in weights.items() if is_learned and name not in pinned}
+        if any(not least <= weight <= most for weight in learned.values()):
+            raise ValueError(f"learned weights begin within {least:.2g} and {most:.2g}, got {learned}")
         self.frozen_until = frozen_until
-        self.fixed = {name: weight for name, weight in weights.items() if weighting == "fixed" or name in pinned}
+        self.fixed = {name: weight for name, weight in weights.items() if name not in learned}
         self.log_variances = nn.ParameterDict(
-            {
-                name: nn.Parameter(-torch.tensor(float(weight)).log())
-                for name, weight in weights.items()
-                if name not in self.fixed
-            }
+            {name: nn.Parameter(-torch.tensor(float(weight)).log()) for name, weight in learned.items()}
         )
 
     def forward(self, losses: Mapping[str, Tensor], progress: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,16 @@ from datamodules.flow.store import FlowSettings
 from datamodules.frames.store import FrameFacts
 from datamodules.puppets import Puppets
 from datamodules.puppets.segments import PuppetSegments
-from datamodules.sampling.samplers import STAND_IN, VideoWindows
-from datamodules.sampling.segment_windows import Augmentation, step_features, step_frames, visible
+from datamodules.sampling.samplers import STAND_IN, Request, VideoWindows
+from datamodules.sampling.segment_windows import (
+    Augmentation,
+    SegmentWindows,
+    SteppedVideo,
+    StepWindow,
+    step_features,
+    step_frames,
+    visible,
+)
 from datamodules.segments import SegmentDataModule
 from tests.datamodules.miniature import FPS, assert_same_batch, numbered_frames, read_numbers
 from tests.datamodules.moving import moving_frames
@@ -115,9 +124,9 @@ def test_resized_features_cover_the_same_time(source):
 
 
 def test_whole_videos_go_to_one_rank_in_order_and_all_ranks_take_as_many_batches():
-    windows = [3, 1, 7, 2, 2]
+    windows, kinds = [3, 1, 7, 2, 2], np.asarray([0, 1, 0, 1, 0])
     for world_size in (1, 2, 3, 7):
-        shares = [[list(b) for b in VideoWindows(windows, 2, rank, world_size)] for rank in range(world_size)]
+        shares = [[list(b) for b in VideoWindows(windows, kinds, 2, rank, world_size)] for rank in range(world_size)]
         assert len({len(share) for share in shares}) == 1
         indices = [[r.index for batch in share for r in batch if r.index != STAND_IN] for share in shares]
         assert sorted(index for share in indices for index in share) == list(range(15))
@@ -129,6 +138,8 @@ def test_whole_videos_go_to_one_rank_in_order_and_all_ranks_take_as_many_batches
             for part in np.split(np.asarray(share, int), starts):
                 assert (np.diff(part) == 1).all()
         assert all(1 <= len(batch) <= 2 for share in shares for batch in share)
+        of_batches = [{kinds[video_of[r.index]] for r in b if r.index != STAND_IN} for share in shares for b in share]
+        assert all(len(of_batch) <= 1 for of_batch in of_batches)
 
 
 # --- batches of features ---------------------------------------------------------------------------------------------
@@ -329,6 +340,48 @@ def test_frames_of_a_window_are_those_of_its_times(films, tmp_path, frame_rate, 
     assert data.videos("val")[0].num_steps == (37 if frame_rate is None else 18)
     assert data.videos("val")[0].video.duration == pytest.approx(37 / FPS)
     assert (tmp_path / "cache").is_dir() == cached
+
+
+class TwoSizes(FilmedNumbers):
+    """Three videos to evaluate, the middle one upright."""
+
+    def prepare(self):
+        super().prepare()
+        for number, size in enumerate(((64, 96), (96, 64), (64, 96))):
+            write_video(self.folder / f"size_{number}.mp4", np.zeros((12, *size, 3), np.uint8), FPS)
+
+    def videos(self, split):
+        if split == "train":
+            return super().videos(split)
+        segments = np.array([[0.2, 0.6]])
+        paths = [self.folder / f"size_{number}.mp4" for number in range(3)]
+        return tuple(AnnotatedSegments(path.stem, path, None, segments, np.zeros(1, np.int64)) for path in paths)
+
+
+@pytest.mark.parametrize("crop_size", [None, 32])
+def test_an_evaluated_video_is_padded_as_it_would_be_alone(tmp_path, crop_size):
+    source = TwoSizes(tmp_path)
+    source.prepare()
+    data = opened(source, frame_rate=None, eval_batch_size=6, eval_window_steps=4, crop_size=crop_size, short_side=64)
+    batches = list(data.val_dataloader())
+    if crop_size is None:
+        assert all(list(batch.frames.shape[-2:]) == size.tolist() for batch in batches for size in batch.image_sizes)
+    names = Counter(name for batch in batches for name in batch.video_ids)
+    assert names == {"size_0": 4, "size_1": 4, "size_2": 4}
+    assert [len(batch.video_ids) for batch in batches] == ([6, 2, 4] if crop_size is None else [6, 6])
+
+
+def test_the_height_of_a_random_crop_does_not_follow_the_start_of_its_window():
+    """One seed draws both, from streams of their own."""
+    video = SteppedVideo(
+        AnnotatedSegments("film", None, 40.0, np.array([[0.0, 40.0]]), np.zeros(1)), 400, 0.05, 0.1, None
+    )
+    augmentation = Augmentation(96)
+    windows = SegmentWindows([video], [StepWindow(0, None, 8)], None, augmentation, 0.0)
+    seeds = np.random.default_rng(0).integers(0, 2**32, 300).tolist()
+    starts = [windows._placed(Request(0, seed)).start for seed in seeds]
+    tops = [augmentation._place((112, 149), seed)[0].start for seed in seeds]
+    assert len(set(starts)) > 100 and abs(np.corrcoef(starts, tops)[0, 1]) < 0.2
 
 
 def test_one_square_and_one_flip_for_all_frames_of_a_window():

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.annotations.few_labels import FewLabels
+from datamodules.errors import UserError
 from datamodules.sampling.collate import stack_frames
 from lightning_modules.commands.score_boxes import score_file
 from lightning_modules.networks.detection.outputs import Detections
@@ -87,6 +89,26 @@ def test_delays_that_cannot_be_trained_are_refused(delays):
     with pytest.raises(ValueError, match="needs a look_ahead of at least 1, got 0"):
         network = tiny.student(look_ahead=1, boxes_from="next")
         StreamDetectionModule(network, delay_training=DelayTraining([0, 1]))
+
+
+def test_a_delay_to_be_evaluated_with_is_one_of_those_trained():
+    with pytest.raises(UserError, match=r"are \[2, 3\], and the network is evaluated with a delay of 0"):
+        StreamDetectionModule(tiny.student(), delay_training=DelayTraining([2, 3]))
+
+
+def test_windows_without_labels_are_refused_where_nothing_learns_from_them(source, folder, tmp_path):
+    data = tiny.streams(FewLabels(source, labelled_videos=0.5), folder / "cache", unlabelled_share=0.5)
+    trainer = tiny.trainer(tmp_path, max_epochs=1)
+    with pytest.raises(UserError, match=r"data.unlabelled: StreamDetectionModule as configured learns from labels"):
+        trainer.fit(module(), datamodule=data)
+    taught = StreamDetectionModule(tiny.student(), delay_training=DelayTraining([0, 1]))
+    assert taught.learns_without_labels and not module().learns_without_labels
+
+
+def test_training_limited_by_time_alone_is_refused_in_words(training_batch, tmp_path):
+    trainer = tiny.trainer(tmp_path, max_epochs=-1, max_time={"seconds": 1})
+    with pytest.raises(UserError, match=r"trainer.max_epochs: the schedule .* how long training lasts; set it, or"):
+        trainer.fit(module(), datamodule=tiny.Repeated(training_batch, steps=1))
 
 
 def test_a_window_that_is_too_short_for_the_longest_delay_leaves_the_network_its_own(training_batch):

@@ -1,10 +1,13 @@
 """A frozen clip teacher and a streaming student that learns from it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
+from datamodules.errors import UserError
 from datamodules.sampling.samplers import Request
 from datamodules.sampling.windows import WindowDataset, annotated_samples
 from lightning_modules.base import TrainingSettings
@@ -12,8 +15,10 @@ from lightning_modules.clip_detection import ClipDetectionModule
 from lightning_modules.distillation_terms import ActionTerm, AttentionTerm, BoxTerm, Lesson
 from lightning_modules.networks.layers.pixels import normalise_frames
 from lightning_modules.networks.students.trunk import EncodedFrames
+from lightning_modules.networks.weights.card import Card
 from lightning_modules.networks.weights.loading import load_exactly, read_state_dict, save_weights
 from lightning_modules.networks.weights.student_start import student_from_teacher
+from lightning_modules.stream_detection import StreamDetectionModule
 from lightning_modules.stream_distillation import DistillationModule, WeightingSettings
 from tests.lightning_modules import tiny
 
@@ -74,7 +79,8 @@ def seen_by_the_teacher(module: DistillationModule, batch) -> torch.Tensor:
 
 
 def ask(module: DistillationModule, batch) -> None:
-    module.ask_teacher(batch, normalise_frames(batch.frames, batch.image_sizes))
+    shown = batch.exists.flatten().nonzero()[:, 0]
+    module.ask_teacher(batch, normalise_frames(batch.frames, batch.image_sizes), shown)
 
 
 @pytest.mark.slow
@@ -203,6 +209,58 @@ def test_the_teacher_sees_the_clips_that_it_was_trained_on(data, distil, source,
     batch = wanted[[Request(index, None) for index in range(len(rows))]]
     expected = ClipDetectionModule._clips(batch.frames, batch.image_sizes)
     torch.testing.assert_close(asked, expected, rtol=0, atol=0)
+
+
+def test_a_teacher_of_other_classes_is_refused_and_one_of_another_stride_is_told(data, distil, tmp_path):
+    fits = Card({}, tuple(data.class_names), data.frame_stride, None, 64, "miniature", "0123abc")
+    state, names = tiny.teacher(seed=3).state_dict(), fits.classes
+    save_weights(state, tmp_path / "turned.pt", replace(fits, classes=names[::-1]))
+    trainer = tiny.trainer(tmp_path, max_epochs=1)
+    with pytest.raises(UserError, match=rf"turned.pt knows other classes.*class 0 is {names[1]} there and {names[0]}"):
+        trainer.fit(distil(teacher_weights=str(tmp_path / "turned.pt")), datamodule=data)
+    save_weights(state, tmp_path / "slow.pt", replace(fits, frame_stride=8))
+    module = distil(teacher_weights=str(tmp_path / "slow.pt"), weights=None)
+    module.trainer = trainer
+    trainer.datamodule = data
+    with pytest.warns(UserWarning, match="was trained at a stride of 8 frames and is asked about clips of stride 2"):
+        module.setup("fit")
+
+
+def test_weights_of_other_classes_are_told(data, tmp_path):
+    names = tuple(data.class_names)
+    card = Card({}, names[::-1], data.frame_stride, None, 64, "miniature", "0123abc")
+    save_weights(tiny.student().state_dict(), tmp_path / "student.pt", card)
+    module = StreamDetectionModule(tiny.student(), weights=str(tmp_path / "student.pt"))
+    module.trainer = tiny.trainer(tmp_path)
+    module.trainer.datamodule = data
+    with pytest.warns(UserWarning, match=rf"student.pt knows other classes than the data: class 0 is {names[1]}"):
+        module.setup("test")
+
+
+def test_nothing_is_taught_before_the_start_of_a_video(data, distil, monkeypatch):
+    """Where the first of two supervised frames would be before frame 0, the terms have the second alone."""
+    batch = whole_dataset(data, data.window)[[Request(0, None), Request(3, None)]]
+    assert batch.exists.tolist() == [[False, True], [True, True]] and not batch.annotated[0, 0]
+    module, lessons = distil(terms=[BoxTerm(), ActionTerm()]), []
+    monkeypatch.setattr(BoxTerm, "__call__", lambda self, lesson: lessons.append(lesson) or lesson.maps[0].sum())
+    monkeypatch.setattr(type(module), "progress", 0.5)
+    monkeypatch.setattr(type(module), "log_losses", lambda *_: None)
+    monkeypatch.setattr(type(module), "log_dict", lambda *_, **__: None)
+    module.training_step(batch, 0)
+    (lesson,) = lessons
+    frames = normalise_frames(batch.frames, batch.image_sizes)
+    student = module.detect_supervised(batch, *module.encode(batch, frames))
+    torch.testing.assert_close(lesson.student.boxes, student.boxes[:, 1:])
+    assert [len(part) for part in (lesson.teacher.boxes[-1], lesson.maps[0], lesson.image_sizes)] == [3, 3, 3]
+
+
+def test_tokens_of_a_frame_are_told_from_those_of_padding(distil):
+    module, sizes = distil(), torch.tensor([[64, 96], [96, 65]])
+    patch = module.network.patch_size
+    outputs = module.teacher.network.outputs(torch.randn(2, 3, 4, 96, 96))
+    lesson = Lesson(outputs, outputs, outputs.maps, sizes, (module.network, module.teacher.network), True)
+    rows, columns = lesson.inside.any(2).sum(1) * patch, lesson.inside.any(1).sum(1) * patch
+    assert rows.tolist() == [64, 96] and columns.tolist() == [96, 65 + -65 % patch]
 
 
 @pytest.mark.parametrize("changes", [{"train_past_frames": 3}, {"train_future_frames": 0}])

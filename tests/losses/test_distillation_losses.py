@@ -4,6 +4,7 @@ from math import log
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_modules.losses.distillation import ActionImitation, AttentionImitation, BoxImitation, FeatureLoss
 
@@ -62,6 +63,33 @@ def test_attention_by_hand():
     imitation = AttentionImitation()
     assert imitation((query, own), (query, other)).item() == pytest.approx(log(2) - log(3) / 2)
     assert imitation((query, own), (query, own)).item() == pytest.approx(0)
+
+
+def test_tokens_of_padding_do_not_count():
+    """With the second token in the padding, the losses are those of the first alone."""
+    inside = torch.tensor([[[True, False]]])
+    own, taught = maps([1.0, 3.0], [9.0, 2.0]), maps([5.0, 1.0], [2.0, 6.0])
+    assert FeatureLoss()([own], [taught], inside) == FeatureLoss()([own[..., :1]], [taught[..., :1]])
+    torch.manual_seed(0)
+    pairs = [tuple(torch.randn(1, 2, 3, 4) for _ in range(2)) for _ in range(2)]
+    whole = AttentionImitation()(*pairs, torch.tensor([[True, True, False]]))
+    alone = AttentionImitation()(*(tuple(part[:, :, :2] for part in pair) for pair in pairs))
+    torch.testing.assert_close(whole, alone)
+
+
+def test_actions_are_imitated_under_autocast_on_a_gpu():
+    """Autocast there refuses some losses that a CPU allows; tensors without content ask the same rules."""
+    before = torch.is_autocast_enabled("cuda")
+    with FakeTensorMode():
+        student, teacher = torch.randn(2, 3, 4, 5, device="cuda"), torch.randn(3, 4, 5, device="cuda")
+        persons = torch.rand(3, 4, device="cuda")
+        torch.set_autocast_enabled("cuda", True)  # `torch.autocast` leaves it off where there is no GPU
+        try:
+            with pytest.raises(RuntimeError, match="unsafe to autocast"):
+                torch.nn.functional.binary_cross_entropy(teacher.sigmoid(), teacher.sigmoid())
+            assert ActionImitation()(student, teacher, persons).shape == ()
+        finally:
+            torch.set_autocast_enabled("cuda", before)
 
 
 def test_features_of_another_number_of_layers_are_refused():

@@ -101,6 +101,13 @@ def test_tasks_without_a_weight_and_weights_without_a_task_are_named(names):
         weighting({name: torch.ones(()) for name in names})
 
 
+@pytest.mark.parametrize("weight", [0.001, 50.0])
+def test_a_learned_weight_that_would_be_cut_to_its_range_is_refused_and_a_fixed_one_is_not(weight):
+    with pytest.raises(ValueError, match=r"within 0.0067 and 20, got \{'features'"):
+        TaskWeighting({"detection": weight, "features": weight})
+    assert TaskWeighting({"features": weight}, "fixed").fixed == {"features": weight}
+
+
 @pytest.mark.parametrize("weight", [0.0, -1.0])
 def test_a_weight_must_be_above_zero(weight):
     with pytest.raises(ValueError, match="leave a task out"):

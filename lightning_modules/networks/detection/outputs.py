@@ -38,6 +38,12 @@ class DetectorOutputs(NamedTuple):
         """The last stage's boxes with the last block's actions: what inference uses."""
         return Detections(self.person_logits[-1], self.boxes[-1], self.action_logits[-1])
 
+    def of(self, keyframes: Tensor) -> DetectorOutputs:
+        """Return the outputs for some keyframes, (N,) int64."""
+        stacked = (part[:, keyframes] for part in (self.person_logits, self.boxes, self.action_logits))
+        maps, kept = (tuple(part[keyframes] for part in parts) for parts in (self.maps, self.kept_by_layer))
+        return DetectorOutputs(*stacked, maps, kept)
+
 
 class ScoredBoxes(NamedTuple):
     """Decoded detections of one keyframe: boxes (N, 4) xyxy in pixels of the original video, scores (N, K),

@@ -29,16 +29,16 @@ def normalise_frames(frames: Tensor, image_sizes: Tensor | None = None, dtype: t
     return normalised.masked_fill(~inside[:, None, None], 0)
 
 
-def gather_clips(frames: Tensor, places: Tensor) -> Tensor:
+def gather_clips(frames: Tensor, places: Tensor, wanted: Tensor | None = None) -> Tensor:
     """Frames (B, T, 3, H, W) -> the clips of L keyframes, (B L, 3, T', H, W), each frame copied once.
 
-    places (L, T') say which frames a clip has, the same in every sample.
+    places (L, T') say which frames a clip has, the same in every sample; wanted (N,), which of the B L clips to take.
     """
     batch, length, channels = frames.shape[:3]
     samples = torch.arange(batch, device=frames.device)[:, None, None, None] * length
     planes = (samples + places[:, None]) * channels + torch.arange(channels, device=frames.device)[:, None]
-    clips = frames.flatten(0, 2).index_select(0, planes.flatten())  # planes (B, L, 3, T')
-    return clips.view(batch * len(places), channels, places.shape[1], *frames.shape[-2:])
+    planes = planes.flatten(0, 1) if wanted is None else planes.flatten(0, 1)[wanted]  # (N, 3, T')
+    return frames.flatten(0, 2).index_select(0, planes.flatten()).view(*planes.shape, *frames.shape[-2:])
 
 
 def pad_clips(clips: Sequence[Tensor], multiple: int) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 
+from .card import Card
+
 
 def check_classes(
     network: nn.Module, state_dict: Mapping[str, Tensor], path: str | Path | None, fresh: Sequence[str] = ()
@@ -45,3 +47,15 @@ def check_classes(
         where=path,
         remedy=f"start the classifier fresh: --model.weights FILE --model.training.fresh '{json.dumps(patterns)}'",
     )
+
+
+def other_classes(card: Card | None, names: Sequence[str] | None) -> str:
+    """Say how the classes of a file differ from those of the data; empty where they do not, or one has no names."""
+    if card is None or names is None or card.classes == tuple(names):
+        return ""
+    if len(card.classes) != len(names):
+        return f"has {len(card.classes)} classes, the data has {len(names)}"
+    number, there, here = next(
+        (i, there, here) for i, (there, here) in enumerate(zip(card.classes, names, strict=True)) if there != here
+    )
+    return f"knows other classes than the data: class {number} is {there} there and {here} here"

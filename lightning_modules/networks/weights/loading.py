@@ -121,18 +121,19 @@ def _listed(kind: str, keys: Sequence[str]) -> str:
     return f"{kind} ({len(keys)}): " + ", ".join(keys[:KEYS_SHOWN]) + (", ..." if len(keys) > KEYS_SHOWN else "")
 
 
-def load_weights(network: nn.Module, path: str | Path, fresh: Sequence[str] = ()) -> None:
-    """Load a weights file or a checkpoint as ``load_exactly`` does; errors name the file.
+def load_weights(network: nn.Module, path: str | Path, fresh: Sequence[str] = ()) -> Card | None:
+    """Load a weights file or a checkpoint as ``load_exactly`` does, and return its card; errors name the file.
 
     Raises:
         UserError: the file cannot be read, or does not fit.
     """
-    weights = read_state_dict(path)
+    weights, card = read_weights(path)
     check_classes(network, weights, path, fresh)
     try:
         load_exactly(network, weights, fresh)
     except ValueError as error:
         raise UserError(str(error), where=path) from error
+    return card
 
 
 def evad_from_release(

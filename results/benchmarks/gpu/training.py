@@ -73,7 +73,7 @@ def batch_of(size: int, length: int, keyframes: tuple[int, ...], side: int, num_
         torch.randint(0, 256, (size, length, 3, side, side), dtype=torch.uint8, generator=generator),
         sizes,
         keyframes,
-        torch.ones(size, len(keyframes), dtype=torch.bool),
+        *(torch.ones(size, len(keyframes), dtype=torch.bool),) * 2,
         (boxes,) * count,
         (labels,) * count,
         tuple(map(str, range(size))),
