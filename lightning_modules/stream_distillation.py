@@ -180,16 +180,16 @@ class DistillationModule(StreamDetectionModule):
         ``frames`` are the batch's, normalised; ``shown`` (N,) are the wanted ones of the B L supervised frames.
         """
         num_frames, length = self.teacher.network.num_frames, batch.frames.shape[1]
-        keyframe = self.teacher.network.keyframe_of(num_frames)
-        offsets = torch.arange(num_frames, device=batch.frames.device) - keyframe
-        keyframes = torch.tensor(batch.keyframes, device=batch.frames.device)
-        needed = keyframes[:, None] + offsets  # (L, T)
-        if int(needed.min()) < 0 or int(needed.max()) >= length:
-            past, future = keyframe + len(keyframes), int(offsets.max())
+        past = self.teacher.network.keyframe_of(num_frames)
+        future = num_frames - 1 - past
+        if batch.keyframes[0] < past or batch.keyframes[-1] + future >= length:
             raise UserError(
                 f"the teacher's clips of {num_frames} frames reach outside the sample of {length}; set at least "
-                f"data.init_args.train_past_frames={past} and data.init_args.train_future_frames={future}"
+                f"data.init_args.train_past_frames={past + len(batch.keyframes)} and "
+                f"data.init_args.train_future_frames={future}"
             )
+        keyframes = torch.tensor(batch.keyframes, device=frames.device)
+        needed = keyframes[:, None] + torch.arange(-past, future + 1, device=frames.device)  # (L, T)
         sizes = batch.image_sizes.repeat_interleave(len(keyframes), dim=0)[shown]
         if torch.is_autocast_enabled(frames.device.type):
             frames = frames.to(torch.get_autocast_dtype(frames.device.type))  # half as much to copy
