@@ -120,7 +120,7 @@ class OnlookerCLI(LightningCLI):
     def _instantiate_data_and_trainer(self) -> None:
         config = self.config[self.subcommand].clone()
         if self.subcommand in ("score", "analyse"):
-            take_protocols(config)
+            take_protocols(config, self.settings)
         del config["model"]
         self.config_init = Namespace({self.subcommand: self._parser(self.subcommand).instantiate_classes(config)})
         self.datamodule, self.model = self.config_init[self.subcommand].get("data"), None

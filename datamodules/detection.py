@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
 from datamodules.batches import MapFacts, TrueKeyframe, TrueTubes
@@ -108,6 +109,11 @@ class DetectionDataModule(SourceDataModule[TimedVideo]):
         grid = self.evaluation_grid
         return {video.video_id: num_slots(len(video.facts.times), grid) for video in self._unread(split)}
 
+    def sampled_seconds(self, split: Split) -> dict[str, np.ndarray]:
+        """Return the time of each of the ``sampled_frames``, as ``true_keyframes`` counts them, by video id."""
+        grid, start = self.evaluation_grid, self.source.start_seconds
+        return {video.video_id: start + video.facts.times[::grid] for video in self._unread(split)}
+
     def frame_reader(self, split: Split) -> Callable[[str, float], np.ndarray | None]:
         """Return what gives the frame (H, W, 3) uint8 of a video at some seconds, as ``true_keyframes`` counts them.
 
@@ -146,6 +152,12 @@ class DetectionDataModule(SourceDataModule[TimedVideo]):
                 first = first or error
         if first is not None and not timed:
             raise VideoError(f"none of {len(videos)} videos can be read; the first: {first}") from first
+        if shared := [video for video in timed if len(video.shared_moments)]:
+            count, moment = sum(len(video.shared_moments) for video in shared), shared[0].shared_moments[0]
+            rank_zero_warn(
+                f"{count} annotated moments fall on a frame that an earlier one has, such as {moment:.3f} s of "
+                f"{shared[0].video_id}; nothing is trained on them; give rows of one frame the same time"
+            )
         return tuple(timed)
 
     def _cached(self, videos: Sequence[AnnotatedVideo]) -> list[Video]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 
+from .networks.layers.prepared import release
 from .networks.weights.card import Card
 from .networks.weights.classes import check_classes, other_classes
 from .networks.weights.loading import load_weights, misfits
@@ -156,6 +157,10 @@ class ExperimentModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         seed_batch(self.current_epoch, batch_idx, self.global_rank)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Forget what a measurement in the middle of training has made of the weights."""
+        release(self.network)
 
     def trained_modules(self) -> list[tuple[str, nn.Module]]:
         """Names and modules whose parameters the optimiser gets."""

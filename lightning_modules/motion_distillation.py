@@ -18,6 +18,7 @@ from .networks.frozen import FrozenNetwork
 from .networks.temporal.decomposed_detector import DecomposedDetector, without_branch_head
 from .networks.temporal.heads.segment_head import SegmentHead, start_head_from
 from .networks.temporal.temporal_detector import TemporalDetector, TemporalOutputs
+from .networks.weights.classes import check_teacher
 from .networks.weights.loading import load_weights
 from .segment_inputs import Modality, steps_of
 from .temporal_detection import SegmentSettings, TemporalDetectionModule
@@ -74,6 +75,12 @@ class MotionDistillationModule(TemporalDetectionModule):
             raise UserError(
                 f"{strategy} needs a teacher", where="model.strategy", remedy="set model.teacher, or strategy to none"
             )
+        if strategy == "none" and decomposed and not network.joint_moves_motion:
+            raise UserError(
+                "nothing would train the motion branch without a teacher",
+                where="model.network.joint_moves_motion",
+                remedy="set it to true, or model.strategy to decomposed",
+            )
         self.make_teacher, self.teacher_weights = teacher, teacher_weights
         self.teacher_modality, self.strategy = teacher_modality, strategy
         self.heads_from_teacher = heads_from_teacher
@@ -102,7 +109,7 @@ class MotionDistillationModule(TemporalDetectionModule):
                     remedy="set it to a checkpoint of configs/motion_teacher.yaml",
                 )
             teacher = self.make_teacher(self.network.num_classes)
-            load_weights(teacher, self.teacher_weights)
+            check_teacher(load_weights(teacher, self.teacher_weights), self.teacher_weights, self.trainer.datamodule)
             self.teacher = FrozenNetwork(teacher)
             if self.heads_from_teacher and self.weights is None:
                 for head in self.heads:

@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from datamodules.batches import ClipBatch
@@ -27,7 +26,7 @@ from .networks.layers.pixels import gather_clips, normalise_frames
 from .networks.layers.prepared import prepare_for_inference
 from .networks.students.detector import StreamingDetector
 from .networks.students.trunk import EncodedFrames
-from .networks.weights.classes import other_classes
+from .networks.weights.classes import check_teacher
 from .networks.weights.loading import load_weights
 from .networks.weights.student_start import student_from_teacher
 from .stream_detection import StreamDetectionModule, StreamSettings
@@ -117,20 +116,8 @@ class DistillationModule(StreamDetectionModule):
     def setup(self, stage: str) -> None:
         """Compare the teacher's classes and stride with the data's before it teaches."""
         super().setup(stage)
-        data, card = self.trainer.datamodule, self._teacher_card
-        if stage != "fit" or card is None:
-            return
-        if difference := other_classes(card, getattr(data, "class_names", None)):
-            raise UserError(
-                f"{self.teacher_weights} {difference}",
-                where="model.teacher_weights",
-                remedy="take a teacher of these classes, in this order",
-            )
-        if card.frame_stride != getattr(data, "frame_stride", card.frame_stride):
-            rank_zero_warn(
-                f"model.teacher_weights={self.teacher_weights} was trained at a stride of {card.frame_stride} frames "
-                f"and is asked about clips of stride {data.frame_stride}"
-            )
+        if stage == "fit":
+            check_teacher(self._teacher_card, self.teacher_weights, self.trainer.datamodule)
 
     @property
     def learns_without_labels(self) -> bool:
@@ -196,7 +183,7 @@ class DistillationModule(StreamDetectionModule):
         return self.teacher(gather_clips(frames, needed, shown), sizes, method="outputs")
 
     def reference_step(self) -> Step:
-        """Return the teacher's sliding window: one full clip for one new frame."""
+        """Return the teacher's sliding window: one full clip, of frames as large as the student's, for one new frame."""
         prepare_for_inference(self.teacher.network)
-        clip, sizes = benchmark_clip(self.teacher.network, self.device, self.teacher.network.num_frames)
+        clip, sizes = benchmark_clip(self.measured_frame, self.teacher.network.num_frames, self.device)
         return lambda: self.decode(self.teacher(clip, sizes), sizes, sizes)

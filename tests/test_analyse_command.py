@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from lightning_modules.commands.analyse import analyse
+from lightning_modules.commands.analyse import analyse, names_of
 from lightning_modules.metrics.tube_results import write_tubes
 from lightning_modules.networks.weights.configured import network_config
 from main import main
@@ -152,6 +153,40 @@ class FollowedVideos(NumberedVideos):
 
     def _keyframe(self, frame):
         return super()._keyframe(frame)._replace(tracks=np.array([4, 9]))
+
+
+@pytest.mark.parametrize("run", ["version_0", "latest"])
+def test_files_of_two_runs_are_called_by_the_names_of_the_runs(run, tmp_path, monkeypatch):
+    """By default each lies in runs/<name>/version_0, and "latest" is a link to that."""
+    monkeypatch.chdir(tmp_path)
+    files = [Path("runs", name, run, "predictions.csv") for name in ("distill_tsa", "distill_dsta")]
+    for file in files:
+        (file.parents[1] / "version_0").mkdir(parents=True)
+        if run == "latest":
+            file.parent.symlink_to("version_0")
+    assert names_of(files) == [f"distill_tsa/{run}/predictions", f"distill_dsta/{run}/predictions"]
+
+
+def test_files_are_called_by_as_little_as_tells_them_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert names_of([Path("runs/tsa.csv"), Path("other/dsta.csv")]) == ["tsa", "dsta"]
+    assert names_of([Path("tsa.csv"), Path("../tsa.csv")]) == [f"{tmp_path.name}/tsa", f"{tmp_path.parent.name}/tsa"]
+    assert names_of([Path("tsa.csv"), Path("tsa.json")]) == ["tsa.csv", "tsa.json"]
+
+
+def test_pictures_of_a_tube_that_leaves_the_annotated_part_show_its_own_frames(tmp_path, monkeypatch):
+    """Frames 1 to 13 of 40 are annotated; the tube goes on, and two of its sampled frames come after the end."""
+    source = FollowedVideos(tmp_path, lengths=(9, 40), training=1)
+    source.prepare()
+    videos = [video._replace(keyframes=video.keyframes[:5]) for video in source.videos("test")]
+    monkeypatch.setattr(source, "videos", lambda split: videos)
+    monkeypatch.setattr(source, "start_seconds", 10.0)
+    data, shown = tiny.streams(source, tmp_path / "cache", frame_stride=3), []
+    monkeypatch.setattr(data, "frame_reader", lambda split: lambda video, seconds: shown.append(seconds))
+    tube = {"label": 1, "score": 0.9, "frames": np.arange(16), "boxes": np.tile([64.0, 24, 112, 96], (16, 1))}
+    write_tubes(tmp_path / "tubes.json", {"video_1": [tube]}, data.class_names, 3, "online")
+    analyse(None, None, data, tmp_path / "tubes.json", num_pictures=1, output=tmp_path / "page")
+    assert shown == [10.0, 10 + 7 * 3 / 8, math.inf]
 
 
 @pytest.mark.slow

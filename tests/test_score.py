@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 
 from callbacks.files.detection_file import DetectionFile, rows
 from datamodules.annotations.ava import Ava
@@ -18,7 +19,9 @@ from datamodules.annotations.own_videos import OwnVideos
 from datamodules.batches import TrueKeyframe
 from datamodules.errors import UserError
 from lightning_modules.clip_detection import ClipDetectionModule
-from lightning_modules.commands.score_boxes import score_file, score_since_start
+from lightning_modules.command_line.settings import Settings
+from lightning_modules.commands.score import take_protocols
+from lightning_modules.commands.score_boxes import rows_of_file, score_file, score_since_start
 from lightning_modules.metrics.frame_ap import FrameMapSettings
 from lightning_modules.metrics.frame_map import FrameMeanAveragePrecision, action_rows
 from lightning_modules.metrics.frame_results import read_frame_detections
@@ -167,7 +170,7 @@ def test_the_command_line_scores_what_test_saved_under_the_configs_protocol(conf
     assert not Path("nowhere").exists()
     main(["score", f"--config={config}", *QUIET, "--predictions=predictions.csv", "--metric.protocol=ava"])
     other = capsys.readouterr().out.splitlines()[0]
-    assert other.startswith("ava frame mAP@0.5: ")
+    assert other.startswith("ava frame mAP@0.5, labelled frames only: ")  # the rest is the config's
 
 
 @pytest.mark.slow
@@ -252,6 +255,45 @@ def test_the_command_line_scores_segments(config, tmp_path, capsys):
     assert said[1] == "50.00 at 0.4, 25.00 at 0.6"
     assert said[2] == "ground truth: 2 videos, 3 segments; 1 other videos of the file are left out"
     assert ["75.00", "2", "Diving"] in [line.split() for line in said]
+
+
+def taken(*arguments: str, **given) -> Namespace:
+    """Run ``take_protocols`` on a command whose metric has the given keys, and the defaults for the others."""
+    of_model = Namespace(vars(FrameMapSettings("pascal", 0.25, "ignore")))
+    detection = Namespace(metric=of_model, tiou_thresholds=[0.5, 0.75])
+    config = Namespace({"model": Namespace(init_args=Namespace(detection=detection)), "video_protocol": None, **given})
+    take_protocols(config, Settings(arguments))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "own", "expected"),
+    [
+        (["--metric.iou_threshold=0.75"], {"iou_threshold": 0.75}, ("pascal", 0.75, "ignore")),
+        (["--metric.protocol", "ava"], {"protocol": "ava"}, ("ava", 0.25, "ignore")),  # a default, but given
+        (["--metric", '{"protocol": "ava"}'], {"protocol": "ava"}, ("ava", 0.25, "ignore")),
+        (["--config", '{"metric": {"protocol": "act"}}'], {"protocol": "act"}, ("act", 0.25, "ignore")),
+    ],
+)
+def test_a_key_given_for_the_metric_leaves_the_others_of_the_configs_model(arguments, own, expected):
+    metric = taken(*arguments, metric=Namespace(vars(FrameMapSettings(**own)))).metric
+    assert (metric.protocol, metric.iou_threshold, metric.unlabelled_frames) == expected
+
+
+def test_without_a_metric_of_its_own_the_command_has_that_of_the_configs_model():
+    assert taken(metric=None).metric.protocol == "pascal"
+
+
+def test_a_key_given_for_the_metric_in_a_file_counts_as_given(tmp_path):
+    (tmp_path / "mine.yaml").write_text("metric:\n  protocol: ava\n")
+    metric = taken("--config", str(tmp_path / "mine.yaml"), metric=Namespace(vars(FrameMapSettings()))).metric
+    assert (metric.protocol, metric.iou_threshold) == ("ava", 0.25)
+
+
+def test_overlaps_in_time_are_those_of_the_configs_model_where_the_command_has_them_and_none_is_given():
+    assert taken(metric=None, tiou_thresholds=None).tiou_thresholds == [0.5, 0.75]
+    assert taken(metric=None, tiou_thresholds=[0.1]).tiou_thresholds == [0.1]
+    assert "tiou_thresholds" not in taken(metric=None)  # of ``analyse``
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -400,6 +442,41 @@ def test_an_empty_file_scores_zero_and_says_why(tmp_path):
 def test_a_file_that_cannot_be_meant_is_refused_with_its_line_and_the_way_out(lines, message, tmp_path):
     with pytest.raises(UserError, match=message):
         score_file(written(tmp_path / "them.csv", *lines), [keyframe()], 3)
+
+
+@pytest.mark.parametrize("quote", ["", '"'], ids=["plain", "quoted"])
+def test_a_box_of_width_and_height_is_refused_with_its_line(quote, tmp_path):
+    lines = [HIT, f"{quote}kitchen{quote},902,0.5,0,0.25,0.5,1,0.9"]
+    with pytest.raises(UserError, match=r"line 2: the box 0.5,0,0.25,0.5 ends before .* write x1,y1,x2,y2, not width"):
+        read_frame_detections(written(tmp_path / "them.csv", *lines))
+
+
+def test_a_box_without_width_is_no_error(tmp_path):
+    found = read_frame_detections(written(tmp_path / "them.csv", "kitchen,902,0.5,0.5,0.5,0.5,1,0.9"))
+    assert found.boxes.tolist() == [[0.5] * 4]
+
+
+@pytest.mark.parametrize("last", ["person_id", "entity_id", " Track_ID"])
+def test_annotation_is_refused_as_detections(last, tmp_path):
+    """Its people's numbers would be scores, of boxes that are all right."""
+    file = written(tmp_path / "boxes.csv", f"video,seconds,x1,y1,x2,y2,action_id,{last}", "kitchen,902,0,0,1,1,1,7")
+    with pytest.raises(UserError, match=rf"is annotation, .*{last.strip().lower()}.*; give the file of detections"):
+        read_frame_detections(file)
+
+
+def test_a_header_with_columns_in_another_order_is_refused(tmp_path):
+    file = written(tmp_path / "them.csv", "video,seconds,x1,x2,y1,y2,action_id,score", HIT)
+    with pytest.raises(UserError, match="column 4 is x2, expected y1; write video,seconds,x1,y1,x2,y2,action_id,score"):
+        read_frame_detections(file)
+
+
+def test_rows_of_a_frame_and_box_share_the_box_whatever_their_order(tmp_path):
+    boxes = ("kitchen,902,0,0,0.25,0.5", "kitchen,902,0.5,0,0.75,0.5", "kitchen,903,0,0,0.25,0.5")
+    file = written(tmp_path / "them.csv", *(f"{box},{action},0.{action}" for action in (1, 2, 3) for box in boxes))
+    preds, *_ = rows_of_file(file, [keyframe(), keyframe(timestamp=903.0)], 3, np.arange(3), 0.01)
+    assert len(preds.boxes) == 3 and np.bincount(preds.owners).tolist() == [3, 3, 3]
+    of_rows = [(int(preds.frames[owner]), float(preds.boxes[owner, 0])) for owner in preds.owners]
+    assert of_rows == [(0, 0), (0, 100), (1, 0)] * 3
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from callbacks.files.tube_file import TubeFile
 from datamodules.batches import TrueTube, TrueTubes
 from lightning_modules.commands.score import tube_score_text
-from lightning_modules.evaluation.tubes import VideoMapSettings
+from lightning_modules.evaluation.tubes import VideoEvaluation, VideoMapSettings
 from lightning_modules.metrics.tube_results import read_tubes, score_tubes, write_tubes
 from lightning_modules.metrics.video_map import VideoMeanAveragePrecision
+from lightning_modules.networks.detection.outputs import ScoredBoxes
 from lightning_modules.stream_detection import StreamDetectionModule, StreamSettings
 from main import main
 from tests.datamodules.miniature import NumberedVideos
@@ -63,6 +66,29 @@ def test_what_is_saved_scores_as_it_did(linker, protocol, action, source, tmp_pa
     for name in ("map_20", "map_50", "map_75", "map_50_95"):
         assert float(again[name]) == pytest.approx(scores[f"{prefix}/video_{name}"], abs=1e-6)  # logged in float32
     assert 0 < again["map_20"] < 1 and not (tmp_path / "none").exists()
+
+
+def test_a_file_of_our_own_lacks_no_video_without_tubes_and_every_video_that_was_cut_short(tmp_path):
+    truth = {name: TrueTubes(3, {}, (TrueTube(0, np.arange(3), SQUARE[:3]),)) for name in ("found", "empty", "cut")}
+    evaluation = VideoEvaluation(VideoMapSettings(), VideoMeanAveragePrecision(2), truth, STRIDE)
+    trainer = SimpleNamespace(state=SimpleNamespace(fn="test"), log_dir=None, world_size=1, is_global_zero=True)
+    trainer.datamodule, trainer.ckpt_path = SimpleNamespace(class_names=NAMES), None
+    module, file = SimpleNamespace(evaluator=SimpleNamespace(videos=evaluation)), TubeFile(tmp_path / "tubes.json")
+    nobody = ScoredBoxes(torch.zeros(0, 4), torch.zeros(0, 2), torch.zeros(0))
+    somebody = ScoredBoxes(torch.tensor([[0.0, 0, 50, 50]]), torch.tensor([[0.9, 0]]), torch.ones(1))
+    file.on_test_start(trainer, module)
+    for video, frame, count in (("found", somebody, 3), ("empty", nobody, 3), ("cut", somebody, 2)):
+        evaluation.add([(video, slot) for slot in range(count)], [frame] * count)
+    file.on_test_end(trainer, module)
+    assert {video: len(tubes) for video, tubes in read_tubes(file.path, NAMES).videos.items()} == {
+        "found": 1,
+        "empty": 0,
+    }
+    with pytest.warns(UserWarning) as said:
+        tube_score_text(file.path, truth, NAMES, STRIDE)
+    assert [str(warning.message) for warning in said] == [
+        f"{file.path}: 1 of 3 videos of the ground truth are not in the file and count as missed: cut"
+    ]
 
 
 def test_without_a_video_map_there_is_nothing_to_save(source, tmp_path):

@@ -42,6 +42,8 @@ class BenchmarkRow:
     gflops_published: float | None = None
     gflops_unit: str | None
     """The call that GFLOPs and latency are of: "clip", "frame", "window of 48 frames"."""
+    frame: str | None = None
+    """Height and width in pixels of a detector's frames in that call, padding included: "256 x 320"."""
     uncounted_operators: list[str]
     latency_p50_ms: float
     latency_p95_ms: float
@@ -84,14 +86,16 @@ class BenchmarkRow:
 def enter(folder: Path, row: BenchmarkRow) -> str:
     """Add a row to ``benchmark.jsonl`` and render ``benchmark.md`` anew; return its main columns.
 
-    Runs that end together wait for each other, so that neither row nor page loses one.
+    Runs that end together wait for each other, so that neither row nor page loses one. A row that cannot be rendered
+    is not kept.
     """
     file = folder / "benchmark.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(file):
+        rows = [*read_rows(file), row]
+        page = f"{HEADER}\n{render_table(rows)}"
         _append(file, row)
-        rows = read_rows(file)
-        write_whole(folder / "benchmark.md", f"{HEADER}\n{render_table(rows)}")
+        write_whole(folder / "benchmark.md", page)
     return f"{render_table(rows, MAIN)}all columns are in {folder / 'benchmark.md'}\n"
 
 

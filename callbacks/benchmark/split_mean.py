@@ -21,12 +21,14 @@ from callbacks.benchmark.rows import BenchmarkRow, enter, read_rows
 from datamodules.errors import UserError, shown_in_one_line
 from datamodules.program_help import ProgramParser
 
-ALIKE = ("protocol", "parameters", "gflops_unit")
+ALIKE = ("protocol", "video_protocol", "parameters", "gflops_unit", "frame")
 """Columns that must be equal for a mean to mean something."""
 
 
 def mean_row(rows: Sequence[BenchmarkRow], name: str) -> BenchmarkRow:
     """Return one row of several: fractional numbers averaged, what is equal kept, everything else listed.
+
+    A number that only some rows have is left out.
 
     Raises:
         UserError: the rows are not of one protocol and network, or one has no mAP.
@@ -52,6 +54,8 @@ def _combined(values: list[Any]) -> Any:
         return values[0]
     if all(isinstance(value, float) for value in values):
         return sum(values) / len(values)
+    if any(isinstance(value, float) for value in values):
+        return None
     return ", ".join(map(str, values))
 
 

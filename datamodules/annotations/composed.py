@@ -130,9 +130,27 @@ class ComposedJHMDB(SegmentSource):
                 self.folder,
                 f"delete {self.folder} or choose another root",
             )
-        return self._record.exists() and all(
+        complete = self._record.exists() and all(
             self._path(part, name).exists() for part, streams in self._streams().items() for name in streams
         )
+        if complete:
+            self._refuse_other_clips()
+        return complete
+
+    def _refuse_other_clips(self) -> None:
+        """Refuse streams of other clips than there are now; where the clips have been taken away, streams stay."""
+        if not self.jhmdb.folder.is_dir():
+            return
+        for part, streams in self._streams().items():
+            used = {clip["video"] for clips in streams.values() for clip in clips}
+            there = {video.video_id for video in self.jhmdb.videos("train" if part == "train" else "val")}
+            if used != there:
+                raise UserError(
+                    f"was made of {len(used)} {part} clips, and {len(there)} are there, {len(used & there)} of them "
+                    "the same",
+                    self.folder,
+                    f"delete {self.folder} or choose another root",
+                )
 
     def _make(self) -> None:
         from tqdm import tqdm

@@ -12,6 +12,7 @@ from datamodules.annotations.mistakes import Mistake
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
 from datamodules.errors import UserError
 from datamodules.video.source_files import files_of
+from datamodules.video.states import path_of
 
 
 class WrappedSource(DetectionSource):
@@ -87,7 +88,7 @@ class WithUnlabelled(WrappedSource):
 
     Args:
         source: the other one.
-        folder: what it holds, at any depth, is added under its path in the folder.
+        folder: what it holds, at any depth, is added under its path in the folder, but for videos with labels.
     """
 
     def __init__(self, source: DetectionSource, folder: str | Path) -> None:
@@ -95,7 +96,9 @@ class WithUnlabelled(WrappedSource):
         self.folder = Path(folder)
 
     def _training_videos(self, videos: tuple[AnnotatedVideo, ...]) -> tuple[AnnotatedVideo, ...]:
-        added = tuple(AnnotatedVideo(name, path, ()) for name, path in files_of(str(self.folder), picture_rate=30.0))
+        labelled = {path_of(video.path).resolve() for video in videos}
+        files = [(name, path) for name, path in files_of(str(self.folder), picture_rate=30.0)]
+        added = tuple(AnnotatedVideo(name, path, ()) for name, path in files if path_of(path).resolve() not in labelled)
         both = sorted({video.video_id for video in videos} & {video.video_id for video in added})
         if both:
             raise UserError(

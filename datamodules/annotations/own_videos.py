@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 from collections.abc import Collection
@@ -61,6 +62,8 @@ class OwnVideos(DetectionSource):
         self.start_seconds = start_seconds
         self._class_names: tuple[str, ...] = ()
         self._all: dict[str, AnnotatedVideo] | None = None
+        self._parts: tuple[set[str], set[str]] | None = None
+        """Names for training and for evaluation."""
 
     def prepare(self) -> None:
         """Read everything once, so that mistakes are reported before anything else happens."""
@@ -73,7 +76,9 @@ class OwnVideos(DetectionSource):
 
     def videos(self, split: Split) -> tuple[AnnotatedVideo, ...]:
         everything = self._read()
-        train, val = self._split(everything)
+        if self._parts is None:
+            self._parts = self._split(everything)
+        train, val = self._parts
         chosen = train if split == "train" else val
         if not chosen and everything and self.train is None and self.val is None and 0 < self.val_fraction < 1:
             raise self._nothing_left(split, len(everything))
@@ -85,7 +90,10 @@ class OwnVideos(DetectionSource):
         drawn = f"val_fraction={self.val_fraction:g} of {count} videos leaves none to {use} on"
         remedy = f"set val_fraction to {1 / count:.2g}, or name the videos in train and val"
         if count == 1:
-            remedy = "annotate a second one; val_fraction=0 trains on it alone, val_fraction=1 evaluates on it"
+            remedy = (
+                "annotate a second one; val_fraction=0 with --trainer.limit_val_batches 0 trains on it alone, "
+                "val_fraction=1 evaluates on it"
+            )
         return UserError(drawn, self.annotations or self.folder, remedy)
 
     def _read(self) -> dict[str, AnnotatedVideo]:
@@ -161,6 +169,7 @@ class OwnVideos(DetectionSource):
 
     def _split(self, everything: dict[str, AnnotatedVideo]) -> tuple[set[str], set[str]]:
         """Names for training and for evaluation."""
+        self._tell_of_strangers(everything)
         train, val = named_videos(self.train, everything), named_videos(self.val, everything)
         if train is None and val is None:
             # By digest: the choice looks random, and is the same on every machine.
@@ -173,6 +182,25 @@ class OwnVideos(DetectionSource):
         if train & val and self.mistakes is None:
             raise UserError(f"videos in both train and val: {', '.join(sorted(train & val)[:5])}")
         return train, val
+
+    def _tell_of_strangers(self, everything: Collection[str]) -> None:
+        """Warn once of names in ``train`` and ``val`` of videos that are not there: a misspelt one is in the rest.
+
+        Official lists name more videos than most people have, so this is no error.
+        """
+        from lightning.pytorch.utilities import rank_zero_warn
+
+        there = {*everything, *self._files()}
+        for key, given in (("train", self.train), ("val", self.val)):
+            strangers = sorted(_listed_names(given, there) - there) if given is not None else []
+            if not strangers:
+                continue
+            close = difflib.get_close_matches(strangers[0], sorted(there), 1)
+            rank_zero_warn(
+                f"{f'data.source.{key}' if isinstance(given, list) else given}: {len(strangers)} listed videos are "
+                f"not under {self.folder} and are passed over: {', '.join(strangers[:5])}"
+                f"{' ...' if len(strangers) > 5 else ''}{f'; is the first {close[0]}?' if close else ''}"
+            )
 
 
 def video_name(written: str, names: Collection[str] = ()) -> str:
@@ -198,8 +226,7 @@ def named_videos(given: list[str] | str | Path | None, everything: Collection[st
     """Return the videos that a list or a list file names; names of videos that are not here are passed over."""
     if given is None:
         return None
-    lines = given if isinstance(given, list) else read_lines(given, "list of videos")
-    names = {video_name(line, everything) for line in lines if line.strip()}
+    names = _listed_names(given, everything)
     known = names & set(everything)
     if not known:
         raise UserError(
@@ -208,3 +235,8 @@ def named_videos(given: list[str] | str | Path | None, everything: Collection[st
             "the list of videos" if isinstance(given, list) else given,
         )
     return known
+
+
+def _listed_names(given: list[str] | str | Path, everything: Collection[str]) -> set[str]:
+    lines = given if isinstance(given, list) else read_lines(given, "list of videos")
+    return {video_name(line, everything) for line in lines if line.strip()}

@@ -82,6 +82,15 @@ def _timed(
             )
         kept = tuple(keyframe for keyframe, bad in zip(video.keyframes, off.tolist(), strict=True) if not bad)
         timed.append(time_video(video._replace(keyframes=kept), store))
+        if len(shared := timed[-1].shared_moments):
+            report.remarks.append(
+                Mistake(
+                    "videos with moments that share a frame",
+                    video.video_id,
+                    f"{len(shared)} of {len(timed[-1].frames)}, such as {shared[0]:.3f} s",
+                    "nothing is trained on the later ones; give rows of one frame the same time",
+                )
+            )
     return timed
 
 

@@ -62,6 +62,11 @@ class TimedVideo(NamedTuple):
     tracks: tuple[np.ndarray | None, ...]
     """n arrays (M,) int64, whose boxes they are; None where people are not identified."""
 
+    @property
+    def shared_moments(self) -> np.ndarray:
+        """Return the moments whose frame an earlier one has, (m,) float64."""
+        return self.timestamps[1:][np.diff(self.frames) == 0]
+
     def boxes_in_pixels(self, keyframe: int) -> np.ndarray:
         """(M, 4) float32 in pixels of the frames that the store gives."""
         height, width = self.facts.size
@@ -204,12 +209,15 @@ class WindowDataset(Dataset):
 
 
 def annotated_samples(videos: Sequence[TimedVideo], min_boxes: int) -> np.ndarray:
-    """Return all annotated frames with at least ``min_boxes`` boxes: (S, 2) rows (video, raw frame)."""
+    """Return all annotated frames with at least ``min_boxes`` boxes: (S, 2) rows (video, raw frame).
+
+    Of several moments that fall on one frame the first is what a sample of it shows.
+    """
     rows = [
         (number, frame)
         for number, video in enumerate(videos)
-        for frame, boxes in zip(video.frames.tolist(), video.boxes, strict=True)
-        if len(boxes) >= min_boxes
+        for before, frame, boxes in zip([-1, *video.frames.tolist()], video.frames.tolist(), video.boxes, strict=False)
+        if len(boxes) >= min_boxes and frame != before
     ]
     return np.asarray(rows, np.int64).reshape(-1, 2)
 

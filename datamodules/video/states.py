@@ -25,6 +25,7 @@ class VideoState(NamedTuple):
     bytes: int | None
     """None for a folder: its size says nothing about its pictures."""
     mtime_ns: int
+    """Of a folder that of the picture that changed last: one that is overwritten leaves the folder's own as it is."""
 
     @classmethod
     def of(cls, video: Video) -> VideoState:
@@ -35,7 +36,9 @@ class VideoState(NamedTuple):
         """
         path = path_of(video)
         facts = state_of(path, "video")
-        return cls(path, None if stat.S_ISDIR(facts.st_mode) else facts.st_size, facts.st_mtime_ns)
+        if stat.S_ISDIR(facts.st_mode):
+            return cls(path, None, _newest(path, facts.st_mtime_ns))
+        return cls(path, facts.st_size, facts.st_mtime_ns)
 
     def digest(self) -> str:
         """Return the digest of the content, for which all of it is read once.
@@ -50,7 +53,7 @@ class VideoState(NamedTuple):
         return {"bytes": self.bytes, "mtime_ns": self.mtime_ns, "sha256": self.digest()}
 
     def is_recorded(self, stored: Mapping[str, Any]) -> bool:
-        """Return whether this is the stored state; older records lack the digest and know the size of a folder."""
+        """Return whether this is the stored state; older records lack the digest."""
         if self.bytes is not None and stored["bytes"] != self.bytes:
             return False
         return stored["mtime_ns"] == self.mtime_ns or ("sha256" in stored and stored["sha256"] == self.digest())
@@ -59,6 +62,16 @@ class VideoState(NamedTuple):
 def path_of(video: Video) -> Path:
     """Return the file, or the folder of pictures."""
     return video.path if isinstance(video, PictureFolder) else video
+
+
+@lru_cache(maxsize=65536)
+def _newest(folder: Path, mtime_ns: int) -> int:
+    """Time of the last change to a folder or to a file in it; its own is there to look again when it changes."""
+    try:
+        with os.scandir(folder) as entries:
+            return max([mtime_ns, *(entry.stat().st_mtime_ns for entry in entries)])
+    except OSError as error:
+        raise VideoError(f"cannot be read ({error.strerror})", folder) from None
 
 
 @lru_cache(maxsize=65536)

@@ -139,17 +139,15 @@ def _by_class(classes: np.ndarray, num_classes: int) -> Iterator[np.ndarray]:
 def match_segments(preds: SegmentRows, targets: SegmentRows, num_classes: int, threshold: float) -> Matched:
     """Match segments as ``segment_map.average_precisions`` does. ``rows`` are positions in ``preds``.
 
-    True rows are those of ``unique_segments(targets)`` in its order; segments of one video that begin and end together
-    are one object with several actions.
+    True rows are those of ``unique_segments(targets)`` in its order. Segments of one video that begin and end together
+    are one object, or one item, with several actions.
     """
     targets = segment_map.unique_segments(targets)
     order = np.lexsort((*preds.segments.T[::-1], -preds.scores, preds.classes))
     ranked = preds.take(order)
-    key = np.column_stack([targets.videos, targets.segments])
-    unique, true_objects = np.unique(key, axis=0, return_inverse=True)  # in order of videos
-    nothing = np.zeros(len(unique), np.int64)
-    objects = SegmentRows(unique[:, 0].astype(np.int64), nothing, unique[:, 1:], nothing)
-    items, met, overlaps = segment_map.overlapping_segments(ranked, objects)
+    items, item_of = _same_segments(ranked)
+    objects, true_objects = _same_segments(targets)
+    pair_items, pair_objects, overlaps = segment_map.overlapping_segments(items, objects)
 
     def pairs(found: slice, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return segment_map.overlapping_segments(ranked.take(found), targets.take(true))
@@ -157,20 +155,27 @@ def match_segments(preds: SegmentRows, targets: SegmentRows, num_classes: int, t
     return Matched(
         classes=ranked.classes.astype(np.int32),
         scores=ranked.scores,
-        items=np.arange(len(order), dtype=np.int32),
+        items=item_of.astype(np.int32),
         rows=order.astype(np.int32),
         taken=_taken(ranked.classes, targets.classes, _in_order(targets), num_classes, threshold, pairs, fallback=True),
-        groups=ranked.videos,
+        groups=items.videos,
         true_classes=targets.classes,
-        true_objects=true_objects.reshape(-1),
+        true_objects=true_objects,
         object_groups=objects.videos,
-        pair_items=items,
-        pair_objects=met,
+        pair_items=pair_items,
+        pair_objects=pair_objects,
         overlaps=overlaps,
         num_classes=num_classes,
         threshold=threshold,
         area=envelope_area,
     )
+
+
+def _same_segments(rows: SegmentRows) -> tuple[SegmentRows, np.ndarray]:
+    """Return the different segments, in order of videos, and (N,) which of them each row is."""
+    unique, place = np.unique(np.column_stack([rows.videos, rows.segments]), axis=0, return_inverse=True)
+    nothing = np.zeros(len(unique), np.int64)
+    return SegmentRows(unique[:, 0].astype(np.int64), nothing, unique[:, 1:], nothing), place.reshape(-1)
 
 
 def _in_order(targets: SegmentRows) -> np.ndarray:
@@ -191,8 +196,8 @@ def match_tubes(
         preds = preds.take(video_ap.without_duplicate_tubes(preds))
     order = np.argsort(targets.videos, kind="stable")
     items, objects, overlaps = video_ap.overlapping_tubes(preds, targets.take(order), protocol)
-    meeting = np.flatnonzero(overlaps)
-    true_objects = same_tubes(targets)
+    item_of, true_objects = same_tubes(preds), same_tubes(targets)
+    meeting = np.flatnonzero((overlaps > 0) & (item_of[items] == items))
 
     def pairs(found: slice, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return video_ap.overlapping_tubes(preds.take(found), targets.take(true), protocol)
@@ -203,7 +208,7 @@ def match_tubes(
     matched = Matched(
         classes=preds.classes.astype(np.int32),
         scores=preds.scores,
-        items=np.arange(len(preds.scores), dtype=np.int32),
+        items=item_of.astype(np.int32),
         rows=np.arange(len(preds.scores), dtype=np.int32),
         taken=taken,
         groups=preds.videos,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -53,7 +55,7 @@ def analyse(
         predictions: file as for ``score``: a csv of boxes, or a json of tubes or segments.
         against: second file of predictions, compared with the first.
         split: split whose ground truth is used; ``val`` for files that ``validate`` saved.
-        metric: protocol of frame mAP; that of the config's model by default.
+        metric: protocol of frame mAP; what is not given of it is that of the config's model.
         video_protocol: protocol of video mAP; that of the config's model by default, otherwise ``act``.
         iou_threshold: least IoU of a hit, for tubes and segments; for boxes it is part of ``metric``.
         tolerance_seconds: largest distance of a box's time stamp from that of its keyframe.
@@ -102,15 +104,18 @@ def analyse(
 
 
 def names_of(files: Sequence[Path]) -> list[str]:
-    """Call files by their name, or by their folder too where the names are the same.
+    """Call files by their name, and by as many of their folders as it takes to tell them apart.
 
-    >>> names_of([Path("runs/tsa/predictions.csv"), Path("runs/dsta/predictions.csv")])
-    ['tsa/predictions', 'dsta/predictions']
+    >>> names_of([Path("runs/tsa/latest/predictions.csv"), Path("runs/dsta/latest/predictions.csv")])
+    ['tsa/latest/predictions', 'dsta/latest/predictions']
     """
-    stems = [file.stem for file in files]
-    if len(set(stems)) == len(stems):
-        return stems
-    return [f"{file.resolve().parent.name}/{file.stem}" for file in files]
+    # Links stay: of every run "latest" leads to a folder that is called version_N.
+    parts = [Path(os.path.abspath(file)).with_suffix("").parts for file in files]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = [Path(*of_file[-depth:]).as_posix() for of_file in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(file) for file in files]
 
 
 def _command(files: Sequence[Path], split: str) -> str:
@@ -179,15 +184,10 @@ def _of_tubes(
     num_pictures: int,
 ) -> Analysis:
     tubes, names = data.true_tubes(split), data.class_names
-    start = data.source.start_seconds
-    moments = {
-        video: (np.asarray(list(of.annotated.values()), float), np.asarray(list(of.annotated), float) + start)
-        for video, of in tubes.items()
-    }
+    moments = data.sampled_seconds(split)
 
     def seconds_of(video: str, slot: int) -> float:
-        slots, seconds = moments[video]
-        return float(np.interp(slot, slots, seconds)) if len(slots) else start
+        return float(moments[video][slot]) if slot < len(moments[video]) else math.inf  # after its end
 
     sizes = {keyframe.video_id: keyframe.original_size for keyframe in data.true_keyframes(split)}
     truth = TrueVideos(tubes, names, sizes, seconds_of, data.frame_reader(split))
@@ -200,7 +200,7 @@ def _of_tubes(
                 file,
                 f"set data.init_args.frame_stride to {found.frame_stride}, or keyframe_grid of a clip detector's data",
             )
-        videos = tube_results.of_true_videos(found.videos, tubes)
+        videos = tube_results.of_true_videos(found.videos, tubes, file)
         step("reading")
         return analyse_tubes(name, videos, truth, threshold, protocol, found.linker, num_pictures, step)
 
@@ -213,7 +213,7 @@ def _of_segments(
     truth, names, evaluated_on = data.true_segments(split), data.class_names, data.evaluated_on
 
     def analysis(file: Path, name: str, step: Step) -> tuple[Summary, list[Picture]]:
-        videos = segment_results.of_true_videos(segment_results.read_results(file, names), truth)
+        videos = segment_results.of_true_videos(segment_results.read_results(file, names), truth, file)
         step("reading")
         return analyse_segments(name, videos, truth, names, evaluated_on, threshold, num_pictures, step)
 

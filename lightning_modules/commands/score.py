@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
@@ -15,6 +16,7 @@ from datamodules.batches import TrueTubes
 from datamodules.errors import UserError
 from datamodules.segments import SegmentDataModule
 
+from ..command_line.settings import Settings
 from ..metrics.frame_ap import FrameMapSettings
 from ..metrics.segment_map import SegmentMeanAveragePrecision
 from ..metrics.segment_results import read_results, score_results
@@ -46,10 +48,10 @@ def score(
             ``video,seconds,x1,y1,x2,y2,action_id,score``, as ``DetectionFile`` saves it. Tubes: a json as ``TubeFile``
             saves it. Segments: a json in the form of the ActivityNet challenge.
         split: split whose ground truth is used; ``val`` for files that ``validate`` saved.
-        metric: protocol of frame mAP; that of the config's model by default.
+        metric: protocol of frame mAP; what is not given of it is that of the config's model.
         video_protocol: protocol of video mAP; that of the config's model by default, otherwise ``act``.
         tolerance_seconds: largest distance of a box's time stamp from that of its keyframe.
-        tiou_thresholds: temporal IoUs that segment mAP is averaged over; 0.3 to 0.7 by default.
+        tiou_thresholds: temporal IoUs that segment mAP is averaged over; those of the config's model by default.
         verbose: also print the AP of every class.
         since_start: also print the frame mAP of boxes by the time since their action's start.
         ckpt_path, weights_only: not used; accepted so that a run's ``config.yaml``, which has them, can be given.
@@ -73,11 +75,28 @@ def score(
         print(f"\n{by_time.text()}")
 
 
-def take_protocols(config: Namespace) -> None:
-    """Score by the protocols of the config's model where the command line names none."""
+def take_protocols(config: Namespace, settings: Settings) -> None:
+    """Score by the protocols of the config's model, but for the keys that the user gives to the command."""
     detection = (config.model.get("init_args") or Namespace()).get("detection") or Namespace()
-    config.metric = config.metric or detection.get("metric")
+    config.metric = _metric(config.metric, detection.get("metric"), settings)
     config.video_protocol = config.video_protocol or (detection.get("video_map") or Namespace()).get("protocol")
+    if "tiou_thresholds" in config and config.tiou_thresholds is None:
+        config.tiou_thresholds = detection.get("tiou_thresholds")
+
+
+def _metric(of_command: Namespace | None, of_model: Namespace | None, settings: Settings) -> Namespace | None:
+    """Return the model's protocol with the given keys of the command's, which is filled up with defaults."""
+    if of_command is None or of_model is None:
+        return of_command or of_model
+    whole, default = settings.find(("metric",)), FrameMapSettings()
+    written = yaml.safe_load((whole and whole.value) or "{}")  # --metric '{"protocol": "act"}'
+    result = of_model.clone()
+    for name, value in of_command.items():
+        in_json = isinstance(written, dict) and name in written
+        # Settings does not look into --config '{"metric": ...}'.
+        if in_json or settings.find(("metric", name)) or value != getattr(default, name):
+            result[name] = value
+    return result
 
 
 def segment_score_text(
@@ -101,7 +120,7 @@ def segment_score_text(
     """
     options = {} if tiou_thresholds is None else {"tiou_thresholds": tiou_thresholds}
     metric = SegmentMeanAveragePrecision(len(class_names), **options)
-    result = score_results(read_results(path, class_names), truth, metric)
+    result = score_results(read_results(path, class_names), truth, metric, path)
     each = zip(metric.tiou_thresholds, result["map_per_threshold"].flatten().tolist(), strict=True)
     lines = [
         f"{result['protocol']} on {evaluated_on}: {100 * float(result['map']):.2f} %",
@@ -145,7 +164,7 @@ def tube_score_text(
             remedy=f"set data.frame_stride to {found.frame_stride}, or keyframe_grid of a clip detector's data",
         )
     true = {video: [tube._asdict() for tube in of_video.tubes] for video, of_video in truth.items()}
-    result = score_tubes(found.videos, true, VideoMeanAveragePrecision(len(class_names), protocol=protocol))
+    result = score_tubes(found.videos, true, VideoMeanAveragePrecision(len(class_names), protocol=protocol), path)
     at = {"0.2": "map_20", "0.5": "map_50", "0.75": "map_75", "0.5:0.95": "map_50_95"}
     lines = [
         f"{protocol} video mAP, {found.linker} linker, stride {frame_stride}",

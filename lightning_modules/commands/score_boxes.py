@@ -203,16 +203,30 @@ def _predicted_rows(
     kept: np.ndarray,
     keyframes: Sequence[TrueKeyframe],
 ) -> FrameRows:
-    """The rows to score; those that follow each other with the same frame and box share the box."""
+    """The rows to score; those of one frame with the same box share the box."""
     frames, boxes = frames[kept], found.boxes[kept]
-    is_new = np.ones(len(frames), dtype=bool)
-    is_new[1:] = (frames[1:] != frames[:-1]) | (boxes[1:] != boxes[:-1]).any(axis=1)
+    is_new = _differs_from_last(frames, boxes)
+    owners = np.cumsum(is_new) - 1
+    # Most files have the rows of a box together, so that few are left to sort.
+    frames, boxes = frames[is_new], boxes[is_new]
+    order = np.lexsort((*boxes.T, frames))
+    frames, boxes = frames[order], boxes[order]
+    is_new = _differs_from_last(frames, boxes)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.cumsum(is_new) - 1
     frames, boxes = frames[is_new], boxes[is_new]
     sizes = np.asarray([keyframe.original_size for keyframe in keyframes], np.float64).reshape(-1, 2)[frames]
     # What was divided by the size of the frame was float32; rounding gives exactly that back.
     pixels = (boxes * np.tile(sizes[:, ::-1], 2)).astype(np.float32).astype(np.float64)
     classes = position[found.actions[kept] - 1].astype(np.int32)
-    return FrameRows(frames, pixels, np.cumsum(is_new) - 1, classes, found.scores[kept])
+    return FrameRows(frames, pixels, place[owners], classes, found.scores[kept])
+
+
+def _differs_from_last(frames: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """(N,) bool, whether a box or its frame is another one than that before it; true of the first."""
+    differs = np.ones(len(frames), dtype=bool)
+    differs[1:] = (frames[1:] != frames[:-1]) | (boxes[1:] != boxes[:-1]).any(axis=1)
+    return differs
 
 
 def _true_rows(keyframes: Sequence[TrueKeyframe], position: np.ndarray) -> tuple[FrameRows, np.ndarray]:

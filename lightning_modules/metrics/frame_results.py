@@ -19,6 +19,9 @@ from datamodules.text_files import CLOSE_QUOTES, check_separator, open_text
 COLUMNS = ("video", "seconds", "x1", "y1", "x2", "y2", "action_id", "score")
 LARGEST_FRACTION = 1.5
 """Boxes may stick out of the frame a little; beyond this they must be pixels."""
+WRITE_CORNERS = "write x1,y1,x2,y2, not width and height"
+OF_PEOPLE = ("person_id", "entity_id", "track_id")
+"""Last columns of annotation, where detections have their scores."""
 ROWS_AT_A_TIME = 200_000
 ROWS_TO_JUDGE_BY = 100
 LARGEST_ID = 2**31 - 1
@@ -59,7 +62,8 @@ def read_frame_detections(path: str | Path) -> FrameDetections:
         while lines := list(islice(file, ROWS_AT_A_TIME)):
             if first == 1:
                 check_separator(path, lines[:ROWS_TO_JUDGE_BY], ",".join(COLUMNS), (2, len(COLUMNS)))
-                if _is_header(_first_cells(lines[0], path)):
+                if _is_header(cells := _first_cells(lines[0], path)):
+                    _check_header(cells, path)
                     lines[0] = "\n"
             plain = all(line.count(",") == len(COLUMNS) - 1 and '"' not in line for line in lines)
             videos, columns = (_plain_rows if plain else _rows)(lines, path, first)
@@ -108,6 +112,17 @@ def _is_header(line: Sequence[str]) -> bool:
     return False
 
 
+def _check_header(cells: Sequence[str], path: Path) -> None:
+    """Refuse annotation, and columns in another order; names that are not ours may mean anything."""
+    names = [cell.strip().lower() for cell in cells]
+    if names and names[-1] in OF_PEOPLE:
+        problem = f"is annotation, not detections: its last column is {names[-1]}, not score"
+        raise UserError(problem, path, "give the file of detections")
+    for number, (name, ours) in enumerate(zip(names, COLUMNS, strict=False), start=1):
+        if name != ours and name in COLUMNS:
+            raise UserError(f"column {number} is {name}, expected {ours}", path, f"write {','.join(COLUMNS)}")
+
+
 def _plain_rows(lines: list[str], path: Path, first: int) -> tuple[list[str], np.ndarray]:
     """Return what ``_rows`` gives, ten times as fast, for lines of eight columns without quotation marks."""
     try:
@@ -115,7 +130,12 @@ def _plain_rows(lines: list[str], path: Path, first: int) -> tuple[list[str], np
     except ValueError:
         return _rows(lines, path, first)  # which reports the error
     actions = numbers[:, 5]
-    if not np.isfinite(numbers).all() or (actions != np.rint(actions)).any() or (np.abs(actions) > LARGEST_ID).any():
+    if (
+        (numbers[:, 3:5] < numbers[:, 1:3]).any()
+        or not np.isfinite(numbers).all()
+        or (actions != np.rint(actions)).any()
+        or (np.abs(actions) > LARGEST_ID).any()
+    ):
         return _rows(lines, path, first)
     return [line.partition(",")[0] for line in lines], numbers
 
@@ -135,6 +155,11 @@ def _rows(lines: list[str], path: Path, first: int) -> tuple[list[str], np.ndarr
                 raise UserError(f"line {line}: {len(cells)} columns, expected {','.join(COLUMNS)}", path)
             videos.append(cells[0])
             numbers.append([_number(path, line, *cell) for cell in zip(COLUMNS[1:], cells[1:], strict=True)])
+            _, x1, y1, x2, y2, *_ = numbers[-1]
+            if x2 < x1 or y2 < y1:
+                raise UserError(
+                    f"line {line}: the box {x1:g},{y1:g},{x2:g},{y2:g} ends before it begins", path, WRITE_CORNERS
+                )
     except csv.Error as error:
         raise UserError(f"line {first + reader.line_num - 1}: {error}", path, CLOSE_QUOTES) from None
     return videos, np.asarray(numbers, np.float64).reshape(-1, len(COLUMNS) - 1)

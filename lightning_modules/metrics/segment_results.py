@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datamodules.errors import UserError
 
-from .json_file import read_json, write_json
+from .json_file import read_json, report_absent_videos, report_unknown_classes, write_json
 from .segment_map import SegmentMeanAveragePrecision
 
 
@@ -56,11 +56,11 @@ def read_results(path: str | Path, class_names: Sequence[str]) -> dict[str, dict
     """Read detections of any program: for each video ``segments``, ``scores`` (float64) and ``labels``.
 
     Videos are called as the file calls them. Detections of a class that is not among ``class_names`` are left out, as
-    evaluators do; a file without any known class is an error.
+    evaluators do, with a warning; a file without any known class is an error.
     """
     record = read_json(path, "results", "{label, score, segment}")
     numbers = {name: number for number, name in enumerate(class_names)}
-    unknown: set[str] = set()
+    labels: list[str] = []
     results = {}
     for video, detections in record["results"].items():
         try:
@@ -72,16 +72,17 @@ def read_results(path: str | Path, class_names: Sequence[str]) -> dict[str, dict
             raise UserError(f"a detection of {video} has a label that is no name", path)
         if not all(len(ends) == 2 and all(map(math.isfinite, (score, *ends))) for _, score, ends in rows):
             raise UserError(f"a detection of {video} has no finite score, start and end", path)
-        unknown |= {label for label, _, _ in rows} - numbers.keys()
+        if wrong := [ends for *_, ends in rows if ends[1] < ends[0]]:
+            problem = f"a detection of {video} ends before it starts, {wrong[0]}"
+            raise UserError(problem, path, "write start and end in seconds, not start and duration")
+        labels += [label for label, *_ in rows]
         known = [row for row in rows if row[0] in numbers]
         results[video] = {
             "segments": torch.tensor([ends for *_, ends in known], dtype=torch.float64).reshape(-1, 2),
             "scores": torch.tensor([score for _, score, _ in known], dtype=torch.float64),
             "labels": torch.tensor([numbers[label] for label, *_ in known], dtype=torch.int64),
         }
-    if unknown and not any(len(video["labels"]) for video in results.values()):
-        known, found = (", ".join(map(str, names[:3])) for names in (class_names, sorted(unknown, key=str)))
-        raise UserError(f"names none of the {len(class_names)} classes ({known} ...) but {found}", path)
+    report_unknown_classes(path, labels, class_names)
     return results
 
 
@@ -89,6 +90,7 @@ def score_results(
     results: Mapping[str, Mapping[str, Tensor]],
     truth: Mapping[str, Mapping[str, Tensor]],
     metric: SegmentMeanAveragePrecision,
+    path: str | Path | None = None,
 ) -> dict[str, Any]:
     """Return the results of ``metric`` on saved detections, and how many videos are not among the ground truth's.
 
@@ -96,11 +98,12 @@ def score_results(
         results: as ``read_results`` gives them; see ``of_true_videos`` for those that the ground truth does not name.
         truth: for each video that is evaluated ``segments`` (M, 2) seconds and ``labels`` (M,) int.
         metric: is reset first.
+        path: the file, for a warning.
 
     Returns:
         The metric's result with ``protocol``, its name, and ``num_other_videos``.
     """
-    found = of_true_videos(results, truth)
+    found = of_true_videos(results, truth, path)
     metric.reset()
     metric.update(found, list(truth.values()))
     known = {video.removeprefix("v_") for video in truth}
@@ -109,12 +112,15 @@ def score_results(
 
 
 def of_true_videos(
-    results: Mapping[str, Mapping[str, Tensor]], truth: Mapping[str, Mapping[str, Tensor]]
+    results: Mapping[str, Mapping[str, Tensor]],
+    truth: Mapping[str, Mapping[str, Tensor]],
+    path: str | Path | None = None,
 ) -> list[Mapping[str, Tensor]]:
     """Return the saved detections of each video of the ground truth, in its order.
 
-    A video of the ground truth that the file does not name has no detection. One that only the file names is left out:
-    lists of test videos differ, and the list is the ground truth's to choose. Names may begin with ``v_`` on one side.
+    A video of the ground truth that the file does not name has no detection, which a warning says. One that only the
+    file names is left out: lists of test videos differ, and the list is the ground truth's to choose. Names may begin
+    with ``v_`` on one side.
 
     Raises:
         UserError: no video of the ground truth is among them, or a name stands for two videos.
@@ -128,7 +134,9 @@ def of_true_videos(
     if truth and named.keys().isdisjoint(wanted):
         raise UserError(
             f"none of the {len(truth)} videos to evaluate is among the {len(results)} with detections; the first are "
-            f"called {next(iter(truth))} there and {next(iter(results), 'nothing')} here"
+            f"called {next(iter(truth))} there and {next(iter(results), 'nothing')} here",
+            path,
         )
+    report_absent_videos(path, [video for video in truth if video.removeprefix("v_") not in named], truth)
     nothing = {"segments": torch.zeros(0, 2), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
     return [named.get(video, nothing) for video in wanted]

@@ -25,7 +25,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .frame_ap import FrameRows
 from .frame_map import FrameMeanAveragePrecision, Rows
@@ -153,13 +152,18 @@ class StreamingMeanAveragePrecision(FrameMeanAveragePrecision):
         """
         if len(times) != len(preds):
             raise ValueError(f"there are {len(times)} frames but {len(preds)} predictions")
+        if isinstance(targets, Sequence) and len(targets) != len(times):
+            raise ValueError(
+                f"there are {len(times)} frames but {len(targets)} targets; name annotated frames in a dict"
+            )
         moments = np.asarray(times, np.float64)
         if (np.diff(moments) <= 0).any():
             raise ValueError("the times of a video's frames must ascend")
         true = dict(enumerate(targets)) if isinstance(targets, Sequence) else dict(targets)
         finished = finish_times(arrivals(moments, self.frames_awaited), self.latency_seconds, self.schedule)
         newest = newest_finished(finished, moments[list(true)]).tolist()
-        nothing: dict[str, Tensor] = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0, self.num_classes)}
+        # With labels, since class ids need not be columns of scores.
+        nothing = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
         self.update([preds[frame] if frame >= 0 else nothing for frame in newest], list(true.values()))
 
     @property

@@ -16,7 +16,8 @@ import numpy as np
 
 from datamodules.errors import UserError
 
-from .json_file import read_json, write_json
+from .frame_results import WRITE_CORNERS
+from .json_file import read_json, report_absent_videos, report_unknown_classes, write_json
 from .tubes import Tube
 from .video_map import VideoMeanAveragePrecision
 
@@ -68,17 +69,17 @@ def write_tubes(
 def read_tubes(path: str | Path, class_names: Sequence[str]) -> SavedTubes:
     """Read tubes of any program. Where the file does not say its stride, every frame has a box.
 
-    Tubes of a class that is not among ``class_names`` are left out; a file without any known class is an error.
+    Tubes of a class that is not among ``class_names`` are left out with a warning; a file without any known class is an
+    error.
     """
     record = read_json(path, "tubes", "{label, score, start_frame, boxes}")
     stride = record.get("frame_stride", 1)
     if not isinstance(stride, int) or isinstance(stride, bool) or stride < 1:
         raise UserError(f"frame_stride must be a positive whole number, got {stride!r}", path)
     numbers = {name: number for number, name in enumerate(class_names)}
-    unknown: set[str] = set()
+    labels: list[str] = []
     videos: dict[str, list[Tube]] = {}
     for video, rows in record["tubes"].items():
-        videos[video] = []
         try:
             tubes = [(row["label"], _tube(row, stride)) for row in rows]
         except (TypeError, KeyError, ValueError, OverflowError) as error:
@@ -86,14 +87,11 @@ def read_tubes(path: str | Path, class_names: Sequence[str]) -> SavedTubes:
             raise UserError(f"a tube of {video} is not {form} ({error!r})", path) from None
         if not all(isinstance(label, str) for label, _ in tubes):
             raise UserError(f"a tube of {video} has a label that is no name", path)
-        for label, tube in tubes:
-            if label in numbers:
-                videos[video].append(tube | {"label": numbers[label]})
-            else:
-                unknown.add(label)
-    if unknown and not any(videos.values()):
-        known, found = (", ".join(map(str, names[:3])) for names in (class_names, sorted(unknown, key=str)))
-        raise UserError(f"names none of the {len(class_names)} classes ({known} ...) but {found}", path)
+        if any((tube["boxes"][:, 2:] < tube["boxes"][:, :2]).any() for _, tube in tubes):
+            raise UserError(f"a box of {video} has x2 < x1 or y2 < y1", path, WRITE_CORNERS)
+        labels += [label for label, _ in tubes]
+        videos[video] = [tube | {"label": numbers[label]} for label, tube in tubes if label in numbers]
+    report_unknown_classes(path, labels, class_names)
     return SavedTubes(videos, stride, str(record.get("linker", "unknown")))
 
 
@@ -115,6 +113,7 @@ def score_tubes(
     videos: Mapping[str, Sequence[Tube]],
     truth: Mapping[str, Sequence[Mapping[str, Any]]],
     metric: VideoMeanAveragePrecision,
+    path: str | Path | None = None,
 ) -> dict[str, Any]:
     """Return the results of ``metric`` on saved tubes, and how many of their videos are not among the ground truth's.
 
@@ -122,20 +121,24 @@ def score_tubes(
         videos: as ``read_tubes`` gives them.
         truth: for each video that is evaluated its tubes, in the same sampled frames.
         metric: is reset first.
+        path: the file, for a warning.
 
     Returns:
         The metric's result with ``num_other_videos``.
     """
-    found = of_true_videos(videos, truth)
+    found = of_true_videos(videos, truth, path)
     metric.reset()
     metric.update([{"tubes": tubes} for tubes in found], [{"tubes": tubes} for tubes in truth.values()])
     return metric.compute() | {"num_other_videos": len(videos.keys() - truth.keys())}
 
 
-def of_true_videos(videos: Mapping[str, Sequence[Tube]], truth: Mapping[str, object]) -> list[Sequence[Tube]]:
+def of_true_videos(
+    videos: Mapping[str, Sequence[Tube]], truth: Mapping[str, object], path: str | Path | None = None
+) -> list[Sequence[Tube]]:
     """Return the saved tubes of each video of the ground truth, in its order.
 
-    A video of the ground truth that the file does not name has no tube; one that only the file names is left out.
+    A video of the ground truth that the file does not name has no tube, which a warning says. One that only the file
+    names is left out.
 
     Raises:
         UserError: no video of the ground truth is among them.
@@ -143,6 +146,8 @@ def of_true_videos(videos: Mapping[str, Sequence[Tube]], truth: Mapping[str, obj
     if truth and videos.keys().isdisjoint(truth):
         raise UserError(
             f"none of the {len(truth)} videos to evaluate is among the {len(videos)} with tubes; the first are called "
-            f"{next(iter(truth))} there and {next(iter(videos), 'nothing')} here"
+            f"{next(iter(truth))} there and {next(iter(videos), 'nothing')} here",
+            path,
         )
+    report_absent_videos(path, [name for name in truth if name not in videos], truth)
     return [videos.get(name, []) for name in truth]

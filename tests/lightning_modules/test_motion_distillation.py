@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lightning_modules.motion_distillation import MotionDistillationModule
+from lightning_modules.networks.weights.card import Card
 from lightning_modules.networks.weights.loading import save_weights
 from tests.lightning_modules import temporal, tiny
 
@@ -163,6 +164,10 @@ def test_the_loss_of_a_repeated_batch_falls(distil, tmp_path):
         ({"network": temporal.detector()}, "strategy: decomposed needs a DecomposedDetector as network"),
         ({"strategy": "conventional"}, "strategy: conventional needs a TemporalDetector as network"),
         ({"teacher": None}, "strategy: decomposed needs a teacher"),
+        (
+            {"strategy": "none", "network": temporal.decomposed(joint_moves_motion=False)},
+            "joint_moves_motion: nothing would train the motion branch without a teacher",
+        ),
         ({"imitation_weights": {"colour": 1.0}}, "imitation_weights: has colour; there are features, classes"),
     ],
 )
@@ -174,6 +179,13 @@ def test_what_does_not_fit_together_is_refused(distil, changes, message):
 def test_a_teacher_without_weights_is_refused_where_it_would_teach(distil, tmp_path):
     with pytest.raises(ValueError, match=r"model\.teacher_weights: .*set it to a check"):
         tiny.trainer(tmp_path, max_epochs=1).fit(distil(teacher_weights=None), datamodule=temporal.features(tmp_path))
+
+
+def test_a_teacher_of_other_classes_is_refused(distil, tmp_path):
+    card = Card({}, ("wave", "walk", "sit"), 1, None, None, "marked features", "0123abc")
+    save_weights(temporal.detector().state_dict(), tmp_path / "turned.pt", card)
+    with pytest.raises(ValueError, match=r"turned\.pt knows other classes than the data: class 0 is wave there"):
+        ready(distil(teacher_weights=str(tmp_path / "turned.pt")), tmp_path)
 
 
 def test_a_teacher_of_another_width_is_refused(distil, tmp_path):

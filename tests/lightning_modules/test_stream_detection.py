@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from datamodules.sampling.collate import stack_frames
 from lightning_modules.commands.score_boxes import score_file
 from lightning_modules.networks.detection.outputs import Detections
 from lightning_modules.networks.layers.pixels import normalise_frames
+from lightning_modules.networks.layers.prepared import Preparable
 from lightning_modules.networks.students.timing import Timing
 from lightning_modules.networks.weights.loading import save_weights
 from lightning_modules.stream_detection import DelayTraining, StreamDetectionModule
@@ -103,6 +105,31 @@ def test_windows_without_labels_are_refused_where_nothing_learns_from_them(sourc
         trainer.fit(module(), datamodule=data)
     taught = StreamDetectionModule(tiny.student(), delay_training=DelayTraining([0, 1]))
     assert taught.learns_without_labels and not module().learns_without_labels
+
+
+class PreparedBetweenSteps(L.Callback):
+    """Measures in the middle of training, as a monitor of the cost does, and looks at what is kept afterwards."""
+
+    def __init__(self):
+        self.kept = []
+
+    def _count(self, network):
+        self.kept.append(sum(part._kept is not None for part in network.modules() if isinstance(part, Preparable)))
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pl_module.benchmark()
+        self._count(pl_module.network)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self._count(pl_module.network)
+
+
+def test_what_a_measurement_keeps_of_the_weights_is_forgotten_when_they_change(training_batch, tmp_path):
+    callback = PreparedBetweenSteps()
+    trainer = tiny.trainer(tmp_path, max_epochs=1, callbacks=[callback])
+    trainer.fit(module(), datamodule=tiny.Repeated(training_batch, steps=2))
+    before, after, *rest = callback.kept
+    assert before > 10 and after == 0 and rest == [before, 0]
 
 
 def test_training_limited_by_time_alone_is_refused_in_words(training_batch, tmp_path):

@@ -222,7 +222,7 @@ def test_a_teacher_of_other_classes_is_refused_and_one_of_another_stride_is_told
     module = distil(teacher_weights=str(tmp_path / "slow.pt"), weights=None)
     module.trainer = trainer
     trainer.datamodule = data
-    with pytest.warns(UserWarning, match="was trained at a stride of 8 frames and is asked about clips of stride 2"):
+    with pytest.warns(UserWarning, match="was trained at a stride of 8 frames and is asked at a stride of 2"):
         module.setup("fit")
 
 

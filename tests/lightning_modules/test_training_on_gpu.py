@@ -1,4 +1,4 @@
-"""What a student is taught, computed on a GPU under bf16 autocast: seen without a GPU, by tensors without values.
+"""Terms of distillation on a GPU under bf16 autocast: seen without a GPU, by tensors without values.
 
 Autocast there refuses operators that a CPU allows, and tensors of two devices do not mix. A backward pass needs a GPU.
 """

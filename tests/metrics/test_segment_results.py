@@ -5,7 +5,7 @@ import torch
 
 from datamodules.errors import UserError
 from lightning_modules.metrics.segment_map import SegmentMeanAveragePrecision
-from lightning_modules.metrics.segment_results import read_results, score_results, write_results
+from lightning_modules.metrics.segment_results import of_true_videos, read_results, score_results, write_results
 
 NAMES = ("jump", "throw")
 
@@ -64,7 +64,8 @@ def test_the_ground_truth_chooses_the_videos():
     truth = {
         name: {key: results["first"][key] for key in ("segments", "labels")} for name in ("first", "not in the file")
     }
-    scored = score_results(results, truth, SegmentMeanAveragePrecision(2))
+    with pytest.warns(UserWarning, match="1 of 2 videos of the ground truth are not in the file and count as missed"):
+        scored = score_results(results, truth, SegmentMeanAveragePrecision(2))
     assert scored["num_videos"] == 2 and scored["num_other_videos"] == 2
     # All of the first video is found and none of the other: half of each class, at precision 1.
     assert scored["map"].item() == pytest.approx(0.5)
@@ -78,9 +79,19 @@ def test_detections_of_other_programs_are_read(tmp_path):
         {"label": "dive", "score": 1, "segment": [0, 1]},
     ]
     (tmp_path / "found.json").write_text(json.dumps({"results": {"x": rows}}))
-    found = read_results(tmp_path / "found.json", NAMES)["x"]
+    with pytest.warns(UserWarning, match=r"found\.json: 1 of 2 detections are left out: 1 class names .* \(dive\)"):
+        found = read_results(tmp_path / "found.json", NAMES)["x"]
     assert found["segments"].tolist() == [[1, 2.5]] and found["scores"].tolist() == [0.5]
     assert found["labels"].tolist() == [0]
+
+
+def test_videos_that_a_file_lacks_are_named_whatever_their_prefix():
+    results = some_results()
+    with pytest.warns(UserWarning) as said:
+        of_true_videos(results, dict.fromkeys(("v_first", "v_third", "nothing found"), results["first"]), "found.json")
+    assert [str(warning.message) for warning in said] == [
+        "found.json: 1 of 3 videos of the ground truth are not in the file and count as missed: v_third"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +102,10 @@ def test_detections_of_other_programs_are_read(tmp_path):
         ('{"results": {"x": [{"label": "jump", "score": 1}]}}', "a detection of x"),
         ('{"results": {"x": [{"label": "jump", "score": NaN, "segment": [0, 1]}]}}', "no finite score"),
         ('{"results": {"x": [{"label": "jump", "score": 1, "segment": [0]}]}}', "no finite score"),
+        (
+            '{"results": {"x": [{"label": "jump", "score": 1, "segment": [30, 20]}]}}',
+            r"a detection of x ends before it starts, \[30.0, 20.0\]; write start and end",
+        ),
         ('{"results": {"x": [{"label": ["jump"], "score": 1, "segment": [0, 1]}]}}', "no name"),
         ('{"results": {"x": [{"label": "7", "score": 1, "segment": [0, 1]}]}}', "none of the 2 classes"),
     ],

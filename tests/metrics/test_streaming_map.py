@@ -188,6 +188,19 @@ def test_what_makes_no_sense_is_refused():
         StreamingMeanAveragePrecision(CLASSES).update_video([0.0, 0.0], [NOTHING] * 2, {})
 
 
+def test_before_the_first_prediction_is_ready_nothing_is_found_whatever_the_class_ids():
+    """At 0.25 s the one about frame 0 is finished: of frames at 0 to 0.3 s the last is found."""
+    metric = StreamingMeanAveragePrecision(3, 0.25, class_ids=[1, 2, 30])
+    row = {"boxes": torch.tensor([[0.0, 0, 1, 1]]), "labels": torch.tensor([30])}
+    metric.update_video([0, 0.1, 0.2, 0.3], [row | {"scores": torch.tensor([0.9])}] * 4, [row] * 4)
+    assert metric.compute()["map"] == 0.25
+
+
+def test_targets_of_too_few_frames_are_refused():
+    with pytest.raises(ValueError, match="there are 2 frames but 1 targets"):
+        StreamingMeanAveragePrecision(CLASSES).update_video([0.0, 0.1], [NOTHING] * 2, [VIDEOS[0].true[0]])
+
+
 def test_a_description_names_the_protocol_and_the_time():
     metric = StreamingMeanAveragePrecision(CLASSES, 0.012, frames_awaited=3)
     assert metric.streaming_description == "streaming ava frame mAP@0.5, newest, 12 ms, 3 frames awaited"

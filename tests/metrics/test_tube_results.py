@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from datamodules.errors import UserError
-from lightning_modules.metrics.tube_results import read_tubes, score_tubes, write_tubes
+from lightning_modules.metrics.tube_results import of_true_videos, read_tubes, score_tubes, write_tubes
 from lightning_modules.metrics.video_map import VideoMeanAveragePrecision
 
 NAMES = ("jump", "throw")
@@ -69,7 +69,8 @@ def test_saved_tubes_score_as_they_did_whatever_their_order(tmp_path, protocol):
 def test_the_ground_truth_chooses_the_videos():
     found = some_videos()
     truth = dict.fromkeys(("first", "not in the file"), found["first"])
-    scored = score_tubes(found, truth, VideoMeanAveragePrecision(2, protocol="multisports"))
+    with pytest.warns(UserWarning, match="1 of 2 videos of the ground truth are not in the file"):
+        scored = score_tubes(found, truth, VideoMeanAveragePrecision(2, protocol="multisports"))
     assert (scored["num_videos"], scored["num_other_videos"]) == (2, 2)
     # All of the first video is found and none of the other: half of each class, at precision 1.
     assert scored["map_75"].item() == pytest.approx(0.5)
@@ -83,10 +84,20 @@ def test_tubes_of_other_programs_are_read(tmp_path):
         {"label": "dive", "score": 1, "start_frame": 0, "boxes": [[0, 0, 1, 1]]},
     ]
     (tmp_path / "found.json").write_text(json.dumps({"tubes": {"x": rows}}))
-    found = read_tubes(tmp_path / "found.json", NAMES)
+    with pytest.warns(UserWarning, match=r"found\.json: 1 of 2 detections are left out: 1 class names .* \(dive\)"):
+        found = read_tubes(tmp_path / "found.json", NAMES)
     (tube,) = found.videos["x"]
     assert (tube["label"], tube["score"], tube["frames"].tolist()) == (0, 0.5, [7])
     assert (found.frame_stride, found.linker) == (1, "unknown")
+
+
+def test_videos_that_a_file_lacks_are_counted_and_named_and_those_without_tubes_are_not():
+    truth = {f"v{number}": [] for number in range(8)}
+    with pytest.warns(UserWarning) as said:
+        of_true_videos({"v1": [], "other": []}, truth, "found.json")
+    assert [str(warning.message) for warning in said] == [
+        "found.json: 7 of 8 videos of the ground truth are not in the file and count as missed: v0, v2, v3, v4, v5, ..."
+    ]
 
 
 def row(**changes):
@@ -103,6 +114,10 @@ def row(**changes):
         ({"tubes": {"x": [row(boxes=[[0, 0, 1]])]}}, r"boxes must be \(T, 4\)"),
         ({"tubes": {"x": [row(boxes=[[0, 0, 1, float("nan")]])]}}, "finite"),
         ({"tubes": {"x": [row(score=float("inf"))]}}, "score inf"),
+        (
+            {"tubes": {"x": [row(boxes=[[5, 0, 9, 9], [5, 0, 4, 9]])]}},
+            "a box of x has x2 < x1 .*write x1,y1,x2,y2, not w",
+        ),
         ({"tubes": {"x": [row(start_frame=3)]}, "frame_stride": 2}, "no frame of a stream of stride 2"),
         ({"tubes": {"x": [row(start_frame=-2)]}, "frame_stride": 2}, "start_frame -2"),
         ({"tubes": {"x": [row(start_frame=1e400)]}}, "a tube of x"),

@@ -20,6 +20,13 @@ def prepare_for_inference(network: nn.Module) -> None:
             module.prepare()
 
 
+def release(network: nn.Module) -> None:
+    """Let every module give up what it keeps: an optimiser is about to change the weights in place."""
+    for module in network.modules():
+        if isinstance(module, Preparable):
+            module._kept = None
+
+
 def in_float32_on_cpu(values: Tensor) -> bool:
     """Return whether a module computes in float32 on a CPU, which most prepared values are made for."""
     return values.dtype == torch.float32 and values.device.type == "cpu" and not torch.is_autocast_enabled("cpu")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -59,3 +61,24 @@ def other_classes(card: Card | None, names: Sequence[str] | None) -> str:
         (i, there, here) for i, (there, here) in enumerate(zip(card.classes, names, strict=True)) if there != here
     )
     return f"knows other classes than the data: class {number} is {there} there and {here} here"
+
+
+def check_teacher(card: Card | None, path: str, data: Any) -> None:
+    """Compare a teacher with the data that it is to teach on; a warning says where only the stride is another.
+
+    Args:
+        card: of its weights. path: the file. data: the DataModule.
+
+    Raises:
+        UserError: its classes are others.
+    """
+    if difference := other_classes(card, getattr(data, "class_names", None)):
+        remedy = "take a teacher of these classes, in this order"
+        raise UserError(f"{path} {difference}", where="model.teacher_weights", remedy=remedy)
+    stride = getattr(data, "frame_stride", None)
+    if card is not None and stride is not None and card.frame_stride != stride:
+        warnings.warn(
+            f"model.teacher_weights={path} was trained at a stride of {card.frame_stride} frames and is asked at a "
+            f"stride of {stride}",
+            stacklevel=2,
+        )

@@ -30,7 +30,7 @@ from .card import Card
 from .classes import check_classes
 from .evad_names import is_release, renamed_from_release, sizes_from_shapes
 from .old_names import has_old_names, renamed_from_old
-from .safetensors_file import SUFFIX, read_safetensors
+from .safetensors_file import SUFFIX, read_safetensors, write_safetensors
 
 KEYS_SHOWN = 12
 
@@ -201,8 +201,14 @@ def evad_from_release(
 
 
 def save_weights(state_dict: Mapping[str, Tensor], path: str | Path, card: Card | None = None) -> None:
-    """Save weights in half precision with nothing to execute, and their card: what ships with the repository."""
+    """Save weights in half precision with nothing to execute, and their card: what ships with the repository.
+
+    The file is torch's, or of the safetensors format if it ends like one.
+    """
     halves = {key: (value.half() if value.is_floating_point() else value).clone() for key, value in state_dict.items()}
+    if Path(path).suffix == SUFFIX:
+        write_safetensors(halves, path, card)
+        return
     content = halves if card is None else {"state_dict": halves, "card": card.to_dict()}
     with whole_file(path, "wb") as file:
         torch.save(content, file)

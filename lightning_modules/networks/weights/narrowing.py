@@ -17,6 +17,7 @@ _CHANNELS: dict[str, tuple[int, ...]] = {
     "action_logits.weight": (1,),
     "action_logits.bias": (),
     "mask_token": (2,),
+    "positions.table": (1,),
     "proposal_features": (1,),
     "proposal_boxes": (),
 }

@@ -21,8 +21,8 @@ CARD = "onlooker"
 """The entry of the metadata that holds the card as JSON."""
 
 
-def write_safetensors(state_dict: Mapping[str, Tensor], path: str | Path, card: Card) -> None:
-    """Write weights and their card, in half precision where that loses nothing.
+def write_safetensors(state_dict: Mapping[str, Tensor], path: str | Path, card: Card | None) -> None:
+    """Write weights and their card, if there is one, in half precision where that loses nothing.
 
     Raises:
         UserError: the file cannot be written.
@@ -32,7 +32,8 @@ def write_safetensors(state_dict: Mapping[str, Tensor], path: str | Path, card: 
         tensors = {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()}
     # Copies: the format knows no tensors that share memory.
     copies = {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
-    write_whole(path, save(copies, {"format": "pt", CARD: json.dumps(card.to_dict())}))
+    about = {} if card is None else {CARD: json.dumps(card.to_dict())}
+    write_whole(path, save(copies, {"format": "pt"} | about))
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], Card | None]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from callbacks.benchmark.rows import BenchmarkRow
+from callbacks.benchmark.rows import BenchmarkRow, enter
 from callbacks.benchmark.split_mean import main, mean_row
 from datamodules.errors import UserError
 
@@ -63,9 +63,20 @@ def test_the_newest_row_of_each_split_is_taken_and_the_table_shows_their_mean(tm
     ]
 
 
+def test_a_number_that_one_split_lacks_has_no_mean_and_the_table_can_be_read_on(tmp_path):
+    rows = [replace(ROWS[0], speedup=2.0, video_protocol=None), *ROWS[1:]]
+    assert mean_row(rows, "jhmdb").speedup is None
+    broken = replace(ROWS[0], speedup="2.0, None")
+    with pytest.raises(ValueError, match="format code"):
+        enter(tmp_path, broken)
+    enter(tmp_path, ROWS[0])  # the one before was not kept
+    assert len((tmp_path / "benchmark.jsonl").read_text().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"video_protocol": "act"}, "jhmdb_3 has video_protocol 'act', jhmdb_1 has None"),
         ({"protocol": "act frame mAP@0.5"}, "jhmdb_3 has protocol 'act frame mAP@0.5', jhmdb_1 has 'pascal"),
         ({"parameters": 7}, "jhmdb_3 has parameters 7, jhmdb_1 has 100: only results of one network"),
         ({"map": None}, "jhmdb_3 has no mAP"),

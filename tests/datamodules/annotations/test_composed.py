@@ -244,6 +244,18 @@ def test_streams_of_another_recipe_and_other_files_are_refused(source, numbered,
         source_of(numbered, tmp_path).prepare()
 
 
+def test_streams_of_other_clips_than_there_are_now_are_refused(numbered, tmp_path):
+    few, every = tmp_path / "few", pickle.loads((numbered / "gt.pkl").read_bytes())
+    few.mkdir()
+    (few / "videos").symlink_to(numbered / "videos")
+    contents = every | {"train_videos": [every["train_videos"][0][:-1]]}
+    (few / "gt.pkl").write_bytes(pickle.dumps(contents, protocol=0))
+    source_of(few, tmp_path / "root").prepare()
+    with pytest.raises(UserError, match=r"was made of 13 train clips, and 14 are there, 13 of them the same; delete"):
+        source_of(numbered, tmp_path / "root").prepare()
+    source_of(few, tmp_path / "root").prepare()
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -170,6 +170,17 @@ def test_what_cannot_be_drawn_is_refused_with_the_way_out(source, folder, unlabe
         opened(source, folder, unlabelled=_only(source, folder))
 
 
+def test_a_folder_that_holds_labelled_videos_too_adds_the_others_and_evaluated_ones_are_told(source, folder):
+    added = WithUnlabelled(source, source.folder)
+    train, val = ({video.path.stem for video in source.videos(split)} for split in ("train", "val"))
+    bare = [video for video in added.videos("train") if not video.keyframes]
+    assert {video.path.stem for video in bare} == val and len(added.videos("train")) == len(train | val)
+    with pytest.warns(
+        UserWarning, match=rf"WithUnlabelled: {len(val)} of {len(val)} videos to evaluate are trained on"
+    ):
+        opened(source, folder, unlabelled=source.folder)
+
+
 def _only(source, folder):
     """A folder of the source's own training videos."""
     again = folder / "again"

@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,17 @@ def test_lists_of_videos_may_be_written_in_many_ways(folder):
         own_videos(folder, train=["one"], val=["one", "two"], box_units="absolute").videos("train")
     with pytest.raises(UserError, match="names no annotated video"):
         own_videos(folder, train=["five"], box_units="absolute").videos("train")
+
+
+def test_listed_videos_that_are_not_there_are_told_with_the_name_that_may_be_meant(folder):
+    source = own_videos(folder, val=["two", "thre"], box_units="absolute")
+    with pytest.warns(
+        UserWarning, match=r"data.source.val: 1 listed videos are not under .*: thre; is the first three"
+    ):
+        assert names(source, "val") == ["two"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert names(source, "train") == ["one", "three"]  # told once
 
 
 def test_videos_in_neither_list_are_left_out(folder):

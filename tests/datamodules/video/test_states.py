@@ -7,15 +7,16 @@ import os
 
 import pytest
 
+from datamodules.video import states
 from datamodules.video.listing import VideoError
 from datamodules.video.picture_folder import PictureFolder
 from datamodules.video.states import VideoState
 
 
-def age(path, seconds=100):
+def age(path):
     """Change the time of the last change alone."""
     facts = path.stat()
-    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns - seconds * 10**9))
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns - 100 * 10**9))
 
 
 @pytest.fixture
@@ -58,10 +59,24 @@ def test_a_folder_is_known_by_its_pictures_and_their_names(tmp_path):
     (folder.path / "1.png").write_bytes(b"one")
     (folder.path / "2.png").write_bytes(b"two")
     record = stored(folder)
+    for picture in folder.path.iterdir():
+        age(picture)
     age(folder.path)
     assert VideoState.of(folder).is_recorded(record)
     (folder.path / "2.png").rename(folder.path / "3.png")
-    age(folder.path, 200)
+    assert not VideoState.of(folder).is_recorded(record)
+
+
+def test_a_picture_that_is_overwritten_is_another_state_of_its_folder(tmp_path):
+    """The folder's own time stays as it was."""
+    folder = PictureFolder(tmp_path / "film")
+    folder.path.mkdir()
+    (folder.path / "1.png").write_bytes(b"one")
+    record, before = stored(folder), folder.path.stat().st_mtime_ns
+    (folder.path / "1.png").write_bytes(b"two")
+    assert folder.path.stat().st_mtime_ns == before
+    states._newest.cache_clear()  # as another process would begin
+    states._digest.cache_clear()
     assert not VideoState.of(folder).is_recorded(record)
 
 

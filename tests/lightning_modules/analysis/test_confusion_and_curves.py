@@ -7,7 +7,7 @@ import pytest
 
 from lightning_modules.analysis.confusion import confusion
 from lightning_modules.analysis.curves import calibration, precision_recall, score_histogram
-from lightning_modules.analysis.matched import match_boxes
+from lightning_modules.analysis.matched import match_boxes, match_segments, match_tubes
 from lightning_modules.analysis.properties import (
     PeopleOfFrame,
     binned,
@@ -17,7 +17,9 @@ from lightning_modules.analysis.properties import (
     thirds,
 )
 from lightning_modules.metrics.frame_ap import FrameMapSettings
+from lightning_modules.metrics.segment_map import SegmentRows
 from lightning_modules.metrics.time_since_start import time_since_start
+from lightning_modules.metrics.video_ap import tube_rows
 from tests.lightning_modules.analysis.problems import SIT, TALK, WALK, explained, random_rows
 
 PERSON, AWAY, FAR = (0, 0, 10, 10), (50, 50, 60, 60), (80, 0, 90, 10)
@@ -40,6 +42,27 @@ def test_of_two_boxes_on_somebody_the_better_scored_says_what_they_do():
     found = [(0, PERSON, {SIT: 0.5}), (0, (0, 1, 10, 11), {WALK: 0.9})]
     matched, _ = explained(found, [(0, PERSON, [WALK])])
     assert confusion(matched)[WALK].tolist() == [1, 0, 0, 0]
+
+
+def test_of_a_segment_with_two_labels_both_are_found():
+    rows = SegmentRows(np.zeros(2, np.int64), np.asarray([WALK, TALK]), np.asarray([[1.0, 2], [1, 2]]), np.ones(2))
+    matched = match_segments(rows._replace(scores=np.asarray([0.9, 0.8])), rows, 3, 0.5)
+    assert confusion(matched).tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("protocol", ["act", "multisports"])
+def test_of_a_tube_with_two_labels_both_are_found(protocol):
+    boxes = np.tile(np.asarray(PERSON, float), (8, 1))
+    rows = tube_rows(
+        np.zeros(2, np.int64),
+        np.asarray([WALK, TALK]),
+        np.asarray([0.9, 0.8]),
+        np.zeros(2, np.int64),
+        np.full(2, 4),
+        boxes,
+    )
+    matched, _ = match_tubes(rows, rows, 3, 0.5, protocol)
+    assert confusion(matched).tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("actions", [1, 3])

@@ -147,6 +147,14 @@ def test_sizes_that_disagree_are_an_error_that_lists_the_weights(changes, listed
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
 
 
+@pytest.mark.parametrize("changes", [{"num_frames": 4}, {"pretrain_size": 32}])
+def test_learned_positions_of_another_clip_or_size_are_refused_and_not_thinned_out(changes):
+    teacher = tiny_teacher(keep_rates={}, learned_positions=True)
+    student = student_of("dsta", SHARED | {"window": 3, "learned_positions": True} | changes)
+    with pytest.raises(ValueError, match=r"positions\.table"):
+        student_from_teacher(student, teacher.state_dict())
+
+
 @pytest.mark.parametrize("temporal", ["dsta", "tsa"])
 def test_frames_need_not_be_square_nor_fill_the_padding(temporal):
     student = randomise(tiny_student(temporal))

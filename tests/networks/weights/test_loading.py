@@ -13,6 +13,7 @@ from lightning_modules.networks.weights.loading import (
     load_exactly,
     load_weights,
     read_state_dict,
+    read_weights,
     save_weights,
 )
 
@@ -131,3 +132,13 @@ def test_long_lists_are_cut_short_with_their_number():
     net = nn.ModuleList(nn.Linear(1, 1) for _ in range(KEYS_SHOWN))
     with pytest.raises(ValueError, match=rf"missing \({2 * KEYS_SHOWN}\): .*, \.\.\."):
         load_exactly(net, {})
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_weights_that_are_saved_without_a_card_are_read_whatever_the_ending(tmp_path, ending):
+    state, path = network().state_dict(), tmp_path / f"weights.{ending}"
+    save_weights(state, path)
+    read, card = read_weights(path)
+    assert card is None and read.keys() == state.keys()
+    floats = {name: value for name, value in state.items() if value.is_floating_point()}
+    assert all(torch.equal(read[name], value.half().float()) for name, value in floats.items())
