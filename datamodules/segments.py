@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.annotations.features import FeatureArray
+from datamodules.annotations.features import FeatureArray, num_channels
 from datamodules.annotations.segment_source import NO_SPANS, AnnotatedSegments, SegmentSource, report_late
 from datamodules.annotations.source import Split
 from datamodules.errors import UserError
@@ -159,7 +160,7 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
         if not isinstance(self.flow, FlowCache):
             return
         splits = [split for split in self._splits_at_hand() if self._flow_of(split) is not None]
-        videos = [self._stepped(video, self.store) for split in splits for video in self.source.videos(split)]
+        videos = [self.stepped(video, self.store) for split in splits for video in self.source.videos(split)]
         self.flow.build([SteppedFrames(stepped.video.media, stepped.frames) for stepped in videos])
 
     def train_dataloader(self) -> DataLoader:
@@ -223,7 +224,7 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
         """Divide videos into steps and compare what was annotated with what is there."""
         if not videos:
             raise UserError(f"{type(self.source).__name__} has no video")
-        stepped = [self._stepped(video, store) for video in videos]
+        stepped = [self.stepped(video, store) for video in videos]
         if len({video.frames is None for video in stepped}) > 1:
             raise UserError(f"{type(self.source).__name__} has videos of frames and of features; it must be one kind")
         report_late(
@@ -231,10 +232,15 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
             [new.video for old, new in zip(videos, stepped, strict=True) if old.duration is None],
         )
         if stepped[0].frames is None:
-            _check_coverage(videos, stepped)
+            check_features(videos, stepped)
         return tuple(stepped)
 
-    def _stepped(self, video: AnnotatedSegments, store: FrameStore) -> SteppedVideo:
+    def stepped(self, video: AnnotatedSegments, store: FrameStore) -> SteppedVideo:
+        """Divide a video into steps.
+
+        Raises:
+            UserError: its frames or features are not there, or not of a kind that is asked for.
+        """
         media = _media(video)
         if isinstance(media, FeatureArray):
             if self.flow is not None:
@@ -266,8 +272,17 @@ def _media(video: AnnotatedSegments) -> Video | FeatureArray:
     return video.media
 
 
-def _check_coverage(videos: Sequence[AnnotatedSegments], stepped: Sequence[SteppedVideo]) -> None:
-    """Refuse features whose times cannot be right."""
+def check_features(videos: Sequence[AnnotatedSegments], stepped: Sequence[SteppedVideo]) -> None:
+    """Refuse features of several widths, or whose times cannot be right.
+
+    Args:
+        videos: with features. stepped: the same videos, divided into steps.
+    """
+    widths = {video.video_id: num_channels(video.media) for video in videos}
+    if len(set(widths.values())) > 1:
+        usual = Counter(widths.values()).most_common(1)[0][0]
+        odd = next(name for name, width in widths.items() if width != usual)
+        raise UserError(f"{odd} has features of {widths[odd]} channels, other videos of {usual}")
     covered = [
         (new.first_seconds * 2 + new.step_seconds * (new.num_steps - 1)) / old.duration
         for old, new in zip(videos, stepped, strict=True)

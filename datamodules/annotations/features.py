@@ -112,12 +112,20 @@ def num_features(array: FeatureArray) -> int:
     return min(_shape(file)[axis] for file in array.files)
 
 
+def num_channels(array: FeatureArray) -> int:
+    """C, read from the heads of the files."""
+    axis = 0 if array.channels_first else 1
+    return sum(_shape(file)[axis] for file in array.files)
+
+
 def read_features(array: FeatureArray, start: int, stop: int) -> np.ndarray:
     """Features ``start`` to ``stop`` of a video: (C, stop - start) float32. Of an npy file only they are read."""
     parts = []
     for file in array.files:
         whole = _open(file)
         part = whole[:, start:stop] if array.channels_first else whole[start:stop].T
+        if not np.isfinite(part).all():
+            raise UserError("holds values that are not finite", file, "compute the features of this video again")
         parts.append(part.astype(np.float32))
     return np.concatenate(parts)
 

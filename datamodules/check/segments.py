@@ -6,14 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datamodules.annotations.features import FeatureArray, num_features
+from datamodules.annotations.features import FeatureArray, num_features, read_features
 from datamodules.annotations.mistakes import Mistake
 from datamodules.annotations.segment_source import AnnotatedSegments
 from datamodules.check.report import Report, remark_on_absent_videos, remark_on_classes
 from datamodules.check.videos import in_train_and_elsewhere, open_video, splits_of
+from datamodules.errors import UserError
 from datamodules.frames.store import DecodedFrames, FrameStore
+from datamodules.sampling.segment_windows import SteppedVideo
 from datamodules.sampling.windows import LATE_SECONDS
-from datamodules.segments import SegmentDataModule
+from datamodules.segments import SegmentDataModule, check_features
 
 
 def check_segments(datamodule: SegmentDataModule, every_frame: bool) -> Report:
@@ -26,7 +28,7 @@ def check_segments(datamodule: SegmentDataModule, every_frame: bool) -> Report:
     files: dict[str, dict[str, object]] = {}
     for split, videos in splits_of(source, report):
         files[split] = {video.video_id: video.media or video.video_id for video in videos}
-        _judge(split, videos, store, report, every_frame)
+        _judge(split, videos, datamodule, store, report, every_frame)
     report.mistakes += in_train_and_elsewhere(files)
     remark_on_absent_videos(report)
     remark_on_classes(report)
@@ -34,18 +36,37 @@ def check_segments(datamodule: SegmentDataModule, every_frame: bool) -> Report:
 
 
 def _judge(
-    split: str, videos: Sequence[AnnotatedSegments], store: FrameStore, report: Report, every_frame: bool
+    split: str,
+    videos: Sequence[AnnotatedSegments],
+    datamodule: SegmentDataModule,
+    store: FrameStore,
+    report: Report,
+    every_frame: bool,
 ) -> None:
     from tqdm import tqdm
 
     labels, steps, count = np.zeros(len(report.class_names), np.int64), 0, 0
+    of_features: list[tuple[AnnotatedSegments, SteppedVideo]] = []
     for video in tqdm(videos, desc=f"{split} videos", unit="video", leave=False):
         labels += np.bincount(video.labels, minlength=len(labels))
         count += len(video.segments)
+        known = len(report.mistakes)
         duration, length = _open(video, store, report, every_frame)
         steps += length
+        if len(report.mistakes) == known:  # what can be opened may still be refused by training
+            try:
+                stepped = datamodule.stepped(video, store)
+                if stepped.frames is None:
+                    of_features.append((video, stepped))
+            except UserError as error:
+                report.mistakes.append(Mistake("videos that training refuses", str(error)))
         if duration is not None:
             report.mistakes += _outside(video, duration)
+    if of_features:
+        try:
+            check_features(*zip(*of_features, strict=True))
+        except UserError as error:
+            report.mistakes.append(Mistake("features that training refuses", str(error)))
     report.labels[split] = labels
     report.counts[split] = {"videos": len(videos), "frames or features": steps, "segments": count}
     if count == 0:
@@ -65,7 +86,10 @@ def _open(video: AnnotatedSegments, store: FrameStore, report: Report, every_fra
         return video.duration, 0
     if isinstance(video.media, FeatureArray):
         try:
-            return video.duration, num_features(video.media)
+            length = num_features(video.media)
+            if every_frame:
+                read_features(video.media, 0, length)
+            return video.duration, length
         except ValueError as error:
             report.mistakes.append(Mistake("features that cannot be read", str(error)))
             return video.duration, 0

@@ -14,6 +14,7 @@ from PIL import Image
 
 from datamodules.annotations.activitynet import ActivityNet
 from datamodules.annotations.ava import Ava
+from datamodules.annotations.features import FeatureFolder
 from datamodules.annotations.mistakes import Mistake
 from datamodules.annotations.own_videos import OwnVideos
 from datamodules.annotations.ucf101_24 import UCF101_24
@@ -407,3 +408,40 @@ def test_names_are_printed_without_what_a_terminal_acts_upon(videos, tmp_path):
 def test_data_of_another_kind_are_refused():
     with pytest.raises(UserError, match="not through PredictDataModule"):
         check_data(PredictDataModule.__new__(PredictDataModule))
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        ("none", None),
+        ("rate", "features stand for 4.00 times the duration of their videos"),
+        ("width", "c has features of 16 channels, other videos of 8"),
+        ("empty", "c.npy: holds no feature"),
+        ("values", "c.npy: holds values that are not finite; compute the features of this video again"),
+        ("absent", "a has neither frames nor features"),
+    ],
+)
+def test_features_that_training_refuses_are_found(tmp_path, harm, said):
+    folder = tmp_path / "features"
+    folder.mkdir()
+    for name in "abc":
+        array = np.zeros((0 if (harm, name) == ("empty", "c") else 40, 16 if (harm, name) == ("width", "c") else 8))
+        if (harm, name) == ("values", "c"):
+            array[3, 3] = np.nan
+        np.save(folder / f"{name}.npy", array.astype(np.float32))
+    database = {
+        name: {
+            "subset": "validation" if name == "b" else "training",
+            "duration": 20.0,
+            "annotations": [{"segment": [1.0, 3.0], "label": "wave"}],
+        }
+        for name in "abc"
+    }
+    (tmp_path / "segments.json").write_text(json.dumps({"database": database}))
+    rate = 8.0 if harm != "rate" else 2.0
+    features = None if harm == "absent" else FeatureFolder(folder, stride_frames=4, window_frames=4, frame_rate=rate)
+    found = kinds(
+        check_data(segment_data(ActivityNet(tmp_path / "segments.json", features=features)), every_frame=True).mistakes
+    )
+    lines = [line for of_kind in found.values() for line in of_kind]
+    assert not lines if said is None else any(said in line for line in lines)
