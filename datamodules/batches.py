@@ -120,7 +120,7 @@ class StreamBatch(NamedTuple):
     """Arrival of the frames, of a live source or of several sources at once; None otherwise."""
     lanes: tuple[int, ...] | None = None
     """Number of the lane that each of the B rows is, where only some of the lanes have a frame; every row is valid
-    then. None where row i is lane i."""
+    then, but in a chunk that only ends a stream. None where row i is lane i."""
 
 
 class TrueKeyframe(NamedTuple):

@@ -72,7 +72,8 @@ class FrameStream:
         self.input_files: tuple[Path, ...] = ()
         self.stop = threading.Event()
         """Ends the batches when it is set."""
-        self._newest: tuple[tuple[int, ...] | None, float] = (None, 0.0)
+        self._shape: tuple[int, ...] | None = None
+        """Shape of the newest live frame."""
 
     @property
     def live_name(self) -> str | None:
@@ -103,9 +104,13 @@ class FrameStream:
 
     def batches(self) -> Iterator[StreamBatch]:
         """Read the source, see ``find``."""
-        self.stop.clear()
-        self._newest = (None, 0.0)
+        self.restart()
         return _read_ahead(self._of_files()) if self.live is None else self._of_live(self.live)
+
+    def restart(self) -> None:
+        """Forget what was read, and that it was to stop; the next live frame is the first of its stream."""
+        self.stop.clear()
+        self._shape = None
 
     def _listed(self, files: list[tuple[str, Video]], reports: bool) -> list[PredictedVideo]:
         """Look into files; those that cannot be read are reported and left out, unless none remains."""
@@ -162,16 +167,16 @@ class FrameStream:
 
     def live_batch(self, name: str, frame: LiveFrame, capture: LiveCapture) -> StreamBatch:
         """Return the next frame of a live source as a batch, which may start the stream anew."""
-        picture, (size, seconds) = frame.picture(), self._newest
-        gap = frame.seconds - seconds
-        is_first = size != picture.shape or gap > self.live_settings.max_gap_seconds
-        if is_first and size is not None:
+        picture = frame.picture()
+        # Not the time since the frame before: a model that is slower than its camera leaves frames out.
+        is_first = self._shape != picture.shape or frame.pause > self.live_settings.max_gap_seconds
+        if is_first and self._shape is not None:
             from lightning.pytorch.utilities import rank_zero_info
 
             height, width = picture.shape[:2]
-            rank_zero_info(f"{name}: starts anew after {gap:.1f} s with {width}x{height} pixels")
+            rank_zero_info(f"{name}: starts anew after {frame.pause:.1f} s with {width}x{height} pixels")
         batch = self._batch(name, picture[None], [frame.seconds], [frame.index], is_first, is_last=False)
-        self._newest = (picture.shape, frame.seconds)
+        self._shape = picture.shape
         received = torch.tensor([[frame.received]], dtype=torch.float64)
         return batch._replace(capture=Capture(received, capture.dropped, capture.reconnections))
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
+import torch
 from lightning.pytorch import LightningDataModule
 
-from datamodules.batches import SourceHealth, StreamBatch
+from datamodules.batches import Capture, SourceHealth, StreamBatch
 from datamodules.errors import UserError
 from datamodules.frame_stream import FrameStream
 from datamodules.frames.store import FrameScale, Interpolation
@@ -19,6 +21,7 @@ from datamodules.live.source_list import listed_sources
 from datamodules.live.stopping import stopped_by_signals
 from datamodules.settings import require_positive
 from datamodules.text_files import check_names, read_class_list
+from datamodules.video.listing import VideoError
 from datamodules.video.source_files import SOURCES
 
 ENDLESS = 2**31
@@ -144,7 +147,7 @@ class _Batches:
 
     def __iter__(self) -> Iterator[StreamBatch]:
         with stopped_by_signals(self.stream.stop, self._ends):
-            yield from self.stream.batches()
+            yield from with_ends(self.stream.batches())
 
     @property
     def _ends(self) -> Collection[int]:
@@ -154,6 +157,54 @@ class _Batches:
     def __len__(self) -> int:
         count = self.stream.num_batches()
         return ENDLESS if count is None else count
+
+
+def with_ends(batches: Iterator[StreamBatch]) -> Iterator[StreamBatch]:
+    """Yield batches, then end each of their streams that broke off before its last frame was known, as live ones do.
+
+    So a network whose predictions come late answers the last frames, too.
+    """
+    ends: dict[int, StreamBatch] = {}
+    newest: Capture | None = None
+    failure: VideoError | None = None
+    try:
+        for batch in batches:
+            for row, lane in enumerate(batch.lanes or (0,)):
+                ends[lane] = end_of(batch, row)
+                if batch.is_last[row]:
+                    del ends[lane]
+            newest = batch.capture
+            yield batch
+    except VideoError as error:
+        failure = error
+    for end in ends.values():
+        # Nothing has been received: the delay of this batch is that of its step.
+        received = torch.tensor([[time.monotonic()]], dtype=torch.float64)
+        yield end if newest is None else end._replace(capture=newest._replace(received=received))
+    if failure is not None:
+        raise failure
+
+
+def end_of(batch: StreamBatch, row: int) -> StreamBatch:
+    """Return a chunk that adds nothing to the stream of a row and ends it; it shows the last frame once more."""
+    length, lane, no = batch.frames.shape[1], slice(row, row + 1), torch.zeros(1, 1, dtype=torch.bool)
+    last = slice((row + 1) * length - 1, (row + 1) * length)
+    return batch._replace(
+        frames=batch.frames[lane, -1:].clone(),  # else a lane that is away would keep those of all in memory
+        image_sizes=batch.image_sizes[lane],
+        is_first=no[0],
+        is_valid=no,
+        is_last=~no[0],
+        annotated=no,
+        boxes=batch.boxes[last],
+        labels=batch.labels[last],
+        video_ids=batch.video_ids[lane],
+        timestamps=batch.timestamps[lane, -1:],
+        original_sizes=batch.original_sizes[lane],
+        frame_indices=batch.frame_indices[lane, -1:],
+        pictures=batch.pictures[last],
+        lanes=None if batch.lanes is None else batch.lanes[lane],
+    )
 
 
 def _class_names(classes: list[str] | str) -> tuple[str, ...]:

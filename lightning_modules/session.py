@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -103,7 +103,7 @@ class StreamSession:
                 network.set_timing(replace(network.timing, look_ahead=look_ahead))
             except ValueError as error:
                 raise UserError(str(error), where=name) from error
-        return cls(network, card, device=device)
+        return cls(network, card_with_timing(card, network), device=device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights and card as safetensors, and a page about them, into a folder.
@@ -176,7 +176,8 @@ class StreamSession:
             seconds: its time stamp; by default frames come at the rate of the training videos.
 
         Raises:
-            UserError: this is no picture, its size has changed, or its time stamp is before that of the frame before.
+            UserError: this is no picture, its size has changed, its time stamp is before that of the frame before, or
+                has no meaning since the card does not say the frame rate.
         """
         batch = self._steps.batch(frame, seconds)
         due = [] if batch is None else self._predictions(self._predictor, batch, pictures=True)
@@ -249,11 +250,11 @@ class _Steps:
     """
 
     def __init__(self, card: Card, frame_rate: float | None) -> None:
-        # Without a known rate the stride alone counts: seconds are then numbers of frames.
-        trained_rate = card.frame_rate or 1.0
-        self._grid = TimeGrid(card.frame_stride / trained_rate)
+        # Without any rate the stride alone counts: seconds are then numbers of frames.
+        counts_frames = card.frame_rate is None and frame_rate is None
+        self._card, self._grid = card, TimeGrid(card.frame_stride if counts_frames else period_seconds(card))
         self._scale, self._num_classes = FrameScale(card.short_side), len(card.classes)
-        self._frame_rate = frame_rate or trained_rate
+        self._frame_rate = frame_rate or card.frame_rate or 1.0
         self._index, self._seconds = 0, -math.inf
         self._size: tuple[int, ...] | None = None
 
@@ -273,6 +274,8 @@ class _Steps:
                 f"{self._size[1]}x{self._size[0]}",
                 remedy="call finish(), then give frames of another size",
             )
+        if seconds is not None:
+            period_seconds(self._card)  # which refuses a time stamp where no rate is known
         seconds = self.next_seconds if seconds is None else float(seconds)
         if not seconds >= self._seconds:
             raise UserError(
@@ -287,6 +290,16 @@ class _Steps:
         pictures = np.array(frame)[None]  # a copy: the caller may read the next frame into the same memory
         scaled = self._scale(pictures, FRAMES)
         return stream_batch(FRAMES, pictures, scaled, [seconds], [index], is_first, False, self._num_classes)
+
+
+def card_with_timing(card: Card, network: torch.nn.Module) -> Card:
+    """Return the card with the delay and the timing that its network has now, which may have been chosen later."""
+    if not isinstance(network, StreamingDetector):
+        return card
+    config = dict(card.network)
+    if "init_args" in config:
+        config["init_args"] = {**config["init_args"], "timing": asdict(network.timing)}
+    return replace(card, network=config, look_ahead=network.look_ahead)
 
 
 def period_seconds(card: Card) -> float:

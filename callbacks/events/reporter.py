@@ -75,6 +75,10 @@ class EventReporter(Callback):
         self._machine = EventMachine(self.rules, self.person_threshold)
         self._known: dict[int, tuple[str, Path | None]] = {}
         self._seen: dict[str, float] = {}
+        self._newest: dict[str, float] = {}
+        """Time of the newest frame that came of each live source, answered or not."""
+        self._over_until: dict[str, float] = {}
+        """Time up to which each source was ended since it gave no frame."""
         self._counts = dict.fromkeys((rule.name for rule in self.rules), 0)
         longest_wait = max(rule.shortest_seconds for rule in self.rules)
         self._recorder = None if self.clips is None else ClipRecorder(self.clips, longest_wait)
@@ -94,7 +98,11 @@ class EventReporter(Callback):
     ) -> None:
         now = time.monotonic()
         is_live = getattr(batch, "capture", None) is not None
+        if is_live:
+            self._newest |= zip(batch.video_ids, batch.timestamps[:, -1].tolist(), strict=True)
         for frame in outputs:
+            if frame.seconds <= self._over_until.get(frame.video_id, -inf):
+                continue  # it waited for its answer when its source was lost, and would begin the same event again
             self._seen[frame.video_id] = now
             changes = self._machine.add(frame)
             if self._recorder is not None:
@@ -102,7 +110,9 @@ class EventReporter(Callback):
             self._report(changes)
         is_last = getattr(batch, "is_last", None)
         over = [] if is_last is None else [batch.video_ids[row] for row in is_last.nonzero().flatten().tolist()]
-        over += [source for source, seen in self._seen.items() if now - seen > IDLE_SECONDS]
+        idle = [source for source, seen in self._seen.items() if now - seen > IDLE_SECONDS]
+        self._over_until |= {source: self._newest[source] for source in idle if source in self._newest}
+        over += idle
         for source in dict.fromkeys(over):
             self._finish(source)
 

@@ -98,7 +98,9 @@ class CameraHealth(Callback):
             raise self._failure
         delays_ms = (1000 * (time.monotonic() - batch.capture.received[:, 0])).tolist()
         with self._lock:
-            for lane, delay_ms in zip(batch.lanes, delays_ms, strict=True):
+            for lane, delay_ms, is_frame in zip(batch.lanes, delays_ms, batch.is_valid[:, 0].tolist(), strict=True):
+                if not is_frame:
+                    continue
                 counts = self._counts[lane]
                 counts.frames += 1
                 counts.recent.append(delay_ms)

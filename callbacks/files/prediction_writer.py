@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from io import StringIO
 from itertools import count, takewhile
@@ -67,6 +68,8 @@ class PredictionWriter(Callback):
         self._videos: dict[str, AnnotatedVideo] = {}
         self._shown: dict[int, str] = {}
         """The video of each lane."""
+        self._pool: ThreadPoolExecutor | None = None
+        self._closing: list[Future[None]] = []
         self._files: ResultFiles | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -131,7 +134,7 @@ class PredictionWriter(Callback):
             video = self._video(frame.video_id, frame.picture.shape[:2])
             video.write(frame.picture, frame.seconds, detections)
         for video_id in self._left_behind(batch):
-            self._videos.pop(video_id).close()
+            self._close_beside(video_id)
 
     def _left_behind(self, batch: Any) -> set[str]:
         """Return the drawn videos that have received their last frame."""
@@ -147,7 +150,7 @@ class PredictionWriter(Callback):
         if video is not None and video.picture_size == size:
             return video
         if video is not None:
-            self._videos.pop(video_id).close()
+            self._close_beside(video_id)
         number = next(n for n in count(1) if not self._files.is_started(self._part(video_id, n)))
         path = self._part(video_id, number)
         self._files.start(path, may_replace=is_drawn)
@@ -157,6 +160,18 @@ class PredictionWriter(Callback):
             stale.unlink()
         return self._videos[video_id]
 
+    def _close_beside(self, video_id: str) -> None:
+        """Close a video in another thread: its index goes in front by a copy of the file, for which nobody shall wait.
+
+        What went wrong with earlier ones is raised here, or at the end of prediction.
+        """
+        self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="close videos")
+        over = [future for future in self._closing if future.done()]
+        self._closing = [future for future in self._closing if future not in over]
+        self._closing.append(self._pool.submit(self._videos.pop(video_id).close))
+        for future in over:
+            future.result()
+
     def _part(self, video_id: str, number: int) -> Path:
         """Name the annotated video of a source, or the later ones of a live source."""
         return self._files.path(video_id, "detections.mp4" if number == 1 else f"detections.{number}.mp4")
@@ -165,16 +180,21 @@ class PredictionWriter(Callback):
         """Close every file, even if others fail, and return the errors."""
         failed = []
 
-        def close(video: AnnotatedVideo) -> None:
+        def call(close: Callable[[], None]) -> None:
             try:
-                video.close()
+                close()
             except UserError as error:
                 failed.append(str(error))
 
         with ExitStack() as files:  # which closes the others even where one of them raises
             for video in self._videos.values():
-                files.callback(close, video)
-            self._videos, self._shown = {}, {}
+                files.callback(call, video.close)
+            for future in self._closing:
+                files.callback(call, future.result)
+            self._videos, self._shown, self._closing = {}, {}, []
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
         if self._files is not None:
             self._files.report()
         return sorted(failed)

@@ -25,7 +25,7 @@ SHORTEST_TOKEN = 8
 LOOK_SECONDS = 0.02
 """Pause between two checks of a stream for a new picture."""
 MOST_CONNECTIONS = 64
-"""Connections at once, at most; further ones get 503."""
+"""Connections at once, at most; further ones get 503. Those that ask for nothing are closed after some seconds."""
 START_SECONDS = 10.0
 HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
 """Browsers store nothing and pass on no address, which may hold the token."""
@@ -87,6 +87,8 @@ class PageServer:
         try:
             import uvicorn
 
+            from callbacks.page.connection import ImpatientProtocol
+
             app = guarded(page_app(self.board), self.token)
         except ModuleNotFoundError as error:
             raise UserError(f"{error.name} is not installed", "the page", "pip install 'onlooker[serve]'") from error
@@ -100,6 +102,7 @@ class PageServer:
         self.port = bound.getsockname()[1]
         config = uvicorn.Config(
             app,
+            http=ImpatientProtocol,
             log_level="error",
             access_log=False,  # which would hold the token
             server_header=False,

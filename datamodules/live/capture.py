@@ -46,6 +46,8 @@ class LiveFrame(NamedTuple):
     """Number of frames received before it."""
     received: float
     """``time.monotonic`` when it was there."""
+    pause: float = 0.0
+    """The longest time in seconds between two frames that came after the one taken before, this one included."""
 
 
 class StreamClock:
@@ -154,6 +156,7 @@ class LiveCapture:
         self.problem: str | None = None
         self.error: Exception | None = None
         self._clock = StreamClock()
+        self._pause = 0.0
         self._queue: deque[LiveFrame] = deque()
         self._changed = changed or threading.Condition()
         self._deadline = math.inf
@@ -262,15 +265,20 @@ class LiveCapture:
     def _deliver(self, arrival: Arrival) -> None:
         received = time.monotonic()
         self.connected, self.newest, self.problem = True, received, None
+        before = self._clock.now
         seconds = self._clock.tick(arrival.seconds, received)
+        if before is not None:
+            self._pause = max(self._pause, seconds - before)
         if self.grid.takes(seconds):
-            self._put(LiveFrame(arrival.picture, seconds, self.received, received))
+            self._put(LiveFrame(arrival.picture, seconds, self.received, received, self._pause))
+            self._pause = 0.0
         self.received += 1
 
     def _put(self, frame: LiveFrame) -> None:
         with self._changed:
             self._queue.append(frame)
             if len(self._queue) > self.queue_frames:
-                self._queue.popleft()
+                pause = self._queue.popleft().pause
+                self._queue[0] = self._queue[0]._replace(pause=max(pause, self._queue[0].pause))
                 self.dropped += 1
             self._changed.notify_all()

@@ -86,6 +86,7 @@ class CameraLane:
         return self.capture.error
 
     def start(self) -> None:
+        self.stream.restart()
         self.capture.start()
 
     @property

@@ -6,16 +6,18 @@ can be iterated over again. What can never work raises ``VideoError``.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import numpy as np
 
+from datamodules.errors import UserError
 from datamodules.live.feed import FETCH, BoundedFeed
 from datamodules.video.listing import VideoError
 
@@ -86,13 +88,21 @@ class NetworkStream:
     Args:
         address: may hold a user and a password; they are not repeated in names and messages.
         stall_seconds: the connection counts as lost after so long without data.
+
+    Raises:
+        UserError: what cannot be an address.
     """
 
     def __init__(self, address: str, stall_seconds: float) -> None:
         self.address = address
         self.stall_seconds = stall_seconds
-        parts = urlsplit(address)
-        self.name = f"{parts.hostname or parts.scheme}{parts.path}".replace("/", "_").rstrip("_")
+        try:
+            parts = urlsplit(address)
+        except ValueError:
+            scheme = address.partition("://")[0]
+            remedy = "write it as rtsp://host/path; a host in numbers with colons stands in [brackets]"
+            raise UserError("is no address", f"{scheme}://...", remedy) from None  # all of it may hold a password
+        self.name = f"{parts.hostname or parts.scheme}{_public_path(parts)}".replace("/", "_").rstrip("_")
 
     def __iter__(self) -> Generator[Arrival, None, None]:
         import av
@@ -149,6 +159,21 @@ class NetworkStream:
         # RTSP over UDP loses packets, which shows as grey smears.
         options = PICTURE_LIMIT | ({"rtsp_transport": "tcp"} if self.address.startswith("rtsp") else {})
         return stack.enter_context(av.open(self.address, options=options, **settings)), None
+
+
+def _public_path(parts: SplitResult) -> str:
+    """Return the path of an address with digests in the place of what may be a password or the key of a stream.
+
+    >>> _public_path(urlsplit("rtsp://host/user=admin&password=secret/ch1"))
+    '/e8fc0fae/ch1'
+    """
+    segments = parts.path.rstrip("/").split("/")
+    is_key = [bool(set(unquote(segment)) & set("=&@")) for segment in segments]
+    is_key[-1] |= parts.scheme.startswith("rtmp")
+    return "/".join(
+        hashlib.sha256(segment.encode()).hexdigest()[:8] if hidden and segment else segment
+        for segment, hidden in zip(segments, is_key, strict=True)
+    )
 
 
 def _arrivals(packet: Any, timed: bool) -> Iterator[Arrival]:

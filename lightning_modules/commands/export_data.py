@@ -26,6 +26,7 @@ from ..networks.weights.card import Card
 from ..networks.weights.loading import read_weights
 from ..runtimes.detector import ExportedClip, ExportedDetector
 from ..runtimes.sessions import Run
+from ..session import card_with_timing
 from .export_parity import look_ahead
 from .quantization import Quantization, QuantizationSettings, Quantizer
 
@@ -157,7 +158,8 @@ def card_of(
 ) -> Card:
     """Return the card of an exported network: that of its weights, with the data's classes, stride and size of frames.
 
-    Of weights without one it says what is known; the network lies in the graph and is only named.
+    Its delay is that of the network, which may be another than that of the weights. Of weights without a card it says
+    what is known; the network lies in the graph and is only named.
     """
     known = None if weights is None else read_weights(weights)[1]
     short_side = datamodule.store.scale.short_side if isinstance(datamodule, DetectionDataModule) else None
@@ -170,8 +172,7 @@ def card_of(
         short_side=short_side,
         trained_on=type(source or datamodule).__name__,
         commit=commit(ROOT),
-        look_ahead=getattr(model.network, "look_ahead", 0),
     )
     changes = {"classes": tuple(datamodule.class_names), "frame_stride": max(datamodule.frame_stride, 1)}
     changes["short_side"] = short_side or card.short_side
-    return replace(card, **changes, frame_rate=frame_rate or card.frame_rate)
+    return card_with_timing(replace(card, **changes, frame_rate=frame_rate or card.frame_rate), model.network)

@@ -122,7 +122,7 @@ class StreamPredictor:
         if batch.lanes is not None:
             return self.lane_states.joined(batch.lanes, batch.is_first.tolist(), fresh)
         # Where no lane continues, other videos begin, perhaps of another size or on another number of lanes.
-        if self.state is None or not bool((batch.is_valid[:, 0] & ~batch.is_first).any()):
+        if self.state is None or not bool(((batch.is_valid[:, 0] | batch.is_last) & ~batch.is_first).any()):
             return fresh
         return select_lanes(batch.is_first, fresh, self.state)
 

@@ -48,7 +48,8 @@ def read_exported_step(path: Path) -> ExportedStep:
     """Read what a student's exported file says of itself.
 
     Raises:
-        UserError: no such file, a damaged one, a teacher's clip, or one from before cards were inside.
+        UserError: no such file, a damaged one, a teacher's clip, one from before cards were inside, or one whose card
+            says another delay than the graph has.
     """
     about = metadata_of(path)
     if about.get("kind") != "step":
@@ -62,9 +63,17 @@ def read_exported_step(path: Path) -> ExportedStep:
             state = {name: stored[name] for name in stored.files}
         height, width = json.loads(about["image_size"])
         batch_size = None if about["batch_size"] == "any" else int(about["batch_size"])
-        return ExportedStep(card, (height, width), batch_size, state, _rule(about["score"]), about["precision"])
+        step = ExportedStep(card, (height, width), batch_size, state, _rule(about["score"]), about["precision"])
+        look_ahead = int(about["look_ahead"])
     except (KeyError, ValueError, OSError) as error:
         raise UserError(f"its metadata cannot be read: {error}", where=path, remedy="export it again") from error
+    if look_ahead != card.look_ahead:
+        raise UserError(
+            f"its card says look_ahead={card.look_ahead}, its graph has {look_ahead}",
+            where=path,
+            remedy="export it again",
+        )
+    return step
 
 
 def metadata_of(path: Path) -> dict[str, str]:

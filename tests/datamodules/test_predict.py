@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -263,7 +264,38 @@ def live(*connections, **settings) -> list:
     """The batches of a scripted source."""
     data = opened("0", frame_stride=1, frame_rate=1e6, queue_frames=99, **settings)
     data.stream.live = ScriptedSource(*connections)
-    return list(data.predict_dataloader())
+    return without_end(data)
+
+
+def without_end(data: PredictDataModule) -> list:
+    """The batches but the last one, which ends the stream."""
+    *batches, end = data.predict_dataloader()
+    assert end.is_last.all() and not end.is_valid.any()
+    return batches
+
+
+def test_every_live_stream_ends_with_a_chunk_that_adds_no_frame_and_shows_the_last_one():
+    data = predict_data(["0", "1"], classes=["walk"], frame_stride=1, frame_rate=1e6, max_frames=3, queue_frames=99)
+    data.setup("predict")
+    for number, stream in enumerate(data.stream.streams):
+        stream.live = ScriptedSource([(0.01, None, np.full((32, 32, 3), number, np.uint8))] * 10)
+    *_, one, other = data.predict_dataloader()
+    assert {one.lanes, other.lanes} == {(0,), (1,)} and {one.video_ids, other.video_ids} == {
+        ("camera_0",),
+        ("camera_1",),
+    }
+    for end in (one, other):
+        assert end.is_last.tolist() == [True] and end.is_valid.tolist() == [[False]] and not end.is_first.any()
+        assert int(end.frames.amax()) == end.lanes[0] == int(end.pictures[0].max())
+
+
+def test_a_live_source_that_is_lost_for_good_has_an_end_before_the_error():
+    data = opened("0", frame_stride=1, frame_rate=1e6, queue_frames=99, reconnect_attempts=0)
+    data.stream.live = ScriptedSource([(0.01, None, np.zeros((32, 32, 3), np.uint8))] * 2)
+    batches = []
+    with pytest.raises(VideoError, match="scripted: lost"):
+        batches.extend(data.predict_dataloader())
+    assert [bool(batch.is_last) for batch in batches] == [False, False, True]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -302,11 +334,36 @@ def test_a_live_stream_starts_anew_after_a_long_gap_and_with_another_size(caplog
     assert "scripted: starts anew after 0.1 s with 32x64 pixels" in caplog.text
 
 
+def live_and_slow(steps, **settings) -> list:
+    """The first two batches of a scripted source; the model takes half a second for the first."""
+    data = opened("0", frame_stride=1, frame_rate=1e6, **settings)
+    data.stream.live = ScriptedSource(steps)
+    batches = iter(data.predict_dataloader())
+    first = next(batches)
+    time.sleep(0.5)
+    second = next(batches)
+    data.stream.stop.set()
+    return [first, second]
+
+
+def test_a_model_that_is_slower_than_the_longest_gap_does_not_start_a_stream_anew():
+    batches = live_and_slow([(0.02, None, np.zeros((32, 32, 3), np.uint8))] * 1000, max_gap_seconds=0.3)
+    assert float(batches[1].timestamps) > 0.3
+    assert [bool(batch.is_first) for batch in batches] == [True, False]
+
+
+def test_a_gap_starts_a_stream_anew_though_the_frame_behind_it_was_dropped():
+    steps = [(wait, stamp, np.zeros((32, 32, 3), np.uint8)) for wait, stamp in ((0, 0.0), (0.1, 0.9), (0, 1.0))]
+    batches = live_and_slow([*steps, (9, None, None)], max_gap_seconds=0.5)
+    assert float(batches[1].timestamps) == 1.0 and batches[1].capture.dropped == 1
+    assert [bool(batch.is_first) for batch in batches] == [True, True]
+
+
 def test_a_short_loss_does_not_start_a_stream_anew(tmp_path):
     write_video(tmp_path / "film.mp4", numbered_frames(30), 20)
     with network_camera(Connection(tmp_path / "film.mp4", 0, 6), Connection(tmp_path / "film.mp4", 10, 20)) as address:
         data = opened(address, frame_stride=1, frame_rate=1e6, queue_frames=99, max_frames=15)
-        batches = list(data.predict_dataloader())
+        batches = without_end(data)
     assert [bool(batch.is_first) for batch in batches] == [True] + [False] * 14
     assert batches[-1].capture.reconnections == 1
     assert batches[0].video_ids == ("127.0.0.1_live",)

@@ -190,6 +190,14 @@ def test_weights_that_do_not_say_their_frame_rate_take_arrays_by_stride_and_no_f
         next(rateless.predict(tmp_path / "film.mp4"))
 
 
+def test_times_and_rates_of_frames_need_the_frame_rate_of_the_training_videos(session):
+    rateless = StreamSession(session.network, replace(session.card, frame_rate=None))
+    with pytest.raises(UserError, match=r"card\.frame_rate: the weights do not say the frame rate"):
+        rateless.step(frames(1)[0], seconds=0.0)
+    with pytest.raises(UserError, match=r"card\.frame_rate: the weights do not say the frame rate"):
+        next(rateless.predict(frames(7), frame_rate=30.0))
+
+
 def test_a_session_that_was_saved_predicts_the_same_to_the_last_bit(session, tmp_path):
     session.save_pretrained(tmp_path / "student")
     again = StreamSession.from_pretrained(tmp_path / "student")
@@ -205,6 +213,13 @@ def test_a_session_predicts_with_the_delay_that_is_asked_for(session, tmp_path):
     assert [None if frame is None else frame.frame for frame in due] == [None, None, 0, None, 2, None, 4]
     with pytest.raises(UserError, match="look_ahead is a number of frames, at least 0, got -1"):
         StreamSession.from_pretrained(tmp_path / "student", look_ahead=-1)
+
+
+def test_a_chosen_delay_is_saved_with_the_weights(session, tmp_path):
+    session.save_pretrained(tmp_path / "student")
+    StreamSession.from_pretrained(tmp_path / "student", look_ahead=1).save_pretrained(tmp_path / "early")
+    again = StreamSession.from_pretrained(tmp_path / "early")
+    assert (again.look_ahead, again.card.look_ahead, again.network.timing.boxes_from) == (1, 1, "next")
 
 
 ALONE = """

@@ -22,9 +22,10 @@ TRAINER = SimpleNamespace(datamodule=SimpleNamespace(class_names=("walk", "wave"
 WAVE = [{"action": "wave", "shortest_seconds": 0.5}]
 
 
-def batch(*sources: str, last: tuple[bool, ...] = (), live: bool = False) -> SimpleNamespace:
+def batch(*sources: str, last: tuple[bool, ...] = (), live: bool = False, newest: float = 0.0) -> SimpleNamespace:
     is_last = torch.tensor(last or (False,) * len(sources))
-    return SimpleNamespace(video_ids=sources, is_last=is_last, capture=object() if live else None)
+    capture, timestamps = object() if live else None, torch.tensor([[newest]] * len(sources))
+    return SimpleNamespace(video_ids=sources, is_last=is_last, capture=capture, timestamps=timestamps)
 
 
 def predict(reporter: EventReporter, *batches, end: bool = True) -> None:
@@ -164,6 +165,22 @@ def test_a_camera_that_has_gone_silent_ends_its_events_while_others_go_on(tmp_pa
         assert there == (seconds > module.IDLE_SECONDS)
     assert [(line["source"], line["end"]) for line in lines(tmp_path)] == [("yard", 2.0)]
     reporter.on_predict_end(TRAINER, None)
+
+
+def test_frames_that_are_answered_after_their_camera_was_lost_repeat_no_event(tmp_path, monkeypatch):
+    """Predictions come three frames late, so those of the last frames come with the first one after the loss."""
+    now = [100.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    reporter, frames = EventReporter(WAVE, tmp_path, clips=None), waving(0.0, 9.0, 4.0, "yard")
+    reporter.on_predict_start(TRAINER, None)
+    reporter.on_predict_batch_end(TRAINER, None, frames[:-3], batch("yard", live=True, newest=4.0), 0)
+    now[0] += module.IDLE_SECONDS + 1
+    reporter.on_predict_batch_end(TRAINER, None, [], batch("door", live=True), 1)
+    reporter.on_predict_batch_end(TRAINER, None, frames[-3:], batch("yard", live=True, newest=30.0), 2)
+    later = [frame(seconds, person(0.9, 3), source="yard") for seconds in (30.0, 31.0)]
+    reporter.on_predict_batch_end(TRAINER, None, later, batch("yard", live=True, newest=31.0), 3)
+    reporter.on_predict_end(TRAINER, None)
+    assert [(line["start"], line["end"]) for line in lines(tmp_path)] == [(0.0, 2.5), (30.0, 31.0)]
 
 
 def test_a_misspelt_action_ends_prediction_before_it_begins(tmp_path):

@@ -20,11 +20,14 @@ from datamodules.errors import UserError
 
 
 class Cameras(L.LightningDataModule):
-    """Batches of the lanes given, whose frames are so many milliseconds old; then a while without any."""
+    """Batches of the lanes given, whose frames are so many milliseconds old; then a while without any.
 
-    def __init__(self, *batches: dict[int, float], pause: float = 0.0) -> None:
+    With ``ends`` the last batch ends its lanes and adds no frame.
+    """
+
+    def __init__(self, *batches: dict[int, float], pause: float = 0.0, ends: bool = False) -> None:
         super().__init__()
-        self.given, self.pause, self.class_names = batches, pause, ("walk",)
+        self.given, self.pause, self.ends, self.class_names = batches, pause, ends, ("walk",)
         self.health = (
             SourceHealth("door", "running", 7, 2, 0, None),
             SourceHealth("back yard", "lost", 3, 0, 1, "the stream ended"),
@@ -40,10 +43,13 @@ class Cameras(L.LightningDataModule):
         return 2**31
 
     def __iter__(self):
-        for batch in self.given:
+        for number, batch in enumerate(self.given, start=1):
             received = torch.tensor([[time.monotonic() - age / 1000] for age in batch.values()], dtype=torch.float64)
             names = tuple(self.health[lane].name for lane in batch)
-            yield SimpleNamespace(capture=Capture(received, 2, 1), lanes=tuple(batch), video_ids=names)
+            is_end = self.ends and number == len(self.given)
+            is_valid = torch.full((len(batch), 1), not is_end)
+            capture = Capture(received, 2, 1)
+            yield SimpleNamespace(capture=capture, lanes=tuple(batch), video_ids=names, is_valid=is_valid)
         time.sleep(self.pause)
 
 
@@ -100,6 +106,11 @@ def test_the_last_lines_hold_frames_losses_and_delays_of_each_camera(tmp_path, c
     )
     assert re.search(r"^back yard lost        1 frames, 0 dropped, 1 reconn.* ms \(the stream ended\)$", said, re.M)
     assert f"wrote {tmp_path}/health.jsonl" in said
+
+
+def test_the_end_of_a_camera_is_no_frame(tmp_path):
+    predict(Cameras({0: 1000.0, 1: 1000.0}, {0: 5000.0}, ends=True), CameraHealth(tmp_path, every_seconds=60))
+    assert [(line["frames"], line["delay_p50_ms"] < 3000) for line in lines(tmp_path)] == [(1, True), (1, True)]
 
 
 def test_lines_go_on_where_no_camera_sends_anything_and_their_delays_are_those_since_the_last(tmp_path):

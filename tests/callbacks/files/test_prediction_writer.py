@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import unicodedata
+from concurrent.futures import wait
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -276,6 +278,8 @@ def test_another_frame_size_begins_another_video(tmp_path):
 def test_the_video_of_a_file_is_closed_when_the_next_begins(tmp_path):
     writer = PredictionWriter(tmp_path, ["mp4"])
     write(writer, [tracked(video="kitchen")], [tracked(video="garden")], end=False)
+    (closing,) = writer._closing
+    closing.result(timeout=30)
     assert len(read_mp4(tmp_path / "kitchen.detections.mp4")[0]) == 1
     writer.on_exception(TRAINER, None, KeyboardInterrupt())
     assert len(read_mp4(tmp_path / "garden.detections.mp4")[0]) == 1
@@ -495,6 +499,46 @@ def test_a_file_that_cannot_be_closed_does_not_lose_the_others_and_is_named(tmp_
     started().on_exception(TRAINER, None, KeyboardInterrupt())  # whose own error must not be replaced
     assert sum("Input/output error" in str(warning.message) for warning in recwarn) == 2
     assert [len(read_mp4(tmp_path / f"{name}.detections.mp4")[0]) for name in names] == [3, 3, 3]
+
+
+@pytest.fixture
+def slow_close(monkeypatch) -> threading.Event:
+    """Videos are closed, and one called attic fails to be, once the event is set."""
+    go_on, close = threading.Event(), AnnotatedVideo.close
+
+    def waits(video: AnnotatedVideo) -> None:
+        assert go_on.wait(30)
+        close(video)
+        if video.path.name.startswith("attic"):
+            raise UserError("cannot be written: Input/output error", where=video.path)
+
+    monkeypatch.setattr(AnnotatedVideo, "close", waits)
+    return go_on
+
+
+def test_frames_go_on_while_the_video_of_an_earlier_size_is_closed_and_the_end_waits_for_it(tmp_path, slow_close):
+    writer = PredictionWriter(tmp_path, ["mp4", "jsonl"])
+    write(writer, *([tracked(size=size)] for size in ((50, 40), (60, 40), (60, 40))), end=False)
+    assert len(lines(tmp_path / "kitchen.jsonl")) == 3
+    slow_close.set()
+    writer.on_predict_end(TRAINER, None)
+    counts = [len(read_mp4(tmp_path / f"kitchen.detections{part}.mp4")[0]) for part in ("", ".2")]
+    assert counts == [1, 2] and not any(thread.name.startswith("close videos") for thread in threading.enumerate())
+
+
+def test_a_video_that_cannot_be_closed_beside_prediction_is_named_at_the_next_one_or_at_the_end(tmp_path, slow_close):
+    slow_close.set()
+    attic, bath, cellar = ([tracked(video=name)] for name in ("attic", "bath", "cellar"))
+    writer = PredictionWriter(tmp_path, ["mp4"])
+    write(writer, attic, bath, end=False)
+    with pytest.raises(UserError, match=r"attic\.detections\.mp4: cannot be written"):
+        writer.on_predict_end(TRAINER, None)
+    write(writer, attic, bath, end=False)
+    wait([*writer._closing], timeout=30)
+    with pytest.raises(UserError, match=r"attic\.detections\.mp4: cannot be written"):
+        writer.on_predict_batch_end(TRAINER, None, cellar, batch_of(*cellar), 2)
+    writer.on_exception(TRAINER, None, UserError("the one above"))
+    assert [len(read_mp4(tmp_path / f"{name}.detections.mp4")[0]) for name in ("attic", "bath", "cellar")] == [1, 1, 1]
 
 
 def test_a_disk_that_is_full_at_the_end_leaves_a_video_that_can_be_played(small_disk):

@@ -14,8 +14,9 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
+from callbacks.page import connection
 from callbacks.page.board import Board
-from callbacks.page.server import PageServer, check_access
+from callbacks.page.server import MOST_CONNECTIONS, PageServer, check_access
 from datamodules.errors import UserError
 from tests.callbacks.events.scenes import frame, person
 
@@ -159,6 +160,38 @@ def test_readers_who_stop_reading_hold_up_nobody(open_page):
     assert get(server, "/state")[0] == 200
     for each in lazy:
         each.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"GET /state HTTP/1.1\r\nHost: ", b"GET /state HTTP/1.1\r\nHost: localhost\r\n\r\nGET /state HT"],
+    ids=["nothing", "half a request", "half a second request"],
+)
+def test_connections_that_ask_for_nothing_keep_others_out_for_some_seconds_only(monkeypatch, guarded_page, said):
+    server, _ = guarded_page
+    monkeypatch.setattr(connection, "SILENT_SECONDS", 0.5)
+    silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(MOST_CONNECTIONS)]
+    for each in silent:
+        each.sendall(said)
+    until = time.monotonic() + 10
+    while get(server, f"/state?token={TOKEN}")[0] != 200:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    time.sleep(1.0)
+    assert all(each.recv(1000) == b"" or each.recv(1000) == b"" for each in silent)  # after the response, if any
+    for each in silent:
+        each.close()
+
+
+def test_a_stream_goes_on_for_longer_than_silence_is_borne(monkeypatch, open_page):
+    server, board = open_page
+    monkeypatch.setattr(connection, "SILENT_SECONDS", 0.2)
+    with socket.create_connection(("127.0.0.1", server.port), 10) as reader:
+        reader.sendall(b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert reader.recv(65536)
+        time.sleep(0.6)
+        board.show(frame(99.0, colour=200))
+        assert reader.recv(65536)
 
 
 def test_the_end_closes_streams_and_frees_the_port():

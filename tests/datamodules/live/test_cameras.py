@@ -12,7 +12,7 @@ import pytest
 from datamodules.errors import UserError
 from datamodules.live import capture as live_capture
 from datamodules.video.listing import VideoError
-from tests.datamodules.live.handed_source import PERIOD, handed_feed, received, wait_until
+from tests.datamodules.live.handed_source import PERIOD, HandedSource, handed_feed, received, wait_until
 from tests.datamodules.miniature import numbered_frames, read_numbers
 from tests.datamodules.written_videos import write_video
 from tests.flat_data import predict_data
@@ -227,6 +227,15 @@ def test_limits_end_each_camera_and_then_the_feed():
             camera.show(number * PERIOD, picture(number))
     taken = [video for batch in feed.batches() for video in batch.video_ids]
     assert sorted(taken) == ["door", "door", "yard", "yard"] and states(feed) == ["ended", "ended"]
+
+
+def test_a_feed_can_be_read_twice_and_each_camera_starts_anew():
+    feed, _ = handed_feed("a", max_frames=2)
+    for _ in range(2):
+        feed.streams[0].live = source = HandedSource()  # the thread of an earlier one may still wait for it
+        for number in range(2):
+            source.show(number * PERIOD, picture(number))
+        assert [bool(batch.is_first) for batch in feed.batches()] == [True, False]
 
 
 def test_a_stop_ends_the_feed_though_cameras_hang_and_its_threads_end():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from datamodules.errors import UserError
-from datamodules.live.source_list import NamedSource, listed_sources
+from datamodules.live.source_list import NamedSource, listed_sources, own_name
 
 PASSWORD = "rtsp://admin:secret@10.0.0.5/ch{}"
 
@@ -83,3 +85,25 @@ def test_names_hold_no_password():
         "10.0.0.5_ch1",
         "10.0.0.5_ch2",
     ]
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("rtsp://10.0.0.5:554/user=admin_password=secret_channel=1.sdp?real_stream", r"10\.0\.0\.5_[0-9a-f]{8}"),
+        ("rtsp://10.0.0.5/ch1/admin&secret/main/", r"10\.0\.0\.5_ch1_[0-9a-f]{8}_main"),
+        ("rtsp://10.0.0.5/password%3Dsecret", r"10\.0\.0\.5_[0-9a-f]{8}"),
+        ("rtmp://live.example/app/secret", r"live\.example_app_[0-9a-f]{8}"),
+        ("rtmps://live.example/app/secret/", r"live\.example_app_[0-9a-f]{8}"),
+        ("rtsp://admin:sec/ret@10.0.0.5/ch1", r"admin_[0-9a-f]{8}_ch1"),
+    ],
+)
+def test_passwords_and_keys_in_the_path_of_an_address_are_in_no_name(address, name):
+    assert re.fullmatch(name, own_name(address))
+    assert own_name(address) == own_name(address) != own_name(address.replace("secret", "other").replace("ret", "x"))
+
+
+def test_what_cannot_be_an_address_is_refused_without_its_password():
+    with pytest.raises(UserError, match=r"rtsp://\.\.\.: is no address; write it as") as error:
+        own_name("rtsp://admin:secret@[fe80::1/stream")
+    assert "secret" not in str(error.value)

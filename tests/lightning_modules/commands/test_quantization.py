@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +234,15 @@ def test_the_card_of_an_export_is_that_of_its_weights_or_of_the_data(source, tmp
         card = card_of(module, data, weights, None)
         assert (card.network, card.frame_stride, card.short_side) == ({"class_path": "StreamingDetector"}, 2, 64)
         assert (card.look_ahead, card.frame_rate, card.trained_on) == (1, None, "NumberedVideos")
+
+
+def test_the_card_of_an_export_has_the_delay_of_the_network_not_that_of_its_weights(source, tmp_path):
+    data, config = tiny.streams(source, tmp_path), small_config()
+    save_weights({"x": torch.ones(1)}, tmp_path / "late.pt", small_card(config))
+    module = StreamDetectionModule(tiny.student("tsa", look_ahead=1))
+    card = card_of(module, data, str(tmp_path / "late.pt"), None)
+    assert (small_card(config).look_ahead, card.look_ahead) == (3, 1)
+    assert card.network["init_args"]["timing"] == asdict(module.network.timing)
 
 
 def test_a_film_is_read_as_predict_reads_it(source, tmp_path):

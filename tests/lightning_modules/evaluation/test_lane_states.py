@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from datamodules.batches import Capture, StreamBatch
 from datamodules.frame_stream import stream_batch
 from datamodules.live.cameras import side_by_side
+from datamodules.predict import with_ends
 from lightning_modules.evaluation.stream_predictor import StreamPredictor
 from lightning_modules.evaluation.tracked import TrackedFrame
 from lightning_modules.networks.detection.outputs import decode_detections
@@ -67,6 +68,28 @@ def assert_same(found: Sequence[TrackedFrame], expected: Sequence[TrackedFrame])
             assert one.box == pytest.approx(other.box, abs=1e-2)
             assert one.person_score == pytest.approx(other.person_score, abs=1e-4)
             assert one.actions == pytest.approx(other.actions, abs=1e-4)
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_late_predictions_of_a_stream_that_breaks_off_are_those_of_one_that_ends(count):
+    stream = predictor(look_ahead=3)
+    broken_off = (frame(0, index, index == 0) for index in range(count))
+    with torch.inference_mode():
+        found = [each for batch in with_ends(broken_off) for each in stream.track(stream.add(batch), CLASSES)]
+    assert_same(found, alone(0, (0,), count, 3, SIZE))
+
+
+def test_late_predictions_of_many_streams_that_break_off_are_those_of_streams_that_end():
+    stream, counts = predictor(look_ahead=3), {2: 7, 5: 4}
+    broken_off = (
+        side_by_side({camera: frame(camera, index, index == 0) for camera, count in counts.items() if index < count})
+        for index in range(max(counts.values()))
+    )
+    with torch.inference_mode():
+        found = [each for batch in with_ends(broken_off) for each in stream.track(stream.add(batch), CLASSES)]
+    for camera, count in counts.items():
+        of_camera = [each for each in found if each.video_id == f"camera {camera}"]
+        assert_same(of_camera, alone(camera, (0,), count, 3, SIZE))
 
 
 @pytest.mark.parametrize("look_ahead", [0, 3])

@@ -256,6 +256,18 @@ def test_what_cannot_run_is_refused_in_one_line_by_command_and_session(folder, n
 
 
 @needs_onnx
+def test_a_file_whose_card_says_another_delay_than_its_graph_has_is_refused(folder, tmp_path):
+    import onnx
+
+    model = onnx.load(folder / "student.onnx")
+    about = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(model, about | {CARD: json.dumps(json.loads(about[CARD]) | {"look_ahead": 2})})
+    onnx.save(model, tmp_path / "mixed.onnx")
+    with pytest.raises(UserError, match="its card says look_ahead=2, its graph has 3; export it again"):
+        StreamSession.from_pretrained(tmp_path / "mixed.onnx")
+
+
+@needs_onnx
 def test_an_exported_file_says_all_that_predict_needs(folder):
     found = with_card(["predict", "--weights", str(folder / "student.onnx"), "--source=film.mp4", "--runtime=onnx"])
     given = {"file": str(folder / "student.onnx"), "runtime": "onnx"}
