@@ -13,7 +13,7 @@ from datamodules.errors import UserError
 
 from .base import TrainingSettings
 from .detection_base import DetectionModule, DetectionSettings
-from .evaluation.benchmark import Benchmark
+from .evaluation.benchmark import Benchmark, FrameSize
 from .evaluation.detection_evaluator import DetectionEvaluator
 from .evaluation.tracked import TrackedFrame, people_of
 from .losses.detection import DetectionLoss
@@ -153,23 +153,23 @@ class ClipDetectionModule(DetectionModule):
     def benchmark(self) -> Benchmark:
         """Measure the clip that was scored, which may be shorter than the network's: a single frame shows one slot."""
         prepare_for_inference(self.network)
-        side, num_frames = self.network.frame_size, self.trainer.datamodule.num_frames
-        clip, sizes = benchmark_clip(self.network, self.device, num_frames)
+        frame, num_frames = self.measured_frame, self.trainer.datamodule.num_frames
+        clip, sizes = benchmark_clip(frame, num_frames, self.device)
         return Benchmark(
             self.network,
             (clip, sizes),
             "clip",
             lambda: self.decode(self.network(clip, sizes), sizes, sizes),
+            frame=frame.padded,
             delay=self.trainer.datamodule.window.future,
             # What was published has no stem.
             published_gflops=None
             if self.network.backbone.stem
-            else published_gflops(self.network, side, side, num_frames).total,
+            else published_gflops(self.network, *frame.padded, num_frames).total,
         )
 
 
-def benchmark_clip(network: EvadTeacher, device: torch.device, num_frames: int) -> tuple[Tensor, Tensor]:
-    """A normalised clip (1, 3, T, H, W) of random pixels of the size the network was made for, and its size (1, 2)."""
-    side = network.frame_size
-    clip = torch.randn(1, 3, num_frames, side, side, device=device)
-    return clip, torch.tensor([[side, side]], device=device)
+def benchmark_clip(frame: FrameSize, num_frames: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A normalised clip (1, 3, T, H, W) of random pixels, and its size before padding (1, 2)."""
+    clip = torch.randn(1, 3, num_frames, *frame.padded, device=device)
+    return clip, torch.tensor([frame.image], device=device)

@@ -11,13 +11,16 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from datamodules.batches import ClipBatch, StreamBatch
 from datamodules.errors import UserError
 
 from .base import ExperimentModule, TrainingSettings
+from .evaluation.benchmark import FrameSize
 from .evaluation.detection_evaluator import DetectionEvaluator, DetectionSettings
 from .evaluation.map_stem import check_stem
 from .networks.detection.outputs import Detections, ScoredBoxes
 from .networks.layers.prepared import prepare_for_inference
+from .networks.layers.stem import pixel_size, stem_of
 from .networks.weights.image_vit import load_pretrained
 
 NAMES_SHOWN = 5
@@ -52,10 +55,13 @@ class DetectionModule(ExperimentModule):
         if pretrained is not None:
             rank_zero_info(f"{pretrained}\n{load_pretrained(network, pretrained)}")
         self.evaluator: DetectionEvaluator | None = None
+        self._frame_size: FrameSize | None = None
+        """That of the run's first batch."""
 
     def setup(self, stage: str) -> None:
         """Make the evaluator, which depends on the data: on the classes that are scored and on the true tubes."""
         super().setup(stage)
+        self._frame_size = None
         if stage != "predict":
             self.evaluator = self.make_evaluator("test" if stage == "test" else "val")
 
@@ -155,6 +161,30 @@ class DetectionModule(ExperimentModule):
         """Protocol, linker and stride of ``test/video_map_50``; None without."""
         linking = self.detection.video_map
         return None if linking is None else f"{linking}, stride {self.trainer.datamodule.evaluation_grid}"
+
+    @property
+    def measured_frame(self) -> FrameSize:
+        """Size of the frames to measure: the run's, or the square the network was made for before any batch."""
+        square = (self.network.frame_size, self.network.frame_size)
+        return self._frame_size or FrameSize(square, square)
+
+    def on_train_batch_start(self, batch: ClipBatch, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        self._keep_frame_size(batch)
+
+    def on_validation_batch_start(
+        self, batch: ClipBatch | StreamBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._keep_frame_size(batch)
+
+    on_test_batch_start = on_validation_batch_start
+
+    def _keep_frame_size(self, batch: ClipBatch | StreamBatch) -> None:
+        """Keep the size of the first frames that come, the largest of them before padding; placeholders have none."""
+        shown = [row for row, video in enumerate(batch.video_ids) if video]
+        if self._frame_size is None and shown:
+            height, width = batch.image_sizes[shown].amax(0).tolist()
+            self._frame_size = FrameSize(pixel_size(batch.frames, stem_of(self.network)), (height, width))
 
     # Not in setup: a checkpoint may bring the stem's weights only after it.
     def on_fit_start(self) -> None:

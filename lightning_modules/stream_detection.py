@@ -256,10 +256,10 @@ class StreamDetectionModule(DetectionModule):
 
     def benchmark(self) -> Benchmark:
         prepare_for_inference(self.network)
-        side = self.network.frame_size
-        frame = torch.randn(1, 1, 3, side, side, device=self.device)
-        sizes = torch.tensor([[side, side]], device=self.device)
-        initial = self.network.initial_state(1, device=self.device)
+        padded, image = self.measured_frame
+        frame = torch.randn(1, 1, 3, *padded, device=self.device)
+        sizes = torch.tensor([image], device=self.device)
+        initial = self.network.initial_state(1, padded, device=self.device)
         state = initial
 
         def step() -> list[ScoredBoxes]:
@@ -272,6 +272,7 @@ class StreamDetectionModule(DetectionModule):
             (frame, initial, sizes),
             "frame",
             step,
+            frame=padded,
             delay=self.network.timing.look_ahead,
             state=initial,
             reference=self.reference_step(),

@@ -183,7 +183,7 @@ class DistillationModule(StreamDetectionModule):
         return self.teacher(gather_clips(frames, needed, shown), sizes, method="outputs")
 
     def reference_step(self) -> Step:
-        """Return the teacher's sliding window: one full clip, of frames as large as the student's, for one new frame."""
+        """Return the teacher's sliding window: a full clip of frames as large as the student's for one new frame."""
         prepare_for_inference(self.teacher.network)
         clip, sizes = benchmark_clip(self.measured_frame, self.teacher.network.num_frames, self.device)
         return lambda: self.decode(self.teacher(clip, sizes), sizes, sizes)

@@ -68,6 +68,7 @@ class BenchmarkTable(Callback):
             gflops=flops.gflops,
             gflops_published=benchmark.published_gflops,
             gflops_unit=benchmark.unit,
+            frame=benchmark.frame and "{} x {}".format(*benchmark.frame),
             uncounted_operators=list(flops.uncounted),
             delay=benchmark.delay,
             state_mib=state_bytes(benchmark.state) / 2**20,

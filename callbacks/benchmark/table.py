@@ -23,6 +23,8 @@ Written by `python main.py test`; the newest run of each experiment, all runs ar
   of data are excluded, the device is synchronised. The step is the unit beside GFLOPs. It is one new frame of a stream;
   one full clip, which a sliding window needs for every new frame; or one window of a temporal detector, with the
   optical flow that it needs. The extraction of stored features is not included.
+- **Frame** is the height and width in pixels of a detector's frames in these measurements, padding included. They are
+  those of the run. Older rows of detectors lack it: they are of the square that the network was made for.
 - **Delay** is the number of sampled frames after its own that a prediction waits for.
 - **Frames/s** are new frames over the mean latency. **State** is the memory that a stream keeps between two frames.
 - **Speed-up** is the teacher's median latency for one full clip over the row's latency for one frame. The two are timed
@@ -76,6 +78,7 @@ COLUMNS: dict[str, Callable[[BenchmarkRow], str]] = {
     "parameters M": lambda row: f"{row.parameters / 1e6:.2f}",
     "delay": lambda row: "-" if row.delay is None else "none" if row.delay == 0 else f"{row.delay} frames",
     "GFLOPs": lambda row: _gflops(row),
+    "frame": lambda row: row.frame or "-",
     "p50 ms": lambda row: f"{row.latency_p50_ms:.2f}",
     "p95 ms": lambda row: f"{row.latency_p95_ms:.2f}",
     "p99 ms": lambda row: f"{row.latency_p99_ms:.2f}",

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 Step = Callable[[], object]
 """One timed unit of work; every call costs the same."""
+
+
+class FrameSize(NamedTuple):
+    """Size of the frames that a detector is measured on: heights and widths in pixels."""
+
+    padded: tuple[int, int]
+    image: tuple[int, int]
+    """Size before padding."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,8 @@ class Benchmark:
     """The word for that call in tables: ``clip``, ``frame``, ``window of 48 frames``."""
     step: Step
     """Call from normalised pixels to decoded predictions, which is timed."""
+    frame: tuple[int, int] | None = None
+    """Height and width of a detector's frames in pixels, padding included; None of other networks."""
     new_frames: int = 1
     """Sampled frames that one step adds: 1 for a stream and for a sliding window, more for a window as a whole."""
     delay: int | None = None

@@ -79,6 +79,7 @@ def test_a_number_that_one_split_lacks_has_no_mean_and_the_table_can_be_read_on(
         ({"video_protocol": "act"}, "jhmdb_3 has video_protocol 'act', jhmdb_1 has None"),
         ({"protocol": "act frame mAP@0.5"}, "jhmdb_3 has protocol 'act frame mAP@0.5', jhmdb_1 has 'pascal"),
         ({"parameters": 7}, "jhmdb_3 has parameters 7, jhmdb_1 has 100: only results of one network"),
+        ({"frame": "256 x 320"}, "jhmdb_3 has frame '256 x 320', jhmdb_1 has None: only results of one network"),
         ({"map": None}, "jhmdb_3 has no mAP"),
     ],
 )
