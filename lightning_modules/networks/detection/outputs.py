@@ -40,9 +40,13 @@ class DetectorOutputs(NamedTuple):
 
     def of(self, keyframes: Tensor) -> DetectorOutputs:
         """Return the outputs for some keyframes, (N,) int64."""
-        stacked = (part[:, keyframes] for part in (self.person_logits, self.boxes, self.action_logits))
-        maps, kept = (tuple(part[keyframes] for part in parts) for parts in (self.maps, self.kept_by_layer))
-        return DetectorOutputs(*stacked, maps, kept)
+        return DetectorOutputs(
+            self.person_logits[:, keyframes],
+            self.boxes[:, keyframes],
+            self.action_logits[:, keyframes],
+            tuple(part[keyframes] for part in self.maps),
+            tuple(part[keyframes] for part in self.kept_by_layer),
+        )
 
 
 class ScoredBoxes(NamedTuple):
