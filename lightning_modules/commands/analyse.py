@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -187,7 +186,9 @@ def _of_tubes(
     moments = data.sampled_seconds(split)
 
     def seconds_of(video: str, slot: int) -> float:
-        return float(moments[video][slot]) if slot < len(moments[video]) else math.inf  # after its end
+        known = moments[video]
+        beyond = max(slot - (len(known) - 1), 0)  # a tube may go on after the end of its video, as time does
+        return float(known[slot - beyond] + beyond * (np.diff(known[-2:]).sum() or 1.0))
 
     sizes = {keyframe.video_id: keyframe.original_size for keyframe in data.true_keyframes(split)}
     truth = TrueVideos(tubes, names, sizes, seconds_of, data.frame_reader(split))
