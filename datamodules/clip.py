@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from datamodules.annotations.source import DetectionSource, Split
 from datamodules.detection import DetectionDataModule
 from datamodules.errors import UserError
-from datamodules.sampling.collate import padded_size
+from datamodules.sampling.collate import kinds_of_size
 from datamodules.sampling.samplers import EveryOnce
 from datamodules.sampling.transforms import ClipTransform
 from datamodules.sampling.windows import Window, WindowDataset, annotated_samples, grid_samples, slot_samples
@@ -88,9 +88,8 @@ class ClipDataModule(DetectionDataModule):
 
     def _evaluation_loader(self, split: Split | Literal["predict"], samples: np.ndarray) -> DataLoader:
         dataset = self._dataset(split, samples, None)
-        sizes = np.asarray([padded_size(*video.facts.size) for video in dataset.videos])
-        _, kinds = np.unique(sizes, axis=0, return_inverse=True)
-        sampler = EveryOnce(kinds.reshape(-1)[samples[:, 0]], self.loader.in_evaluation, self.rank, self.world_size)
+        kinds = kinds_of_size(video.facts.size for video in dataset.videos)
+        sampler = EveryOnce(kinds[samples[:, 0]], self.loader.in_evaluation, self.rank, self.world_size)
         return self._loader(dataset, sampler, self.loader.num_workers)
 
     def _dataset(

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
 from datamodules.batches import MapFacts, TrueKeyframe, TrueTubes
-from datamodules.errors import UserError
+from datamodules.errors import UserError, printable
 from datamodules.frames.maps import FeatureMaps
 from datamodules.frames.store import DecodedFrames, FrameStore
 from datamodules.sampling.indexing import num_slots
@@ -154,10 +154,11 @@ class DetectionDataModule(SourceDataModule[TimedVideo]):
             raise VideoError(f"none of {len(videos)} videos can be read; the first: {first}") from first
         if shared := [video for video in timed if len(video.shared_moments)]:
             count, moment = sum(len(video.shared_moments) for video in shared), shared[0].shared_moments[0]
-            rank_zero_warn(
+            text = (
                 f"{count} annotated moments fall on a frame that an earlier one has, such as {moment:.3f} s of "
                 f"{shared[0].video_id}; nothing is trained on them; give rows of one frame the same time"
             )
+            rank_zero_warn(printable(text))
         return tuple(timed)
 
     def _cached(self, videos: Sequence[AnnotatedVideo]) -> list[Video]:

@@ -20,7 +20,7 @@ from datamodules.errors import UserError
 from datamodules.flow.cache import FlowCache, SteppedFrames
 from datamodules.flow.store import ComputedFlow, FlowSettings, FlowStore
 from datamodules.frames.store import FrameStore
-from datamodules.sampling.collate import padded_size
+from datamodules.sampling.collate import kinds_of_size
 from datamodules.sampling.samplers import VideoWindows
 from datamodules.sampling.segment_windows import (
     Augmentation,
@@ -194,8 +194,7 @@ class SegmentDataModule(SourceDataModule[SteppedVideo]):
         videos, store = self.videos(split), self.frames_of(split)
         if self.crop_size is not None or videos[0].frames is None:
             return np.zeros(len(videos), np.int64)
-        sizes = np.asarray([padded_size(*store.facts(video.video.media).size) for video in videos])
-        return np.unique(sizes, axis=0, return_inverse=True)[1].reshape(-1)
+        return kinds_of_size(store.facts(video.video.media).size for video in videos)
 
     def _flow_of(self, split: Split | Literal["predict"]) -> FlowStore | None:
         """Return the store of these videos' flow; None where flow is not used."""

@@ -11,23 +11,20 @@ from threading import Thread
 from typing import Any, Generic, Literal, TypeVar
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from datamodules.annotations.segment_source import AnnotatedSegments, SegmentSource
-from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
+from datamodules.annotations.segment_source import SegmentSource
+from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split, report_left_out, shared_videos
 from datamodules.frames.cache import FrameCache
 from datamodules.frames.store import DecodedFrames, FrameStore
 from datamodules.sampling.samplers import Position, ShuffledBatches
 from datamodules.settings import FrameSettings, LoaderSettings
 from datamodules.text_files import check_names
-from datamodules.video.picture_folder import PictureFolder, Video
-from datamodules.video.states import path_of
+from datamodules.video.picture_folder import Video
 
 BatchT = TypeVar("BatchT")
 Opened = TypeVar("Opened")
-NAMES_SHOWN = 5
 WATCH_SECONDS = 1.0
 """How often a worker looks whether its process is still there."""
 STAGE_SPLITS: dict[str, tuple[Split, ...]] = {
@@ -119,14 +116,15 @@ class SourceDataModule(LightningDataModule, Generic[Opened]):
 
     def _tell_of_shared(self) -> None:
         """Warn of videos that are both trained on and evaluated, by name or by file."""
-        train, val = self.source.videos("train"), self.source.videos("val")
-        names, files = {video.video_id for video in train}, {_file_of(video) for video in train} - {None}
-        shared = [video.video_id for video in val if video.video_id in names or _file_of(video) in files]
-        if shared:
-            rank_zero_warn(
-                f"{type(self.source).__name__}: {len(shared)} of {len(val)} videos to evaluate are trained on too: "
-                f"{', '.join(shared[:NAMES_SHOWN])}{' ...' if len(shared) > NAMES_SHOWN else ''}"
-            )
+
+        def files(split: Split) -> dict[str, object]:
+            return {
+                video.video_id: video.path if isinstance(video, AnnotatedVideo) else video.media or video.video_id
+                for video in self.source.videos(split)
+            }
+
+        shared = shared_videos(files("train"), files("val"))
+        report_left_out(type(self.source).__name__, {"videos to evaluate are trained on too": shared})
 
     @property
     def input_files(self) -> tuple[Path, ...]:
@@ -231,12 +229,6 @@ def _end_after(process: int) -> None:
     while os.getppid() == process:
         time.sleep(WATCH_SECONDS)
     os._exit(1)
-
-
-def _file_of(video: AnnotatedVideo | AnnotatedSegments) -> Path | None:
-    """The file or folder that a video's frames are in; None for features."""
-    media = video.path if isinstance(video, AnnotatedVideo) else video.media
-    return path_of(media).resolve() if isinstance(media, Path | PictureFolder) else None
 
 
 def _named(files: Sequence[str | Path]) -> list[tuple[str, Path]]:

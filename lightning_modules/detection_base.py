@@ -181,8 +181,9 @@ class DetectionModule(ExperimentModule):
 
     def _keep_frame_size(self, batch: ClipBatch | StreamBatch) -> None:
         """Keep the size of the first frames that come, the largest of them before padding; placeholders have none."""
-        shown = [row for row, video in enumerate(batch.video_ids) if video]
-        if self._frame_size is None and shown:
+        if self._frame_size is not None:
+            return
+        if shown := [row for row, video in enumerate(batch.video_ids) if video]:
             height, width = batch.image_sizes[shown].amax(0).tolist()
             self._frame_size = FrameSize(pixel_size(batch.frames, stem_of(self.network)), (height, width))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from .networks.layers.prepared import prepare_for_inference
 from .networks.students.detector import StreamingDetector
 from .networks.weights import pretrained
 from .networks.weights.card import Card
+from .networks.weights.configured import card_with_timing
 from .runtimes.detector import ExportedDetector
 from .runtimes.exported_file import SUFFIX
 from .runtimes.opening import ExportedStudent, RuntimeChoice, require_fits
@@ -290,16 +291,6 @@ class _Steps:
         pictures = np.array(frame)[None]  # a copy: the caller may read the next frame into the same memory
         scaled = self._scale(pictures, FRAMES)
         return stream_batch(FRAMES, pictures, scaled, [seconds], [index], is_first, False, self._num_classes)
-
-
-def card_with_timing(card: Card, network: torch.nn.Module) -> Card:
-    """Return the card with the delay and the timing that its network has now, which may have been chosen later."""
-    if not isinstance(network, StreamingDetector):
-        return card
-    config = dict(card.network)
-    if "init_args" in config:
-        config["init_args"] = {**config["init_args"], "timing": asdict(network.timing)}
-    return replace(card, network=config, look_ahead=network.look_ahead)
 
 
 def period_seconds(card: Card) -> float:

@@ -84,13 +84,13 @@ class DistillationModule(StreamDetectionModule):
         proposal_matching: Literal["index", "assignment"] | None = None,
     ) -> None:
         clip_network = teacher(network.num_classes)
-        self.teacher_weights, card = teacher_weights, load_weights(clip_network, teacher_weights)
+        card = load_weights(clip_network, teacher_weights)
         if start_from == "teacher":
             student_from_teacher(network, clip_network.state_dict())
             start_from = None
         super().__init__(network, weights, optimizer, training, detection, loss=loss, start_from=start_from)
         self.teacher = FrozenNetwork(clip_network)
-        self._teacher_card = card
+        self.teacher_weights, self._teacher_card = teacher_weights, card
         self.weighting_lr_multiplier = weighting.lr_multiplier
         proposals = clip_network.num_proposals
         same_number = network.num_proposals == proposals

@@ -11,8 +11,8 @@ import numpy as np
 from datamodules.annotations.mistakes import Mistake
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
 from datamodules.errors import UserError
+from datamodules.video.picture_folder import path_of
 from datamodules.video.source_files import files_of
-from datamodules.video.states import path_of
 
 
 class WrappedSource(DetectionSource):
@@ -97,7 +97,7 @@ class WithUnlabelled(WrappedSource):
 
     def _training_videos(self, videos: tuple[AnnotatedVideo, ...]) -> tuple[AnnotatedVideo, ...]:
         labelled = {path_of(video.path).resolve() for video in videos}
-        files = [(name, path) for name, path in files_of(str(self.folder), picture_rate=30.0)]
+        files = files_of(str(self.folder), picture_rate=30.0)
         added = tuple(AnnotatedVideo(name, path, ()) for name, path in files if path_of(path).resolve() not in labelled)
         both = sorted({video.video_id for video in videos} & {video.video_id for video in added})
         if both:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from collections.abc import Collection
@@ -13,7 +12,7 @@ import numpy as np
 from datamodules.annotations.ava_csv import BoxUnits, read_ava_csv
 from datamodules.annotations.mistakes import UNREADABLE, Mistake, keep
 from datamodules.annotations.places import only_video
-from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
+from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split, report_left_out
 from datamodules.errors import UserError
 from datamodules.text_files import read_class_list, read_lines
 from datamodules.video.listing import VideoError, list_frames
@@ -62,6 +61,8 @@ class OwnVideos(DetectionSource):
         self.start_seconds = start_seconds
         self._class_names: tuple[str, ...] = ()
         self._all: dict[str, AnnotatedVideo] | None = None
+        self._names: set[str] = set()
+        """Names of all files, annotated or not."""
         self._parts: tuple[set[str], set[str]] | None = None
         """Names for training and for evaluation."""
 
@@ -100,6 +101,7 @@ class OwnVideos(DetectionSource):
         """All videos by name, in order of names."""
         if self._all is None:
             files = self._files()
+            self._names = set(files)
             if self.annotations is None:
                 self._all = {
                     name: AnnotatedVideo(name, only_video(name, paths), ()) for name, paths in sorted(files.items())
@@ -188,19 +190,12 @@ class OwnVideos(DetectionSource):
 
         Official lists name more videos than most people have, so this is no error.
         """
-        from lightning.pytorch.utilities import rank_zero_warn
-
-        there = {*everything, *self._files()}
+        there = {*everything, *self._names}
         for key, given in (("train", self.train), ("val", self.val)):
-            strangers = sorted(_listed_names(given, there) - there) if given is not None else []
-            if not strangers:
-                continue
-            close = difflib.get_close_matches(strangers[0], sorted(there), 1)
-            rank_zero_warn(
-                f"{f'data.source.{key}' if isinstance(given, list) else given}: {len(strangers)} listed videos are "
-                f"not under {self.folder} and are passed over: {', '.join(strangers[:5])}"
-                f"{' ...' if len(strangers) > 5 else ''}{f'; is the first {close[0]}?' if close else ''}"
-            )
+            if given is not None:
+                place = f"data.source.{key}" if isinstance(given, list) else given
+                strangers = sorted(_listed_names(given, there) - there)
+                report_left_out(place, {f"listed videos are not under {self.folder} and are passed over": strangers})
 
 
 def video_name(written: str, names: Collection[str] = ()) -> str:

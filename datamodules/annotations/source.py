@@ -10,7 +10,7 @@ import numpy as np
 
 from datamodules.annotations.mistakes import Mistake
 from datamodules.errors import printable
-from datamodules.video.picture_folder import Video
+from datamodules.video.picture_folder import PictureFolder, Video, path_of
 
 Split = Literal["train", "val", "test"]
 NAMES_SHOWN = 20
@@ -60,6 +60,16 @@ class DetectionSource:
     def videos(self, split: Split) -> tuple[AnnotatedVideo, ...]:
         """The videos of a split in a fixed order; ``test`` is ``val`` where a data set has no third split."""
         raise NotImplementedError
+
+
+def shared_videos(train: Mapping[str, object], others: Mapping[str, object]) -> list[str]:
+    """Return the names of ``others`` that are in ``train`` too, by name or by file; both are name -> file."""
+
+    def place(file: object) -> str:
+        return str(path_of(file).resolve() if isinstance(file, Path | PictureFolder) else file)
+
+    places = set(map(place, train.values()))
+    return [name for name, file in others.items() if name in train or place(file) in places]
 
 
 def report_left_out(

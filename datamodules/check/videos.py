@@ -9,7 +9,7 @@ import numpy as np
 
 from datamodules.annotations.mistakes import UNREADABLE, Mistake
 from datamodules.annotations.segment_source import AnnotatedSegments, SegmentSource
-from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
+from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split, shared_videos
 from datamodules.check.report import Report
 from datamodules.errors import UserError
 from datamodules.frames.store import FrameFacts, FrameStore
@@ -77,17 +77,14 @@ def _missing_pictures(video: Video, listing: PictureListing) -> list[Mistake]:
 
 def in_train_and_elsewhere(files: Mapping[str, Mapping[str, object]]) -> list[Mistake]:
     """Videos of ``train`` that another split has too, by name or by file; of each split name -> file."""
-    train = files.get("train", {})
-    places = {str(file) for file in train.values()}
     return [
         Mistake(
             f"videos in both train and {split}",
             name,
-            str(file),
+            str(of_split[name]),
             "what is trained on must not be evaluated on; take them out of one of the lists",
         )
         for split, of_split in files.items()
         if split != "train"
-        for name, file in of_split.items()
-        if name in train or str(file) in places
+        for name in shared_videos(files.get("train", {}), of_split)
     ]

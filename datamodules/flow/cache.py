@@ -37,8 +37,8 @@ from datamodules.flow.store import FlowSettings, FlowStore
 from datamodules.frames.cache_entries import DamagedEntry, check_space, clear_damaged, damage, read_or_make
 from datamodules.frames.store import FrameStore
 from datamodules.video.listing import VideoError
-from datamodules.video.picture_folder import Video
-from datamodules.video.states import VideoState, path_of
+from datamodules.video.picture_folder import Video, path_of
+from datamodules.video.states import VideoState
 
 CHUNK_STEPS = 32
 """Steps that are computed and compressed at a time: what a window reads beyond its ends is less than that."""

@@ -44,9 +44,9 @@ from datamodules.frames.cache_entries import (
 from datamodules.frames.records import Record, read_record
 from datamodules.frames.store import FrameFacts, FrameScale, FrameStore
 from datamodules.video.listing import VideoError
-from datamodules.video.picture_folder import PictureFolder, Video
+from datamodules.video.picture_folder import PictureFolder, Video, path_of
 from datamodules.video.readers import list_video, open_video
-from datamodules.video.states import VideoState, path_of
+from datamodules.video.states import VideoState
 
 CHUNK_FRAMES = 64
 """Frames decoded at a time, so that memory does not grow with the length of a video."""

@@ -27,9 +27,9 @@ from datamodules.files import sweep, whole_file, write_whole
 from datamodules.frames.store import FrameFacts, FrameScale, FrameStore
 from datamodules.sampling.collate import padded_size, stack_frames
 from datamodules.video.listing import VideoError
-from datamodules.video.picture_folder import PictureFolder, Video
+from datamodules.video.picture_folder import PictureFolder, Video, path_of
 from datamodules.video.readers import open_video
-from datamodules.video.states import VideoState, path_of
+from datamodules.video.states import VideoState
 
 ABOUT = "maps.json"
 OPEN_MAPS = 128

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,15 @@ def padded_size(height: int, width: int) -> tuple[int, int]:
     (96, 128)
     """
     return -(-height // SIZE_MULTIPLE) * SIZE_MULTIPLE, -(-width // SIZE_MULTIPLE) * SIZE_MULTIPLE
+
+
+def kinds_of_size(sizes: Iterable[tuple[int, int]]) -> np.ndarray:
+    """(V,) int64, a number for each of V frame sizes (height, width), the same where their padded sizes are.
+
+    >>> kinds_of_size([(96, 100), (64, 64), (90, 128)]).tolist()
+    [1, 0, 1]
+    """
+    return np.unique([padded_size(*size) for size in sizes], axis=0, return_inverse=True)[1].reshape(-1)
 
 
 class ClipSample(NamedTuple):

@@ -65,7 +65,12 @@ class TimedVideo(NamedTuple):
     @property
     def shared_moments(self) -> np.ndarray:
         """Return the moments whose frame an earlier one has, (m,) float64."""
-        return self.timestamps[1:][np.diff(self.frames) == 0]
+        return self.timestamps[~self.is_first_of_frame]
+
+    @property
+    def is_first_of_frame(self) -> np.ndarray:
+        """Return whether each moment is the first that falls on its frame, (n,) bool."""
+        return np.diff(self.frames, prepend=-1) > 0
 
     def boxes_in_pixels(self, keyframe: int) -> np.ndarray:
         """(M, 4) float32 in pixels of the frames that the store gives."""
@@ -216,8 +221,10 @@ def annotated_samples(videos: Sequence[TimedVideo], min_boxes: int) -> np.ndarra
     rows = [
         (number, frame)
         for number, video in enumerate(videos)
-        for before, frame, boxes in zip([-1, *video.frames.tolist()], video.frames.tolist(), video.boxes, strict=False)
-        if len(boxes) >= min_boxes and frame != before
+        for frame, boxes, is_first in zip(
+            video.frames.tolist(), video.boxes, video.is_first_of_frame.tolist(), strict=True
+        )
+        if len(boxes) >= min_boxes and is_first
     ]
     return np.asarray(rows, np.int64).reshape(-1, 2)
 

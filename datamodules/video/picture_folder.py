@@ -42,6 +42,11 @@ Video = Path | PictureFolder
 """Source of frames: a video file, or a folder of pictures."""
 
 
+def path_of(video: Video) -> Path:
+    """Return the file, or the folder of pictures."""
+    return video.path if isinstance(video, PictureFolder) else video
+
+
 class PictureListing(NamedTuple):
     """The N pictures of a folder, from its first number to its last, as if none were missing."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datamodules.video.listing import VideoError, state_of
-from datamodules.video.picture_folder import PictureFolder, Video
+from datamodules.video.picture_folder import Video, path_of
 
 
 class VideoState(NamedTuple):
@@ -57,11 +57,6 @@ class VideoState(NamedTuple):
         if self.bytes is not None and stored["bytes"] != self.bytes:
             return False
         return stored["mtime_ns"] == self.mtime_ns or ("sha256" in stored and stored["sha256"] == self.digest())
-
-
-def path_of(video: Video) -> Path:
-    """Return the file, or the folder of pictures."""
-    return video.path if isinstance(video, PictureFolder) else video
 
 
 @lru_cache(maxsize=65536)

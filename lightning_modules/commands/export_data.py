@@ -23,10 +23,10 @@ from ..evaluation.detection_evaluator import DetectionEvaluator
 from ..evaluation.stream_predictor import StreamPredictor
 from ..networks.detection.export_graphs import ClipGraph, ExportGraph
 from ..networks.weights.card import Card
+from ..networks.weights.configured import card_with_timing
 from ..networks.weights.loading import read_weights
 from ..runtimes.detector import ExportedClip, ExportedDetector
 from ..runtimes.sessions import Run
-from ..session import card_with_timing
 from .export_parity import look_ahead
 from .quantization import Quantization, QuantizationSettings, Quantizer
 

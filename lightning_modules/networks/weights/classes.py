@@ -1,4 +1,4 @@
-"""Weights of a network with another number of classes are refused in words, before shapes are compared."""
+"""Weights, and teachers, of other classes than the data has: refused or told in words, before shapes are compared."""
 
 from __future__ import annotations
 

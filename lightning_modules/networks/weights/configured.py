@@ -6,6 +6,7 @@ import json
 import pkgutil
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 
 from datamodules.errors import UserError
 
+from ..students.detector import StreamingDetector
 from .card import NETWORKS, Card, short_name, with_classes_renamed
 from .loading import load_exactly, read_weights
 
@@ -86,6 +88,16 @@ def load_network(path: str | Path) -> tuple[nn.Module, Card]:
     if network.num_classes != len(card.classes):
         raise UserError(f"its network has {network.num_classes} classes, its card names {len(card.classes)}", path)
     return network.eval(), card
+
+
+def card_with_timing(card: Card, network: nn.Module) -> Card:
+    """Return the card with the delay and the timing that its network has now, which may have been chosen later."""
+    if not isinstance(network, StreamingDetector):
+        return card
+    config = dict(card.network)
+    if "init_args" in config:
+        config["init_args"] = {**config["init_args"], "timing": asdict(network.timing)}
+    return replace(card, network=config, look_ahead=network.look_ahead)
 
 
 def _parser() -> ArgumentParser:

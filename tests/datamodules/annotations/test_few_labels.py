@@ -175,9 +175,7 @@ def test_a_folder_that_holds_labelled_videos_too_adds_the_others_and_evaluated_o
     train, val = ({video.path.stem for video in source.videos(split)} for split in ("train", "val"))
     bare = [video for video in added.videos("train") if not video.keyframes]
     assert {video.path.stem for video in bare} == val and len(added.videos("train")) == len(train | val)
-    with pytest.warns(
-        UserWarning, match=rf"WithUnlabelled: {len(val)} of {len(val)} videos to evaluate are trained on"
-    ):
+    with pytest.warns(UserWarning, match=rf"WithUnlabelled: {len(val)} videos to evaluate are trained on too"):
         opened(source, folder, unlabelled=source.folder)
 
 
