@@ -50,7 +50,8 @@ class Lesson:
             return detections
         scale = self.image_sizes.flip(-1).repeat(1, 2)
         matcher = ProposalMatcher()
-        places = matcher(self.student.boxes[-1], detections.person_logits, detections.boxes, scale)[..., None]
+        own = self.student.person_logits[-1], self.student.boxes[-1]
+        places = matcher(*own, detections.person_logits, detections.boxes, scale)[..., None]
         return Detections(*(part.gather(1, places.expand(-1, -1, part.shape[-1])) for part in detections))
 
 

@@ -55,21 +55,26 @@ class ProposalMatcher(nn.Module):
     """One-to-one assignment of teacher proposals to student proposals, without gradient.
 
     Where a student carries proposals over from the frame before, or has fewer than its teacher, their order says
-    nothing. Each proposal that the teacher takes for a person goes to the nearest of the student. The cost of a pair is
-    the teacher's person probability x (l1_cost * L1 + giou_cost * (1 - GIoU) - reward). L1 is over xyxy divided by the
-    frame's size. The reward makes persons worth assigning, however far away.
+    nothing. Each proposal that the teacher takes for a person goes to the student's cheapest, by the costs of
+    ``BoxMatcher``. The cost of a pair is the teacher's person probability x (l1_cost * L1 + giou_cost * (1 - GIoU) -
+    class_cost * the student's person probability - reward). L1 is over xyxy divided by the frame's size. The reward
+    makes persons worth assigning, however far away. Without the class cost teacher and ground truth would choose
+    different proposals for one person, and teach the student to see it twice.
     """
 
     reward = 100.0
 
-    def __init__(self, l1_cost: float = 5.0, giou_cost: float = 2.0) -> None:
+    def __init__(self, class_cost: float = 2.0, l1_cost: float = 5.0, giou_cost: float = 2.0) -> None:
         super().__init__()
-        self.l1_cost, self.giou_cost = l1_cost, giou_cost
+        self.class_cost, self.l1_cost, self.giou_cost = class_cost, l1_cost, giou_cost
 
     @torch.no_grad()
-    def forward(self, boxes: Tensor, teacher_logits: Tensor, teacher_boxes: Tensor, scale: Tensor) -> Tensor:
-        """boxes (B, Q, 4) of the student; teacher_logits (B, P, 2), teacher_boxes (B, P, 4), P >= Q; scale (B, 4) =
-        width, height, width, height. Returns (B, Q) int64, places among the teacher's."""
+    def forward(
+        self, logits: Tensor, boxes: Tensor, teacher_logits: Tensor, teacher_boxes: Tensor, scale: Tensor
+    ) -> Tensor:
+        """Person logits (B, Q, 2) and boxes (B, Q, 4) of the student; teacher_logits (B, P, 2) and teacher_boxes
+        (B, P, 4), P >= Q; scale (B, 4) = width, height, width, height. Returns (B, Q) int64, places among the
+        teacher's."""
         if boxes.shape[1] > teacher_boxes.shape[1]:
             raise ValueError(
                 f"the student has {boxes.shape[1]} proposals but its teacher only {teacher_boxes.shape[1]} to imitate"
@@ -78,7 +83,9 @@ class ProposalMatcher(nn.Module):
         l1 = ((own - other) / scale[:, None, None]).abs().sum(-1)
         giou = paired_giou(*torch.broadcast_tensors(own, other))
         persons = teacher_logits.float().softmax(-1)[:, None, :, 0]
-        cost = persons * (self.l1_cost * l1 + self.giou_cost * (1 - giou) - self.reward)
+        own_persons = logits.float().softmax(-1)[:, :, None, 0]
+        price = self.l1_cost * l1 + self.giou_cost * (1 - giou) - self.class_cost * own_persons
+        cost = persons * (price - self.reward)
         costs = cost.nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6).cpu().numpy()
         # With every row assigned, the columns come in the order of the rows.
         places = [torch.from_numpy(linear_sum_assignment(keyframe)[1]) for keyframe in costs]

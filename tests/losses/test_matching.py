@@ -131,7 +131,7 @@ def test_the_teachers_persons_go_to_the_nearest_proposals_and_the_rest_is_shared
     teachers = torch.tensor([[[49, 50, 60, 60], [0, 0, 30, 30], [81, 80, 90, 90], [0, 0, 11, 10.0]]])
     persons = torch.tensor([0.9, 0.01, 0.8, 0.7])
     logits = torch.stack([persons.log(), (1 - persons).log()], dim=-1)[None]
-    places = ProposalMatcher()(near, logits, teachers, torch.full((1, 4), 100.0))
+    places = ProposalMatcher()(torch.zeros(1, 3, 2), near, logits, teachers, torch.full((1, 4), 100.0))
     assert places.tolist() == [[3, 0, 2]]
 
 
@@ -139,29 +139,43 @@ def test_a_person_far_from_every_proposal_is_served_before_a_nobody_nearby():
     student = torch.tensor([[[0, 0, 10, 10.0]]])
     teachers = torch.tensor([[[0, 0, 10, 10], [70, 70, 99, 99.0]]])
     logits = torch.tensor([[[-4.0, 4.0], [4.0, -4.0]]])  # nobody, somebody
-    assert ProposalMatcher()(student, logits, teachers, torch.full((1, 4), 100.0)).tolist() == [[1]]
+    places = ProposalMatcher()(torch.zeros(1, 1, 2), student, logits, teachers, torch.full((1, 4), 100.0))
+    assert places.tolist() == [[1]]
 
 
 def test_an_assignment_is_the_cheapest_of_all():
     torch.manual_seed(0)
     corners = torch.rand(2, 7, 2) * 50
     boxes = torch.cat([corners, corners + 5 + torch.rand(2, 7, 2) * 40], dim=-1)
-    student, teachers, logits = boxes[:, :3], boxes[:, 3:] + 1, torch.randn(2, 4, 2)
+    student, teachers, logits, own_logits = boxes[:, :3], boxes[:, 3:] + 1, torch.randn(2, 4, 2), torch.randn(2, 3, 2)
     scale = torch.tensor([[100.0, 80, 100, 80], [90, 100, 90, 100]])
     matcher = ProposalMatcher()
-    places = matcher(student, logits, teachers, scale)
+    places = matcher(own_logits, student, logits, teachers, scale)
     for item in range(2):
 
         def cost(own: int, other: int, item: int = item) -> float:
             one, two = student[item, own], teachers[item, other]
             person = logits[item, other].softmax(-1)[0]
             l1 = ((one - two) / scale[item]).abs().sum()
-            return float(person * (5 * l1 + 2 * (1 - paired_giou(one, two)) - matcher.reward))
+            price = 5 * l1 + 2 * (1 - paired_giou(one, two)) - 2 * own_logits[item, own].softmax(-1)[0]
+            return float(person * (price - matcher.reward))
 
         best = min(permutations(range(4), 3), key=lambda order: sum(cost(*pair) for pair in enumerate(order)))
         assert places[item].tolist() == list(best)
 
 
+def test_teacher_and_ground_truth_choose_the_same_proposal_of_two_near_a_person():
+    person = torch.tensor([[20.0, 20, 60, 80]])
+    own = person + torch.tensor([[1.0, 1, 1, 1], [0.5, 0.5, 0.5, 0.5]])  # the second is the nearer
+    own_logits = torch.tensor([[2.0, -2.0], [-2.0, 2.0]])  # the student takes the first for the person
+    scale = torch.full((1, 4), 100.0)
+    found = BoxMatcher()(own_logits[None], own[None], person, [1], scale)
+    teachers = torch.cat([person, torch.tensor([[0.0, 0, 5, 5]])])
+    places = ProposalMatcher()(own_logits[None], own[None], torch.tensor([[[9.0, -9], [-9, 9]]]), teachers[None], scale)
+    assert found.proposal.tolist() == [0]
+    assert places.tolist() == [[0, 1]]
+
+
 def test_a_student_with_more_proposals_than_its_teacher_is_refused():
     with pytest.raises(ValueError, match="2 proposals but its teacher only 1"):
-        ProposalMatcher()(torch.zeros(1, 2, 4), torch.zeros(1, 1, 2), torch.zeros(1, 1, 4), torch.ones(1, 4))
+        ProposalMatcher()(*(torch.zeros(1, *shape) for shape in ((2, 2), (2, 4), (1, 2), (1, 4))), torch.ones(1, 4))
