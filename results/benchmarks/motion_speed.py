@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from callbacks.benchmark.provenance import commit, device_name
+from callbacks.benchmark.provenance import device_name
 from callbacks.measures.flops import count_gflops
 from callbacks.measures.latency import interleave, synchronizer
 from datamodules.files import write_whole
@@ -32,6 +32,8 @@ from lightning_modules.networks.temporal.suppression import SegmentSuppression
 from lightning_modules.networks.temporal.two_stream_detector import TwoStreamDetector
 from lightning_modules.networks.weights.configured import network_of
 from lightning_modules.segment_inputs import FLOW_UNIT
+from results.experiments.lists import read_list
+from results.experiments.provenance import commit
 from results.tables.markdown import markdown_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,10 +116,17 @@ def measure(folder: Path, rounds: int) -> tuple[dict[str, Cost], float, int]:
 
 
 def mean_ap(results: Path, row: str) -> str:
-    """Mean and spread over seeds of a row's mAP, in percent; a dash where it was not trained."""
+    """Mean and spread over seeds of a row's mAP, in percent; a dash where it was not trained.
+
+    Args:
+        results: of a list beside it, ``lists/<name>.yaml``: lines of rows and seeds that it lacks are kept there too.
+    """
     if not results.is_file():
         return "-"
     runs = [json.loads(line) for line in results.read_text().splitlines()]
+    if (listing := results.parent / "lists" / f"{results.stem}.yaml").is_file():
+        seeds = {listed.name: listed.own_seeds for listed in read_list(listing).rows}
+        runs = [run for run in runs if run["seed"] in seeds.get(run["experiment"], [])]
     values = [100 * run["metrics"]["test/map"] for run in runs if run["experiment"] == row]
     if not values:
         return "-"

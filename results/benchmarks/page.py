@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from callbacks.benchmark.provenance import commit, device_name, now
+from callbacks.benchmark.provenance import device_name, now
 from callbacks.measures.latency import Interleaved, Step, interleave
 from datamodules.files import write_whole
 from datamodules.program_help import ProgramParser
+from results.experiments.provenance import commit
 from results.tables.markdown import markdown_table
 
 Row = dict[str, Any]

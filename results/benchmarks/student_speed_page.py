@@ -43,8 +43,8 @@ chosen. Recompilations are those after the second step.
 STEADY_NOTE = """
 The shipped students of the demo (stride 2, at once) on noise, one stream of 128 x 128: median latency of frames
 {young} to {young_to} of one stream and of frames {old} to {old_to} of another, frame by frame in turn; forms take turns
-ten times. *Faster* is relative to PyTorch, of the old streams. State and memory of the process after {young} frames of
-the old stream and at its end.
+ten times. *Faster* is relative to PyTorch, of the old streams. State and memory of the process after {young} and {old}
+frames of the old stream.
 """
 PARTS = {
     "speed": Part(

@@ -12,7 +12,10 @@ from typing import Any
 
 import yaml
 
+from datamodules.errors import UserError
 from datamodules.files import write_whole
+
+MERGE = "tag:yaml.org,2002:merge"
 
 
 def last_values(metrics: Path) -> dict[str, float | None]:
@@ -49,6 +52,31 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 def read_yaml(file: Path) -> Any:
     return yaml.safe_load(file.read_text()) if file.is_file() else None
+
+
+class KeysOnce(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    """Loader that refuses a key that is written twice: YAML would keep the second and drop the first."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        known = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
+                if key.value in known:
+                    line = f"{self.name}:{key.start_mark.line + 1}"
+                    raise UserError(f"{key.value} is written twice", where=line, remedy="leave one of them out")
+                known.add(key.value)
+        return node
+
+
+def read_listing(file: Path) -> Any:
+    """Read a YAML file that a person writes.
+
+    Raises:
+        UserError: a key is written twice; the message has its line.
+    """
+    with file.open() as text:
+        return yaml.load(text, KeysOnce)
 
 
 def write_json(file: Path, value: object) -> None:

@@ -27,27 +27,30 @@
 
 Overrides are arguments of the command line without their dashes. A row is tested with what its ``fit`` says and on top
 what its ``test`` says. A ``test`` that names a config of its own stands alone. The checkpoint is that of its ``fit``.
-What a row needs comes from the run of the same seed, or of the needed row's first seed where that has no such.
+What a row needs comes from the run of the same seed, or of the needed row's first seed where that has no such. What
+it has for an argument, override or need, replaces both below it.
 """
 
 from __future__ import annotations
 
 import re
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from datamodules.errors import UserError
+
+from .files import read_listing
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 D = TypeVar("D", bound="DataclassInstance")
+V = TypeVar("V")
 SET_FOR_EVERY_RUN = ("config", "name", "seed_everything", "table_folder", "trainer.logger")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -63,7 +66,9 @@ class Stage:
 
     def over(self, below: Stage) -> Stage:
         """Return this stage, completed with the settings of the one below."""
-        return Stage(self.config or below.config, below.overrides | self.overrides, below.needs | self.needs)
+        overrides = without(below.overrides, self.needs) | self.overrides
+        # Otherwise a checkpoint of below would replace the value that is given here.
+        return Stage(self.config or below.config, overrides, without(below.needs, self.overrides) | self.needs)
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ def read_list(file: Path, readers: tuple[Path, ...] = ()) -> ExperimentList:
     Raises:
         UserError: something in it is wrong; the message says where.
     """
-    content = mapping(yaml.safe_load(file.read_text()), f"{file}")
+    content = mapping(read_listing(file), f"{file}")
     for key in ("rows", "metrics"):
         if not isinstance(content.get(key), list) or not content[key]:
             raise UserError(f"{key} must be a list with something in it, got {content.get(key)!r}", where=file)
@@ -169,6 +174,16 @@ def read_others(listing: ExperimentList, file: Path, readers: tuple[Path, ...]) 
             raise UserError(f"needs a row of {name}, but there is no such list", where=file)
         result[name] = read_list(other, readers)
     return result
+
+
+def without(arguments: Mapping[str, V], others: Iterable[str]) -> dict[str, V]:
+    """Return the arguments that the others do not name; the command line takes names with or without ``init_args``."""
+    named = set(map(plain, others))
+    return {argument: value for argument, value in arguments.items() if plain(argument) not in named}
+
+
+def plain(argument: str) -> str:
+    return argument.replace(".init_args", "")
 
 
 def read_row(value: Any, where: str) -> Row:
@@ -259,4 +274,15 @@ def check_stage(row: Row, stage: Stage, above: Mapping[str, Row], where: str) ->
             raise UserError(
                 f"{argument} is the checkpoint of a row above that is trained ({rows}), got {needed}",
                 where=f"{where}.needs",
+            )
+        if len(without(stage.overrides, [argument])) < len(stage.overrides):
+            raise UserError(f"{argument} is the checkpoint of {needed} and has a value too", where=where)
+        again = sorted(set(row.own_seeds) - set(above[needed].own_seeds))
+        if argument == "ckpt_path" and again:
+            # They would count as so many runs, with a deviation of nothing.
+            raise UserError(
+                f"seeds {', '.join(map(str, again))} would test the checkpoint of {needed}'s "
+                f"seed {above[needed].own_seeds[0]} again",
+                where=f"{where}.needs",
+                remedy=f"give the row seeds of {needed}: {above[needed].own_seeds}",
             )

@@ -46,7 +46,7 @@ def fit(run: Run, command: Sequence[str], facts: Facts) -> None:
         command: what stands before the arguments: ``["python", "main.py"]``.
     """
     settings, known = settings_of(run, "fit"), attempts_of(run)
-    if known and known["settings"] != settings:
+    if known and as_text(known["settings"]) != as_text(settings):
         print(f"{run}: its settings have changed; what was there is kept in {set_aside(run)}")
         known = None
     if known and (ended := known.get("ended")) and is_readable(Path(ended["checkpoint"])):
@@ -55,7 +55,7 @@ def fit(run: Run, command: Sequence[str], facts: Facts) -> None:
         return
 
     checkpoint = run.newest_checkpoint() if known else None
-    attempt = {"began": time.time(), "from": checkpoint and str(checkpoint)}
+    attempt = {"began": time.time(), "from": checkpoint and str(checkpoint), "commit": facts["commit"]}
     attempt["from_time"] = checkpoint and checkpoint.stat().st_mtime
     attempts = [*(known or {"attempts": []})["attempts"], attempt]
     write_json(run.folder / "attempts.json", {"settings": settings, "attempts": attempts})
@@ -69,6 +69,7 @@ def fit(run: Run, command: Sequence[str], facts: Facts) -> None:
         "attempts": len(attempts),
         "precision": trainer_precision(last.parent.parent),
         **facts,
+        "commit": commits_of(attempts),
     }
     write_json(run.folder / "attempts.json", {"settings": settings, "attempts": attempts, "ended": ended})
     write_json(run.trained, ended)
@@ -112,6 +113,11 @@ def settings_of(run: Run, kind: Kind) -> dict[str, Any]:
     needs = {argument: read_json(needed.trained) for argument, needed in run.needs[kind].items()}
     settings = {"command": run.command(kind), "configs": run.configs(kind), "needs": needs}
     return json.loads(json.dumps(settings, sort_keys=True, default=str))
+
+
+def as_text(settings: dict[str, Any]) -> str:
+    """Return settings as text, in which 1, 1.0 and true differ: a Trainer takes 1 for a batch and 1.0 for all."""
+    return json.dumps(settings, sort_keys=True)
 
 
 def attempts_of(run: Run) -> dict[str, Any] | None:
@@ -201,13 +207,25 @@ def tail(output: bytes) -> str:
 
 def useful_seconds(attempts: Sequence[dict[str, Any]], ended: float) -> float:
     """Add up the time that went into the weights: of an interrupted attempt, until the checkpoint that was used."""
-    attempt, total = attempts[-1], 0.0
-    while True:
+    total = 0.0
+    for attempt in useful_attempts(attempts):
         total += ended - attempt["began"]
-        if attempt["from"] is None:
-            return total
         ended = attempt["from_time"]
-        attempt = [earlier for earlier in attempts if earlier["began"] <= ended][-1]
+    return total
+
+
+def useful_attempts(attempts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the attempts that went into the weights, the last first."""
+    useful = [attempts[-1]]
+    while (ended := useful[-1]["from_time"]) is not None:
+        useful.append([earlier for earlier in attempts if earlier["began"] <= ended][-1])
+    return useful
+
+
+def commits_of(attempts: Sequence[dict[str, Any]]) -> str:
+    """Name the commits of the code that made the weights, in their order."""
+    commits = [attempt.get("commit", "unknown") for attempt in reversed(useful_attempts(attempts))]
+    return ", ".join(dict.fromkeys(commits))
 
 
 def trainer_precision(folder: Path) -> str | None:

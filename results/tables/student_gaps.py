@@ -60,7 +60,7 @@ def delay_table(comparison: Comparison) -> str:
     delays = sorted({delay for student in comparison.students for delay in student.delays(actions_alone=True)})
     head = ["", *(f"k = {delay}" for delay in delays), "gap closed"]
     own = comparison.teacher.percent("test/map")
-    rows = [[comparison.teacher.title, cell(own, 1, len(own)), *[""] * len(delays)]]
+    rows = [[comparison.teacher.title, cell(own, 1, len(comparison.teacher.lines)), *[""] * len(delays)]]
     for student in comparison.students:
         for words, actions_alone in (("actions late", True), ("all late", False)):
             late = student.delays(actions_alone=actions_alone)

@@ -107,12 +107,19 @@ def cell(values: Sequence[float], digits: int, runs: int) -> str:
 def measured_on(lines: Sequence[Line]) -> str:
     """Return machine and circumstances, each kind once."""
     kinds = dict.fromkeys(
-        f"{line['machine']}; threads a run: {line['threads']}, runs at a time: {line['jobs']}; "
+        f"{line['machine']}; threads a run: {of_both(line, 'threads')}, runs at a time: {of_both(line, 'jobs')}; "
         f"precision of training: {line['fit_precision'] or '-'}, of the test: {line['test_precision'] or '-'}"
         for line in lines
     )
-    commits = dict.fromkeys(commit for line in lines for commit in (line["fit_commit"], line["commit"]) if commit)
+    named = [commits for line in lines for commits in (line["fit_commit"], line["commit"]) if commits]
+    commits = dict.fromkeys(commit for commits in named for commit in commits.split(", "))
     return "\n".join([*(f"- {kind}" for kind in kinds), f"- commits {', '.join(commits)}"]) if lines else ""
+
+
+def of_both(line: Line, fact: str) -> str:
+    """A fact of training and test, once where both had it alike; training minutes depend on the former."""
+    trained = line.get(f"fit_{fact}")
+    return str(line[fact]) if trained in (None, line[fact]) else f"{trained} in training and {line[fact]} in the test"
 
 
 def other_commands(runs: Sequence[Run], lines: Sequence[Line]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from callbacks.benchmark.provenance import commit, device_name
+from callbacks.benchmark.provenance import device_name
 from datamodules.clip import ClipDataModule
 from datamodules.files import write_whole
 from datamodules.program_help import ProgramParser
@@ -25,6 +25,7 @@ from lightning_modules.networks.detection.evad import EvadTeacher
 from lightning_modules.networks.layers.pixels import normalise_frames
 from lightning_modules.networks.weights.configured import network_of
 from lightning_modules.networks.weights.loading import load_exactly, read_state_dict
+from results.experiments.provenance import commit
 from results.tables.markdown import markdown_table
 
 SETTINGS: tuple[tuple[str, Mapping[int, float], float], ...] = (
@@ -64,8 +65,12 @@ def kept_of(kept: Tensor, people: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def shares(teacher: EvadTeacher, data: ClipDataModule, clips: int) -> tuple[Tensor, float]:
-    """(layers, 2) shares of people's and of background's tokens that are left; people's share of all tokens."""
+def shares(teacher: EvadTeacher, data: ClipDataModule, clips: int) -> tuple[Tensor, float, int]:
+    """Return what the dropout leaves in so many clips at least, in whole batches, or in all there are.
+
+    Returns:
+        (layers, 2) shares of people's and of background's tokens; people's share of all tokens; the number of clips.
+    """
     counts, totals, seen = 0, 0, 0
     for batch in data.val_dataloader():
         frames = normalise_frames(batch.frames, batch.image_sizes)
@@ -78,7 +83,7 @@ def shares(teacher: EvadTeacher, data: ClipDataModule, clips: int) -> tuple[Tens
         seen += len(frames)
         if seen >= clips:
             break
-    return counts / totals, float(totals[0] / totals.sum())
+    return counts / totals, float(totals[0] / totals.sum()), seen
 
 
 def validation_clips(num_frames: int) -> ClipDataModule:
@@ -88,7 +93,7 @@ def validation_clips(num_frames: int) -> ClipDataModule:
 
 def main(args: Sequence[str] | None = None) -> None:
     parser = ProgramParser(__doc__, "python -m results.benchmarks.accuracy.kept_tokens")
-    parser.add_argument("--clips", type=int, default=192, help="how many are looked at (%(default)s)")
+    parser.add_argument("--clips", type=int, default=192, help="how many are looked at, at least (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("results/pages/kept_tokens.md"))
     arguments = parser.parse_args(args)
     file = Path("configs/networks/evad_tiny.yaml")
@@ -98,18 +103,18 @@ def main(args: Sequence[str] | None = None) -> None:
     data.prepare_data()
     data.setup("validate")
     rows: list[list[str]] = []
-    share = 0.0
+    share, seen = 0.0, 0
     for name, keep_rates, enhanced_weight in SETTINGS:
         changes = [f"backbone.keep_rates={dict(keep_rates)}", f"backbone.enhanced_weight={enhanced_weight}"]
         teacher = network_of(file, 10, changes)
         load_exactly(teacher, weights)
-        left, share = shares(teacher.eval(), data, arguments.clips)
+        left, share, seen = shares(teacher.eval(), data, arguments.clips)
         people, background = (", ".join(f"{100 * value:.0f}" for value in kind) for kind in left.T)
         rows.append([name, people, background])
         print(*rows[-1], sep="; ", flush=True)
     options = "" if arguments.clips == parser.get_default("clips") else f" --clips {arguments.clips}"
     made = f"\n{device_name(torch.device('cpu'))}, fp32, commit {commit(Path(__file__).parent)}.\n"
-    text = HEADER.format(options=options, clips=arguments.clips, share=100 * share)
+    text = HEADER.format(options=options, clips=seen, share=100 * share)
     write_whole(arguments.out, f"{text}\n{markdown_table(HEAD, rows)}\n{made}")
     print(f"written to {arguments.out}")
 

@@ -22,7 +22,6 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 import datamodules
-from callbacks.benchmark.provenance import commit
 from datamodules.batches import TrueKeyframe
 from datamodules.errors import UserError, shown_in_one_line
 from datamodules.files import write_whole
@@ -33,6 +32,8 @@ from lightning_modules.commands.score_boxes import rows_of_file
 from lightning_modules.metrics.frame_ap import FrameMapSettings, FrameRows, frame_mean_average_precision
 from lightning_modules.metrics.streaming_map import arrivals, finish_times, newest_finished, rows_at
 from results.benchmarks.accuracy.detector_runs import Detector, check, completed
+from results.experiments.files import read_listing
+from results.experiments.provenance import commit
 
 SPEEDS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 16)
 TEXT = """\
@@ -166,8 +167,11 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--draw_only", action="store_true", help="measure nothing, make the page of what is kept")
     parser.add_argument("--out", type=Path, default=Path("results/pages/streaming_accuracy.md"))
     arguments = parser.parse_args(args)
-    listing, record = yaml.safe_load(arguments.list.read_text()), arguments.out.with_suffix(".jsonl")
+    listing, record = read_listing(arguments.list), arguments.out.with_suffix(".jsonl")
     detectors = {line["name"]: Detector(**line) for line in listing["detectors"]}
+    names = [line["name"] for line in listing["detectors"]]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"has two detectors of one name ({', '.join(twice)})", arguments.list, "rename one of them")
     for name in arguments.rows or ():
         if name not in detectors:
             raise UserError(f"has no detector {name!r}", arguments.list, f"name one of {', '.join(detectors)}")

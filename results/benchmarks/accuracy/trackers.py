@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from callbacks.benchmark.provenance import commit, device_name, now
+from callbacks.benchmark.provenance import device_name, now
 from datamodules.errors import UserError, shown_in_one_line
 from datamodules.files import require_writable, write_whole
 from datamodules.program_help import ProgramParser
@@ -43,6 +43,7 @@ from lightning_modules.linking.online import OnlineLinker
 from lightning_modules.metrics.tubes import box_iou, by_score, without_duplicates
 from lightning_modules.networks.detection.outputs import ScoredBoxes
 from lightning_modules.session import StreamSession
+from results.experiments.provenance import commit
 from results.tables.markdown import markdown_table
 
 Settings = dict[str, float]

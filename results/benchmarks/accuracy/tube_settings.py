@@ -20,7 +20,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
-from callbacks.benchmark.provenance import commit, device_name
+from callbacks.benchmark.provenance import device_name
 from datamodules.annotations.few_labels import WrappedSource
 from datamodules.annotations.source import AnnotatedVideo, DetectionSource, Split
 from datamodules.batches import TrueTubes
@@ -33,6 +33,8 @@ from lightning_modules.metrics.video_map import VideoMeanAveragePrecision
 from lightning_modules.networks.detection.outputs import ScoredBoxes
 from results.benchmarks.accuracy.detector_runs import COMMAND, call
 from results.benchmarks.accuracy.trackers import grid
+from results.experiments.files import read_listing
+from results.experiments.provenance import commit
 from results.tables.markdown import markdown_table
 
 LINKED: Mapping[str, tuple[float, ...]] = {"smoothing": (0.0, 0.2, 0.4)}
@@ -161,7 +163,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("results/pages/tube_settings.md"))
     arguments = parser.parse_args(args)
     require_writable(arguments.out)
-    listing = yaml.safe_load(arguments.list.read_text())
+    listing = read_listing(arguments.list)
     presets = {f"`{file}`": yaml.safe_load(Path(file).read_text()) for file in listing["presets"]}
     lines: list[list[str]] = []
     for line in listing["detectors"]:

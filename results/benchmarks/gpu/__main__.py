@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from callbacks.benchmark.provenance import commit, now
+from callbacks.benchmark.provenance import now
 from datamodules.errors import UserError, shown_in_one_line
 from datamodules.files import require_writable, write_whole
 from datamodules.program_help import ProgramParser
@@ -27,6 +27,7 @@ from results.benchmarks.gpu.processes import Settings, rows_until
 from results.benchmarks.gpu.steps import COMPARED_CLIPS, COMPARED_FRAMES
 from results.benchmarks.gpu.text import render
 from results.benchmarks.page import Row
+from results.experiments.provenance import commit
 
 MINUTES = 8.0
 MARGIN_SECONDS = 10.0

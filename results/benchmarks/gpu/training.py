@@ -179,7 +179,8 @@ def measure_training(settings: Settings) -> Iterator[Row]:
                 data = Repeated(batch, WARMUP + STEPS, num_classes, pinned=device.type == "cuda")
                 expected: Tensor | None = None
                 for precision in PRECISIONS:
-                    if device.type != "cuda" and (precision.tf32 or not computes_bfloat16(device)):
+                    is_bf16 = precision.of_trainer == "bf16-mixed"
+                    if (precision.tf32 and device.type != "cuda") or (is_bf16 and not computes_bfloat16(device)):
                         continue
                     row = {"part": "training", "network": network, "form": precision.name, "batch": batch_size}
                     row["side"] = recipe.side

@@ -142,7 +142,9 @@ def test_an_old_stream_is_compared_with_a_young_one(monkeypatch):
     ]
     assert all(row["state_bytes"][0] == row["state_bytes"][1] > 0 for row in rows)
     assert all(row["ratio"] == row["old_ms"] / row["young_ms"] for row in rows)
-    assert "of frames 1 to 3 of one stream" in " ".join(page("steady", rows).split())
+    text = " ".join(page("steady", rows).split())
+    assert "of frames 1 to 3 of one stream" in text
+    assert "State and memory of the process after 1 and 18 frames of the old stream" in text  # of 20, 2 are timed
 
 
 @pytest.mark.slow

@@ -56,6 +56,40 @@ def test_defaults_are_below_every_row(read):
     assert (one.seeds, two.seeds) == ([1, 2], [7])
 
 
+@pytest.mark.parametrize("argument", ["model.weights", "model.init_args.weights"])
+def test_an_override_of_a_test_replaces_the_checkpoint_that_its_training_needs(read, argument):
+    student = {"config": "mine.yaml", "needs": {"model.weights": "teacher"}}
+    rows = [
+        {"name": "teacher", "fit": FIT},
+        {"name": "student", "fit": student, "test": {"overrides": {argument: None}}},
+    ]
+    _, run = runs_of(read(rows), "mine")
+    assert any(given.startswith("--model.weights=runs/") for given in run.command("fit"))
+    assert [given for given in run.command("test") if "weights" in given] == [f"--{argument}=null"]
+
+
+def test_a_key_that_is_written_twice_is_refused_with_its_line(read, tmp_path):
+    read([{"name": "one", "fit": FIT}])
+    common = "title: mine\nmetrics: [{key: test/map}]\nrows:\n  - &one {name: one, fit: &fit {config: mine.yaml}}\n"
+    merged = "  - {<<: *one, name: two, fit: {<<: *fit, config: other.yaml}}\n"
+    twice = "  - name: three\n    fit: {<<: *fit, overrides: {a: 1}, overrides: {b: 2}}\n"
+    file = tmp_path / "list.yaml"
+    file.write_text(common + merged)
+    assert read_list(file).rows[1].fit == Stage("other.yaml")
+    file.write_text(common + merged + twice)
+    with pytest.raises(UserError, match=r"list.yaml:7: overrides is written twice"):
+        read_list(file)
+
+
+def test_seeds_that_would_test_one_checkpoint_again_are_refused(read):
+    again = {"config": "mine.yaml", "needs": {"ckpt_path": "one"}}
+    rows = [{"name": "one", "fit": FIT, "seeds": [0]}, {"name": "two", "test": again, "seeds": [0, 1, 2]}]
+    with pytest.raises(UserError, match=r"\(two\)\.test\.needs: seeds 1, 2 would test .* seed 0 again"):
+        read(rows)
+    rows[1]["seeds"] = [0]
+    assert len(read(rows).rows) == 2
+
+
 def test_an_object_in_overrides_is_kept_as_it_is_written(read):
     source = {"class_path": "Puppets", "init_args": {"size": "tiny"}}
     (row,) = read([{"name": "one", "fit": FIT | {"overrides": {"data.source": source}}}]).rows
@@ -82,6 +116,13 @@ def test_an_object_in_overrides_is_kept_as_it_is_written(read):
         ([{"name": "one", "fit": {**FIT, "overrides": {"ckpt_path": "x"}}}], "ckpt_path is set for every run"),
         ([{"name": "one", "fit": {**FIT, "overrides": {"name": "x"}}}], "name is set for every run"),
         ([{"name": "one", "fit": {**FIT, "needs": {"teacher": "two"}}}, {"name": "two", "fit": FIT}], r"needs: .*none"),
+        (
+            [
+                {"name": "one", "fit": FIT},
+                {"name": "two", "fit": {**FIT, "needs": {"a": "one"}, "overrides": {"a": 1}}},
+            ],
+            "a is the checkpoint of one and has a value too",
+        ),
         ([{"name": "one", "test": FIT}, {"name": "two", "test": {**FIT, "needs": {"a": "one"}}}], "that is trained"),
         (
             [{"name": "one", "fit": FIT, "tag": "old"}, {"name": "two", "fit": {**FIT, "needs": {"a": "one"}}}],

@@ -104,6 +104,13 @@ def test_a_list_is_run_with_what_its_rows_need_and_is_then_done():
 
 
 @pytest.mark.slow
+def test_runs_that_share_a_gpu_are_recorded_as_one_at_a_time():
+    done = subprocess.run([*command(RESULTS[0]), "--resources", "gpu=1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (record("teacher")["jobs"], record("teacher")["fit_jobs"]) == (1, 1)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_killed_list_goes_on_from_its_newest_whole_checkpoint(number):
     write_list({"stops_once": 1}, {})

@@ -157,6 +157,33 @@ def test_an_interrupted_training_of_other_settings_begins_anew_and_is_kept():
     assert (FOLDER / "superseded/one-seed0-0/fit/version_0/checkpoints/last.ckpt").is_file()
 
 
+@pytest.mark.parametrize(("before", "after"), [("1", "1.0"), ("1", "true"), ("0", "false")])
+def test_a_training_begins_anew_if_a_number_became_another_kind_of_value(before, after):
+    write_list(row("one"))
+    Path("mine.yaml").write_text(f"trainer: {{limit_train_batches: {before}}}")
+    do("fit", "one-seed0")
+    Path("mine.yaml").write_text(f"trainer: {{limit_train_batches: {after}}}")
+    do("fit", "one-seed0")
+    assert len(calls()) == 2
+    assert (FOLDER / "superseded/one-seed0-0/fit.json").is_file()
+
+
+def test_the_commits_of_a_resumed_training_are_those_of_all_its_attempts(monkeypatch):
+    write_list(row("one", stops_once=1))
+    interrupt("one-seed0")
+    monkeypatch.setattr(stage, "commit", lambda folder: "abc")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="no machine"):
+        patch.setattr(stage, "call", refuse)
+        do("fit", "one-seed0")  # gives nothing
+    monkeypatch.setattr(stage, "commit", lambda folder: "def")
+    record = do_both("one-seed0")
+    assert (record["fit_commit"], record["commit"]) == ("unknown, def", "def")
+
+
+def refuse(*arguments) -> None:
+    raise UserError("no machine")
+
+
 def test_a_training_begins_anew_if_what_it_starts_from_was_trained_anew():
     write_list(TEACHER, STUDENT)
     do("fit", "teacher-seed0")

@@ -14,7 +14,8 @@ from results.experiments.files import write_json
 from results.experiments.lists import read_list
 from results.experiments.runs import runs_of
 from results.tables import student_pictures
-from results.tables.student_results import compare
+from results.tables.student_gaps import class_table, delay_table
+from results.tables.student_results import Comparison, Results, compare
 
 LIST = {
     "title": "Mine",
@@ -119,6 +120,14 @@ def test_the_table_has_the_gaps_of_classes_and_delays(runs):
 """
     assert expected in page
     assert "other arguments" not in page
+
+
+def test_a_teacher_without_the_figure_of_a_run_says_so_in_both_tables(runs):
+    teacher, *students = (Results(run.row, [run], []) for run in (runs["evad", 0], runs["distilled", 0]))
+    lines = [{"metrics": {"test/map": value, "test/ap/walk": 0.5}} for value in (0.7, None)]
+    students = [one._replace(lines=[{"metrics": {"test/map_delay_0": 0.5}}]) for one in students]
+    compared = Comparison(read_list(Path("results/lists/list.yaml")), teacher._replace(lines=lines), students, "")
+    assert "70.0 (1 of 2)" in class_table(compared) and "70.0 (1 of 2)" in delay_table(compared)
 
 
 def test_weights_of_resumed_training_are_those_that_were_gone_on_with(runs):

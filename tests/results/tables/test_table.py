@@ -92,6 +92,21 @@ def test_a_value_that_every_run_has_alike_has_no_spread():
     assert cell([0.277, 0.277, 0.277], 3, 3) == "0.277"
 
 
+def test_threads_and_runs_at_a_time_of_training_are_told_where_the_test_had_others(listed):
+    listing, runs, lines = listed
+    alike = {"fit_threads": 1, "fit_jobs": 2}
+    lines = [lines[0] | alike, lines[1] | {"fit_threads": 4, "fit_jobs": 1}, *lines[2:]]
+    page = table_page(Path("list.yaml"), listing, runs, lines)
+    assert "- a computer; threads a run: 1, runs at a time: 2; precision" in page
+    assert "- a computer; threads a run: 4 in training and 1 in the test, runs at a time: 1 in training and 2" in page
+
+
+def test_a_commit_of_several_runs_is_named_once(listed):
+    listing, runs, lines = listed
+    lines[0]["fit_commit"] = "abc, older"  # of a training that was resumed
+    assert "- commits abc, older, def\n" in table_page(Path("list.yaml"), listing, runs, lines)
+
+
 def test_the_page_has_the_commands_of_every_row(listed):
     page = table_page(Path("list.yaml"), *listed)
     runs = "runs/experiments/list"

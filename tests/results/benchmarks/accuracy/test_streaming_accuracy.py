@@ -114,6 +114,16 @@ def test_what_is_measured_already_is_not_measured_again(tmp_path, measured):
     assert measured[5:] == ["one", "two", "four"]
 
 
+def test_two_detectors_of_one_name_are_refused(tmp_path, measured):
+    first, *others = LIST["detectors"]
+    (tmp_path / "list.yaml").write_text(
+        yaml.safe_dump(LIST | {"detectors": [first, *others, first | {"arguments": "--a 1"}]})
+    )
+    with pytest.raises(UserError, match=r"list.yaml: has two detectors of one name \(one\)"):
+        main(["list.yaml", "--out", "page.md"])
+    assert measured == []
+
+
 def test_one_row_is_measured_alone(tmp_path, measured, capsys):
     main(["list.yaml", "--out", "page.md", "--rows", "two"])
     assert measured == ["two"] and shown_in(tmp_path / "page.md") == ["two"]

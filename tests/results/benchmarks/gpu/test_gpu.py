@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -136,6 +137,15 @@ def test_training_steps_are_counted_and_gradients_compared(monkeypatch):
     assert all(row["clips_per_second"] == pytest.approx(2 * row["steps_per_second"]) for row in rows)
     assert all((row["error_gradients"] == 0) == (row["form"] == "float32") for row in rows)
     assert "distillation (dsta_tiny" in text.render(rows, FACTS)
+
+
+def test_training_in_float32_is_measured_on_a_cpu_without_bf16(monkeypatch):
+    pace = SimpleNamespace(gradients=torch.ones(3), counted=4, seconds=2.0)
+    monkeypatch.setattr(training, "computes_bfloat16", lambda device: False)
+    monkeypatch.setattr(training, "modules", lambda size, folder: [("teacher", None, 2, (0,))])
+    monkeypatch.setattr(training, "fit", lambda *arguments: pace)
+    rows = list(training.measure_training(SETTINGS))
+    assert [(row["form"], row["steps_per_second"]) for row in rows] == [("float32", 2.0)]
 
 
 def test_what_a_part_leaves_of_its_time_goes_to_those_after_it():
