@@ -32,13 +32,17 @@ $(INSTALLED): pyproject.toml
 TEST := $(PY) main.py test
 MEASURED := --trainer.precision 32-true
 SMALL := --data.source configs/data/puppets_small.yaml
+# Without PyTorch's overhead: student and teacher in onnxruntime, timed in turn.
+EXPORT := $(PY) main.py export --parity_frames 20 --benchmark true
 
-demo: venv ## Make the Puppets videos, distil the DSTA student, measure it beside its teacher and the TSA student
+demo: venv ## Make the Puppets videos, distil the DSTA student, measure and export it beside its teacher and TSA
 	$(PY) -m datamodules.puppets --size small
 	$(PY) main.py fit --config configs/distill_dsta.yaml --trainer.max_epochs 1 --data.loader.samples_per_epoch 450
 	$(TEST) --config configs/evad_16f.yaml --model.weights results/weights/evad_16f.pt $(MEASURED) $(SMALL)
 	$(TEST) --config configs/distill_tsa.yaml $(MEASURED) --model.weights results/weights/tsa.pt
 	$(TEST) --config configs/distill_dsta.yaml $(MEASURED) --ckpt_path runs/distill_dsta/latest/checkpoints/last.ckpt
+	$(EXPORT) --config configs/distill_tsa.yaml --ckpt_path results/weights/tsa.pt
+	$(EXPORT) --config configs/distill_dsta.yaml --ckpt_path runs/distill_dsta/latest/checkpoints/last.ckpt
 	@echo "pictures: runs/distill_dsta/latest/detections.png; the table with all columns: results/benchmark.md"
 
 # Temporal detection: what a motion teacher gives to a detector that sees RGB alone. Four epochs instead of the configs' six.

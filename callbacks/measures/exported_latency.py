@@ -1,48 +1,56 @@
-"""Rows of the benchmark table for a network outside its experiment: another runtime beside PyTorch, timed in turn."""
+"""Rows of the benchmark table for networks outside their experiment: in another runtime, timed in turn."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from callbacks.benchmark.rows import BenchmarkRow
 from callbacks.measures.latency import interleave, synchronizer
 from lightning_modules.evaluation.benchmark import Step
 
 
-def runtime_rows(
-    experiment: str,
-    weights: str,
-    steps: Mapping[str, tuple[Step, str]],
-    reference: Step | None,
-    parameters: int,
-    state_mib: float | None,
-    warmup: int = 5,
-    repeats: int = 50,
-) -> list[BenchmarkRow]:
-    """Measure one row per runtime, named ``<experiment> (<runtime>)``; accuracy is that of the experiment's row.
+class RuntimeStep(NamedTuple):
+    """One call of a network in a runtime, from uint8 pixels to decoded detections on the CPU."""
 
-    Args:
-        steps: runtime -> one new frame (clip) from uint8 pixels to decoded detections on the CPU, and its precision.
-        reference: the step that the speed-up is relative to, see ``Benchmark.reference``.
-    """
-    timed_steps = {runtime: step for runtime, (step, _) in steps.items()}
-    if reference is not None:
-        timed_steps = {"reference": reference, **timed_steps}
-    timed = interleave(timed_steps, rounds=repeats, warmup=warmup, synchronize=synchronizer("cpu"))
+    experiment: str
+    """Name of its row."""
+    step: Step
+    weights: str
+    precision: str
+    parameters: int
+    unit: str
+    """What the call reads: "frame" or "clip"."""
+    frame: tuple[int, int]
+    """Height and width in pixels, padding included."""
+    delay: int
+    """Sampled frames that its predictions wait for."""
+    state_mib: float | None = None
+    reference: str | None = None
+    """Experiment, one of the same measurement, that the speed-up is relative to."""
+
+
+def runtime_rows(steps: Sequence[RuntimeStep], warmup: int = 5, repeats: int = 50) -> list[BenchmarkRow]:
+    """Measure a row per step; accuracy is that of the experiment's own row."""
+    timed = interleave(
+        {step.experiment: step.step for step in steps}, rounds=repeats, warmup=warmup, synchronize=synchronizer("cpu")
+    )
     return [
         BenchmarkRow.of_latency(
-            timed.latencies[runtime],
-            experiment=f"{experiment} ({runtime})",
-            weights=weights,
+            timed.latencies[step.experiment],
+            experiment=step.experiment,
+            weights=step.weights,
             protocol="-",
             map=None,
-            parameters=parameters,
+            parameters=step.parameters,
             gflops=None,
-            gflops_unit=None,
+            gflops_unit=step.unit,
+            frame="{} x {}".format(*step.frame),
             uncounted_operators=[],
-            state_mib=state_mib,
-            precision=precision,
-            speedup=None if reference is None else timed.ratios[runtime],
+            state_mib=step.state_mib,
+            delay=step.delay,
+            precision=step.precision,
+            speedup=None if step.reference is None else timed.ratios[step.experiment] / timed.ratios[step.reference],
         )
-        for runtime, (_, precision) in steps.items()
+        for step in steps
     ]

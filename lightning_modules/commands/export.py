@@ -9,19 +9,15 @@ import numpy as np
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from callbacks.benchmark.provenance import commit
-from callbacks.benchmark.rows import enter
-from callbacks.measures.exported_latency import runtime_rows
 from datamodules.errors import UserError
 from datamodules.frames.store import DecodedFrames
 
-from ..networks.detection.export_graphs import ExportGraph
-from ..networks.layers.prepared import prepare_for_inference
-from ..networks.streaming import state_bytes
 from ..networks.weights.loading import load_weights
 from ..networks.weights.safetensors_file import CARD
+from .export_benchmark import benchmark_exported
 from .export_data import card_of, clips_of, quantizer_of, require_split
 from .export_graph import export_graph, graph_of
-from .export_parity import first_inputs, load, moving_blobs, run_torch
+from .export_parity import moving_blobs
 from .quantization import Quantization, QuantizationSettings
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +64,8 @@ def export(
         quantization: choice of those frames.
         frame_rate: frame rate of the training videos, for the card inside the file; that of the weights' card by
             default.
-        benchmark: time the export and PyTorch in turn, and add a row for each to ``results/benchmark.md``.
+        benchmark: time the export and PyTorch in turn, and add a row for each to ``results/benchmark.md``. The
+            teacher of a distilled student is timed with them; the speed-up is over it in the same runtime.
         ckpt_path: checkpoint of a run, in place of the weights that the config names.
         weights_only: not used; checkpoints are always read as weights only.
     """
@@ -126,7 +123,7 @@ def export(
     )
     print(exported.summary())
     if benchmark:
-        print(benchmark_exported(exported.path, graph, model, name, weights, quantize))
+        print(benchmark_exported(exported.path, graph, model, name, weights, datamodule.class_names, quantize))
 
 
 def video_frames(
@@ -150,29 +147,3 @@ def video_frames(
             remedy="leave image_size out, or set data.frames.short_side",
         )
     return store.get(video, range(0, len(facts.times), datamodule.frame_stride)[:count])
-
-
-def benchmark_exported(
-    path: Path, graph: ExportGraph, model: LightningModule, name: str, weights: str, quantize: Quantization | None
-) -> str:
-    """Time an exported file, PyTorch on the same graph and the teacher in turn; return the table with their rows.
-
-    The teacher's clip is timed at the size it was made for, so frames of another size have no speed-up.
-    """
-    prepare_for_inference(model.network)
-    inputs, own, exported = first_inputs(graph), run_torch(graph), load(path)
-    runtime = "onnxruntime" if path.suffix == ".onnx" else "torch.export"
-    runtime = f"{runtime}, {quantize}" if quantize else runtime
-    is_teachers_size = graph.image_size == (model.network.frame_size,) * 2
-    rows = runtime_rows(
-        name,
-        weights,
-        {
-            runtime: (lambda: exported(inputs), quantize or "32-true"),
-            "PyTorch, same inputs": (lambda: own(inputs), "32-true"),
-        },
-        getattr(model, "reference_step", lambda: None)() if is_teachers_size else None,
-        parameters=sum(parameter.numel() for parameter in model.network.parameters()),
-        state_mib=state_bytes(graph.initial_state(1)) / 2**20,
-    )
-    return [enter(Path("results"), row) for row in rows][-1]

@@ -567,9 +567,28 @@ def test_shipped_weights_agree_over_200_frames_and_enter_the_table(
     assert parity["boxes"] < 1e-5
     assert max(parity[part] for part in ("boxes_pixels", "person_scores", "action_scores")) < 1e-3
     rows = [json.loads(line) for line in Path("results/benchmark.jsonl").read_text().splitlines()]
-    assert [row["experiment"] for row in rows] == [f"{config} (onnxruntime)", f"{config} (PyTorch, same inputs)"]
+    by_name = {row["experiment"]: row for row in rows}
+    own, teachers = (
+        {
+            runtime: row
+            for runtime in ("onnxruntime", "PyTorch, same inputs")
+            if (row := by_name.get(f"{name} ({runtime})"))
+        }
+        for name in (config, f"{config}, its teacher")
+    )
+    assert len(own) == 2 and len(teachers) == (2 if "distill" in config else 0)
+    assert len(rows) == len(own) + len(teachers)
     assert all(0 < row["latency_p50_ms"] <= row["latency_p95_ms"] <= row["latency_p99_ms"] for row in rows)
-    assert all((row["speedup"] is None) == (config == "evad") for row in rows)
+    assert {row["frame"] for row in rows} == {"128 x 128"}
+    for runtime, row in own.items():
+        if not teachers:
+            assert row["speedup"] is None
+            continue
+        teacher = teachers[runtime]
+        assert row["speedup"] == pytest.approx(teacher["latency_p50_ms"] / row["latency_p50_ms"])
+        assert (teacher["speedup"], teacher["delay"], teacher["gflops_unit"]) == (None, 7, "clip")
+        assert (row["delay"], row["gflops_unit"]) == (0, "frame")
+        assert teacher["weights"].endswith("evad_16f.pt")
     page = Path("results/benchmark.md").read_text().splitlines()
     (line,) = [line for line in page if line.startswith(f"| {config} (onnxruntime) ")]
     assert [cell.strip() for cell in line.split("|")][2:5] == [f"weights/{weights}.pt", "-", "-"]
