@@ -52,7 +52,9 @@ class RunCheckpoint(ModelCheckpoint):
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._is_due(trainer, batch_idx + 1):
+            before = self._last_global_step_saved
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            self._last_global_step_saved = before  # or a validation after this batch would save nothing
             self._since = self._clock()
 
     def _is_due(self, trainer: Trainer, batches: int) -> bool:

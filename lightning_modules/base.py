@@ -21,7 +21,14 @@ from .networks.weights.classes import check_classes, other_classes
 from .networks.weights.loading import load_weights, misfits
 from .networks.weights.old_names import has_old_names, renamed_from_old
 from .optimisation import Schedule, WarmupCosine, parameter_groups, scheduled
-from .runs.resuming import GRADIENTS, accumulated_gradients, count_epochs_rightly, restore_gradients, seed_batch
+from .runs.resuming import (
+    GRADIENTS,
+    accumulated_gradients,
+    continue_cut_epoch,
+    count_epochs_rightly,
+    restore_gradients,
+    seed_batch,
+)
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,7 @@ class ExperimentModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take what resuming needs; give weights from before detectors were made of parts the names of today."""
         self._gradients = checkpoint.get(GRADIENTS, {})
+        continue_cut_epoch(checkpoint)
         state, prefix = checkpoint["state_dict"], "network."
         network = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if has_old_names(network):

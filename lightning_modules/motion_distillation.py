@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
@@ -114,6 +115,9 @@ class MotionDistillationModule(TemporalDetectionModule):
             if self.heads_from_teacher and self.weights is None:
                 for head in self.heads:
                     start_head_from(head, teacher.head)
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, WeightAveraging):  # its copy is from before and lacks what has been added
+                callback.setup(self.trainer, self, stage)
 
     @property
     def heads(self) -> tuple[SegmentHead, ...]:

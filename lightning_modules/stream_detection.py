@@ -163,7 +163,8 @@ class StreamDetectionModule(DetectionModule):
             self.network.set_timing(own)
         both = self.losses(batch, late), self.losses(batch, early)
         losses = {name: (both[0][name] + both[1][name]) / 2 for name in both[0]}
-        persons = late.person_logits[-1].detach().softmax(-1)[..., 0]
+        # Before the start of a video there is nobody: its first frame is repeated there.
+        persons = late.person_logits[-1].detach().softmax(-1)[..., 0] * batch.exists.flatten()[:, None]
         losses["late"] = training.imitation * self.imitation(
             early.action_logits, late.action_logits[-1].detach(), persons
         )

@@ -62,7 +62,9 @@ class AttentionImitation(nn.Module):
 
     @staticmethod
     def _log_attention(query: Tensor, key: Tensor, inside: Tensor | None) -> Tensor:
-        scores = query.float() * query.shape[-1] ** -0.5 @ key.float().transpose(-2, -1)
+        # Autocast would multiply in half precision, which has too few digits, and no -1e9 in float16.
+        with torch.autocast(query.device.type, enabled=False):
+            scores = query.float() * query.shape[-1] ** -0.5 @ key.float().transpose(-2, -1)
         if inside is not None:
             scores = scores.masked_fill(~inside[:, None, None], -1e9)  # not infinite: 0 times infinity is NaN
         return scores.log_softmax(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -44,6 +45,22 @@ def count_epochs_rightly(loop: _FitLoop) -> None:
         loop.reset_restart_stage()
         loop.epoch_loop.reset_restart_stage()
         loop.epoch_loop.restarting = False
+
+
+def continue_cut_epoch(checkpoint: dict[str, Any]) -> None:
+    """Let a training that was stopped within an epoch go on with the rest of it; called where a checkpoint is read.
+
+    Where ``max_time``, ``max_steps`` or a callback stops it, Lightning counts the epoch as done before a checkpoint is
+    written. From there it would begin the next one, and the rest would never be trained on.
+    """
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    epochs, batches = loop.get("epoch_progress"), loop.get("epoch_loop.batch_progress")
+    if not epochs or not batches or batches["is_last_batch"] or not batches["current"]["ready"]:
+        return
+    for count in (epochs["current"], epochs["total"]):
+        if count["processed"] == count["ready"]:
+            count["processed"] -= 1
+            count["completed"] = count["processed"]
 
 
 def accumulated_gradients(module: L.LightningModule) -> dict[str, Tensor]:

@@ -79,6 +79,13 @@ def test_it_is_never_written_while_gradients_are_gathered(tmp_path):
     assert steps.step() == 2
 
 
+@pytest.mark.parametrize("minutes", [2, None])
+def test_a_validation_right_after_it_was_written_may_find_the_best_weights(tmp_path, minutes):
+    checkpoint = RunCheckpoint(every_minutes=minutes, monitor="val/map", mode="max", save_top_k=-1)
+    fit(tmp_path, checkpoint, max_epochs=1, val_check_interval=2)
+    assert sorted(Path(path).stem for path in checkpoint.best_k_models) == [f"epoch=0-step={n}" for n in (2, 4, 6)]
+
+
 @pytest.mark.parametrize("minutes", [3, None])
 def test_training_that_stops_within_an_epoch_leaves_its_last_step(tmp_path, minutes):
     checkpoint = RunCheckpoint(every_minutes=minutes, save_on_train_epoch_end=False)

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from lightning_modules.motion_distillation import MotionDistillationModule
 from lightning_modules.networks.weights.card import Card
 from lightning_modules.networks.weights.loading import save_weights
 from tests.lightning_modules import temporal, tiny
+from tests.networks.temporal.temporal_parts import MeanColour
 
 
 @pytest.fixture
@@ -131,6 +133,31 @@ def test_training_goes_on_from_a_checkpoint(distil, tmp_path):
         again, datamodule=data, ckpt_path=tmp_path / "student.ckpt", weights_only=True
     )
     assert again.trainer.current_epoch == 2 and again.network.branch_head is not None
+
+
+class WithStatistics(MeanColour):
+    """A backbone with buffers, as every one with batch norm has."""
+
+    def __init__(self):
+        super().__init__(temporal.CHANNELS)
+        self.norm = torch.nn.BatchNorm1d(self.out_channels)
+
+    def forward(self, steps, mask):
+        return self.norm(super().forward(steps, mask))
+
+
+def test_an_average_of_the_weights_has_the_parts_that_training_adds(distil, tmp_path):
+    """With a decay of 0 it is the network after the last step, with branch head and statistics."""
+    network, average = temporal.decomposed(), EMAWeightAveraging(decay=0.0)
+    network.backbone = WithStatistics()
+    module, data = distil(network), temporal.features(tmp_path)
+    trainer = tiny.trainer(tmp_path, max_epochs=2, limit_val_batches=0, callbacks=[average])
+    trainer.fit(module, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "average.ckpt")
+    state = torch.load(tmp_path / "average.ckpt", weights_only=True)["state_dict"]
+    assert "network.branch_head.layer.weight" in state and "network.backbone.norm.running_mean" in state
+    for name, value in module.state_dict().items():
+        assert torch.equal(state[name], value), name
 
 
 @pytest.mark.parametrize("strategy", ["none", "conventional"])

@@ -10,6 +10,8 @@ import torch
 from datamodules.annotations.few_labels import FewLabels
 from datamodules.errors import UserError
 from datamodules.sampling.collate import stack_frames
+from datamodules.sampling.samplers import Request
+from datamodules.sampling.windows import WindowDataset, annotated_samples
 from lightning_modules.commands.score_boxes import score_file
 from lightning_modules.networks.detection.outputs import Detections
 from lightning_modules.networks.layers.pixels import normalise_frames
@@ -76,6 +78,28 @@ def test_what_the_late_prediction_teaches_has_no_gradient_of_its_own(training_ba
     assert any(part.grad is not None and part.grad.any() for part in several.network.head.decoder.parameters())
     learns = [name for name, part in several.network.named_parameters() if part.grad is not None and part.grad.any()]
     assert not any("localizer.stages" in name and "class_logits" in name for name in learns)
+
+
+def test_the_late_prediction_teaches_nothing_before_the_start_of_a_video(source, folder):
+    """Where the first of two supervised frames would be before frame 0, it teaches about the second alone."""
+    data = tiny.streams(source, folder / "cache")
+    data.prepare_data()
+    data.setup("fit")
+    videos = data.videos("train")
+    windows = WindowDataset(videos, annotated_samples(videos, 1), data.window, data.num_classes, data.store)
+    batch = windows[[Request(0, None), Request(3, None)]]
+    assert batch.exists.tolist() == [[False, True], [True, True]]
+    several = StreamDetectionModule(tiny.student(), delay_training=DelayTraining([0, 1], imitation=3.0))
+    frames = normalise_frames(batch.frames, batch.image_sizes)
+    losses = several.losses_of_two_delays(batch, frames, several.delay_training)
+    outputs = []
+    for delay in (0, 1):
+        alone = StreamDetectionModule(tiny.student(look_ahead=delay))
+        outputs.append(alone.detect_supervised(batch, *alone.encode(batch, frames)).of(torch.tensor([1, 2, 3])))
+    early, late = outputs
+    persons = late.person_logits[-1].softmax(-1)[..., 0]
+    taught = 3.0 * several.imitation(early.action_logits, late.action_logits[-1], persons)
+    assert losses["late"].item() == pytest.approx(taught.item(), rel=1e-3)
 
 
 def test_every_delay_but_the_longest_is_drawn_beside_it():

@@ -65,6 +65,23 @@ def test_attention_by_hand():
     assert imitation((query, own), (query, own)).item() == pytest.approx(0)
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+def test_attention_is_compared_in_full_precision_under_autocast(half):
+    torch.manual_seed(0)
+    taught = [2 * torch.randn(2, 3, 6, 8) for _ in range(2)]
+    own = [part + 0.01 * torch.randn_like(part) for part in taught]
+    inside = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    logs = [
+        (q.double() @ k.double().mT / 8**0.5).masked_fill(~inside[:, None, None], -torch.inf).log_softmax(-1)
+        for q, k in (own, taught)
+    ]
+    there = inside[:, None, None].expand_as(logs[0])
+    divergence = torch.where(there, logs[1].exp() * (logs[1] - logs[0]), 0).sum(-1).mean(1)
+    with torch.autocast("cpu", half):
+        loss = AttentionImitation()(own, taught, inside)
+    assert loss.item() == pytest.approx(divergence[inside].mean().item(), rel=1e-3)
+
+
 def test_tokens_of_padding_do_not_count():
     """With the second token in the padding, the losses are those of the first alone."""
     inside = torch.tensor([[[True, False]]])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
+from callbacks.run_checkpoint import RunCheckpoint
 from lightning_modules.base import ExperimentModule
 from lightning_modules.clip_detection import ClipDetectionModule
 from lightning_modules.motion_distillation import MotionDistillationModule
@@ -62,6 +63,17 @@ class StopAfter(L.Callback):
         self.left -= 1
         if not self.left:
             raise Killed
+
+
+class StopSoon(L.Callback):
+    """Asks for the end of a training after a batch, as Lightning's timer does."""
+
+    def __init__(self, batches: int) -> None:
+        self.left = batches
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        self.left -= 1
+        trainer.should_stop |= not self.left
 
 
 class Killed(Exception):
@@ -231,6 +243,19 @@ def test_a_training_can_be_resumed_again_and_again(tmp_path):
         fit("temporal_detection", tmp_path, 1, checkpoint, callbacks=[moments, stop])
         checkpoint, before = moments.folder / f"batch_{batch - before}.ckpt", batch
     assert_ends_alike(fit("temporal_detection", tmp_path, 1, checkpoint), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "trainer", [{}, {"limit_val_batches": 0}, {"accumulate_grad_batches": 3}, {"check_val_every_n_epoch": 3}], ids=str
+)
+def test_a_training_that_was_stopped_within_an_epoch_goes_on_with_the_rest_of_it(trainer, tmp_path):
+    """``max_time`` stops a training so: an epoch's end is called for, although batches are left."""
+    whole = fit("temporal_detection", tmp_path, 0, **trainer)
+    callbacks = [RunCheckpoint(every_minutes=None), StopSoon(9)]  # after half of the second epoch
+    fit("temporal_detection", tmp_path, 0, callbacks=callbacks, enable_checkpointing=True, **trainer)
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    assert_ends_alike(fit("temporal_detection", tmp_path, 0, checkpoint, **trainer), whole)
 
 
 @pytest.mark.slow
