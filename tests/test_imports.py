@@ -98,8 +98,8 @@ RULES = (
     Rule("main", ROOMS, "main knows the rooms"),
     Rule(
         "results.benchmarks",
-        (*ROOMS, "results.benchmarks", "results.tables.markdown", "results.experiments.files"),
-        "benchmarks know the rooms, each other, tables in Markdown and the files of runs",
+        (*ROOMS, "results.benchmarks", "results.tables.markdown", "results.experiments"),
+        "benchmarks know the rooms, each other, tables in Markdown, and lists and runs of experiments",
     ),
     Rule(
         "results.experiments",
