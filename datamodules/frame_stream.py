@@ -21,7 +21,7 @@ from datamodules.sampling.collate import stack_frames
 from datamodules.sampling.time_grid import TimeGrid, frames_on_grid
 from datamodules.video.listing import VideoError
 from datamodules.video.picture_folder import Video
-from datamodules.video.readers import list_video, open_video
+from datamodules.video.readers import VideoReader, list_video, open_video
 from datamodules.video.source_files import files_of
 
 T = TypeVar("T")
@@ -146,15 +146,19 @@ class FrameStream:
                         if self.stop.is_set():
                             return
                         chunk = slice(start, start + self.chunk_frames)
-                        pictures = reader.get(video.frames[chunk])
-                        yield self._batch(
-                            video.video_id,
-                            pictures,
-                            video.times[chunk],
-                            video.frames[chunk],
-                            is_first=start == 0,
-                            is_last=chunk.stop >= len(video.frames),
-                        )
+                        pictures, damage = _up_to_damage(reader, video.frames[chunk])
+                        known = slice(start, start + len(pictures))
+                        if len(pictures):
+                            yield self._batch(
+                                video.video_id,
+                                pictures,
+                                video.times[known],
+                                video.frames[known],
+                                is_first=start == 0,
+                                is_last=damage is not None or chunk.stop >= len(video.frames),
+                            )
+                        if damage is not None:
+                            raise damage
             except VideoError as error:
                 warnings.warn(f"read only in part: {error}", stacklevel=2)
 
@@ -221,6 +225,20 @@ def stream_batch(
         frame_indices=torch.tensor(np.asarray(indices, np.int64))[None],
         pictures=tuple(pictures),
     )
+
+
+def _up_to_damage(reader: VideoReader, frames: np.ndarray) -> tuple[np.ndarray, VideoError | None]:
+    """Return the pictures before the first that cannot be read, and what is wrong with that one."""
+    try:
+        return reader.get(frames), None
+    except VideoError:
+        pictures: list[np.ndarray] = []
+    try:
+        for frame in frames:
+            pictures.extend(reader.get([frame]))
+    except VideoError as error:
+        return np.asarray(pictures), error
+    return np.asarray(pictures), None
 
 
 def _read_ahead(items: Iterator[T]) -> Iterator[T]:

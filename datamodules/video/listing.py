@@ -223,7 +223,8 @@ def _check_length(path: Path, container: Any, stream: Any, times: np.ndarray, en
     if "avi" in container.format.name and end < TRUNCATED * stream.frames:
         raise VideoError(f"truncated, {end} of {stream.frames} frames are in the file", path)
     if "matroska" in container.format.name:
-        promised = _promised_seconds(container, stream)
+        # Counted from zero, not from the first frame: in the parts of a recording the clock goes on.
+        promised = _promised_seconds(container, stream) - _start(container)
         if times[-1] < TRUNCATED * promised - 1:
             raise VideoError(f"truncated, its frames end at {times[-1]:.1f} s of {promised:.1f} s", path)
 
@@ -275,10 +276,14 @@ def _list_by_decoding(path: Path, reason: str) -> FrameListing:
 
 def _seconds(pts: np.ndarray, container: Any, stream: Any) -> np.ndarray:
     """Time stamps in seconds from the start of the file, which is where a player's clock starts."""
+    return np.maximum(pts * float(stream.time_base) - _start(container), 0.0)  # the start is rounded to microseconds
+
+
+def _start(container: Any) -> float:
+    """Return the seconds on the file's own clock at which it starts."""
     import av
 
-    start = float(Fraction(container.start_time, av.time_base)) if container.start_time is not None else 0.0
-    return np.maximum(pts * float(stream.time_base) - start, 0.0)  # the start is rounded to microseconds
+    return float(Fraction(container.start_time, av.time_base)) if container.start_time is not None else 0.0
 
 
 def _shown_size(frame: Any) -> tuple[int, int]:

@@ -23,6 +23,7 @@ CLOSE = 0.6
 SHOWN = 12
 """Number of keys or choices that are listed where none is close."""
 NO_SETTINGS = ("help", "print_config", "print_shtab")
+NO_OBJECT = "name a class or a YAML file; to predict on a video leave --config out and give --weights FILE"
 UNKNOWN_KEY = re.compile(r"(?:Group '(?P<group>[^']+)'|.*?)(?: does not accept option|Option) ?'(?P<key>[^']+)'")
 
 
@@ -179,6 +180,8 @@ class Complaint:
         given = value if value == self._class_path() else (setting.value if setting else None) or value
         if given and given.endswith(FILE_ENDINGS) and "class_path" in self.message + text:
             return UsageError(f"there is no file {given} that describes an object", where)
+        if isinstance(self.last, UnicodeDecodeError):  # a film, where an object is wanted
+            return UsageError(f"{given or 'the file'} is no text, so it describes no object", where, NO_OBJECT)
         if problem := self._class_problem(text, given):
             return UsageError(problem[0], where, problem[1])
         if self.union or "Expected a " in text:

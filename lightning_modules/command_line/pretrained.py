@@ -44,7 +44,8 @@ def with_card(arguments: Sequence[str]) -> list[str]:
     other commands are returned as they are.
 
     Raises:
-        UserError: the weights have no card though a network is wanted, or none of a streaming detector.
+        UserError: there is a source but no weights, or these have no card though a network is wanted, or none of a
+            streaming detector.
     """
     if not arguments or arguments[0] not in COMMANDS:
         return list(arguments)
@@ -53,8 +54,11 @@ def with_card(arguments: Sequence[str]) -> list[str]:
     named = [value for key, value in settings if key == "--weights"]
     runtime = next((value for key, value in reversed(settings) if key == "--runtime"), None)
     others = [(key, value) for key, value in settings if key not in ("--config", "--weights", "--runtime")]
-    if named and not configs:
+    has_class = any(_short(key) in ("data", "data.class_path") for key, _ in settings)
+    if not configs and (named or (_last(others, WEIGHTS) and not has_class)):
         configs = [str(CONFIGS / f"{arguments[0]}.yaml")]
+    if not (configs or has_class) and any(key == ALIASES["--source"] for key, _ in settings):
+        raise UserError("no weights are named", remedy="give --weights FILE, or a --config that says what predicts")
     in_config = _from_configs(configs)
     weights = _last(others, WEIGHTS) or (named or [in_config.get(WEIGHTS)])[-1]
     if runtime is not None and runtime not in get_args(RuntimeChoice):
@@ -106,10 +110,11 @@ def _frames_of(card: Card, path: Path, has_rate: bool) -> Settings:
 
 
 def _settings(arguments: Sequence[str]) -> Settings:
-    """Pair the arguments of a command, ``--key value`` and ``--key=value``; what stands alone has an empty key."""
+    """Pair the arguments of a command, ``--key value``, ``--key=value`` or ``-c value``; a lone one gets no key."""
     pairs: Settings = []
     waiting: str | None = None
     for argument in arguments:
+        argument = "--config" if argument == "-c" else argument
         key, sign, value = argument.partition("=")
         if waiting is not None:
             pairs.append((waiting, argument))

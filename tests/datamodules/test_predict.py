@@ -10,6 +10,7 @@ import time
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -95,6 +96,24 @@ def test_a_file_that_breaks_off_while_it_is_read_does_not_end_the_run(folder, tm
     with pytest.warns(UserWarning, match=r"a\.mp4"):
         seen = [batch.video_ids[0] for batch in opened_before.predict_dataloader()]
     assert seen[-1] == "b"
+
+
+def test_every_frame_before_damage_is_read_whatever_the_size_of_a_chunk(tmp_path):
+    write_video(tmp_path / "a.mp4", numbered_frames(64), 8)
+    whole = (tmp_path / "a.mp4").read_bytes()
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        places = sorted((packet.dts, packet.pos) for packet in container.demux(video=0) if packet.size)
+    place = places[45][1]  # h264 tells the length of a picture first
+    (tmp_path / "a.mp4").write_bytes(whole[:place] + b"\xff" * 64 + whole[place + 64 :])
+    numbers = {}
+    for chunk_frames in (1, 16):
+        data = opened(tmp_path / "a.mp4", frame_stride=1, chunk_frames=chunk_frames)
+        with pytest.warns(UserWarning, match=r"read only in part: .*a\.mp4"):
+            batches = list(data.predict_dataloader())
+        assert [bool(batch.is_last) for batch in batches] == [False] * (len(batches) - 1) + [True]
+        numbers[chunk_frames] = [n for batch in batches for n in batch.frame_indices[batch.is_valid].tolist()]
+    assert len(numbers[1]) % 16 > 0
+    assert numbers[16] == numbers[1] == list(range(len(numbers[1])))
 
 
 def test_a_broken_file_alone_is_an_error(folder):

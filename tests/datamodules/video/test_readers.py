@@ -205,6 +205,26 @@ def test_files_that_lack_much_of_what_their_header_promises_are_called_truncated
         open_video(path)
 
 
+@pytest.mark.parametrize("seconds", [0, 5, 3600])
+def test_a_matroska_file_whose_clock_goes_on_from_an_earlier_part_is_whole(tmp_path, seconds):
+    import av
+
+    path = tmp_path / "part.mkv"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for number, picture in enumerate(numbered_frames(20)):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = 10 * seconds + number
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    np.testing.assert_allclose(list_frames(path).times, np.arange(20) / 10, atol=1e-3)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 4])
+    with pytest.raises(VideoError, match=r"part\.mkv: truncated, its frames end at 0\.\d s of 2\.0 s"):
+        list_frames(path)
+
+
 def test_the_video_with_more_than_8_bits_is_read_by_pyav(tmp_path):
     import av
 

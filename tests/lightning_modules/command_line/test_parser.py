@@ -227,3 +227,10 @@ def test_a_limit_of_one_is_one_batch_and_one_point_nought_is_all(command_line, v
 )
 def test_types_are_put_into_words(types, expected):
     assert wanted(types) == expected
+
+
+def test_a_film_in_place_of_an_object_is_told_from_a_config(command_line, tmp_path):
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"\x00\x00\x00\x20ftypisom\xae\xff")
+    line = said(command_line, "fit", EVAD, f"--data.init_args.source={film}")
+    assert line.startswith(f"--data.init_args.source: {film} is no text, so it describes no object; name a class")

@@ -132,3 +132,21 @@ def test_a_frame_rate_that_is_given_is_enough(weights):
 def test_a_teachers_weights_are_refused():
     with pytest.raises(UserError, match="holds a EvadTeacher, no streaming detector; take a student's weights"):
         with_card(["predict", "--weights", str(ROOT / "results" / "weights" / "evad.pt")])
+
+
+def test_a_source_without_weights_is_told_that_weights_are_missing():
+    with pytest.raises(UserError, match=r"no weights are named; give --weights FILE"):
+        with_card(["predict", "--source", "film.mp4"])
+
+
+def test_weights_by_their_long_key_need_no_config_either(weights):
+    film = ["--source", "film.mp4"]
+    by_long_key = told(["predict", "--model.weights", str(weights / "student.pt"), *film])
+    assert by_long_key.pop("--model.weights") == str(weights / "student.pt")
+    assert by_long_key == told(["predict", "--weights", str(weights / "student.pt"), *film])
+
+
+def test_the_card_of_a_configs_weights_is_read_by_the_short_form_of_config_too(weights, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"model": {"init_args": {"weights": str(weights / "student.pt")}}}))
+    assert with_card(["predict", "-c", str(file)]) == with_card(["predict", "--config", str(file)])
