@@ -26,7 +26,8 @@ $(INSTALLED): pyproject.toml
 	$(PY) -m pip install --disable-pip-version-check $(PIP_INDEX) -e '.[dev]'
 	@touch $@
 
-# The student is trained here, for a quarter of its config's steps; the teacher and the TSA student are the shipped ones.
+# The DSTA student is distilled here, in a quarter of its config's steps; the teacher and TSA, which learned longer and from
+# ground truth alone, are the shipped ones.
 # Measured in 32-true, which has less to do for networks this small than bf16-mixed; it comes after the config, which
 # names another precision for training.
 TEST := $(PY) main.py test
@@ -39,9 +40,9 @@ demo: venv ## Make the Puppets videos, distil the DSTA student, measure and expo
 	$(PY) -m datamodules.puppets --size small
 	$(PY) main.py fit --config configs/distill_dsta.yaml --trainer.max_epochs 1 --data.loader.samples_per_epoch 450
 	$(TEST) --config configs/evad_16f.yaml --model.weights results/weights/evad_16f.pt $(MEASURED) $(SMALL)
-	$(TEST) --config configs/distill_tsa.yaml $(MEASURED) --model.weights results/weights/tsa.pt
+	$(TEST) --config configs/distill_tsa.yaml --name tsa $(MEASURED) --model.weights results/weights/tsa.pt
 	$(TEST) --config configs/distill_dsta.yaml $(MEASURED) --ckpt_path runs/distill_dsta/latest/checkpoints/last.ckpt
-	$(EXPORT) --config configs/distill_tsa.yaml --ckpt_path results/weights/tsa.pt
+	$(EXPORT) --config configs/distill_tsa.yaml --name tsa --ckpt_path results/weights/tsa.pt
 	$(EXPORT) --config configs/distill_dsta.yaml --ckpt_path runs/distill_dsta/latest/checkpoints/last.ckpt
 	@echo "pictures: runs/distill_dsta/latest/detections.png; the table with all columns: results/benchmark.md"
 

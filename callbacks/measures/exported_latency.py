@@ -31,9 +31,16 @@ class RuntimeStep(NamedTuple):
 
 
 def runtime_rows(steps: Sequence[RuntimeStep], warmup: int = 5, repeats: int = 50) -> list[BenchmarkRow]:
-    """Measure a row per step; accuracy is that of the experiment's own row."""
+    """Measure a row per step; accuracy is that of the experiment's own row.
+
+    An untimed call precedes each timed one: where a network is used it runs alone, with its weights in the caches.
+    """
     timed = interleave(
-        {step.experiment: step.step for step in steps}, rounds=repeats, warmup=warmup, synchronize=synchronizer("cpu")
+        {step.experiment: step.step for step in steps},
+        rounds=repeats,
+        warmup=warmup,
+        synchronize=synchronizer("cpu"),
+        untimed=1,
     )
     return [
         BenchmarkRow.of_latency(
