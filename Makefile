@@ -34,7 +34,7 @@ TEST := $(PY) main.py test
 MEASURED := --trainer.precision 32-true
 SMALL := --data.source configs/data/puppets_small.yaml
 # Without PyTorch's overhead: student and teacher in onnxruntime, timed in turn.
-EXPORT := $(PY) main.py export --parity_frames 20 --benchmark true
+EXPORT := $(PY) main.py export --parity_frames 20 --frame_rate 16 --benchmark true
 
 demo: venv ## Make the Puppets videos, distil the DSTA student, measure and export it beside its teacher and TSA
 	$(PY) -m datamodules.puppets --size small

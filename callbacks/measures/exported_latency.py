@@ -20,7 +20,7 @@ class RuntimeStep(NamedTuple):
     precision: str
     parameters: int
     unit: str
-    """What the call reads: "frame" or "clip"."""
+    """Input of the call: "frame" or "clip"."""
     frame: tuple[int, int]
     """Height and width in pixels, padding included."""
     delay: int
