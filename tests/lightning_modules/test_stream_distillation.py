@@ -309,8 +309,10 @@ def test_what_is_imitated_is_the_teachers_in_the_order_of_the_assignment(distil)
     sizes = torch.tensor([[64, 64], [64, 64]])
     order = torch.tensor([[2, 0, 1], [1, 2, 0]])
     order_of_boxes = order[None, ..., None].expand(1, -1, -1, 4)
-    student = teacher._replace(boxes=teacher.boxes[-1:].gather(2, order_of_boxes))
-    # All of them persons, so that the boxes alone decide.
+    # All are persons to the teacher, none more than another to the student, so that the boxes alone decide.
+    student = teacher._replace(
+        boxes=teacher.boxes[-1:].gather(2, order_of_boxes), person_logits=torch.zeros(1, 2, 3, 2)
+    )
     teacher = teacher._replace(person_logits=torch.tensor([9.0, -9.0]).expand_as(teacher.person_logits))
     networks = module.network, module.teacher.network
     found = Lesson(student, teacher, (), sizes, networks, same_order=False).imitated
