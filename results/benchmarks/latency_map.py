@@ -45,14 +45,17 @@ def draw(rows: list[Row], path: Path) -> None:
     rows = drawn_rows(rows)
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     axes.axvline(1, color="C1", linestyle=":")
-    best = max((row for row in rows if row["speedup"] is not None), key=lambda row: row["map"], default=None)
+    students = [row for row in rows if row["speedup"] is not None]
+    best = max(students, key=lambda row: row["map"], default=None)
+    slowest = min(students, key=lambda row: row["speedup"], default=None)
     for row in rows:
         value, label = 100 * row["map"], ", ".join(filter(None, [row["experiment"], row["late"]]))
         beside = {"textcoords": "offset points", "fontsize": 9}
         if row["speedup"] is not None:
             axes.scatter(1 / row["speedup"], value, color="C0")
-            height = 6 if row is best else -14  # students nearly as good as each other would write over each other
-            axes.annotate(label, (1 / row["speedup"], value), xytext=(-8, height), ha="right", **beside)
+            # Students nearly alike would write over each other.
+            height, (side, away) = 6 if row is best else -14, ("left", 8) if row is slowest else ("right", -8)
+            axes.annotate(label, (1 / row["speedup"], value), xytext=(away, height), ha=side, **beside)
         elif row["gflops_unit"] == "clip":
             axes.axhline(value, color="C1", linestyle="--")
             axes.annotate(f"{label}, a clip for every frame", (0, value), xytext=(6, -12), **beside)
