@@ -19,7 +19,7 @@ from .export_graph import SUFFIXES, export_graph
 from .export_parity import first_inputs, load, look_ahead, moving_blobs, run_torch
 from .quantization import Quantization
 
-RUNTIMES = {".onnx": "onnxruntime", ".pt2": "torch.export"}
+RUNTIME_OF = {".onnx": "onnxruntime", ".pt2": "torch.export"}
 
 
 class _Side(NamedTuple):
@@ -33,7 +33,7 @@ class _Side(NamedTuple):
     reference: _Side | None = None
 
     def runtimes(self) -> tuple[str, str]:
-        exported = RUNTIMES[self.path.suffix]
+        exported = RUNTIME_OF[self.path.suffix]
         return f"{exported}, {self.quantize}" if self.quantize else exported, "PyTorch, same inputs"
 
     def experiments(self) -> list[str]:
@@ -43,7 +43,10 @@ class _Side(NamedTuple):
         """One new frame of a stream that begins, or one clip: of the exported file, then of PyTorch."""
         graph, network, inputs = self.graph, self.graph.network, first_inputs(self.graph)
         references: Sequence[str | None] = (None, None) if self.reference is None else self.reference.experiments()
-        is_clip = isinstance(graph, ClipGraph)
+        if isinstance(graph, ClipGraph):
+            unit, delay, state_mib = "clip", frames_after_keyframe(graph), None
+        else:
+            unit, delay, state_mib = "frame", look_ahead(graph), state_bytes(graph.initial_state(1)) / 2**20
         runs = load(self.path), run_torch(graph)
         for experiment, run, precision, reference in zip(
             self.experiments(), runs, (self.quantize or "32-true", "32-true"), references, strict=True
@@ -54,16 +57,15 @@ class _Side(NamedTuple):
                 self.weights,
                 precision,
                 parameters=sum(parameter.numel() for parameter in network.parameters()),
-                unit="clip" if is_clip else "frame",
+                unit=unit,
                 frame=graph.padded_size,
-                delay=frames_after(graph) if isinstance(graph, ClipGraph) else look_ahead(graph),
-                state_mib=None if is_clip else state_bytes(graph.initial_state(1)) / 2**20,
+                delay=delay,
+                state_mib=state_mib,
                 reference=reference,
             )
 
 
-def frames_after(graph: ClipGraph) -> int:
-    """Frames of a clip that come after its keyframe."""
+def frames_after_keyframe(graph: ClipGraph) -> int:
     num_frames = graph.frame_dims[0]
     return num_frames - 1 - graph.network.keyframe_of(num_frames)
 
