@@ -168,7 +168,7 @@ class DistillationModule(StreamDetectionModule):
         """
         num_frames, length = self.teacher.network.num_frames, batch.frames.shape[1]
         past = self.teacher.network.keyframe_of(num_frames)
-        future = num_frames - 1 - past
+        future = self.teacher.network.frames_after_keyframe(num_frames)
         if batch.keyframes[0] < past or batch.keyframes[-1] + future >= length:
             raise UserError(
                 f"the teacher's clips of {num_frames} frames reach outside the sample of {length}; set at least "

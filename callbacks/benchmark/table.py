@@ -28,8 +28,9 @@ Written by `python main.py test`; the newest run of each experiment, all runs ar
 - **Delay** is the number of sampled frames after its own that a prediction waits for.
 - **Frames/s** are new frames over the mean latency. **State** is the memory that a stream keeps between two frames.
 - **Speed-up** is the teacher's median latency for one full clip over the row's latency for one frame. The two are timed
-  in turn in one run, so that a busy machine slows both. Latencies of different rows come from different runs. Rows with
-  a runtime in brackets are of `python main.py export --benchmark true`: there the teacher ran in the same runtime.
+  in turn in one run, so that a busy machine slows both. Latencies of different rows come from different runs.
+- **A runtime in brackets**: rows of `python main.py export --benchmark true`. They begin with uint8 pixels, and an
+  untimed call precedes each timed one. A student's teacher ran in the same runtime.
 """
 
 

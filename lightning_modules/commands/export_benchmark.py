@@ -44,7 +44,7 @@ class _Side(NamedTuple):
         graph, network, inputs = self.graph, self.graph.network, first_inputs(self.graph)
         references: Sequence[str | None] = (None, None) if self.reference is None else self.reference.experiments()
         if isinstance(graph, ClipGraph):
-            unit, delay, state_mib = "clip", frames_after_keyframe(graph), None
+            unit, delay, state_mib = "clip", network.frames_after_keyframe(graph.frame_dims[0]), None
         else:
             unit, delay, state_mib = "frame", look_ahead(graph), state_bytes(graph.initial_state(1)) / 2**20
         runs = load(self.path), run_torch(graph)
@@ -63,11 +63,6 @@ class _Side(NamedTuple):
                 state_mib=state_mib,
                 reference=reference,
             )
-
-
-def frames_after_keyframe(graph: ClipGraph) -> int:
-    num_frames = graph.frame_dims[0]
-    return num_frames - 1 - graph.network.keyframe_of(num_frames)
 
 
 def benchmark_exported(

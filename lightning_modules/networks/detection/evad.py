@@ -67,6 +67,9 @@ class EvadTeacher(nn.Module):
         """Return the number of the keyframe in a clip of ``num_frames``."""
         return num_frames - 1 if self.keyframe == "last" else num_frames // 2
 
+    def frames_after_keyframe(self, num_frames: int) -> int:
+        return num_frames - 1 - self.keyframe_of(num_frames)
+
     def head_parameters(self) -> set[str]:
         """Return the names of parameters that may learn faster than the trunk."""
         return {f"head.{name}" for name in self.head.fast_parameters()}

@@ -91,7 +91,7 @@ def test_a_clip_gives_the_same_in_a_batch_of_unequal_clips_as_alone(roi_kernel):
 def test_a_shorter_clip_has_its_keyframe_on_the_code_of_the_whole_clips(keyframe, place):
     """The curriculum shows the keyframe's slot alone: it must stand where the whole clip has it."""
     teacher = tiny_teacher(keyframe=keyframe)
-    assert teacher.keyframe_of(8) == place
+    assert (teacher.keyframe_of(8), teacher.frames_after_keyframe(8)) == (place, 7 - place)
     for positions in (teacher.backbone.positions, teacher.head.decoder.positions):
         alone, whole = positions(1, 4, 4), positions(4, 4, 4)
         torch.testing.assert_close(alone[0], whole[place // 2], rtol=0, atol=0)
